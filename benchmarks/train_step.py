@@ -1,0 +1,101 @@
+"""Training: our update against a plain loop over a ``transformers`` Llama of the same weights, batch and optimizer.
+
+    python benchmarks/train_step.py [--preset 7m] [--rows 32] [--length 128] [--rounds 6] [--threads 2]
+
+Both run forward, backward and AdamW on the same batch of plain text, in turn. Prints one JSON object: tokens a second
+of both (median of paired rounds), their ratio, and the share of the matmul peak measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+
+import torch
+from llama_twin import llama_twin
+
+from redraft.models.presets import preset
+from redraft.models.transformer import Transformer
+from redraft.objectives.autoregressive import Autoregressive
+from redraft.runtime import peak_matmul
+from redraft.train import optim
+from redraft.train.loop import backward
+from redraft.train.throughput import Arithmetic
+from redraft.types import Attend, Batch, Spec
+
+VOCABULARY = 8192
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="7m")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    network = Transformer(preset(args.preset, VOCABULARY, shift=1)).train()
+    twin = llama_twin(network).train()
+    ids = torch.randint(5, VOCABULARY, (args.rows, args.length + 1))
+    target = torch.ones_like(ids, dtype=torch.bool)
+    target[:, 0] = False
+    batch = Batch(ids, target, torch.ones_like(target), None, torch.full((args.rows,), args.length))
+    spec = Spec(VOCABULARY, 0, 1, 3, Attend("causal"), False, False, 1, False, None)
+    objective, noise = Autoregressive(), torch.Generator()
+    ours_optimizer = optim.adamw(network, 1e-4, (0.9, 0.98), 0.1)
+    theirs_optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4, betas=(0.9, 0.98), weight_decay=0.1)
+
+    def ours() -> float:
+        prepared = objective.prepare(batch, spec, noise)
+        loss = backward(network, objective, prepared, 1.0)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0, foreach=True)
+        optim.step(ours_optimizer, 1e-4)
+        return float(loss)
+
+    def theirs() -> float:
+        loss = twin(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        theirs_optimizer.step()
+        theirs_optimizer.zero_grad()
+        return float(loss.detach())
+
+    losses = [ours(), theirs()]
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for _ in range(args.rounds):
+        for name, run in (("ours", ours), ("theirs", theirs)):
+            begin = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begin)
+    ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
+    flops = Arithmetic.of(network).training(objective.prepare(batch, spec, noise))
+    peak = peak_matmul(torch.device("cpu"), seconds=1.0)
+    tokens, median = args.rows * args.length, statistics.median(times["ours"])
+    print(
+        json.dumps(
+            {
+                "benchmark": "train_step",
+                "preset": args.preset,
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "batch": [args.rows, args.length],
+                "first_losses": [round(loss, 4) for loss in losses],
+                "ours_tokens_per_second": round(tokens / median),
+                "transformers_tokens_per_second": round(tokens / statistics.median(times["theirs"])),
+                "ratio": round(statistics.median(ratios), 2),
+                "ratio_min_max": [round(min(ratios), 2), round(max(ratios), 2)],
+                "share_of_peak": round(flops / median / peak, 3),
+                "peak_gflops": round(peak / 1e9),
+                "threads": args.threads,
+                "machine": f"{platform.machine()}, torch {torch.__version__}",
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

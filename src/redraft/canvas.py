@@ -1,0 +1,78 @@
+"""Making canvases from prompts and holes, and reading texts off them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from redraft.types import DRAFT, FREE, GIVEN, PAD, SEALED, Canvas, Draw, Spec
+
+
+def make_canvas(
+    rows: Sequence[Sequence[int | None]],
+    prompts: Sequence[int],
+    spec: Spec,
+    *,
+    seeds: Sequence[int],
+    copies: int = 1,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Canvas:
+    """A canvas from rows in which ``None`` marks a free position.
+
+    Args:
+        prompts: length of each row's leading prompt. seeds: noise key of each row.
+        copies: rows per request (candidates, beams); copies of a request stand together and differ in seed.
+    """
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), spec.pad_id, dtype=torch.int64)
+    status = torch.full((len(rows), width), PAD, dtype=torch.int8)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor([spec.mask_id if token is None else token for token in row])
+        free = torch.tensor([token is None for token in row])
+        status[number, : len(row)] = torch.where(free, FREE, GIVEN).to(torch.int8)
+    count = len(rows) * copies
+    return Canvas(
+        ids=ids.repeat_interleave(copies, 0),
+        status=status.repeat_interleave(copies, 0),
+        prompt=torch.tensor(prompts).repeat_interleave(copies),
+        seed=torch.tensor(seeds).repeat_interleave(copies) + 0x5EED * torch.arange(copies).repeat(len(rows)),
+        step=torch.zeros(count, dtype=torch.int64),
+        slot=torch.arange(count),
+        request=torch.arange(len(rows)).repeat_interleave(copies),
+        nfe=torch.zeros(count, dtype=torch.int64),
+        score=torch.zeros(count, dtype=torch.float64),
+        draw=Draw(
+            temperature=torch.full((count,), float(temperature)),
+            top_k=torch.full((count,), top_k),
+            top_p=torch.full((count,), float(top_p)),
+        ),
+    )
+
+
+def winners(canvas: Canvas, by_score: bool) -> list[int]:
+    """One row per request: the one with the highest mean log-probability, or the first."""
+    count = int(canvas.request.max()) + 1
+    if not by_score:
+        return [int((canvas.request == request).nonzero()[0]) for request in range(count)]
+    mean = canvas.score / (canvas.status == SEALED).sum(1).clamp(min=1)
+    chosen = []
+    for request in range(count):
+        rows = (canvas.request == request).nonzero()[:, 0]
+        chosen.append(int(rows[mean[rows].argmax()]))
+    return chosen
+
+
+def completion(canvas: Canvas, row: int, eos_id: int) -> tuple[list[int], str]:
+    """What was written after the prompt, up to end-of-text, and why it ended: ``stop`` or ``length``.
+
+    Positions that are still free or in draft are left out, so an unfinished canvas can be read too.
+    """
+    status = canvas.status[row, int(canvas.prompt[row]) :]
+    ids = canvas.ids[row, int(canvas.prompt[row]) :]
+    tokens = ids[(status == SEALED) | (status == GIVEN) | (status == DRAFT)].tolist()
+    if eos_id in tokens:
+        return tokens[: tokens.index(eos_id)], "stop"
+    return tokens, "length"

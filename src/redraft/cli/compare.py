@@ -1,0 +1,158 @@
+"""``redraft compare``: is a diffusion language model right for these data? Both are trained, measured and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from redraft.cli import _training as t
+from redraft.cli._common import Device, Json, listed, log
+from redraft.errors import UserError
+
+if TYPE_CHECKING:
+    from redraft.compare.study import Study
+
+
+def compare(
+    study: Annotated[Path | None, typer.Argument(help="A study as TOML, as under recipes/compare.")] = None,
+    data: t.Data = None,
+    text: t.Text = None,
+    input_: t.Input = None,
+    target: t.Target = None,
+    data_root: t.DataRoot = None,
+    skip_bad_rows: t.SkipBadRows = False,
+    families: Annotated[str | None, typer.Option(help="The first is the baseline: autoregressive,masked.")] = None,
+    from_: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="Fine-tune this checkpoint; NAME also stands for NAME-<family>. Repeat for more."),
+    ] = None,
+    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Training tokens of each model.")] = None,
+    passes: Annotated[float | None, typer.Option(min=0, help="Instead: passes over the training rows.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Instead: wall clock of the whole study.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of each family; one is preliminary.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Denoising steps to try: 1,4,16.")] = None,
+    samplers: Annotated[str | None, typer.Option(help="Samplers of diffusion families to try.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Block lengths to try; 0 is none.")] = None,
+    candidates: Annotated[str | None, typer.Option(help="Numbers of output lengths to try.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to write.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Shape of the networks (see: redraft models).")] = None,
+    task: Annotated[str | None, typer.Option(help="translation, qa ... Unset: recognised from the data.")] = None,
+    margin: Annotated[float | None, typer.Option(min=0, help="Largest difference that doesn't matter.")] = None,
+    test_rows: Annotated[int | None, typer.Option(min=2, help="Most test rows.")] = None,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Of this machine, for cost.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of [train] for all; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the report; the same command goes on where it stopped.")] = Path(
+        "comparison"
+    ),
+    as_json: Json = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same study.")] = None,
+    device: Device = "auto",
+) -> dict[str, Any]:
+    """Train every family at the same budget, measure quality, latency, compute and memory, and give a verdict.
+
+    \b
+    Examples:
+      redraft compare --data my.jsonl --input question --target answer --out runs/verdict
+      redraft compare --data my.jsonl --input question --target answer --minutes 30 --out runs/verdict
+      redraft compare --data mt/tatoeba.en-de --input src --target ref --families autoregressive,masked \\
+        --budget-tokens 15000000 --steps 4,8,16 --seeds 3 --price-per-hour 0.2 --out runs/tatoeba
+
+    Without a budget the study is planned to end within ten minutes. OUT gets report.html, report.md and results.json.
+    """
+    from redraft import config
+
+    names = listed(families) if families else None
+    training = config.parse_options(set_ or [], "--set")
+    given = t.table(
+        data=data,
+        text=text,
+        input=input_,
+        target=target,
+        data_root=data_root,
+        skip_bad_rows=skip_bad_rows,
+        families=tuple(names) if names else None,
+        budget_tokens=budget_tokens,
+        passes=passes,
+        minutes=minutes,
+        seeds=seeds,
+        steps=numbers(steps, "--steps"),
+        samplers=tuple(listed(samplers)) if samplers else None,
+        blocks=numbers(blocks, "--blocks"),
+        candidates=numbers(candidates, "--candidates"),
+        max_new_tokens=max_new_tokens,
+        preset=preset,
+        task=task,
+        margin=margin,
+        test_rows=test_rows,
+        price_per_hour=price_per_hour,
+        train=training or None,
+        seed=seed,
+        device=device,
+        out=str(out),
+    )
+    if from_:
+        given["bases"] = bases(from_, names or ["autoregressive", "masked"])
+    return run(read(study, given), as_json)
+
+
+def read(file: Path | None, given: dict[str, Any]) -> Study:
+    """A study from a file and the options that win over it, or from options alone."""
+    from redraft import config
+    from redraft.compare.study import Study
+
+    return Study.load(file, given) if file else config.build(Study, given, "compare")
+
+
+def run(study: Study, as_json: bool) -> dict[str, Any]:
+    """Carry out a study, telling whoever watches, and print its verdict."""
+    from redraft.compare import runner
+
+    found = runner.run(study, log, runner.command_line())
+    files = {name: str(Path(study.out) / name) for name in ("report.html", "report.md", "results.json")}
+    if not as_json:
+        for line in dict.fromkeys([found["verdict"]["headline"], *(one["text"] for one in found["verdict"]["lines"])]):
+            typer.echo(line)
+        typer.echo(f"The report: {files['report.html']}")
+    return {**found, "files": files}
+
+
+def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """``"1,4,16"`` -> (1, 4, 16).
+
+    Raises:
+        UserError: not whole numbers with commas between them.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in listed(text))
+    except ValueError:
+        raise UserError(f"{option} {text}: not whole numbers.", f"Write them like this: {option} 1,4,16.") from None
+
+
+def bases(named: Sequence[str], families: Sequence[str]) -> dict[str, str]:
+    """Family -> checkpoint to fine-tune. NAME is a checkpoint, or stands for the checkpoints NAME-<family>.
+
+    Raises:
+        UserError: there is neither.
+    """
+    from redraft.errors import suggest
+    from redraft.model import read_json, resolve, zoo
+
+    found: dict[str, str] = {}
+    for name in named:
+        if name in zoo() or (Path(name) / "config.json").is_file():
+            folder = resolve(name).resolve()
+            found[read_json(folder / "config.json")["family"]["name"]] = str(folder)
+            continue
+        for family in families:
+            if f"{name}-{family}" not in zoo() and not (Path(f"{name}-{family}") / "config.json").is_file():
+                what = f"--from {name}: there is no checkpoint of that name and no '{name}-{family}'."
+                raise UserError(what, suggest(name, zoo()))
+            found[family] = str(resolve(f"{name}-{family}").resolve())
+    return found

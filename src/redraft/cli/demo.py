@@ -1,0 +1,156 @@
+"""``redraft demo``: the shipped models at work, on real data, in a few minutes."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from redraft.cli._common import Device, Json, Seed, screen
+from redraft.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from redraft.compare.material import Item
+    from redraft.model import Model
+
+_PAIR = {family: f"translate-en-de-{family}" for family in ("autoregressive", "masked")}
+_SENTENCE = "The weather is so nice today that we should go for a walk in the park."
+_NEW_TOKENS, _STEPS, _SHOWN = 48, 4, 5
+_CALLS = 8  # of each rival in the race
+_PACE = 0.25  # seconds a pass stays in sight
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the report; the same command goes on where it stopped.")] = Path(
+        "runs/demo"
+    ),
+    minutes: Annotated[float, typer.Option(min=0, help="For the small comparison at the end.")] = 3.0,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> dict[str, Any]:
+    """Watch a text being denoised, race two models on the same prompts, and compare them in earnest.
+
+    \b
+    Examples:
+      redraft demo
+      redraft demo --minutes 8 --out runs/longer-demo
+
+    Everything runs on shipped checkpoints and a shipped sample of real English-German sentence pairs.
+    """
+    import redraft
+    from redraft.cli.compare import run
+    from redraft.compare.material import items
+
+    console = screen(as_json)
+    data = sample()
+    models = {family: redraft.load(name, device) for family, name in _PAIR.items()}
+    console.rule("1. A text comes into focus", align="left")
+    denoised = denoise(models["masked"], console, seed)
+
+    console.rule("2. A race: autoregressive against masked, same prompts", align="left")
+    rows = heldout(data)
+    raced = race(models, items(rows, models["masked"].tokenizer, 64, True, _NEW_TOKENS), console)
+
+    console.rule(f"3. A comparison, planned to end within {minutes:g} minutes", align="left")
+    found = run(study(data, out, minutes, seed, device), as_json)
+    return {"denoised": denoised, "race": raced, "compare": found["verdict"], "files": found["files"]}
+
+
+def sample() -> Path:
+    """Where the shipped sample lies.
+
+    Raises:
+        UserError: not in a checkout.
+    """
+    folder = Path(__file__).parents[3] / "examples" / "data"
+    if not (folder / "tatoeba.en-de.test.jsonl.gz").is_file():
+        raise UserError("the demo's sample data are not here.", "Run it in a checkout: make demo.")
+    return folder / "tatoeba.en-de"
+
+
+def heldout(data: Path) -> Sequence[Any]:
+    from redraft.data.examples import Columns, read
+
+    return read(f"{data}.test.jsonl.gz", Columns(input="english", target="german"))
+
+
+def denoise(model: Model, console: Console, seed: int) -> dict[str, Any]:
+    """One sentence, pass by pass: animated on a terminal, else a line a pass."""
+    from redraft.cli._animation import plain, watch
+
+    settings = model.settings(max_new_tokens=_NEW_TOKENS, steps=8, candidates=1, sampler="confidence", seed=seed)
+    drafting = model.draft([_SENTENCE], settings)
+    console.print(f"English: {_SENTENCE}", markup=False)
+    if console.is_terminal:
+        seconds = watch(drafting, console, _PACE)
+    else:
+        seconds = plain(drafting, console)
+    found = drafting.results()[0]
+    console.print(f"German:  {found.text}", markup=False)
+    console.print(f"{found.nfe} passes for {len(found.ids)} tokens, {seconds * 1000:.0f} ms", style="dim")
+    return {"prompt": _SENTENCE, "text": found.text, "nfe": found.nfe, "new_tokens": len(found.ids), "seconds": seconds}
+
+
+def race(models: dict[str, Model], asked: list[Item], console: Console) -> dict[str, Any]:
+    """The same prompts to both, turn by turn, alone and 32 at a time."""
+    from rich.table import Table
+
+    from redraft.compare import runner
+    from redraft.compare.study import Setting
+
+    rivals = {
+        "autoregressive": Setting("autoregressive", "autoregressive"),
+        "masked": Setting("masked", "confidence", {"steps": _STEPS}),
+    }
+    prompts = [item.prompt for item in asked]
+    texts = {f: runner.write_texts(models[f], prompts, s, _NEW_TOKENS, 32) for f, s in rivals.items()}
+    table = Table(title=f"Some of {len(prompts)} prompts", title_justify="left", show_lines=True)
+    for name in ("English", "autoregressive", f"masked, {_STEPS} steps", "people"):
+        table.add_column(name)
+    for number, item in enumerate(asked[:_SHOWN]):
+        table.add_row(item.prompt, *(texts[family]["texts"][number] for family in rivals), item.references[0])
+    console.print(table)
+    runners = [(models[family], setting) for family, setting in rivals.items()]
+    speeds = {batch: runner.race(runners, prompts, batch, _CALLS, _NEW_TOKENS) for batch in (1, 32)}
+    result: dict[str, Any] = {}
+    times = Table("", "passes a text", "batch 1", "tokens/s", "batch 32", "tokens/s")
+    for number, family in enumerate(rivals):
+        passes = statistics.fmean(texts[family]["nfe"])
+        result[family] = {"passes_per_text": passes}
+        cells = [family, f"{passes:.1f}"]
+        for batch, entries in speeds.items():
+            median = statistics.median(entries[number]["seconds"])
+            rate = sum(entries[number]["tokens"]) / sum(entries[number]["seconds"])
+            result[family][f"batch_{batch}"] = {"median_seconds": median, "tokens_per_second": rate}
+            cells += [f"{median * 1000:.0f} ms", f"{rate:.0f}"]
+        times.add_row(*cells)
+    console.print(times)
+    return result
+
+
+def study(data: Path, out: Path, minutes: float, seed: int, device: str) -> Any:
+    """A brief study of the shipped pair, fine-tuned a little on the sample."""
+    from redraft.cli.compare import bases
+    from redraft.compare.study import Study
+
+    return Study(
+        data=str(data),
+        input="english",
+        target="german",
+        bases=bases(list(_PAIR.values()), list(_PAIR)),
+        minutes=minutes,
+        steps=(1, 4, 16),
+        # The pair has seen these rows: a small learning rate, so that little is forgotten.
+        train={"lr": 1e-4},
+        timed_calls=8,
+        seed=seed,
+        device=device,
+        out=str(out),
+    )

@@ -1,0 +1,202 @@
+"""``redraft evaluate``: how good one model is on data of one's own, with intervals."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from redraft.cli import _training as t
+from redraft.cli._common import Device, Json, Seed, log
+from redraft.cli.generate import sampler_name
+from redraft.errors import UserError
+
+if TYPE_CHECKING:
+    from redraft.compare.material import Item
+    from redraft.data.examples import Example
+    from redraft.model import Model, Settings
+    from redraft.types import Generation
+
+_BATCH_TOKENS = 8192  # of one scoring pass
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="A model folder, or a shipped checkpoint (see: redraft models).")],
+    data: Annotated[str, typer.Option(help="File, folder, set by name, or hub:owner/name.")],
+    split: Annotated[str, typer.Option(help="Which split, for data that have splits.")] = "test",
+    data_root: t.DataRoot = None,
+    text: t.Text = None,
+    input_: t.Input = None,
+    target: t.Target = None,
+    skip_bad_rows: t.SkipBadRows = False,
+    rows: Annotated[int, typer.Option(min=1, help="Most rows to use, the first ones.")] = 500,
+    task: Annotated[str | None, typer.Option(help="translation, qa ... Unset: recognised from the data.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to write. Unset: the model's own.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, for samplers that take them.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="See: redraft models. Unset: the model's own.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 takes the likeliest token. Unset: the model's own; 1 for plain text.")
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Output lengths to try; the model keeps the likeliest text.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts written at a time.")] = 32,
+    samples: Annotated[int, typer.Option(min=2, help="Noise draws for the likelihood bound.")] = 4,
+    out: Annotated[Path | None, typer.Option(help="JSON lines with every prompt, reference and text.")] = None,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> dict[str, Any]:
+    """Score a model: likelihood (exact, or a bound with its error), and its texts by the metrics of the task.
+
+    \b
+    Examples:
+      redraft evaluate --model translate-en-de-masked --data examples/data/tatoeba.en-de --input english --target german
+      redraft evaluate --model runs/mine --data my.jsonl --input question --target answer --steps 8 --json
+      redraft evaluate --model runs/stories --data notes.txt --rows 100
+
+    Intervals are 95 % bootstrap intervals over rows. Rows with the same input are one row with several
+    references. Of plain text the beginning is given and the model goes on.
+    """
+    import redraft
+    from redraft.config import parse_options
+    from redraft.data.examples import Columns
+
+    columns = Columns(text=text, input=input_, target=target)
+    examples = _examples(data, data_root, split, columns if str(columns) else None, skip_bad_rows)[:rows]
+    loaded = redraft.load(model, device)
+    if loaded.conditional == (examples[0].prompt is None):
+        wanted = "pairs: name --input and --target" if loaded.conditional else "plain text: name --text"
+        raise UserError(f"'{model}' is a model of {wanted.split(':')[0]}, the data are not.", f"It needs {wanted}.")
+    result: dict[str, Any] = {
+        "model": model,
+        "family": loaded.family_name,
+        "parameters": loaded.parameters,
+        "data": data,
+        "rows": len(examples),
+        "device": str(loaded.network.device),
+        "seed": seed,
+        "likelihood": _likelihood(loaded, examples, samples, seed),
+    }
+    settings = loaded.settings(
+        max_new_tokens=max_new_tokens,
+        sampler=sampler,
+        steps=steps,
+        options=parse_options(option or [], "--option") or None,
+        temperature=temperature if loaded.conditional or temperature is not None else 1.0,
+        candidates=candidates,
+        seed=seed,
+    )
+    result |= _quality(loaded, examples, task, settings, batch_size, out)
+    if not as_json:
+        _show(result)
+    return result
+
+
+def _examples(source: str, root: str | None, split: str, columns: Any, skip_bad_rows: bool) -> Sequence[Example]:
+    """One split of a source that has splits, else all its rows."""
+    from redraft.data.examples import SPLITS, load, read, resolve
+    from redraft.errors import suggest
+
+    if split not in SPLITS:
+        raise UserError(f"unknown split '{split}'.", suggest(split, SPLITS))
+    whole = set(resolve(source, root)) <= {""}
+    if whole:
+        found = read(source, columns, data_root=root, skip_bad_rows=skip_bad_rows)
+    else:
+        found = getattr(load(source, columns, data_root=root, skip_bad_rows=skip_bad_rows), split)
+    for bad in found.skipped:
+        log(f"left out {bad.where}: {bad.reason}")
+    if not found:
+        raise UserError(f"'{source}' has no rows in its {split} split.", "Name another by --split.")
+    return found
+
+
+def _likelihood(model: Model, examples: Sequence[Example], samples: int, seed: int) -> dict[str, Any]:
+    from redraft.data.loader import batches, tokenise
+    from redraft.likelihood import bound
+
+    length = model.network.config.max_length - 1  # a window's <bos>
+    rows = batches(tokenise(examples, model.tokenizer), model.tokenizer, length, max(_BATCH_TOKENS, length + 1))
+    found = bound(model.network, rows, model.family.objective(), model.spec, samples, seed, model.network.device)
+    return {
+        "is_bound": found.is_bound,
+        "nats_per_token": found.nats_per_token,
+        "nats_per_token_error": found.nats_per_token_stderr,
+        "bits_per_byte": found.bits_per_byte,
+        "bits_per_byte_error": found.bits_per_byte_stderr,
+        "tokens": found.tokens,
+    }
+
+
+def _quality(
+    model: Model, examples: Sequence[Example], task: str | None, settings: Settings, batch_size: int, out: Path | None
+) -> dict[str, Any]:
+    """Write a text for every prompt and score them by the metrics of the task."""
+    import dataclasses
+
+    from redraft.compare import stats
+    from redraft.compare.material import items
+    from redraft.tasks import choose
+
+    asked = items(examples, model.tokenizer, len(examples), model.conditional, settings.max_new_tokens)
+    chosen = choose(examples, task)
+    begin = time.perf_counter()
+    texts = model.generate([item.prompt for item in asked], batch_size=batch_size, **dataclasses.asdict(settings))
+    seconds = time.perf_counter() - begin
+    if out is not None:
+        _write(out, asked, texts)
+    metrics = {}
+    for metric in chosen.task.metrics():
+        score = metric.score([found.text for found in texts], [item.references for item in asked])
+        around = stats.interval(score.stats[None], metric.combine)
+        metrics[metric.name] = {"value": around.value, "low": around.low, "high": around.high, "label": metric.label}
+    tokens = sum(len(found.ids) for found in texts)
+    return {
+        "task": chosen.name,
+        "task_reason": chosen.reason,
+        "inputs": len(asked),
+        "metrics": metrics,
+        "sampler": sampler_name(model.method(settings).sampler),
+        "sampler_options": vars(model.method(settings).sampler),
+        "temperature": settings.temperature,
+        "max_new_tokens": settings.max_new_tokens,
+        "nfe": sum(found.nfe for found in texts) / len(texts),
+        "new_tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "batch_size": batch_size,
+    }
+
+
+def _write(out: Path, asked: Sequence[Item], texts: Sequence[Generation]) -> None:
+    from redraft.files import write_atomically
+
+    lines = [
+        {"prompt": item.prompt, "references": item.references, "text": found.text, "nfe": found.nfe}
+        for item, found in zip(asked, texts, strict=True)
+    ]
+    write_atomically(out, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
+
+
+def _show(result: dict[str, Any]) -> None:
+    sign = "<=" if result["likelihood"]["is_bound"] else "="
+    likelihood = result["likelihood"]
+    typer.echo(f"{result['model']} ({result['family']}, {result['parameters'] / 1e6:.2f}M), {result['rows']} rows")
+    for unit, name in (("nats_per_token", "nats/token"), ("bits_per_byte", "bits/byte")):
+        error = f" +- {likelihood[f'{unit}_error']:.4f}" if likelihood["is_bound"] else ""
+        typer.echo(f"  {name:12} {sign} {likelihood[unit]:.4f}{error}")
+    for metric in result["metrics"].values():
+        typer.echo(f"  {metric['label']:12} {metric['value']:.2f}  [{metric['low']:.2f}, {metric['high']:.2f}]")
+    typer.echo(f"  {result['inputs']} texts as {result['task']}: {result['task_reason']}")
+    typer.echo(
+        f"  {result['sampler']}, {result['nfe']:.1f} passes a text, "
+        f"{result['tokens_per_second']:.0f} tokens/s at batch {result['batch_size']}"
+    )

@@ -1,0 +1,59 @@
+"""``redraft finetune``: go on training a checkpoint on data of one's own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from redraft.cli import _training as t
+from redraft.cli._common import Device, Json
+
+
+def finetune(
+    from_: Annotated[str, typer.Option("--from", help="A model folder, or a shipped checkpoint.")],
+    data: Annotated[str, typer.Option(help="File, folder, set by name, or hub:owner/name.")],
+    out: t.Out,
+    validation: t.Validation = None,
+    data_root: t.DataRoot = None,
+    text: t.Text = None,
+    input_: t.Input = None,
+    target: t.Target = None,
+    skip_bad_rows: t.SkipBadRows = False,
+    tokens: t.Tokens = None,
+    passes: t.Passes = None,
+    minutes: t.Minutes = None,
+    lr: t.Rate = 3e-4,
+    set_: t.Set = None,
+    as_json: Json = False,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same model.")] = 0,
+    device: Device = "auto",
+) -> dict[str, Any]:
+    """Fine-tune a checkpoint, which brings its family, shape and tokenizer. Without a budget: three passes.
+
+    \b
+    Examples:
+      redraft finetune --from translate-en-de-masked --data my.jsonl --input question --target answer --out runs/mine
+      redraft finetune --from runs/stories --data notes.txt --minutes 5 --out runs/notes
+
+    Stopped at any moment, the same command goes on from the last checkpoint.
+    """
+    from redraft.model import read_json, resolve
+
+    if tokens is None and minutes is None and passes is None:
+        passes = 3.0
+    values = {
+        "data": t.table(
+            source=data,
+            validation=validation,
+            data_root=data_root,
+            text=text,
+            input=input_,
+            target=target,
+            skip_bad_rows=skip_bad_rows,
+        ),
+        "family": read_json(resolve(from_) / "config.json")["family"],
+        "model": {"from": str(resolve(from_).resolve())},
+        "train": t.table(tokens=tokens, passes=passes, minutes=minutes, lr=lr, seed=seed),
+    }
+    return t.run(t.recipe_of(values, "command line", set_), out, device, as_json)

@@ -1,0 +1,122 @@
+"""``redraft generate``: write a text from a prompt, in sight."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from redraft.cli._common import Device, Json, Seed, screen
+from redraft.errors import UserError
+
+if TYPE_CHECKING:
+    from redraft.model import Drafting
+
+
+def generate(
+    model: Annotated[str, typer.Option(help="A model folder, or a shipped checkpoint (see: redraft models).")],
+    prompt: Annotated[str, typer.Option(help="The prompt; - reads it from stdin.")],
+    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to write. Unset: the model's own.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, for samplers that take them.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="See: redraft models. Unset: the model's own.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Draw from the k likeliest tokens; 0 is off.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Draw from this much probability; 1 is off.")
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Output lengths to try; the model keeps the likeliest text.")
+    ] = None,
+    cache: Annotated[bool, typer.Option(help="Reuse keys and values that can't have changed.")] = True,
+    pace: Annotated[float, typer.Option(min=0, help="Seconds each step stays on a terminal; not counted.")] = 0.05,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> dict[str, Any]:
+    """Write a text from a prompt. In a terminal you see the canvas fill; into a pipe goes the plain text.
+
+    \b
+    Examples:
+      redraft generate --model translate-en-de-masked --prompt "The weather is fine today."
+      redraft generate --model translate-en-de-masked --prompt "I am tired." --steps 4 --json
+      redraft generate --model runs/mine --prompt "It was" --sampler threshold --option threshold=0.8
+      echo "Where is my hat?" | redraft generate --model translate-en-de-autoregressive --prompt -
+
+    Seconds and tokens per second are of the generation alone, without loading the model.
+    """
+    import redraft
+    from redraft.config import parse_options
+
+    text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
+    options = parse_options(option or [], "--option")
+    loaded = redraft.load(model, device)
+    settings = loaded.settings(
+        max_new_tokens=max_new_tokens,
+        sampler=sampler,
+        steps=steps,
+        options=options or None,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        candidates=candidates,
+        cache=cache,
+        seed=seed,
+    )
+    drafting = loaded.draft([text], settings)
+    animated = not as_json and sys.stdout.isatty()
+    seconds = run(drafting, pace, animated)
+    found = drafting.results()[0]
+    used = drafting.loop.method.sampler
+    result = {
+        "text": found.text,
+        "new_tokens": len(found.ids),
+        "nfe": found.nfe,
+        "seconds": seconds,
+        "tokens_per_second": len(found.ids) / seconds if seconds else 0.0,
+        "sampler": sampler_name(used),
+        "sampler_options": vars(used),
+        "finish": found.finish,
+        "log_probability": found.score,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "seed": seed,
+        "model": model,
+        "family": loaded.family_name,
+        "parameters": loaded.parameters,
+        "device": str(loaded.network.device),
+    }
+    if not as_json:
+        typer.echo(found.text)
+    if animated:
+        typer.echo(
+            f"{found.nfe} passes, {len(found.ids)} tokens, {seconds * 1000:.0f} ms, "
+            f"{result['tokens_per_second']:.0f} tokens/s ({result['sampler']})",
+            err=True,
+        )
+    return result
+
+
+def run(drafting: Drafting, pace: float, animated: bool) -> float:
+    """Run a generation, in sight or not, and return the seconds that it took.
+
+    Raises:
+        UserError: the canvas was never touched (nothing free to fill).
+    """
+    from redraft.cli._animation import Timed, watch
+
+    if animated:
+        return watch(drafting, screen(as_json=False), pace)
+    timed = Timed(drafting)
+    steps = sum(1 for _ in timed)
+    if not steps:
+        raise UserError("there was nothing to write.", "Raise --max-new-tokens.")
+    return timed.seconds
+
+
+def sampler_name(sampler: object) -> str:
+    """The name that finds this sampler again: that of its file."""
+    return type(sampler).__module__.rsplit(".", 1)[-1]

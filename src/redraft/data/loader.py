@@ -1,0 +1,374 @@
+"""Tokenised examples -> batches: tokenised once, held flat, assembled by numpy; seeded, sharded, exactly resumable."""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from redraft.data.examples import Example
+from redraft.data.tokenizer import Tokenizer
+from redraft.errors import UserError
+from redraft.types import Batch
+
+TOO_LONG = ("error", "skip", "truncate_prompt")
+_POOL_BATCHES = 64  # rows of similar length are looked for among this many batches' worth of shuffled rows
+_CHUNK = 2048  # texts handed to the tokenizer at once
+
+
+@dataclass
+class Tokenised:
+    """A corpus as one flat array of ids.
+
+    Pairs: row ``i`` is prompt, sep, target, eos. Texts: row ``i`` is a document and eos. ``n`` rows, ``T`` tokens.
+    """
+
+    ids: np.ndarray  # [T] uint16 where the vocabulary allows, else int32
+    starts: np.ndarray  # [n+1] int64: row i is ids[starts[i]:starts[i+1]]
+    prompts: np.ndarray | None  # [n] int64 length of prompt and sep; None: texts
+    bytes: np.ndarray  # [n] int64 UTF-8 bytes of the target text
+    where: list[str]  # [n] file:line
+    token_bytes: np.ndarray  # [V] float64 bytes each token stands for, scaled so that the corpus adds up
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[n] int64 tokens of each row."""
+        return np.diff(self.starts)
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+
+def tokenise(examples: Sequence[Example], tokenizer: Tokenizer) -> Tokenised:
+    """Tokenise examples once, all with a prompt or all without.
+
+    Raises:
+        UserError: no examples, or some have a prompt and some do not.
+    """
+    paired = {example.prompt is not None for example in examples}
+    if len(paired) != 1:
+        what = "some examples have a prompt and some do not." if paired else "there are no examples."
+        raise UserError(what, "Give rows of one kind.")
+    pairs = paired.pop()
+    ids, lengths, prompts = array("i"), array("q"), array("q")
+    for begin in range(0, len(examples), _CHUNK):
+        chunk = examples[begin : begin + _CHUNK]
+        targets = tokenizer.encode_batch([example.target for example in chunk])
+        heads = tokenizer.encode_batch([example.prompt or "" for example in chunk]) if pairs else [[]] * len(chunk)
+        for head, target in zip(heads, targets, strict=True):
+            if pairs:
+                ids.extend(head)
+                ids.append(tokenizer.sep_id)
+                prompts.append(len(head) + 1)
+            ids.extend(target)
+            ids.append(tokenizer.eos_id)
+            lengths.append(len(head) + len(target) + 1 + pairs)
+    flat = np.frombuffer(ids, dtype=np.int32).astype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
+    texts = np.array([len(example.target.encode()) for example in examples], dtype=np.int64)
+    token_bytes = tokenizer.byte_lengths.astype(np.float64)
+    if not pairs and (counted := token_bytes[flat].sum()) > 0:
+        token_bytes *= texts.sum() / counted  # 1 for a lossless tokenizer
+    return Tokenised(
+        ids=flat,
+        starts=np.concatenate(([0], np.cumsum(np.frombuffer(lengths, dtype=np.int64)))),
+        prompts=np.frombuffer(prompts, dtype=np.int64) if pairs else None,
+        bytes=texts,
+        where=[example.where for example in examples],
+        token_bytes=token_bytes,
+    )
+
+
+@dataclass
+class Fit:
+    """Which rows of pairs fit a length, and what was done with those that do not."""
+
+    rows: np.ndarray  # [m] int64 rows in use
+    skipped: list[str] = field(default_factory=list)  # where
+    truncated: list[str] = field(default_factory=list)  # where; the beginning of their prompt was cut off
+
+
+def fit(data: Tokenised, length: int, too_long: str = "error") -> tuple[Tokenised, Fit]:
+    """Apply the policy for rows of pairs longer than ``length``: ``error``, ``skip`` or ``truncate_prompt``.
+
+    ``truncate_prompt`` drops tokens from the beginning of the prompt; sep, target and eos are never cut.
+
+    Raises:
+        UserError: the policy is ``error`` and a row is too long; or a target alone is; or no row is left.
+    """
+    if too_long not in TOO_LONG:
+        raise UserError(f"unknown policy '{too_long}' for rows that are too long.", f"Known: {', '.join(TOO_LONG)}.")
+    lengths, every = data.lengths, np.arange(len(data), dtype=np.int64)
+    long = np.flatnonzero(lengths > length)
+    if data.prompts is None or not len(long):
+        return data, Fit(every)
+    if too_long == "error":
+        first = long[0]
+        raise UserError(
+            f"{len(long)} of {len(data)} rows are longer than {length} tokens, the first at {data.where[first]} "
+            f"({lengths[first]}), the longest of {lengths.max()}.",
+            "Raise the length, or choose to skip such rows or to truncate their prompts.",
+        )
+    if too_long == "skip":
+        rows = np.flatnonzero(lengths <= length)
+        if not len(rows):
+            raise UserError(f"all {len(data)} rows are longer than {length} tokens.", "Raise the length.")
+        return data, Fit(rows, skipped=[data.where[i] for i in long])
+    return _truncate(data, length, long), Fit(every, truncated=[data.where[i] for i in long])
+
+
+def _truncate(data: Tokenised, length: int, long: np.ndarray) -> Tokenised:
+    assert data.prompts is not None
+    lengths, prompts = data.lengths, data.prompts.copy()
+    cut = np.zeros_like(lengths)
+    cut[long] = lengths[long] - length
+    if len(worse := np.flatnonzero(cut >= prompts)):  # at least sep must stay
+        raise UserError(
+            f"{data.where[worse[0]]}: the target alone does not fit into {length} tokens ({len(worse)} such rows).",
+            "Raise the length, or choose to skip rows that are too long.",
+        )
+    kept = lengths - cut
+    starts = np.concatenate(([0], np.cumsum(kept)))
+    ids = data.ids[_spread(data.starts[:-1] + cut, kept)]
+    return Tokenised(ids, starts, prompts - cut, data.bytes, data.where, data.token_bytes)
+
+
+def _spread(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The indices of consecutive ranges: [b0, b0+1, .., b0+l0-1, b1, ..]."""
+    ends = np.cumsum(lengths)
+    return np.arange(int(ends[-1])) + np.repeat(begins - (ends - lengths), lengths)
+
+
+class Pairs:
+    """Plans and assembles batches of prompt-target rows of similar length.
+
+    An epoch is a seeded permutation cut into pools of some 64 batches' worth; each pool is sorted by length, cut into
+    batches of at most ``batch_tokens`` positions, padding included, and the batches of all pools are shuffled.
+    """
+
+    def __init__(self, data: Tokenised, rows: np.ndarray, pad_id: int, batch_tokens: int) -> None:
+        self.data, self.rows, self.pad_id, self.batch_tokens = data, rows, pad_id, batch_tokens
+        self.lengths = data.lengths
+        longest = int(self.lengths[rows].max())
+        if longest > batch_tokens:
+            raise UserError(f"a row has {longest} tokens, a batch only {batch_tokens}.", "Raise the tokens of a batch.")
+
+    def plan(self, generator: np.random.Generator | None) -> list[np.ndarray]:
+        """The rows of each batch of an epoch, each row once; without a generator in order of length."""
+        if generator is None:
+            return self._cut(self.rows)
+        order = generator.permutation(self.rows)
+        pool = np.cumsum(self.lengths[order]) // (_POOL_BATCHES * self.batch_tokens)
+        pools = np.split(order, np.flatnonzero(np.diff(pool)) + 1)
+        batches = [batch for rows in pools for batch in self._cut(rows)]
+        return [batches[i] for i in generator.permutation(len(batches))]
+
+    def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
+        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+        lengths, batches, begin = self.lengths[rows], [], 0
+        while begin < len(rows):
+            # lengths rise, so (rows so far) * (longest so far) does too
+            room = self.batch_tokens // int(lengths[begin])
+            cost = np.arange(1, min(room, len(rows) - begin) + 1) * lengths[begin : begin + room]
+            count = int(np.searchsorted(cost, self.batch_tokens, side="right"))
+            batches.append(rows[begin : begin + count])
+            begin += count
+        return batches
+
+    def padding(self, batch: np.ndarray) -> tuple[int, int]:
+        """Padding positions and all positions of a batch."""
+        lengths = self.lengths[batch]
+        size = len(batch) * int(lengths.max())
+        return size - int(lengths.sum()), size
+
+    def assemble(self, batch: np.ndarray) -> Batch:
+        assert self.data.prompts is not None
+        lengths, prompts = self.lengths[batch], self.data.prompts[batch]
+        at = np.arange(lengths.max())[None, :]
+        valid = at < lengths[:, None]
+        source = np.minimum(self.data.starts[batch][:, None] + at, len(self.data.ids) - 1)
+        ids = np.where(valid, self.data.ids[source].astype(np.int64), self.pad_id)
+        return Batch(
+            ids=torch.from_numpy(ids),
+            target=torch.from_numpy(valid & (at >= prompts[:, None])),
+            valid=torch.from_numpy(valid),
+            prompt=torch.from_numpy(prompts.copy()),
+            bytes=torch.from_numpy(self.data.bytes[batch]),
+        )
+
+
+class Windows:
+    """Plans and assembles windows cut from documents joined by eos: bos and ``length`` tokens each.
+
+    An epoch joins the documents in a seeded order and cuts the stream, so that borders differ from epoch to epoch;
+    nothing is dropped: the last window is shorter. Batches are lists of window numbers.
+    """
+
+    def __init__(self, data: Tokenised, tokenizer: Tokenizer, length: int, batch_tokens: int) -> None:
+        if length + 1 > batch_tokens:
+            raise UserError(
+                f"a window has {length + 1} tokens and a batch only {batch_tokens}.", "Raise the tokens of a batch."
+            )
+        self.data, self.length, self.count = data, length, batch_tokens // (length + 1)
+        self.pad_id, self.bos_id = tokenizer.pad_id, tokenizer.bos_id
+        self.total = len(data.ids)
+        self.windows = -(-self.total // length)
+        self._arrange(np.arange(len(data)))
+
+    def _arrange(self, order: np.ndarray) -> None:
+        self.begins = self.data.starts[:-1][order]  # where each document of the stream lies in the corpus
+        self.ends = np.cumsum(self.data.lengths[order])  # and where it ends in the stream
+        self.shift = self.begins - (self.ends - self.data.lengths[order])
+
+    def plan(self, generator: np.random.Generator | None) -> list[np.ndarray]:
+        """The windows of each batch of an epoch; without a generator in order. Arranges the stream of this epoch."""
+        order, windows = np.arange(len(self.data)), np.arange(self.windows)
+        if generator is not None:
+            order, windows = generator.permutation(len(self.data)), generator.permutation(self.windows)
+        self._arrange(order)
+        return [windows[i : i + self.count] for i in range(0, self.windows, self.count)]
+
+    def padding(self, batch: np.ndarray) -> tuple[int, int]:
+        """Padding positions and all positions of a batch."""
+        used = np.minimum((batch + 1) * self.length, self.total) - batch * self.length
+        size = len(batch) * (int(used.max()) + 1)
+        return size - len(batch) - int(used.sum()), size
+
+    def assemble(self, batch: np.ndarray) -> Batch:
+        at = batch[:, None] * self.length + np.arange(self.length)[None, :]
+        real = at < self.total
+        at = np.minimum(at, self.total - 1)
+        source = at + self.shift[np.searchsorted(self.ends, at, side="right")]
+        tokens = self.data.ids[source].astype(np.int64)
+        sizes = np.rint((self.data.token_bytes[tokens] * real).sum(1)).astype(np.int64)
+        width = min(self.length, int(self.total - batch.min() * self.length))
+        ids = np.full((len(batch), width + 1), self.bos_id, dtype=np.int64)
+        ids[:, 1:] = np.where(real, tokens, self.pad_id)[:, :width]
+        target = np.zeros(ids.shape, dtype=bool)
+        target[:, 1:] = real[:, :width]
+        valid = target.copy()
+        valid[:, 0] = True
+        return Batch(
+            ids=torch.from_numpy(ids),
+            target=torch.from_numpy(target),
+            valid=torch.from_numpy(valid),
+            prompt=None,
+            bytes=torch.from_numpy(sizes),
+        )
+
+
+class Loader:
+    """An endless, seeded iterator of batches; each epoch holds every row (or token of text) exactly once.
+
+    The batches of all epochs are one sequence; step ``k`` of rank ``r`` among ``world`` takes batch ``k * world + r``.
+    So ranks never differ in the number of steps, nothing is dropped or repeated, and a run may resume on another number
+    of ranks. All ranks plan alike, from the seed and the epoch alone.
+
+    Attributes:
+        fit: what was done with rows longer than ``length``.
+    """
+
+    def __init__(
+        self,
+        data: Tokenised,
+        tokenizer: Tokenizer,
+        length: int,
+        batch_tokens: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        too_long: str = "error",
+    ) -> None:
+        """
+        Args:
+            length: pairs: the longest row, sep and eos included; texts: tokens of a window beside bos.
+            batch_tokens: positions of a batch on each rank, padding included.
+            too_long: policy for longer pairs: error, skip or truncate_prompt (see ``fit``).
+        Raises:
+            UserError: rows too long for the length (policy ``error``) or for the batch.
+        """
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} of {world}")
+        self.assembler, self.fit = _assembler(data, tokenizer, length, batch_tokens, too_long)
+        self.seed, self.rank, self.world = seed, rank, world
+        content = zlib.crc32(data.ids.tobytes())
+        self._key = [len(self.fit.rows), len(data.ids), content, length, batch_tokens, seed]
+        self._epoch, self._position = 0, 0  # of the first batch of the next step, the same on all ranks
+        self._plan_epoch, self._plan = 0, self._make_plan(0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        epoch, position = self._seek(self._epoch, self._position + self.rank)
+        batch = self.assembler.assemble(self._at(epoch)[position])
+        self._epoch, self._position = self._seek(self._epoch, self._position + self.world)
+        return batch
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data made so far, by all ranks together."""
+        return self._epoch + self._position / len(self._at(self._epoch))
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of the current epoch, of all ranks together."""
+        return len(self._at(self._epoch))
+
+    def padding_share(self) -> float:
+        """Share of the current epoch's positions that are padding."""
+        waste, size = np.array([self.assembler.padding(batch) for batch in self._at(self._epoch)]).sum(0)
+        return float(waste / size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands: the same on all ranks, whatever their number."""
+        return {"epoch": self._epoch, "position": self._position, "key": list(self._key)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken.
+
+        Raises:
+            UserError: the data or the settings are not those of the state, so the batches would not be the same.
+        """
+        if list(state["key"]) != self._key:
+            raise UserError(
+                "the data, its length, batch size or seed differ from those of the run to be resumed "
+                f"(rows, tokens, checksum, length, batch tokens, seed: {state['key']} then, {self._key} now).",
+                "Restore them, or start a new run.",
+            )
+        self._epoch, self._position = int(state["epoch"]), int(state["position"])
+
+    def _make_plan(self, epoch: int) -> list[np.ndarray]:
+        return self.assembler.plan(np.random.default_rng([self.seed, epoch]))
+
+    def _at(self, epoch: int) -> list[np.ndarray]:
+        if epoch != self._plan_epoch:
+            self._plan_epoch, self._plan = epoch, self._make_plan(epoch)
+        return self._plan
+
+    def _seek(self, epoch: int, position: int) -> tuple[int, int]:
+        """Carry a position beyond the end of an epoch into the next."""
+        while position >= (size := len(self._at(epoch))):
+            epoch, position = epoch + 1, position - size
+        return epoch, position
+
+
+def batches(
+    data: Tokenised, tokenizer: Tokenizer, length: int, batch_tokens: int, too_long: str = "error"
+) -> list[Batch]:
+    """Each row (or token of text) once, in a fixed order: for validation. Formats and errors as of ``Loader``."""
+    assembler, _ = _assembler(data, tokenizer, length, batch_tokens, too_long)
+    return [assembler.assemble(batch) for batch in assembler.plan(None)]
+
+
+def _assembler(
+    data: Tokenised, tokenizer: Tokenizer, length: int, batch_tokens: int, too_long: str
+) -> tuple[Pairs | Windows, Fit]:
+    data, fitted = fit(data, length, too_long)
+    if data.prompts is None:
+        return Windows(data, tokenizer, length, batch_tokens), fitted
+    return Pairs(data, fitted.rows, tokenizer.pad_id, batch_tokens), fitted

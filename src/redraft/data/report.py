@@ -1,0 +1,155 @@
+"""What is in the data: rows, lengths, duplicates, leaks between splits, rows left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from redraft.data.examples import Columns, Example, Skipped, Splits, key_text, normalise
+from redraft.data.tokenizer import Tokenizer
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
+_CHUNK = 2048  # texts tokenised at once
+_SHOWN = 5  # places named in the text of a report; the dataclass holds all
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Quantiles of a length at ``QUANTILES``, and its sum."""
+
+    quantiles: tuple[int, ...]
+    total: int
+
+    @classmethod
+    def of(cls, values: Iterable[int]) -> Lengths:
+        found = np.fromiter(values, dtype=np.int64)
+        quantiles = np.quantile(found, QUANTILES, method="nearest") if len(found) else np.zeros(len(QUANTILES))
+        return cls(tuple(int(value) for value in quantiles), int(found.sum()))
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A row of validation or test whose input stands in train too."""
+
+    where: str
+    train: str  # where in train
+    exact: bool  # False: equal only after folding case, punctuation and spaces
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """One split. Lengths are keyed ``"prompt characters"``, ``"target tokens"``...; texts count as targets."""
+
+    name: str
+    rows: int
+    lengths: dict[str, Lengths]
+    duplicates: tuple[tuple[str, str], ...]  # (where, where before): same prompt and same target
+    same_input: int  # rows whose prompt was seen before with another target (several references)
+    leaks: tuple[Leak, ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All splits of a source."""
+
+    columns: Columns
+    recognised: bool
+    splits: tuple[SplitReport, ...]
+
+    def __str__(self) -> str:
+        how = " (recognised by name)" if self.recognised else ""
+        return "\n".join([f"columns: {self.columns}{how}", *(line for part in self.splits for line in _lines(part))])
+
+
+def describe(splits: Splits, tokenizer: Tokenizer | None = None) -> Report:
+    """Look through all rows once; with a tokenizer lengths are given in tokens too."""
+    seen: dict[str, Example] = {}
+    for example in splits.train:
+        seen.setdefault(normalise(key_text(example)), example)
+    exact: dict[str, str] = {}
+    for example in splits.train:
+        exact.setdefault(key_text(example), example.where)
+    parts = []
+    for name, examples in splits.items():
+        duplicates, same_input = _duplicates(examples.rows)
+        parts.append(
+            SplitReport(
+                name=name,
+                rows=len(examples),
+                lengths=_lengths(examples.rows, tokenizer),
+                duplicates=duplicates,
+                same_input=same_input,
+                leaks=() if name == "train" else tuple(_leaks(examples.rows, seen, exact)),
+                skipped=tuple(examples.skipped),
+            )
+        )
+    return Report(splits.train.columns, splits.train.recognised, tuple(parts))
+
+
+def _lengths(rows: Sequence[Example], tokenizer: Tokenizer | None) -> dict[str, Lengths]:
+    texts = {"target": [example.target for example in rows]}
+    if any(example.prompt is not None for example in rows):
+        texts = {"prompt": [example.prompt or "" for example in rows]} | texts
+    found = {f"{part} characters": Lengths.of(map(len, values)) for part, values in texts.items()}
+    if tokenizer is not None:
+        for part, values in texts.items():
+            found[f"{part} tokens"] = Lengths.of(_token_counts(values, tokenizer))
+    return found
+
+
+def _token_counts(texts: Sequence[str], tokenizer: Tokenizer) -> Iterable[int]:
+    for begin in range(0, len(texts), _CHUNK):
+        yield from map(len, tokenizer.encode_batch(texts[begin : begin + _CHUNK]))
+
+
+def _duplicates(rows: Sequence[Example]) -> tuple[tuple[tuple[str, str], ...], int]:
+    seen: dict[tuple[str | None, str], str] = {}
+    prompts: set[str] = set()
+    found, same_input = [], 0
+    for example in rows:
+        before = seen.setdefault((example.prompt, example.target), example.where)
+        if before is not example.where:
+            found.append((example.where, before))
+        elif example.prompt is not None:
+            same_input += example.prompt in prompts
+            prompts.add(example.prompt)
+    return tuple(found), same_input
+
+
+def _leaks(rows: Sequence[Example], seen: dict[str, Example], exact: dict[str, str]) -> Iterable[Leak]:
+    for example in rows:
+        if where := exact.get(key_text(example)):
+            yield Leak(example.where, where, True)
+        elif twin := seen.get(normalise(key_text(example))):
+            yield Leak(example.where, twin.where, False)
+
+
+def _lines(part: SplitReport) -> Iterable[str]:
+    yield f"{part.name}: {part.rows:,} rows"
+    if part.rows:
+        for name, lengths in part.lengths.items():
+            spread = " / ".join(f"{value:,}" for value in lengths.quantiles)
+            yield f"  {name}: {spread} (least / 25 % / median / 75 % / 95 % / most), {lengths.total:,} in all"
+    if part.duplicates:
+        named = _some(part.duplicates)
+        yield f"  exact duplicates: {len(part.duplicates):,} rows ({named})"
+    if part.same_input:
+        yield f"  same input, another target: {part.same_input:,} rows"
+    if part.leaks:
+        exact = sum(leak.exact for leak in part.leaks)
+        named = _some([(leak.where, leak.train) for leak in part.leaks])
+        yield f"  inputs that are in train too: {len(part.leaks):,} rows, {exact:,} of them letter by letter ({named})"
+    if part.skipped:
+        yield f"  bad rows left out: {len(part.skipped):,}"
+        yield from (f"    {bad.where}: {bad.reason}" for bad in part.skipped[:_SHOWN])
+        if len(part.skipped) > _SHOWN:
+            yield f"    and {len(part.skipped) - _SHOWN:,} more"
+
+
+def _some(pairs: Sequence[tuple[str, str]]) -> str:
+    named = "; ".join(f"{Path(where).name} = {Path(other).name}" for where, other in pairs[:_SHOWN])
+    return named + (f"; and {len(pairs) - _SHOWN:,} more" if len(pairs) > _SHOWN else "")

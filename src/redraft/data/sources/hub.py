@@ -1,0 +1,51 @@
+"""Hugging Face ``datasets``: a folder (``save_to_disk``), or the hub: ``hub:owner/name``, ``hub:owner/name:config``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from redraft.data.rows import Row, Source
+from redraft.errors import UserError, suggest
+
+_MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")
+
+
+class Hub(Source):
+    """A final ``#split`` names one split. Needs ``datasets``. Only the ``hub:`` prefix ever reaches for the network."""
+
+    def matches(self, path: str) -> bool:
+        return path.startswith("hub:") or any((Path(path.partition("#")[0]) / mark).is_file() for mark in _MARKS)
+
+    def splits(self, path: str) -> dict[str, str]:
+        if "#" in path:
+            return {}
+        data = _open(path)
+        return {name: f"{path}#{name}" for name in data} if isinstance(data, dict) else {}
+
+    def read(self, path: str) -> Iterator[Row]:
+        name, _, part = path.partition("#")
+        data = _open(name)
+        if isinstance(data, dict):
+            if part not in data:
+                raise UserError(f"'{name}' has no split '{part}'.", suggest(part, data))
+            data = data[part]
+        for number, values in enumerate(data, 1):
+            yield Row(values, path, number)
+
+
+@lru_cache(maxsize=1)  # opening is slow, and splits() is followed by one read() a split
+def _open(name: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("reading this needs the datasets library.", "pip install 'redraft[train]'") from None
+    try:
+        if not name.startswith("hub:"):
+            return datasets.load_from_disk(name)
+        owner, _, config = name.removeprefix("hub:").partition(":")
+        return datasets.load_dataset(owner, config or None)
+    except Exception as error:  # the library raises many kinds: no network, no such set, a broken file
+        raise UserError(f"'{name}' can't be opened: {str(error).splitlines()[0] if str(error) else error!r}") from None

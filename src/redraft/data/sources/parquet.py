@@ -1,0 +1,34 @@
+"""Parquet tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from redraft.data.rows import Row, Source, unreadable
+from redraft.errors import UserError
+
+
+class Parquet(Source):
+    """``.parquet``, read in batches of rows."""
+
+    suffixes = (".parquet",)
+
+    def read(self, path: str) -> Iterator[Row]:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise UserError("reading Parquet needs pyarrow.", "pip install 'redraft[train]'") from None
+        done = 0
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=1024):
+                    for values in batch.to_pylist():
+                        done += 1
+                        yield Row(values, path, done)
+        except pyarrow.ArrowException as error:
+            raise UserError(f"{path}: not a Parquet file that can be read: {error}.", "Get the file again.") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: a text after row {done} is not valid UTF-8: {error.reason}.") from None
+        except OSError as error:
+            raise unreadable(path, error) from None

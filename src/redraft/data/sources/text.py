@@ -1,0 +1,43 @@
+"""Plain text: documents separated by empty lines, or a folder of files with one document each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from redraft.data.rows import Row, Source, lines, undecodable
+
+
+class Text(Source):
+    """A file holds documents separated by empty lines; a folder holds one document a file. The column is ``text``."""
+
+    suffixes = (".txt", ".text", ".md")
+
+    def matches(self, path: str) -> bool:
+        return super().matches(path) or (Path(path).is_dir() and bool(self._files(path)))
+
+    def read(self, path: str) -> Iterator[Row]:
+        if Path(path).is_dir():
+            for file in self._files(path):
+                yield _document(file, list(lines(file)))
+            return
+        block: list[tuple[int, str]] = []
+        for number, line in lines(path):
+            if line.strip():
+                block.append((number, line))
+            elif block:
+                yield _document(path, block)
+                block = []
+        if block:
+            yield _document(path, block)
+
+    def _files(self, folder: str) -> list[str]:
+        found = sorted(str(file) for file in Path(folder).rglob("*") if file.is_file())
+        return [file for file in found if super(Text, self).matches(file)]
+
+
+def _document(path: str, block: list[tuple[int, str]]) -> Row:
+    for number, line in block:
+        if problem := undecodable(line):
+            return Row({}, path, number, problem)
+    return Row({"text": "\n".join(line for _, line in block)}, path, block[0][0] if block else 1)

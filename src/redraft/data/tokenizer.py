@@ -1,0 +1,268 @@
+"""Text <-> token ids: byte-level BPE trained here, any ``tokenizer.json``, or plain bytes. One class, one format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from redraft.errors import UserError
+from redraft.files import write_atomically
+
+SPECIALS = ("pad", "eos", "bos", "mask", "sep")  # in id order for tokenizers of our own: <pad> is 0, <sep> is 4
+# What published tokenizers call them where their configuration does not say. Only marked special tokens count.
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "pad": ("<pad>", "[PAD]", "<|pad|>", "<|padding|>"),
+    "eos": ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>", "[EOS]"),
+    "bos": ("<bos>", "<s>", "<|startoftext|>", "<|begin_of_text|>", "[BOS]", "[CLS]"),
+    "mask": ("<mask>", "[MASK]", "<|mask|>", "<|mdm_mask|>", "<|MASK|>"),
+    "sep": ("<sep>", "[SEP]", "<|sep|>"),
+}
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class Tokenizer:
+    """A vocabulary with five special tokens: pad, eos, bos, mask, sep.
+
+    Text is never read as a special token: ``encode("<eos>")`` gives the ids of five characters, so data can't forge
+    an end of text. A tokenizer from elsewhere that lacks one of the five gets it as a new id after its last, named in
+    ``added`` (the network's embedding must have room for it).
+
+    Attributes:
+        vocab_size: one more than the highest id.
+        pad_id, eos_id, bos_id, mask_id, sep_id: the specials.
+        markers: ids never generated: pad, bos, mask, sep, save one that doubles as the end of text.
+        added: specials that were appended to a tokenizer from elsewhere.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, specials: Mapping[str, str] | None = None) -> None:
+        """Wrap a backend. ``specials`` maps ``"pad"``... to token texts; one not named is looked for, then appended."""
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True  # the backend's name for "treat them as ordinary text"
+        before = set(backend.get_vocab(with_added_tokens=True))
+        names = _name_specials(backend, specials or {})
+        backend.add_special_tokens([AddedToken(names[key], special=True, normalized=False) for key in SPECIALS])
+        self.backend = backend
+        self.names = names
+        self.added = tuple(key for key in SPECIALS if names[key] not in before)
+        self.pad_id, self.eos_id, self.bos_id, self.mask_id, self.sep_id = (
+            _id(backend, names[key]) for key in SPECIALS
+        )
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        markers = {self.pad_id, self.bos_id, self.mask_id, self.sep_id} - {self.eos_id}
+        self.markers: tuple[int, ...] = tuple(sorted(markers))
+
+    # making one
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Train byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; on bytes as in Radford et al. 2019).
+
+        Lossless: nothing is normalised and every byte has a token. The same texts give the same tokenizer.
+
+        Raises:
+            UserError: ``vocab_size`` has no room for 256 bytes and the specials.
+        """
+        smallest = 256 + len(SPECIALS)
+        if vocab_size < smallest:
+            raise UserError(f"a vocabulary of {vocab_size} is too small.", f"Use {smallest} or more.")
+        backend = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[_own(key) for key in SPECIALS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend, {key: _own(key) for key in SPECIALS})
+
+    @classmethod
+    def bytes(cls) -> Tokenizer:
+        """One token a byte: byte ``b`` has id ``5 + b``."""
+        symbols = [_own(key) for key in SPECIALS] + _byte_symbols()
+        backend = _byte_level(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+        return cls(backend, {key: _own(key) for key in SPECIALS})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a ``tokenizer.json``, or the folder that holds one, with its special tokens.
+
+        Specials are looked for in ``tokenizer_config.json``, then ``special_tokens_map.json``, then among the marked
+        special tokens by their usual names; one found nowhere is appended.
+
+        Raises:
+            UserError: no such file, or it can't be read.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(
+                f"no tokenizer at '{file}'.",
+                "Give a tokenizer.json or its folder; other formats become one by transformers' save_pretrained.",
+            )
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the backend raises plain Exception
+            raise UserError(f"{file}: not a tokenizer.json that can be read: {error}.") from None
+        named = [_read_names(file.parent / name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
+        return cls(backend, named[0] | named[1])
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``; transformers' AutoTokenizer reads them too."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config: dict[str, Any] = {f"{key}_token": self.names[key] for key in SPECIALS}
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        write_atomically(folder / "tokenizer.json", self.backend.to_str(pretty=True))
+        write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+    # using one
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; no special tokens are added."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of many texts, on all threads the backend may use (TOKENIZERS_PARALLELISM).
+
+        Raises:
+            UserError: a text is not valid Unicode.
+        """
+        if self._is_bytes:
+            for text in texts:
+                check_unicode(text)
+            return [[byte + len(SPECIALS) for byte in text.encode()] for text in texts]
+        try:
+            found = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            for text in texts:
+                check_unicode(text)
+            raise
+        return [encoding.ids for encoding in found]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The prompt of a row: its tokens, then sep."""
+        return [*self.encode(text), self.sep_id]
+
+    def encode_target(self, text: str) -> list[int]:
+        """The target of a row: its tokens, then eos."""
+        return [*self.encode(text), self.eos_id]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; special tokens are skipped, incomplete UTF-8 becomes U+FFFD."""
+        return str(self.backend.decode([int(i) for i in ids if int(i) not in self._specials], skip_special_tokens=True))
+
+    def bytes_of(self, ids: Iterable[int]) -> int:
+        """UTF-8 bytes of the text that ids stand for; special tokens count nothing."""
+        return int(self.byte_lengths[np.fromiter(ids, dtype=np.int64)].sum())
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """[vocab_size] int32: UTF-8 bytes each token stands for. Exact for byte-level and byte-fallback vocabularies;
+        for others (WordPiece) what the token alone decodes to."""
+        kinds = set(re.findall(r'"type":"(\w+)"', _compact(json.loads(self.backend.to_str())["decoder"])))
+        lengths = np.zeros(self.vocab_size, dtype=np.int32)
+        extra = self.backend.get_added_tokens_decoder()
+        for token, i in self.backend.get_vocab(with_added_tokens=True).items():
+            if i in extra:
+                lengths[i] = 0 if extra[i].special else len(token.encode())
+            elif "ByteLevel" in kinds:
+                lengths[i] = len(token)  # one character of the alphabet stands for one byte
+            elif "ByteFallback" in kinds and _BYTE_TOKEN.fullmatch(token):
+                lengths[i] = 1
+            elif kinds & {"ByteFallback", "Metaspace"}:
+                lengths[i] = len(token.replace("\u2581", " ").encode())
+            else:
+                lengths[i] = len(self.backend.decode([i]).encode())
+        return lengths
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary, its rules and its specials: equal tokenizers have equal fingerprints."""
+        content = json.loads(self.backend.to_str())
+        return hashlib.sha256(_compact([content, self.names]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _is_bytes(self) -> bool:
+        """Is this ``Tokenizer.bytes()``, saved and loaded or not? Then ids need no search for merges."""
+        expected = {symbol: i for i, symbol in enumerate([*map(_own, SPECIALS), *_byte_symbols()])}
+        return self.backend.get_vocab(with_added_tokens=True) == expected
+
+    @cached_property
+    def _specials(self) -> frozenset[int]:
+        return frozenset((self.pad_id, self.eos_id, self.bos_id, self.mask_id, self.sep_id))
+
+
+def check_unicode(text: str) -> None:
+    """Raises UserError if a text can't be written as UTF-8 (it holds half of a surrogate pair)."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text is not valid Unicode: U+{ord(text[error.start]):04X} at character {error.start + 1}."
+        ) from None
+
+
+def _id(backend: tokenizers.Tokenizer, token: str) -> int:
+    found = backend.token_to_id(token)
+    assert found is not None
+    return found
+
+
+def _own(key: str) -> str:
+    return f"<{key}>"
+
+
+def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _byte_symbols() -> list[str]:
+    """The printable character that stands for each byte 0..255 in byte-level vocabularies (Radford et al. 2019)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+def _name_specials(backend: tokenizers.Tokenizer, given: Mapping[str, str]) -> dict[str, str]:
+    marked = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    names = {}
+    for key in SPECIALS:
+        known = next((alias for alias in _ALIASES[key] if alias in marked), _own(key))
+        names[key] = given.get(key) or known
+    return names
+
+
+def _read_names(file: Path) -> dict[str, str]:
+    """The ``*_token`` entries of a tokenizer configuration: a string, or a mapping with its ``content``."""
+    if not file.is_file():
+        return {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON: {error}.") from None
+    found = {}
+    for key in SPECIALS:
+        value = values.get(f"{key}_token")
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str) and value:
+            found[key] = value
+    return found
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,244 @@
+"""THE denoise loop: methods ask, the loop answers, and every change is a ``Step``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redraft.length import best_lengths, length_request
+from redraft.models.parts.store import KeyValueStore
+from redraft.runtime import keyed_uniform
+from redraft.types import FREE, GIVEN, PAD, Canvas, Forward, Network, Output, Sampler, Spec, Step
+
+
+class CachePolicy(Protocol):
+    """Decides which positions of a request really run."""
+
+    def narrow(self, ask: Forward, cells: np.ndarray, shift: int) -> Forward: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a canvas is filled: a sampler, and what may be reused between its passes (None: nothing)."""
+
+    sampler: Sampler
+    cache: CachePolicy | None = None
+
+
+@dataclass
+class Counter:
+    """Work done, summed over rows: what ``metrics.flops`` turns into arithmetic."""
+
+    passes: int = 0  # calls of a network
+    queries: int = 0  # positions run
+    pairs: int = 0  # (query, key) pairs attended
+    wanted: int = 0  # positions projected onto the vocabulary
+
+
+@dataclass
+class Loop:
+    """Answers requests for one canvas: narrows them, runs the network, removes forbidden tokens, draws."""
+
+    networks: Mapping[str, Network]
+    method: Method
+    spec: Spec
+    counter: Counter = field(default_factory=Counter)
+    _stores: dict[str, KeyValueStore] = field(default_factory=dict)
+
+    def run(self, canvas: Canvas) -> Iterator[Step]:
+        """Fill every free position of the canvas, one ``Step`` at a time."""
+        sampler = self.method.sampler
+        state = sampler.start(canvas, self.spec)
+        ending = _Ending(canvas, self.spec.eos_id)
+        while True:
+            # Not around the yield: the mode would leak into the caller.
+            with torch.inference_mode():
+                asks = sampler.plan(canvas, state, self.spec)
+                if not asks:
+                    return
+                outs = [self.answer(canvas, ask) for ask in asks]
+                state, step = sampler.apply(canvas, state, self.spec, asks, outs)
+                for ask in asks:
+                    canvas.step[ask.rows] += 1
+                self._commit(canvas, step)
+                ending.close(canvas, step)
+            yield step
+
+    def answer(self, canvas: Canvas, ask: Forward) -> Output:
+        """Run one request: predictions and drawn tokens at the wanted positions."""
+        logits = self._forward(canvas, ask)
+        if self.spec.forbidden:
+            logits[:, list(self.spec.forbidden)] = -torch.inf
+        return draw(canvas, ask, logits)
+
+    def _forward(self, canvas: Canvas, ask: Forward) -> Tensor:
+        assert ask.rows is not None
+        network, narrow = self.networks[ask.net], ask
+        if self.method.cache is None:
+            logits = network(ask)
+        else:
+            store = self._store(ask.net, canvas)
+            slot = canvas.slot[ask.rows]
+            narrow = self.method.cache.narrow(replace(ask, slot=slot), store.tokens[slot.numpy()], self.spec.shift)
+            logits = network(narrow, store)
+            store.record(narrow)
+        canvas.nfe[ask.rows] += 1
+        self._count(narrow)
+        return logits
+
+    @torch.inference_mode()
+    def choose_lengths(self, canvas: Canvas) -> None:
+        """Where the model has a length head: give each row of a request one of its likeliest lengths.
+
+        One pass over the prompts; the last position becomes a given end-of-text and what lies beyond is padding.
+        """
+        first = torch.cat([torch.tensor([True]), canvas.request[1:] != canvas.request[:-1]]).nonzero()[:, 0]
+        ask = length_request(canvas.ids[first], canvas.prompt[first], self.spec, rows=first)
+        most = int(((canvas.status == FREE).sum(1)).max())
+        owner = torch.searchsorted(first, torch.arange(len(canvas.ids)), right=True) - 1
+        rank = torch.arange(len(canvas.ids)) - first[owner]
+        likeliest = best_lengths(self._forward(canvas, ask), most, int(rank.max()) + 1).cpu()
+        canvas.nfe = canvas.nfe[first][owner]
+        length = likeliest[owner, rank.clamp(max=likeliest.shape[1] - 1)]
+        columns, end = torch.arange(canvas.ids.shape[1]), (canvas.prompt + length)[:, None]
+        canvas.status[columns >= end] = PAD
+        canvas.status[columns == end - 1] = GIVEN
+        canvas.ids[columns == end - 1] = self.spec.eos_id
+        others = (rank > 0).nonzero()[:, 0]
+        for store in self._stores.values():
+            if len(others):
+                store.copy(canvas.slot[first[owner[others]]], canvas.slot[others])
+
+    def _store(self, net: str, canvas: Canvas) -> KeyValueStore:
+        if net not in self._stores:
+            self._stores[net] = self.networks[net].store(*canvas.ids.shape)  # type: ignore[attr-defined]
+        return self._stores[net]
+
+    def _count(self, ask: Forward) -> None:
+        queries = (ask.pos >= 0).sum(1)
+        read = 0 if ask.read is None else ask.read
+        self.counter.passes += 1
+        self.counter.queries += int(queries.sum())
+        self.counter.pairs += int((queries * (queries + read)).sum())
+        self.counter.wanted += int((ask.want >= 0).sum())
+
+    def _commit(self, canvas: Canvas, step: Step) -> None:
+        if step.parents is not None:
+            self._reorder(canvas, step.parents)
+        canvas.ids[step.row, step.pos] = step.token
+        canvas.status[step.row, step.pos] = step.status.to(canvas.status.dtype)
+        canvas.score.index_add_(0, step.row, step.conf.double())
+
+    def _reorder(self, canvas: Canvas, parents: Tensor) -> None:
+        """Rows become copies of their parents; a seat of the store follows its first child, others are copied."""
+        for name in ("ids", "status", "step", "nfe", "score"):
+            setattr(canvas, name, getattr(canvas, name)[parents])
+        old, seats = canvas.slot, torch.empty_like(canvas.slot)
+        heirs: dict[int, int] = {}
+        for row, parent in enumerate(parents.tolist()):
+            heirs.setdefault(parent, row)
+        spare = iter([int(old[row]) for row in range(len(parents)) if row not in heirs])
+        source, target = [], []
+        for row, parent in enumerate(parents.tolist()):
+            if heirs[parent] == row:
+                seats[row] = old[parent]
+            else:
+                seats[row] = next(spare)
+                source.append(int(old[parent]))
+                target.append(int(seats[row]))
+        canvas.slot = seats
+        if source:
+            for store in self._stores.values():
+                store.copy(torch.tensor(source), torch.tensor(target))
+
+
+class _Ending:
+    """End-of-text: once it stands and everything before it is written, the rest of the row is padding.
+
+    An end-of-text before a later given position ends nothing.
+    """
+
+    def __init__(self, canvas: Canvas, eos_id: int) -> None:
+        self.eos_id = eos_id
+        columns = torch.arange(canvas.ids.shape[1])
+        given = torch.where(canvas.status == GIVEN, columns, -1)
+        self.floor = given.amax(1)  # the last given position of each row
+
+    def close(self, canvas: Canvas, step: Step) -> None:
+        if step.parents is None and not bool((step.token == self.eos_id).any()) and not self._pending:
+            return
+        columns = torch.arange(canvas.ids.shape[1])
+        written = (canvas.ids == self.eos_id) & (canvas.status > FREE) & (columns > self.floor[:, None])
+        end = torch.where(written, columns, len(columns)).amin(1)
+        free = canvas.open
+        before = (free & (columns < end[:, None])).any(1)
+        over = free & (columns > end[:, None]) & ~before[:, None]
+        canvas.status[over] = PAD
+        self._pending = bool((before & (end < len(columns))).any())
+
+    _pending = False
+
+
+def draw(canvas: Canvas, ask: Forward, logits: Tensor) -> Output:
+    """Draw a token at each wanted position by inverse CDF from one uniform keyed by (seed, stamp, position).
+
+    Temperature 0 is argmax. ``conf`` is the log-probability at temperature 1, before top-k and top-p.
+    """
+    assert ask.rows is not None
+    real = ask.want >= 0
+    best, token = logits.max(-1)
+    norm = logits.float().logsumexp(-1)
+    conf = best.float() - norm
+    warm = canvas.draw.temperature[ask.rows] > 0
+    if bool(warm.any()):
+        row = real.nonzero()[:, 0]
+        flat = warm[row].nonzero()[:, 0]
+        uniform = keyed_uniform(
+            canvas.seed[ask.rows], canvas.step[ask.rows] if ask.stamp is None else ask.stamp, ask.want.clamp(min=0)
+        )[real][flat]
+        rows = ask.rows[row[flat]]
+        here = flat.to(logits.device)
+        drawn = inverse_cdf(
+            logits[here],
+            uniform.to(logits.device),
+            canvas.draw.temperature[rows].to(logits.device),
+            canvas.draw.top_k[rows].to(logits.device),
+            canvas.draw.top_p[rows].to(logits.device),
+        )
+        token[here] = drawn
+        conf[here] = logits[here].gather(1, drawn[:, None])[:, 0].float() - norm[here]
+    if ask.want.shape[1] == 1 and real.all():
+        return Output(logits, token.cpu()[:, None], conf.cpu()[:, None])
+    tokens = torch.full(ask.want.shape, -1, dtype=torch.int64)
+    confs = torch.full(ask.want.shape, -torch.inf)
+    tokens[real], confs[real] = token.cpu(), conf.cpu()
+    return Output(logits, tokens, confs)
+
+
+def inverse_cdf(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Smallest token whose cumulative probability exceeds the uniform, after temperature, top-k and top-p.
+
+    The cumulative sum is in float64: in float32 the tail of a large vocabulary is lost.
+
+    Args:
+        logits: [N, V]. uniform, temperature, top_k (0: off), top_p (1: off): [N].
+    Returns:
+        [N] tokens.
+    """
+    scaled = logits.float() / temperature[:, None].float()
+    if bool((top_k > 0).any()) or bool((top_p < 1).any()):
+        value, order = scaled.sort(-1, descending=True, stable=True)
+        rank = torch.arange(scaled.shape[1], device=scaled.device)
+        p = value.softmax(-1)
+        # A token is kept while the mass before it is below top_p; the first always is.
+        drop = (p.cumsum(-1) - p >= top_p[:, None]) & (rank > 0)
+        drop |= (top_k[:, None] > 0) & (rank >= top_k[:, None])
+        scaled = scaled.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
+    mass = scaled.softmax(-1).double().cumsum(-1)
+    drawn = torch.searchsorted(mass, (uniform.double() * mass[:, -1])[:, None], right=True)[:, 0]
+    return drawn.clamp(max=logits.shape[1] - 1)

@@ -1,0 +1,58 @@
+"""Masked diffusion: absorbing noise, a bidirectional network, the continuous-time bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redraft.data.tokenizer import Tokenizer
+from redraft.objectives.masked import Masked as Objective
+from redraft.registry import find
+from redraft.samplers.confidence import Confidence
+from redraft.types import Attend, Spec
+
+
+@dataclass(frozen=True)
+class Masked:
+    """MDLM (Sahoo et al. 2024, arXiv:2406.07524) and LLaDA (Nie et al. 2025, arXiv:2502.09992).
+
+    With a prompt, the prompt is isolated by default: it never sees the answer, so its keys and values are computed
+    once and the output length is predicted from it (as in Mask-Predict, Ghazvininejad et al. 2019, arXiv:1904.09324).
+    """
+
+    citation = "arXiv:2406.07524, arXiv:2502.09992"
+    summary = "absorbing noise, bidirectional network; drafts in parallel, redrafts by confidence"
+
+    schedule: str = "linear"
+    steps: int = 0  # 0: continuous time; T > 0: the discrete-time bound at T steps
+    weight: str = "bound"  # bound: the likelihood bound; flat: every noise level alike (better few-step quality)
+    timed: bool = False
+    isolate_prompt: bool = True
+    length_head: bool = True
+    length_weight: float = 0.1
+    label_smoothing: float = 0.0
+
+    def spec(self, tokenizer: Tokenizer) -> Spec:
+        return Spec(
+            vocab_size=tokenizer.vocab_size,
+            pad_id=tokenizer.pad_id,
+            eos_id=tokenizer.eos_id,
+            mask_id=tokenizer.mask_id,
+            attend=Attend("full"),
+            isolate_prompt=self.isolate_prompt,
+            length_head=self.length_head,
+            shift=0,
+            timed=self.timed,
+            schedule=find("noise.schedules", self.schedule)(),
+            forbidden=tokenizer.markers,
+        )
+
+    def objective(self) -> Objective:
+        return Objective(
+            steps=self.steps,
+            weight=self.weight,
+            length_weight=self.length_weight,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def sampler(self) -> Confidence:
+        return Confidence()

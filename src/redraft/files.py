@@ -1,0 +1,81 @@
+"""Files written whole or not at all: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from redraft.errors import UserError
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file; readers see the old content or the new, never a part.
+
+    Raises:
+        UserError: disk full or no permission; the old file is untouched.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(error, path) from None
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``path`` when the block ends well; files of the old one not written
+    anew are kept.
+
+    Raises:
+        UserError: disk full or no permission; the old folder is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise disk_error(error, path) from None
+    try:
+        yield new
+        for file in new.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        if not path.exists():
+            new.chmod(0o755)
+            os.rename(new, path)
+            return
+        for file in new.iterdir():
+            os.replace(file, path / file.name)
+    except Exception as error:
+        if code := _os_code(error):
+            raise disk_error(OSError(code, os.strerror(code)), path) from None
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _os_code(error: Exception) -> int | None:
+    """The system's error number, also where safetensors wraps it into an exception of its own."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found else None
+
+
+def disk_error(error: OSError, path: Path) -> UserError:
+    """An operating-system error in words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what = f"no space left on the disk of '{path}'; nothing was lost or half-written."
+        return UserError(what, "Free some space.")
+    return UserError(f"can't write '{path}': {error.strerror}.")

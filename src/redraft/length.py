@@ -1,0 +1,35 @@
+"""Length from the prompt: where a model was trained with a length head, how long the answer will be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from redraft.types import Forward, Spec
+
+
+def length_request(ids: Tensor, prompt: Tensor, spec: Spec, rows: Tensor | None = None) -> Forward:
+    """Ask for the distribution of output length, read at the last prompt position over ids 0, 1, 2 ...
+
+    Args:
+        ids: [R, L] rows that begin with their prompts. prompt: [R] prompt lengths.
+    """
+    width = int(prompt.max())
+    positions = torch.arange(width)
+    return Forward(
+        x=ids[:, :width],
+        pos=torch.where(positions < prompt[:, None], positions, -1),
+        want=prompt[:, None] - 1,
+        attend=spec.attend,
+        prompt=prompt,
+        t=torch.zeros(len(prompt)) if spec.timed else None,
+        rows=rows,
+    )
+
+
+def best_lengths(logits: Tensor, most: int, count: int) -> Tensor:
+    """The ``count`` likeliest lengths in 1..most of each row, likeliest first. [R, V] -> [R, count].
+
+    A length counts the tokens of the answer including end-of-text (Mask-Predict's length beam, arXiv:1904.09324).
+    """
+    return logits[:, 1 : most + 1].float().topk(min(count, most), -1).indices + 1

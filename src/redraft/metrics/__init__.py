@@ -1,0 +1,103 @@
+"""Metrics: one file = one metric, known by the file's name.
+
+A *quality* metric reduces every row to a few sufficient statistics that add up over rows, and a ``combine`` that turns
+a sum into the corpus value. BLEU is not the mean of sentence BLEUs, but its n-gram counts add: so a bootstrap resample
+costs one matrix product and no text is scored twice (Koehn 2004, "Statistical significance tests for machine
+translation evaluation"). ``speed``, ``memory``, ``flops`` and ``cost`` measure the machine, not the text.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from redraft.errors import UserError
+
+Array = np.ndarray
+References = Sequence[str] | Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric on a set of rows."""
+
+    value: float  # the corpus value
+    rows: Array  # [rows] the value of each row alone
+    stats: Array  # [rows, k] sufficient statistics; ``combine(stats.sum(0)) == value``
+
+
+class Metric(ABC):
+    """A corpus-level quality metric with additive sufficient statistics.
+
+    Attributes:
+        name: how tables and results name it.
+        label: how a report prints it, with its unit.
+        better: +1 higher is better, -1 lower is better, 0 neither (a property, to be compared with people's text).
+    """
+
+    name: str
+    label: str
+    better: int = 1
+
+    @abstractmethod
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
+        """Sufficient statistics of each row. -> [rows, k] float64."""
+
+    @abstractmethod
+    def combine(self, total: Array) -> Array:
+        """Value of summed statistics. ``total`` [..., k] -> [...], vectorised over the leading dimensions."""
+
+    def row_values(self, stats: Array) -> Array:
+        """Value of each row alone, for tables and samples. [rows, k] -> [rows]."""
+        return self.combine(stats)
+
+    def score(self, hypotheses: Sequence[str], references: References) -> Score:
+        """Score texts against one or several references each.
+
+        Raises:
+            ValueError: hypotheses and references differ in number, or there are none.
+        """
+        several = [[r] if isinstance(r, str) else list(r) for r in references]
+        if len(several) != len(hypotheses):
+            raise ValueError(f"{len(hypotheses)} hypotheses but {len(several)} references")
+        if not several or not all(several):
+            raise ValueError("every row needs a hypothesis and at least one reference")
+        stats = np.asarray(self.statistics(list(hypotheses), several), dtype=np.float64)
+        return Score(float(self.combine(stats.sum(0))), self.row_values(stats), stats)
+
+
+class Mean(Metric):
+    """A metric that is the mean of a value per row, times 100: statistics are (value, 1)."""
+
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
+        values = [self.row(h, r) for h, r in zip(hypotheses, references, strict=True)]
+        return np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], axis=1)
+
+    def combine(self, total: Array) -> Array:
+        return 100.0 * divide(total[..., 0], total[..., 1])
+
+    @abstractmethod
+    def row(self, hypothesis: str, references: Sequence[str]) -> float:
+        """Value of one row, in [0, 1]."""
+
+
+def divide(a: Array, b: Array) -> Array:
+    """a / b, and 0 where b is 0."""
+    return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=np.asarray(b) != 0)
+
+
+def need(module: str, package: str) -> Any:
+    """Import an optional library, or say how to install it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"this needs the package '{package}'.", "Run: pip install 'redraft[eval]'") from None

@@ -1,0 +1,56 @@
+"""Counted floating-point operations of a transformer, from its shape and what it was asked to run.
+
+One multiply-add is two operations. Matrix products are counted; norms, rotations, softmax and activations are not (a
+few per cent), as is usual (Kaplan et al. 2020, arXiv:2001.08361, appendix; Hoffmann et al. 2022, arXiv:2203.15556).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Shape(Protocol):
+    """What the count needs to know of a network (``models.transformer.Config`` has it)."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def key_heads(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def timed(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of forward passes through one network shape.
+
+    Per position run: 2 (2 D^2 + 2 D Dkv + 3 D M) a layer (query and output, key and value, SwiGLU). Per pair of a query
+    and a key it attends to: 4 D a layer (scores and mixture). Per wanted position: 2 D V (the vocabulary). With time
+    conditioning, per row and pass: 2 (6 D D layers + 2 D D).
+    """
+
+    shape: Shape
+
+    def forward(self, queries: int, pairs: int, wanted: int, timed_rows: int = 0) -> float:
+        """Operations of forward passes that ran ``queries`` positions, attended to ``pairs`` and predicted ``wanted``.
+
+        Args:
+            queries: positions run through the network; padding does not count.
+            pairs: sum over these positions of the keys they are compared with.
+            wanted: positions projected on the vocabulary.
+            timed_rows: rows times passes, where the network is conditioned on time.
+        """
+        c = self.shape
+        key_dim = c.dim // c.heads * c.key_heads
+        linear = 2 * (2 * c.dim * c.dim + 2 * c.dim * key_dim + 3 * c.dim * c.hidden)
+        timed = 2 * c.dim * c.dim * (6 * c.layers + 2) * timed_rows if c.timed else 0
+        return float(c.layers * (linear * queries + 4 * c.dim * pairs) + 2 * c.dim * c.vocab_size * wanted + timed)

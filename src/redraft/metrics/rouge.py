@@ -1,0 +1,58 @@
+"""ROUGE (Lin 2004, aclanthology W04-1013) through the rouge-score library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from redraft.errors import UserError
+from redraft.metrics import Array, Mean, need
+
+# A word, or one character of a script written without spaces. On plain ASCII this is rouge-score's own tokenizer.
+_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+
+
+class UnicodeTokenizer:
+    """Lower-cased words of any script. rouge-score's default drops every letter outside a-z."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _TOKEN.findall(text.lower())
+
+
+@dataclass(frozen=True)
+class Rouge(Mean):
+    """F-measure of n-gram overlap (rouge1, rouge2) or of the longest common subsequence (rougeL).
+
+    Mean over rows of the best reference's value, without stemming.
+
+    Raises:
+        UserError: unknown variant.
+    """
+
+    variant: str = "rougeL"  # rouge1 | rouge2 | rougeL
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("rouge1", "rouge2", "rougeL"):
+            raise UserError(f"ROUGE has no variant '{self.variant}'.", "Known: rouge1, rouge2, rougeL.")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.variant.lower()
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        return f"ROUGE-{self.variant[-1]}"
+
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
+        scorer = need("rouge_score.rouge_scorer", "rouge-score").RougeScorer(
+            [self.variant], use_stemmer=False, tokenizer=UnicodeTokenizer()
+        )
+        rows = zip(hypotheses, references, strict=True)
+        values = [scorer.score_multi(list(r), h)[self.variant].fmeasure for h, r in rows]
+        return np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], axis=1)
+
+    def row(self, hypothesis: str, references: Sequence[str]) -> float:
+        return float(self.statistics([hypothesis], [references])[0, 0])

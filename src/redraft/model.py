@@ -1,0 +1,377 @@
+"""A model: network, tokenizer and family together. The public door of the package."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from redraft import canvas as canvases
+from redraft import config as configs
+from redraft import runtime
+from redraft.decode import Counter, Loop, Method
+from redraft.errors import UserError, suggest
+from redraft.files import atomic_folder, write_atomically
+from redraft.models import weights
+from redraft.models.transformer import Config, Transformer
+from redraft.registry import find
+from redraft.types import Canvas, Forward, Generation, Spec, Step
+
+if TYPE_CHECKING:
+    from redraft.data.tokenizer import Tokenizer
+    from redraft.likelihood import Bound
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to generate. ``None`` takes the family's or the model's own choice."""
+
+    max_new_tokens: int = 64
+    sampler: str | None = None
+    steps: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # further fields of the sampler
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    candidates: int = 1  # output lengths tried per prompt; the model picks the likeliest text
+    cache: bool = True
+    seed: int = 0
+
+
+@dataclass
+class Drafting:
+    """A generation under way: iterate over it for its steps, then take the results."""
+
+    canvas: Canvas
+    loop: Loop
+    tokenizer: Tokenizer
+    by_score: bool
+    trace: list[Step] | None = None
+
+    def __iter__(self) -> Iterator[Step]:
+        for step in self.loop.run(self.canvas):
+            if self.trace is not None:
+                self.trace.append(step)
+            yield step
+
+    def results(self) -> list[Generation]:
+        """Texts as they stand, one per request."""
+        found = []
+        for row in canvases.winners(self.canvas, self.by_score):
+            ids, finish = canvases.completion(self.canvas, row, self.loop.spec.eos_id)
+            same = self.canvas.request == self.canvas.request[row]
+            found.append(
+                Generation(
+                    text=self.tokenizer.decode(ids),
+                    ids=ids,
+                    nfe=int(self.canvas.nfe[same].max()),
+                    score=float(self.canvas.score[row]),
+                    finish=finish,
+                    trace=self.trace or [],
+                )
+            )
+        return found
+
+
+class Model:
+    """Network, tokenizer and family. Make one with ``Model.fresh`` or ``redraft.load``."""
+
+    def __init__(
+        self,
+        network: Transformer,
+        tokenizer: Tokenizer,
+        family: Any,
+        family_name: str,
+        conditional: bool,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.network, self.tokenizer, self.family, self.family_name = network, tokenizer, family, family_name
+        self.conditional = conditional  # trained on prompt -> answer pairs rather than plain text
+        self.defaults = dict(defaults or {})  # generation settings of this model, as Settings fields
+
+    @classmethod
+    def fresh(
+        cls, family: Mapping[str, Any], tokenizer: Tokenizer, shape: Config, conditional: bool, seed: int = 0
+    ) -> Model:
+        """A new, untrained model. ``family`` is ``{"name": ..., **fields}``."""
+        name, built = build_family(family)
+        spec = built.spec(tokenizer)
+        shape = replace(shape, shift=spec.shift, timed=spec.timed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = Transformer(shape)
+        return cls(network, tokenizer, built, name, conditional)
+
+    @property
+    def spec(self) -> Spec:
+        """What objective and sampler may know. Plain-text models have no isolated prompt and no length head."""
+        spec: Spec = self.family.spec(self.tokenizer)
+        if not self.conditional:
+            spec = replace(spec, isolate_prompt=False, length_head=False)
+        return spec
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.network.parameters())
+
+    # ---- using it
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Raw logits [B, L, V] for ids [B, L]: of the next token for causal models, of the same position for others."""
+        rows, length = ids.shape
+        self._check_length(length)
+        pos = torch.arange(length).expand(rows, -1)
+        spec = self.spec
+        with torch.inference_mode():
+            t = torch.zeros(rows) if spec.timed else None
+            flat = self.network.eval()(Forward(x=ids, pos=pos, want=pos + spec.shift, attend=spec.attend, t=t))
+        return flat.view(rows, length, -1)
+
+    def generate(
+        self, prompts: str | Sequence[str], batch_size: int = 32, keep_trace: bool = False, **settings: Any
+    ) -> list[Generation]:
+        """Write a text for every prompt. ``settings`` are the fields of ``Settings``.
+
+        A text depends on its prompt, the settings and the seed, never on its neighbours: row i uses seed + i.
+
+        Raises:
+            UserError: unknown setting or sampler option, prompt longer than the context.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        chosen = self.settings(**settings)
+        found: list[Generation] = []
+        for begin in range(0, len(prompts), batch_size):
+            part = replace(chosen, seed=chosen.seed + begin)
+            drafting = self.draft(prompts[begin : begin + batch_size], part, keep_trace)
+            for _ in drafting:
+                pass
+            found += drafting.results()
+        return found
+
+    def stream(self, prompt: str, **settings: Any) -> Iterator[Step]:
+        """The steps of one generation as they happen."""
+        yield from self.draft([prompt], self.settings(**settings))
+
+    def settings(self, **given: Any) -> Settings:
+        """The model's own generation settings, overridden by those given (None: not given)."""
+        known = Settings.__dataclass_fields__
+        for key in given:
+            if key not in known:
+                raise UserError(f"unknown generation setting '{key}'.", suggest(key, known))
+        given = {key: value for key, value in given.items() if value is not None}
+        own = dict(self.defaults)
+        if "sampler" in given and given["sampler"] != own.get("sampler"):
+            own = {key: value for key, value in own.items() if key not in ("sampler", "steps", "options")}
+        return Settings(**{**own, **given})
+
+    def method(self, settings: Settings) -> Method:
+        """Resolve settings into a sampler and a cache policy."""
+        from redraft.caches.exact import Exact
+
+        default = self.family.sampler()
+        kind = type(default) if settings.sampler is None else find("samplers", settings.sampler)
+        options = dict(settings.options)
+        fields = getattr(kind, "__dataclass_fields__", {})
+        name = settings.sampler or kind.__module__.rsplit(".", 1)[-1]
+        if settings.steps is not None:
+            if "steps" not in fields:
+                raise UserError(f"sampler '{name}' has no option 'steps'.", f"Its options: {', '.join(fields) or 'none'}.")
+            options["steps"] = settings.steps
+        elif "steps" in fields and "steps" not in options:
+            options["steps"] = min(16, settings.max_new_tokens)
+        return Method(configs.build(kind, options, f"sampler '{name}'"), Exact() if settings.cache else None)
+
+    def draft(self, prompts: Sequence[str], settings: Settings, keep_trace: bool = False) -> Drafting:
+        """Set up a generation without running it."""
+        if settings.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens = {settings.max_new_tokens} must be at least 1.")
+        heads = [self._prompt_ids(prompt) for prompt in prompts]
+        for head in heads:
+            self._check_length(len(head) + settings.max_new_tokens, prompt=len(head))
+        rows = [[*head, *[None] * settings.max_new_tokens] for head in heads]
+        return self._drafting(rows, [len(head) for head in heads], settings, keep_trace)
+
+    def _drafting(
+        self, rows: Sequence[Sequence[int | None]], prompts: Sequence[int], settings: Settings, keep_trace: bool
+    ) -> Drafting:
+        method, spec = self.method(settings), self.spec
+        guess = spec.length_head and min(prompts) > 0
+        copies = method.sampler.width if method.sampler.width > 1 else settings.candidates if guess else 1
+        board = canvases.make_canvas(
+            rows,
+            prompts,
+            spec,
+            seeds=[settings.seed + number for number in range(len(rows))],
+            copies=copies,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        )
+        loop = Loop({"main": self.network.eval()}, method, spec, Counter())
+        if guess:
+            loop.choose_lengths(board)
+        return Drafting(board, loop, self.tokenizer, method.sampler.width == 1, [] if keep_trace else None)
+
+    def infill(self, text: str, prompt: str | None = None, **settings: Any) -> Generation:
+        """Fill the holes of a text: ``"The [[3]] sat on [[2]]."`` has one of three and one of two tokens.
+
+        Raises:
+            UserError: no hole, or a model that cannot see what follows one.
+        """
+        import re
+
+        if self.spec.shift:
+            raise UserError("an autoregressive model can't see what follows a hole.", "Use a diffusion model to infill.")
+        parts = re.split(r"\[\[(\d+)\]\]", text)
+        if len(parts) < 3:
+            raise UserError("the text has no hole.", "Write a hole of three tokens as [[3]].")
+        head = self._prompt_ids(prompt or "")
+        row: list[int | None] = list(head)
+        for number, part in enumerate(parts):
+            row += [None] * int(part) if number % 2 else self.tokenizer.encode(part)
+        if self.conditional:
+            row.append(self.tokenizer.eos_id)
+        self._check_length(len(row))
+        chosen = self.settings(**settings)
+        holes = sum(token is None for token in row)
+        chosen = replace(chosen, max_new_tokens=holes)
+        method, spec = self.method(chosen), self.spec
+        board = canvases.make_canvas(
+            [row],
+            [len(head)],
+            spec,
+            seeds=[chosen.seed],
+            temperature=chosen.temperature,
+            top_k=chosen.top_k,
+            top_p=chosen.top_p,
+        )
+        drafting = Drafting(board, Loop({"main": self.network.eval()}, method, spec), self.tokenizer, True)
+        for _ in drafting:
+            pass
+        return drafting.results()[0]
+
+    def score(self, prompt: str, continuation: str, samples: int = 128, seed: int = 0) -> Bound:
+        """-log p(continuation | prompt): exact for AR, an upper bound with its Monte-Carlo error for diffusion.
+
+        A model trained on pairs is asked for the whole answer, end-of-text included.
+        """
+        from redraft.likelihood import score
+
+        head, tail = self._prompt_ids(prompt), self.tokenizer.encode(continuation)
+        if self.conditional:
+            tail.append(self.tokenizer.eos_id)
+        self._check_length(len(head) + len(tail))
+        size = len(continuation.encode())
+        objective = self.family.objective()
+        return score(self.network, head, tail, objective, self.spec, samples, seed, self.network.device, size)
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        if self.conditional:
+            return [*self.tokenizer.encode(prompt), self.tokenizer.sep_id]
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+
+    def _check_length(self, length: int, prompt: int = 0) -> None:
+        most = self.network.config.max_length
+        if length > most:
+            what = f"prompt of {prompt} tokens and {length - prompt} new ones" if prompt else f"{length} tokens"
+            raise UserError(
+                f"{what} do not fit the model's context of {most}.", "Shorten the prompt or lower --max-new-tokens."
+            )
+
+    # ---- keeping it
+
+    def save(self, folder: str | Path, storage: str = "float32", card: str = "") -> None:
+        """Write a model folder (config, generation settings, weights, tokenizer, card), whole or not at all."""
+        with atomic_folder(Path(folder)) as new:
+            described = {
+                "redraft_format": _FORMAT,
+                "family": {"name": self.family_name, **configs.to_mapping(self.family)},
+                "network": {"name": "transformer", **configs.to_mapping(self.network.config)},
+                "conditional": self.conditional,
+            }
+            write_atomically(new / "config.json", json.dumps(described, indent=2) + "\n")
+            write_atomically(new / "generation_config.json", json.dumps(self.defaults, indent=2) + "\n")
+            self.tokenizer.save(new)
+            if card:
+                write_atomically(new / "README.md", card)
+            from safetensors.torch import save_file
+
+            save_file(weights.pack(self.network.state_dict(), storage), str(new / "model.safetensors"))
+
+
+def build_family(described: Mapping[str, Any]) -> tuple[str, Any]:
+    """``{"name": "masked", "schedule": "cosine"}`` -> ("masked", Masked(schedule="cosine"))."""
+    if "name" not in described:
+        raise UserError("[family] needs a name.", "For example name = 'masked'.")
+    name = described["name"]
+    fields = {key: value for key, value in described.items() if key != "name"}
+    return name, configs.build(find("families", name), fields, f"family '{name}'")
+
+
+def zoo() -> dict[str, Path]:
+    """Shipped checkpoints by name: those under $REDRAFT_ZOO, else under ``zoo/`` of the checkout."""
+    root = Path(os.environ.get("REDRAFT_ZOO") or Path(__file__).parents[2] / "zoo")
+    return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The folder of a model.
+
+    Raises:
+        UserError: neither a folder with a config.json nor the name of a shipped checkpoint.
+    """
+    path = Path(name_or_path)
+    if (path / "config.json").is_file():
+        return path
+    known = zoo()
+    if str(name_or_path) in known:
+        return known[str(name_or_path)]
+    if path.is_dir():
+        raise UserError(f"'{path}' has no config.json: it is no model folder.")
+    raise UserError(f"unknown model '{name_or_path}'.", suggest(str(name_or_path), known))
+
+
+def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32) -> Model:
+    """Load a model folder or a shipped checkpoint by name.
+
+    Raises:
+        UserError: unknown model, corrupt file, or a configuration that is not understood.
+    """
+    from redraft.data.tokenizer import Tokenizer
+
+    folder = resolve(name_or_path)
+    described = read_json(folder / "config.json")
+    if described.get("redraft_format") != _FORMAT:
+        raise UserError(f"{folder}/config.json: format {described.get('redraft_format')!r} is not known here.")
+    known = {"redraft_format", "family", "network", "conditional"}
+    for key in set(described) ^ known:
+        raise UserError(f"{folder}/config.json: unexpected or missing key '{key}'.", suggest(key, known))
+    family_name, family = build_family(described["family"])
+    shape = {key: value for key, value in described["network"].items() if key != "name"}
+    network = Transformer(configs.build(Config, shape, f"{folder}/config.json network"))
+    state = weights.read(folder / "model.safetensors", dtype)
+    weights.load_into(network.to(dtype), state, folder / "model.safetensors")
+    defaults = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+    network.to(runtime.device(device)).requires_grad_(False).eval()
+    return Model(network, Tokenizer.load(folder), family, family_name, described["conditional"], defaults)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a broken one is a UserError that says where."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"'{path}' does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is corrupt: {error}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"'{path}' must hold a JSON object.")
+    return values

@@ -1,0 +1,77 @@
+"""Grouped-query attention with rotary positions, over the request itself or over the key-value store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from redraft.models.parts.norms import RMSNorm
+from redraft.models.parts.positions import rotate
+from redraft.models.parts.store import KeyValueStore, Window
+from redraft.types import Forward
+
+
+@dataclass
+class Sight:
+    """What every layer of one pass shares: rotations, who sees whom, and the store if there is one."""
+
+    table: Tensor  # [R or 1, Q, 2, Dh / 2] rotary cos and sin
+    mask: Tensor | None  # [R, 1, Q, K] bool; None: no mask needed
+    causal: bool  # the plain causal triangle
+    store: KeyValueStore | None
+    window: Window | None
+
+
+def see(ask: Forward, rotary: Tensor, store: KeyValueStore | None) -> Sight:
+    """Resolve a request's ``Attend`` into the cheapest form attention can take."""
+    table = rotary[ask.pos.clamp(min=0).to(rotary.device)]
+    if store is not None:
+        window = store.window(ask)
+        return Sight(table, window.mask, False, store, window)
+    if ask.attend.kind == "causal":
+        # Right padding comes after everything real, so the triangle alone hides it.
+        return Sight(table, None, ask.pos.shape[1] > 1, None, None)
+    valid = ask.pos >= 0
+    if ask.attend.kind == "full" and ask.prompt is None and bool(valid.all()):
+        return Sight(table, None, False, None, None)
+    stage = ask.attend.stage(ask.pos, ask.prompt)
+    mine = stage.masked_fill(~valid, torch.iinfo(stage.dtype).max)  # padding queries see something: no NaN
+    mask = (stage[:, None] <= mine[:, :, None]) & valid[:, None]
+    return Sight(table, mask[:, None].to(rotary.device), False, None, None)
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(Dh)) v with ``kv_heads`` shared keys (Ainslie et al. 2023, arXiv:2305.13245)."""
+
+    def __init__(self, dim: int, heads: int, kv_heads: int, qk_norm: bool, eps: float, layer: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim, self.layer = heads, kv_heads, dim // heads, layer
+        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, eps) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, eps) if qk_norm else None
+
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        rows, width, _ = x.shape
+        qkv = self.qkv(x).view(rows, width, -1, self.head_dim)
+        both, value = qkv.split([self.heads + self.kv_heads, self.kv_heads], 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = both.split([self.heads, self.kv_heads], 2)
+            both = torch.cat([self.q_norm(query), self.k_norm(key)], 2)
+        query, key = rotate(both, sight.table).split([self.heads, self.kv_heads], 2)
+        if sight.store is not None and sight.window is not None:
+            keys, values = sight.store.put(self.layer, sight.window, key, value)
+        else:
+            keys, values = key.transpose(1, 2), value.transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            keys,
+            values,
+            attn_mask=sight.mask,
+            is_causal=sight.causal,
+            enable_gqa=self.heads != self.kv_heads,
+        )
+        return self.out(mixed.transpose(1, 2).reshape(rows, width, -1))

@@ -1,0 +1,48 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Forward and backward by hand: on CPUs autograd's composite takes about three times as many passes over memory.
+
+    With n = x / rms(x): dx = (g w - n mean(g w n)) / rms(x), dw = sum(g n).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = (norm.square_() / x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, scale, weight)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, scale, weight = ctx.saved_tensors
+        normal = x * scale
+        product = grads[0] * normal
+        d_weight = product.flatten(0, -2).sum(0)
+        mean = torch.mv(product.flatten(0, -2), weight).div_(-x.shape[-1]).view_as(scale)
+        d_x = normal.mul_(mean).addcmul_(grads[0], weight).mul_(scale)
+        return d_x, d_weight, None
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and torch.is_grad_enabled() and x.dtype == self.weight.dtype == torch.float32:
+            result: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+            return result
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

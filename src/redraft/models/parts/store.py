@@ -1,0 +1,112 @@
+"""The key-value store: cell index = position, one seat per canvas row, the token of each cell on record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redraft.types import Forward
+
+
+@dataclass
+class Window:
+    """How one request touches the store: where its keys go and which cells it reads."""
+
+    rows: slice | Tensor  # seats, a slice where they are contiguous (no copy)
+    write: slice | tuple[Tensor, Tensor]  # cells, or (seats [R, Q], cells [R, Q]) where rows differ
+    extent: int  # cells 0..extent are read
+    mask: Tensor | None  # [R, 1, Q, extent] bool; None: everything is visible
+
+
+class KeyValueStore:
+    """Keys and values of every layer, [seats, kv_heads, cells, head_dim] each, allocated once.
+
+    ``tokens`` [seats, cells] (host) is the token each cell was computed from, -1 for none, so that a cache policy can
+    see what still holds. The last cell is a bin for padding and is never read.
+    """
+
+    def __init__(
+        self, layers: int, seats: int, cells: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (seats, kv_heads, cells + 1, head_dim)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.tokens = np.full((seats, cells), -1, dtype=np.int64)
+        self.cells, self.device = cells, device
+
+    def window(self, ask: Forward) -> Window:
+        """Work out, on the host, what a request writes and reads.
+
+        A cell is visible when it lies below the row's ``read`` or belongs to the request itself, and its stage does
+        not come after the query's.
+        """
+        assert ask.slot is not None and ask.read is not None
+        slot, pos, read = ask.slot.numpy(), ask.pos.numpy(), ask.read.numpy()
+        rows, width = pos.shape
+        first = int(pos[0, 0])
+        extent = max(int(pos.max()) + 1, int(read.max()))
+        seats = slice(int(slot[0]), int(slot[0]) + rows)
+        together = rows == 1 or bool((np.diff(slot) == 1).all())
+        straight = rows == 1 or bool((pos == pos[:1]).all())
+        straight = straight and int(pos[0, -1]) - first == width - 1 and first >= 0
+        if straight and together:
+            flush = bool((read >= first).all()) and extent <= max(first + width, int(read.min()))
+            mask = None if flush and self._one_stage(ask, extent) else self._mask(ask, extent)
+            return Window(seats, slice(first, first + width), extent, mask)
+        cell = np.where(pos < 0, self.cells, pos)
+        seat = np.repeat(slot[:, None], width, 1)
+        where = torch.from_numpy(slot) if not together else seats
+        to = self.device
+        write = (torch.from_numpy(seat).to(to), torch.from_numpy(cell).to(to))
+        return Window(where.to(to) if isinstance(where, Tensor) else where, write, extent, self._mask(ask, extent))
+
+    def _one_stage(self, ask: Forward, extent: int) -> bool:
+        """Every query sees every cell below ``extent``: a lone last query, or all queries in the last stage."""
+        first, last = ask.pos[:, :1], torch.full_like(ask.pos[:, :1], extent - 1)
+        return bool((ask.attend.stage(first, ask.prompt) >= ask.attend.stage(last, ask.prompt)).all())
+
+    def _mask(self, ask: Forward, extent: int) -> Tensor:
+        assert ask.read is not None
+        cells = torch.arange(extent)[None]
+        asked = torch.zeros(ask.pos.shape[0], extent + 1, dtype=torch.bool)
+        asked.scatter_(1, torch.where(ask.pos < 0, extent, ask.pos), True)
+        visible = asked[:, :extent] | (cells < ask.read[:, None])
+        stage = ask.attend.stage(cells.expand(len(ask.pos), -1), ask.prompt)
+        mine = ask.attend.stage(ask.pos, ask.prompt).masked_fill(ask.pos < 0, torch.iinfo(torch.int64).max)
+        return (visible[:, None] & (stage[:, None] <= mine[:, :, None]))[:, None].to(self.device)
+
+    def put(self, layer: int, window: Window, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [R, Q, H, Dh] keys and values; return what the request reads, [R, H, extent, Dh]."""
+        keys, values = self.keys[layer], self.values[layer]
+        if isinstance(window.write, slice):
+            keys[window.rows, :, window.write] = key.transpose(1, 2)
+            values[window.rows, :, window.write] = value.transpose(1, 2)
+        else:
+            seat, cell = window.write
+            keys[seat, :, cell] = key
+            values[seat, :, cell] = value
+        return keys[window.rows, :, : window.extent], values[window.rows, :, : window.extent]
+
+    def record(self, ask: Forward) -> None:
+        """Note the tokens just written, and forget every cell beyond what is known to hold."""
+        assert ask.slot is not None and ask.read is not None
+        slot, pos, x = ask.slot.numpy(), ask.pos.numpy(), ask.x.numpy()
+        if pos.shape[1] == 1 and pos.min() >= 0:
+            self.tokens[slot, pos[:, 0]] = x[:, 0]
+            beyond = np.maximum(ask.read.numpy(), pos[:, 0] + 1)
+        else:
+            row, column = np.nonzero(pos >= 0)
+            self.tokens[slot[row], pos[row, column]] = x[row, column]
+            beyond = np.maximum(ask.read.numpy(), pos.max(1) + 1)
+        for seat, start in zip(slot.tolist(), beyond.tolist(), strict=True):
+            self.tokens[seat, start:] = -1
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy whole seats (beams that share a parent)."""
+        from_, to = source.to(self.device), target.to(self.device)
+        for tensor in (*self.keys, *self.values):
+            tensor[to] = tensor[from_]
+        self.tokens[target.numpy()] = self.tokens[source.numpy()]

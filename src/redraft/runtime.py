@@ -1,0 +1,71 @@
+"""Device, threads and keyed noise, as explicit calls. Nothing here runs at import and nothing is a global."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redraft.errors import UserError
+
+
+def device(name: str | None = None) -> torch.device:
+    """The device to use: the one named, else CUDA if there is one, else CPU.
+
+    Raises:
+        UserError: the named device does not exist on this machine.
+    """
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device '{name}' can't be used: {str(error).splitlines()[0]}.", "Try --device cpu.") from None
+    return chosen
+
+
+def synchronise(where: torch.device) -> None:
+    """Wait for a device's queued work, so that a clock means something."""
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+
+
+def keyed_uniform(seed: Tensor, stamp: Tensor, pos: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1) that depend on (seed, stamp, position) and on nothing else.
+
+    A text drawn from these does not depend on its neighbours in a batch. The hash is SplitMix64's finaliser
+    (Steele et al. 2014, doi:10.1145/2660193.2660195) over the combined key; 53 bits, so never 0 or 1.
+
+    Args:
+        seed: [R] int64. stamp: [R] int64, which draw of the row. pos: [R, W] int64.
+    Returns:
+        [R, W] float64 on the host.
+    """
+    with np.errstate(over="ignore"):
+        key = seed.cpu().numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        key = _mix(key + stamp.cpu().numpy().astype(np.uint64) * np.uint64(0xD1B54A32D192ED03))
+        z = _mix(key[:, None] + (pos.cpu().numpy().astype(np.uint64) + np.uint64(1)) * np.uint64(0x8CB92BA72F3D8DD7))
+    return torch.from_numpy(((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def peak_matmul(where: torch.device, dtype: torch.dtype = torch.float32, size: int = 1536, seconds: float = 0.4) -> float:
+    """Measured peak of a large square matrix product, in FLOP/s: the yardstick for 'share of peak'."""
+    import time
+
+    a = torch.randn(size, size, device=where, dtype=dtype)
+    a @ a
+    synchronise(where)
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        a @ a
+        synchronise(where)
+        best = max(best, 2.0 * size**3 / (time.perf_counter() - begin))
+    return best

@@ -1,0 +1,81 @@
+"""Ancestral: the reverse of the noise process itself, on a grid of times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from redraft.errors import UserError
+from redraft.runtime import keyed_uniform
+from redraft.samplers import _open
+from redraft.samplers.confidence import ORDER_STREAM
+from redraft.types import FREE, Canvas, Forward, Output, Spec, Step
+
+
+@dataclass(frozen=True)
+class State:
+    """Where each row stands on the grid, and what it reveals at its next pass."""
+
+    turn: Tensor  # [B] index k of the time t_k = 1 - k / steps
+    reveal: Tensor  # [B, L] bool
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """MDLM's sampler (Sahoo et al. 2024, arXiv:2406.07524): from t to s a free position is revealed with probability
+    (alpha_s - alpha_t) / (1 - alpha_t), its token drawn from the model.
+
+    What is revealed does not depend on the values, so it is decided first: turns that reveal nothing cost no pass,
+    and only the revealed positions are predicted.
+    """
+
+    steps: int = 64
+
+    exact = False  # several tokens a turn are drawn independently of each other
+    retracts = False
+    width = 1
+
+    def start(self, canvas: Canvas, spec: Spec) -> State:
+        if self.steps < 1:
+            raise UserError(f"steps = {self.steps} must be at least 1.")
+        if spec.schedule is None:
+            raise UserError("the ancestral sampler needs a diffusion model: this one has no noise schedule.")
+        return self._advance(canvas, spec, torch.zeros_like(canvas.step) - 1)
+
+    def _advance(self, canvas: Canvas, spec: Spec, turn: Tensor) -> State:
+        """Move every row that still has free positions to its next turn that reveals something."""
+        assert spec.schedule is not None
+        free = canvas.status == FREE
+        reveal = torch.zeros_like(free)
+        waiting = free.any(1)
+        turn = turn.clone()
+        positions = torch.arange(free.shape[1]).expand(len(turn), -1)
+        while bool(waiting.any()):
+            turn = torch.where(waiting, turn + 1, turn)
+            now, then = self._time(turn), self._time(turn + 1)
+            before, after = spec.schedule.alpha(now), spec.schedule.alpha(then)
+            chance = torch.where(turn + 1 >= self.steps, 1.0, (after - before) / (1 - before).clamp(min=1e-12))
+            drawn = keyed_uniform(canvas.seed, turn + ORDER_STREAM, positions)
+            reveal |= (drawn < chance[:, None]) & free & waiting[:, None]
+            waiting &= ~reveal.any(1)
+        return State(turn, reveal)
+
+    def _time(self, turn: Tensor) -> Tensor:
+        return (1 - turn.double() / self.steps).clamp(min=0)
+
+    def plan(self, canvas: Canvas, state: State, spec: Spec) -> list[Forward]:
+        rows = state.reveal.any(1).nonzero()[:, 0]
+        if not len(rows):
+            return []
+        t = self._time(state.turn[rows]).float() if spec.timed else None
+        return [replace(_open.ask(canvas, spec, rows, state.reveal[rows], t), stamp=state.turn[rows])]
+
+    def apply(
+        self, canvas: Canvas, state: State, spec: Spec, asks: list[Forward], outs: list[Output]
+    ) -> tuple[State, Step]:
+        step = _open.write(asks[0], outs[0], asks[0].want >= 0)
+        left = canvas.status.clone()
+        left[step.row, step.pos] = step.status.to(left.dtype)
+        return self._advance(replace(canvas, status=left), spec, state.turn), step

@@ -1,0 +1,43 @@
+"""First-hitting: one uniformly random free position a pass, an exact draw from the masked-diffusion model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from redraft.runtime import keyed_uniform
+from redraft.samplers import _open
+from redraft.samplers.confidence import ORDER_STREAM, noise_level
+from redraft.types import FREE, Canvas, Forward, Output, Spec, Step
+
+
+@dataclass(frozen=True)
+class FirstHitting:
+    """Zheng et al. 2024 (arXiv:2409.02908): n passes for n tokens, and no error from discretised time.
+
+    In continuous time tokens are revealed one at a time in a uniformly random order that does not depend on their
+    values, so only the revealed position needs a prediction.
+    """
+
+    exact = True
+    retracts = False
+    width = 1
+
+    def start(self, canvas: Canvas, spec: Spec) -> None:
+        return None
+
+    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
+        free = canvas.status == FREE
+        rows = free.any(1).nonzero()[:, 0]
+        if not len(rows):
+            return []
+        positions = torch.arange(free.shape[1]).expand(len(rows), -1)
+        score = keyed_uniform(canvas.seed[rows], canvas.step[rows] + ORDER_STREAM, positions)
+        chosen = _open.best(score.masked_fill(~free[rows], -torch.inf), torch.ones_like(rows))
+        return [_open.ask(canvas, spec, rows, chosen, noise_level(canvas, spec, rows))]
+
+    def apply(
+        self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]
+    ) -> tuple[None, Step]:
+        return None, _open.write(asks[0], outs[0], asks[0].want >= 0)

@@ -1,0 +1,46 @@
+"""Threshold: write every position whose confidence passes a threshold, and always the best one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from redraft.errors import UserError
+from redraft.samplers import _open
+from redraft.samplers.confidence import noise_level
+from redraft.types import Canvas, Forward, Output, Spec, Step
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Confidence-aware parallel decoding (Fast-dLLM, Wu et al. 2025, arXiv:2505.22618).
+
+    Writes all positions with p(x) > ``threshold`` and the most certain one in any case: easy texts take few passes,
+    hard ones more. ``block`` as in ``Confidence``.
+    """
+
+    threshold: float = 0.9
+    block: int = 0
+
+    exact = False
+    retracts = False
+    width = 1
+
+    def start(self, canvas: Canvas, spec: Spec) -> None:
+        if not 0 < self.threshold <= 1:
+            raise UserError(f"threshold = {self.threshold} must lie in (0, 1].")
+
+    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
+        wanted = _open.free_in_block(canvas, self.block)
+        rows = wanted.any(1).nonzero()[:, 0]
+        if not len(rows):
+            return []
+        return [_open.ask(canvas, spec, rows, wanted[rows], noise_level(canvas, spec, rows))]
+
+    def apply(
+        self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]
+    ) -> tuple[None, Step]:
+        ask, out = asks[0], outs[0]
+        sure = out.conf > math.log(self.threshold)
+        top = _open.best(out.conf, (ask.want >= 0).any(1).long())
+        return None, _open.write(ask, out, sure | top)

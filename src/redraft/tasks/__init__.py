@@ -1,0 +1,93 @@
+"""Tasks: one file = one kind of job, with its metrics. The first metric is the one a verdict is about."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from redraft.metrics import Metric
+from redraft.registry import find, names
+
+
+class Pair(Protocol):
+    """What a task looks at in an example (``data.examples.Example`` has it)."""
+
+    @property
+    def prompt(self) -> str | None: ...
+    @property
+    def target(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the data look like: enough to guess the job."""
+
+    rows: int
+    paired: bool
+    prompt_words: float  # mean
+    target_words: float  # mean
+    most_target_words: int
+    distinct_targets: int
+    shared: float  # share of a target's different words that are also in its prompt, mean
+
+
+class Task(Protocol):
+    """A kind of job."""
+
+    summary: str
+    margin: float  # default margin of the equivalence test, in units of the first metric
+
+    def metrics(self) -> list[Metric]: ...
+    def claim(self, shape: Shape) -> tuple[float, str]:
+        """How sure the task is that such data are its own, 0 to 1, and why in a few words."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A task, and why it was chosen."""
+
+    name: str
+    task: Task
+    reason: str
+
+
+def measure(examples: Sequence[Pair]) -> Shape:
+    """The shape of a set of examples.
+
+    Raises:
+        ValueError: no examples.
+    """
+    if not examples:
+        raise ValueError("no examples to look at")
+    words = [(len((e.prompt or "").split()), len(e.target.split())) for e in examples]
+    shared = []
+    for e in examples:
+        ours = set(e.target.lower().split())
+        shared.append(len(ours & set((e.prompt or "").lower().split())) / len(ours) if ours else 0.0)
+    return Shape(
+        rows=len(examples),
+        paired=any(e.prompt is not None for e in examples),
+        prompt_words=statistics.fmean(p for p, _ in words),
+        target_words=statistics.fmean(t for _, t in words),
+        most_target_words=max(t for _, t in words),
+        distinct_targets=len({e.target.strip() for e in examples}),
+        shared=statistics.fmean(shared),
+    )
+
+
+def choose(examples: Sequence[Pair], name: str | None = None) -> Choice:
+    """The task for these examples: the one named, else the one surest of them.
+
+    Raises:
+        UserError: there is no task of that name.
+    """
+    if name is not None:
+        return Choice(name, find("tasks", name)(), "named by the user")
+    shape = measure(examples)
+    tasks = [(task, find("tasks", task)()) for task in names("tasks")]
+    claims = [(task.claim(shape), known, task) for known, task in tasks]
+    (_, reason), known, task = max(claims, key=lambda c: c[0][0])
+    return Choice(known, task, reason)

@@ -1,0 +1,112 @@
+"""Training checkpoints that survive a kill at any instant: safetensors and JSON, nothing pickled.
+
+A checkpoint is a folder ``checkpoint-<step>`` with ``state.safetensors`` and ``state.json``. It is written under a
+temporary name, forced to disk and renamed, so a folder of that name is always whole. The last two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from redraft.errors import UserError
+from redraft.files import atomic_folder
+
+_KEEP = 2
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Path:
+    """Write one checkpoint atomically and drop all but the last two.
+
+    Args:
+        folder: where checkpoints live.
+        tensors: no two of them may share memory. values: must be plain JSON.
+    Returns:
+        The new checkpoint's folder.
+    Raises:
+        UserError: the disk is full; checkpoints already there are untouched.
+    """
+    from safetensors.torch import save_file
+
+    final = folder / f"checkpoint-{step:09d}"
+    for leftover in folder.glob(".checkpoint-*"):  # of a kill while saving
+        shutil.rmtree(leftover)
+    with atomic_folder(final) as new:
+        weights = new / "state.safetensors"
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, weights)
+        text = json.dumps(values)
+        (new / "state.json").write_text(
+            json.dumps({"sha256": _sha256(weights, text), "values": text}), encoding="utf-8"
+        )
+    _sync(folder)
+    for old in checkpoints(folder)[:-_KEEP]:
+        shutil.rmtree(old.rename(folder / f".{old.name}"))  # never half there under its own name
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("checkpoint-*") if p.is_dir())
+
+
+def load_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and values of the newest checkpoint, or None where there is none.
+
+    Raises:
+        UserError: it is corrupt or truncated; names the file and what to do.
+    """
+    found = checkpoints(folder)
+    if not found:
+        return None
+    then = f"go on from {found[-2].name}" if len(found) > 1 else "start again"
+    return load(found[-1], remedy=f"Delete the folder {found[-1]} to {then}.")
+
+
+def load(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read one checkpoint folder, checking every byte against the recorded SHA-256.
+
+    Raises:
+        UserError: corrupt or truncated; names the file and gives the remedy.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    note, weights = path / "state.json", path / "state.safetensors"
+    try:
+        head = json.loads(note.read_text(encoding="utf-8"))
+        digest, text = head["sha256"], str(head["values"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint file {note} is damaged ({_short(error)}).", remedy) from None
+    try:
+        if _sha256(weights, text) != digest:
+            raise UserError(f"checkpoint file {weights} or state.json beside it is not as it was saved.", remedy)
+        return load_file(weights), json.loads(text)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"checkpoint file {weights} is damaged ({_short(error)}).", remedy) from None
+
+
+def _sync(folder: Path) -> None:
+    """Force a folder's list of names onto the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path, text: str) -> str:
+    """Of a file and a text together."""
+    digest = hashlib.sha256(text.encode())
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
+
+
+def _short(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

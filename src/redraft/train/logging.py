@@ -1,0 +1,141 @@
+"""What a training run tells: one event at a time, to files and to whoever watches."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from redraft.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run.
+
+    Kinds and their values:
+        start       parameters, rows, skipped, padding (share of positions), device, peak_flops (of a matmul), resumed
+        update      loss (per target token, since the last one), lr, grad_norm, passes, progress (0..1), and by the
+                    clock tokens_per_second, share_of_peak, seconds, eta_seconds
+        validation  nats_per_token, nats_error (one standard error), bits_per_byte, bits_error, is_bound, rows, passes,
+                    best
+        checkpoint  path
+        done        the fields of ``Result``
+    """
+
+    kind: str
+    step: int
+    tokens: int
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+Watcher = Callable[[Event], None]
+
+
+class MetricsFile:
+    """``metrics.jsonl``: every update and validation as one JSON line, in order and without repeats after a restart."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Open for appending after dropping what a killed run wrote past ``step``, the step it is resumed from."""
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def __call__(self, event: Event) -> None:
+        if event.kind in ("update", "validation"):
+            line = {"kind": event.kind, "step": event.step, "tokens": event.tokens, **event.values}
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines of a file that a kill may have cut short."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+
+
+class TensorBoard:
+    """Event files for TensorBoard, under ``folder``."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    @staticmethod
+    def installed() -> bool:
+        return importlib.util.find_spec("tensorboard") is not None
+
+    def __call__(self, event: Event) -> None:
+        if event.kind in ("update", "validation"):
+            for name, value in event.values.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(f"{event.kind}/{name}", value, event.step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Progress:
+    """A live line on standard error: loss, tokens/s, share of the matmul peak, time left; validations stay above it.
+
+    Use as a context manager and pass the object as ``on_event``.
+    """
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        self._console = Console(stderr=True)
+        texts = (TextColumn("[bold]{task.percentage:3.0f} %"), TextColumn("{task.fields[line]}"))
+        self._bar = Bar(BarColumn(bar_width=20), *texts, TimeElapsedColumn(), console=self._console, transient=True)
+        self._task = self._bar.add_task("train", total=1.0, line="preparing")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "update":
+            self._bar.update(self._task, completed=event.values["progress"], line=describe(event))
+        elif event.kind in ("start", "validation", "done"):
+            self._console.print(describe(event), markup=False, highlight=False)
+
+
+def describe(event: Event) -> str:
+    """One line of text for an event."""
+    v = event.values
+    if event.kind == "start":
+        begun = f"resumed at step {event.step}" if v["resumed"] else "from the start"
+        return f"{v['parameters'] / 1e6:.2f}M parameters on {v['device']}, {v['rows']} rows, {begun}"
+    if event.kind == "update":
+        return (
+            f"step {event.step}  loss {v['loss']:.3f}  {v['tokens_per_second']:,.0f} tokens/s  "
+            f"{100 * v['share_of_peak']:.0f} % of peak  {_clock(v['eta_seconds'])} left"
+        )
+    if event.kind == "validation":
+        bound = "<=" if v["is_bound"] else "="
+        return (
+            f"step {event.step}  validation {bound} {v['nats_per_token']:.4f} +- {v['nats_error']:.4f} nats/token, "
+            f"{v['bits_per_byte']:.4f} +- {v['bits_error']:.4f} bits/byte{'  (best)' if v['best'] else ''}"
+        )
+    if event.kind == "done":
+        return f"done: {event.step} updates, {event.tokens:,} tokens in {_clock(v['seconds'])}"
+    return f"{event.kind} at step {event.step}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

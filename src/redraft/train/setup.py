@@ -1,0 +1,135 @@
+"""From a recipe to the parts of a run: texts, tokenizer, loader, model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from redraft import config
+from redraft.data.examples import Columns, Example, Splits, load
+from redraft.data.loader import Loader, batches, tokenise
+from redraft.data.tokenizer import Tokenizer
+from redraft.errors import UserError, suggest
+from redraft.files import atomic_folder
+from redraft.model import Model, build_family
+from redraft.model import load as load_model
+from redraft.models.presets import preset
+from redraft.models.transformer import Config
+from redraft.train.recipe import Recipe
+from redraft.types import Batch
+
+_PROBE_TOKENS = 8192  # of one validation batch, or of one row if that is longer
+
+
+@dataclass
+class Parts:
+    """What a run starts from."""
+
+    model: Model
+    loader: Loader
+    validation: list[Batch]
+    rows: int  # training rows
+    skipped: int  # rows left out because they can't be read or are too long, where the recipe allows it
+    data_sha256: str  # of the training texts, in order
+
+
+def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
+    """Read the data, make or take up the tokenizer, build the model and the loader.
+
+    Args:
+        work: the run's own folder; a tokenizer trained by an earlier start of the same run is taken from there.
+    Raises:
+        UserError: whatever is wrong with the data, the tokenizer or the shape.
+    """
+    splits = texts(recipe)
+    start = load_model(recipe.path(recipe.model.from_), device="cpu") if recipe.model.from_ else None
+    tokenizer = start.tokenizer if start else _tokenizer(recipe, splits.train, work / "tokenizer")
+    training = tokenise(splits.train, tokenizer)
+    model = _model(recipe, tokenizer, start, conditional=training.prompts is not None)
+    model.network.to(device).requires_grad_(True).set_dropout(recipe.train.dropout)
+    model.network.recompute = recipe.train.recompute
+    if recipe.train.compile:  # block by block: what is around them depends on the data
+        for block in model.network.blocks:
+            block.compile(dynamic=True)
+    data, train = recipe.data, recipe.train
+    loader = Loader(training, tokenizer, data.length, train.batch_tokens, train.seed, too_long=data.too_long)
+    probe = _some(splits.validation, train.validation_rows)
+    size = max(_PROBE_TOKENS, data.length + 1)
+    checks = batches(tokenise(probe, tokenizer), tokenizer, data.length, size, data.too_long) if probe else []
+    skipped = len(splits.train.skipped) + len(loader.fit.skipped)
+    return Parts(model, loader, checks, len(splits.train), skipped, _sha256(splits.train))
+
+
+def texts(recipe: Recipe) -> Splits:
+    """The recipe's examples. Test rows, where the source has them or they are cut from it, take no part in training."""
+    data = recipe.data
+    if not data.source:
+        raise UserError("[data] names no source.", "Set data.source to a file, a folder or a hub name.")
+    columns = Columns(text=data.text, input=data.input, target=data.target)
+    named = columns if str(columns) else None
+    source: str | dict[str, str] = recipe.path(data.source)
+    if data.validation:
+        source = {"train": recipe.path(data.source), "validation": recipe.path(data.validation)}
+    fractions = (1.0, 0.0, 0.0) if data.validation else data.fractions
+    root = data.data_root or None
+    return load(source, named, data_root=root, fractions=fractions, skip_bad_rows=data.skip_bad_rows)
+
+
+def _tokenizer(recipe: Recipe, training: Sequence[Example], folder: Path) -> Tokenizer:
+    table = recipe.tokenizer
+    if table.kind == "bytes":
+        return Tokenizer.bytes()
+    if table.kind == "file":
+        return Tokenizer.load(recipe.path(table.path))
+    if table.kind != "bpe":
+        raise UserError(f"unknown tokenizer kind '{table.kind}'.", suggest(table.kind, ("bpe", "bytes", "file")))
+    if not folder.exists():
+        whole = (text for example in training for text in (example.prompt, example.target) if text)
+        with atomic_folder(folder) as new:
+            Tokenizer.train(whole, table.vocab_size).save(new)
+    return Tokenizer.load(folder)
+
+
+def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, conditional: bool) -> Model:
+    """A fresh model of the recipe's shape, or the recipe's family over a checkpoint's weights."""
+    table, needed = recipe.model, recipe.data.length + 1  # a window's <bos>
+    if start is None:
+        shape = preset(table.preset, tokenizer.vocab_size)
+        changes = {"max_length": max(needed, shape.max_length), **table.config}
+        shape = config.build(Config, config.to_mapping(shape) | changes, "[model.config]")
+        model = Model.fresh(recipe.family, tokenizer, shape, conditional, recipe.train.seed)
+    else:
+        if table.config:
+            raise UserError("[model] has both 'from' and 'config'.", "A checkpoint brings its own shape: drop one.")
+        name, family = build_family(recipe.family)
+        model = Model(start.network, tokenizer, family, name, conditional, start.defaults)
+    own = model.network.config
+    if (own.shift, own.timed) != (model.spec.shift, model.spec.timed):
+        raise UserError(
+            f"the checkpoint '{table.from_}' is of family '{start.family_name if start else ''}' and its network can't "
+            f"go on as '{model.family_name}'.",
+            "Fine-tune it in its own family.",
+        )
+    if own.max_length < needed:
+        raise UserError(
+            f"[data] length = {recipe.data.length} is more than the model's {own.max_length - 1}.", "Lower data.length."
+        )
+    return model
+
+
+def _some(examples: Sequence[Example], most: int) -> list[Example]:
+    """At most ``most`` examples, spread evenly over all and the same ones every time."""
+    if len(examples) <= most:
+        return list(examples)
+    return [examples[i * len(examples) // most] for i in range(most)]
+
+
+def _sha256(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(f"{example.prompt}\x00{example.target}\x01".encode())
+    return digest.hexdigest()

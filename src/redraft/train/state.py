@@ -1,0 +1,119 @@
+"""Everything that changes while a model trains, as one thing that can be written down and taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from redraft.data.loader import Loader
+from redraft.train.ema import Ema
+from redraft.train.recipe import TrainTable
+
+
+@dataclass
+class State:
+    """The moving parts of a run. ``pack`` then ``unpack`` into a fresh one continues it bit for bit."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    loader: Loader
+    noise: torch.Generator  # of the objective, on the host: the same corruption on every device
+    device: torch.device
+    step: int = 0  # updates made
+    tokens: int = 0  # tokens read, prompt and target, without padding
+    flops: int = 0
+    seconds: float = 0.0  # wall clock, over all restarts
+    window: Window = field(default_factory=lambda: Window())
+    latest: dict[str, Any] | None = None  # values of the last validation
+    best: dict[str, Any] | None = None  # of the best so far ...
+    best_weights: dict[str, Tensor] = field(default_factory=dict)  # ... and its weights, where they are to be kept
+
+    def spent(self, train: TrainTable, tokens: int, seconds: float) -> float:
+        """Share of the budget gone, 0..1, with ``tokens`` read in ``seconds``: the greatest of those that are set."""
+        shares = [0.0]
+        if train.tokens:
+            shares.append(tokens / train.tokens)
+        if train.passes:
+            shares.append(self.loader.epochs / train.passes)
+        if train.minutes:
+            shares.append(seconds / (60.0 * train.minutes))
+        return min(max(shares), 1.0)
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors for safetensors and plain values for JSON."""
+        tensors = {f"model.{name}": t for name, t in unshared(self.network).items()}
+        for name, parameter in self.network.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{name}.{key}"] = value
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": t for name, t in self.ema.tensors().items()}
+        tensors |= {f"best.{name}": t for name, t in self.best_weights.items()}
+        tensors["random.noise"] = self.noise.get_state()
+        tensors["random.host"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.device"] = torch.cuda.get_rng_state(self.device)
+        values = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "flops": self.flops,
+            "seconds": self.seconds,
+            "best": self.best,
+            "ema_updates": self.ema.updates if self.ema else 0,
+            "window": self.window.pack(),
+            "loader": self.loader.state_dict(),
+        }
+        return tensors, values
+
+    @torch.no_grad()
+    def unpack(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take up what ``pack`` wrote. The recipe must be the same one: names and shapes are taken to match."""
+        for name, own in unshared(self.network).items():
+            own.copy_(tensors[f"model.{name}"])
+        for name, parameter in self.network.named_parameters():
+            prefix = f"optimizer.{name}."
+            kept = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            self.optimizer.state[parameter] = {key: t.to(self.device) for key, t in kept.items()}
+        if self.ema is not None:
+            self.ema.updates = values["ema_updates"]
+            for name, shadow in self.ema.shadow.items():
+                shadow.copy_(tensors[f"ema.{name}"])
+        self.best_weights = {k.removeprefix("best."): t for k, t in tensors.items() if k.startswith("best.")}
+        self.noise.set_state(tensors["random.noise"])
+        torch.set_rng_state(tensors["random.host"])
+        if self.device.type == "cuda" and "random.device" in tensors:
+            torch.cuda.set_rng_state(tensors["random.device"], self.device)
+        self.step, self.tokens, self.flops = values["step"], values["tokens"], values["flops"]
+        self.seconds, self.best = values["seconds"], values["best"]
+        self.window.unpack(values["window"], self.device)
+        self.loader.load_state_dict(values["loader"])
+
+
+@dataclass
+class Window:
+    """Sums since the last report. They stay on the device, so that no step waits for the one before it."""
+
+    loss: Tensor | float = 0.0  # sum of the loss over target tokens
+    norm: Tensor | float = 0.0  # of the last gradient
+    targets: int = 0
+
+    def add(self, loss: Tensor, targets: int, norm: Tensor) -> None:
+        self.loss, self.norm = self.loss + loss.detach() * targets, norm.detach()
+        self.targets += targets
+
+    def pack(self) -> list[float]:
+        return [float(self.loss), float(self.norm), self.targets]
+
+    def unpack(self, values: list[float], device: torch.device) -> None:
+        self.loss, self.norm = (torch.tensor(v, device=device) for v in values[:2])
+        self.targets = int(values[2])
+
+
+def unshared(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict with tied tensors named once."""
+    seen: dict[int, str] = {}
+    return {n: t for n, t in network.state_dict().items() if seen.setdefault(t.data_ptr(), n) == n}

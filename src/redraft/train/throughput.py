@@ -1,0 +1,64 @@
+"""How much arithmetic a training step is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from redraft import runtime
+from redraft.types import Forward, Prepared
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a network's positions cost, counted off its weights.
+
+    A matrix of p entries takes 2p FLOPs a position forward and 4p backward; attention takes 4 D FLOPs a layer forward
+    and 8 D backward for each pair of positions of which one sees the other (Chowdhery et al. 2022, arXiv:2204.02311,
+    appendix B, but pairs that are masked out aren't counted, and the output projection only where a prediction is
+    wanted). Padding, softmaxes, norms and the second forward of activation checkpointing aren't counted.
+    """
+
+    body: int  # entries of the matrices every position passes through
+    head: int  # entries of the output projection
+    pairs: int  # layers x width
+
+    @classmethod
+    def of(cls, network: Any) -> Arithmetic:
+        """Count a transformer: its blocks' attention and mlp, and one projection onto the vocabulary."""
+        shape = network.config
+        parts = [part for block in network.blocks for part in (block.attention, block.mlp)]
+        body = sum(p.numel() for part in parts for p in part.parameters() if p.ndim == 2)
+        return cls(body=body, head=shape.vocab_size * shape.dim, pairs=shape.layers * shape.dim)
+
+    def training(self, prepared: Prepared) -> int:
+        """FLOPs of one forward and backward pass over a prepared batch."""
+        positions = int((prepared.ask.pos >= 0).sum())
+        wanted = int((prepared.ask.want >= 0).sum())
+        return 6 * self.body * positions + 6 * self.head * wanted + 12 * self.pairs * seen_pairs(prepared.ask)
+
+
+def seen_pairs(ask: Forward) -> int:
+    """How many (query, key) pairs of a request attend, by its ``Attend``; padding is in none of them."""
+    real = ask.pos >= 0
+    last = torch.iinfo(torch.int64).max
+    stage = ask.attend.stage(ask.pos, ask.prompt).masked_fill(~real, last)
+    seen = torch.searchsorted(stage.sort(dim=1).values, stage, right=True)
+    return int(seen[real].sum())
+
+
+class Meter:
+    """Tokens and FLOPs per second between two calls, the device's queued work included."""
+
+    def __init__(self, device: torch.device, tokens: int, flops: int) -> None:
+        self._device, self._last = device, (time.perf_counter(), tokens, flops)
+
+    def lap(self, tokens: int, flops: int) -> tuple[float, float]:
+        """(tokens per second, FLOP/s) since the last lap, given the counts by now."""
+        runtime.synchronise(self._device)
+        before, self._last = self._last, (time.perf_counter(), tokens, flops)
+        seconds = max(self._last[0] - before[0], 1e-9)
+        return (tokens - before[1]) / seconds, (flops - before[2]) / seconds

@@ -1,0 +1,214 @@
+"""The nouns of the house. Every other module speaks in these.
+
+Dimension legend, used in every shape comment of the package:
+
+    B  rows of a batch or canvas        L  length in positions
+    R  rows of one request              Q  positions a request runs through the network
+    W  positions whose prediction a request wants
+    N  wanted positions of a request that are real (``want >= 0``), flattened row by row
+    V  vocabulary   D  width   H  heads   C  cells of the key-value store
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+# Status of a canvas position. Order matters: everything >= SEALED is final, FREE and DRAFT are open.
+PAD, GIVEN, FREE, DRAFT, SEALED = 0, 1, 2, 3, 4
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Which positions see which: position i sees j iff ``stage(j) <= stage(i)``.
+
+    ``full``: one stage. ``causal``: a stage per position. ``block``: a stage per ``block`` positions, counted
+    from the end of the prompt. Where a request names its prompt lengths, ``full`` and ``block`` put the prompt in
+    a stage of its own before all others: it never sees the answer, so its keys and values are exact for every
+    denoising step (as in an encoder-decoder).
+    """
+
+    kind: str = "full"  # full | causal | block
+    block: int = 0
+
+    def stage(self, pos: Tensor, prompt: Tensor | None) -> Tensor:
+        """Stage of each position. ``pos`` [R, Q], ``prompt`` [R] or None -> [R, Q]."""
+        if self.kind == "causal":
+            return pos
+        if prompt is None:
+            return torch.zeros_like(pos) if self.kind == "full" else pos.div(self.block, rounding_mode="floor")
+        after = pos - prompt[:, None]
+        if self.kind == "full":
+            return (after >= 0).to(pos.dtype)
+        return torch.where(after >= 0, after.div(self.block, rounding_mode="floor") + 1, 0)
+
+
+@dataclass
+class Batch:
+    """Clean training rows, right-padded."""
+
+    ids: Tensor  # [B, L] int64
+    target: Tensor  # [B, L] bool: what the loss counts and noise may touch; prompt and padding are False
+    valid: Tensor  # [B, L] bool: False is padding
+    prompt: Tensor | None  # [B] length of the leading prompt; None for plain text
+    bytes: Tensor  # [B] UTF-8 bytes of the target text, the unit of bits per byte
+
+
+@dataclass
+class Forward:
+    """A request for one pass of a network. Methods ask, the loop answers."""
+
+    x: Tensor  # [R, Q] token ids
+    pos: Tensor  # [R, Q] positions; -1 is padding
+    want: Tensor  # [R, W] TARGET positions whose distribution is wanted; -1 is none
+    attend: Attend
+    prompt: Tensor | None = None  # [R] prompt lengths, for a prompt that must not see the answer
+    t: Tensor | None = None  # [R] noise time, for networks conditioned on it
+    net: str = "main"  # which network of the loop
+    rows: Tensor | None = None  # [R] canvas rows; None outside a loop (training, scoring)
+    stamp: Tensor | None = None  # [R] which keyed noise draws the tokens; None: the row's step
+    slot: Tensor | None = None  # [R] seat in the key-value store; set by the loop
+    read: Tensor | None = None  # [R] cells below are visible without being asked; set by the cache policy
+
+
+@dataclass
+class Output:
+    """The answer to a ``Forward``: predictions at the wanted positions."""
+
+    logits: Tensor  # [N, V], after the forbidden tokens are removed; row by row over want >= 0
+    token: Tensor  # [R, W] the drawn token, -1 where nothing was wanted
+    conf: Tensor  # [R, W] log-probability of the drawn token at temperature 1, -inf where nothing was wanted
+
+
+@dataclass
+class Step:
+    """What one turn of the loop changed. Everything that watches generation consumes these."""
+
+    row: Tensor  # [N]
+    pos: Tensor  # [N]
+    token: Tensor  # [N]
+    status: Tensor  # [N] resulting status
+    conf: Tensor  # [N] log-probability when written
+    parents: Tensor | None = None  # [B] rows copied from these rows first (beams)
+
+
+@dataclass
+class Draw:
+    """How tokens are drawn, per row, so that mixed requests share a batch."""
+
+    temperature: Tensor  # [B]; 0 is argmax
+    top_k: Tensor  # [B] int; 0 is off
+    top_p: Tensor  # [B]; 1 is off
+
+
+@dataclass
+class Canvas:
+    """A batch of texts in the making. Lives on the host; the loop alone writes to it."""
+
+    ids: Tensor  # [B, L]
+    status: Tensor  # [B, L] int8: PAD GIVEN FREE DRAFT SEALED
+    prompt: Tensor  # [B] length of the leading prompt
+    seed: Tensor  # [B] noise key of the row
+    step: Tensor  # [B] turns this row has taken
+    slot: Tensor  # [B] seat in the key-value store
+    request: Tensor  # [B] owner; candidates and beams of one request share it
+    nfe: Tensor  # [B] network passes this row took part in
+    score: Tensor  # [B] float64 sum of log-probabilities as written
+    draw: Draw
+
+    @property
+    def open(self) -> Tensor:
+        """[B, L] bool: positions that may still change."""
+        return (self.status == FREE) | (self.status == DRAFT)
+
+
+class Schedule(Protocol):
+    """alpha(t), the probability that a token is still itself: alpha(0)=1 is clean, alpha(1)=0 is noise."""
+
+    @property
+    def epsilon(self) -> float: ...  # how far alpha may be from 1 at t=0 and from 0 at t=1
+    def alpha(self, t: Tensor) -> Tensor: ...
+    def dalpha(self, t: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a sampler or an objective may know of the model it works for."""
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int
+    mask_id: int
+    attend: Attend
+    isolate_prompt: bool  # the prompt is a stage of its own (see Attend)
+    length_head: bool  # logits at the last prompt position, over ids 0..max, are a distribution of output length
+    shift: int  # the logits of position p stand at p - shift (autoregressive 1, masked 0)
+    timed: bool  # the network wants Forward.t
+    schedule: Schedule | None  # None for autoregressive models
+    forbidden: tuple[int, ...] = ()  # ids never drawn (mask, padding, markers)
+
+
+class Network(Protocol):
+    """Maps a request to flat logits [N, V] in the order of ``want >= 0``."""
+
+    def __call__(self, ask: Forward, store: Any | None = None) -> Tensor: ...
+
+
+@dataclass
+class Prepared:
+    """A corrupted batch: what to ask the network and what to compare its answer with."""
+
+    ask: Forward
+    target: Tensor  # [N] clean ids at the wanted positions
+    weight: Tensor  # [N] weight of each wanted position in the loss
+    row: Tensor  # [N] batch row of each wanted position
+    rows: int  # B
+    tokens: int  # target tokens of the batch, the denominator
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class LossTerms:
+    """A loss and what it is made of."""
+
+    loss: Tensor  # scalar to minimise, per target token
+    nats: Tensor  # [B] weighted negative log-likelihood (or bound) of each row's target, without auxiliary terms
+    tokens: int  # target tokens of the batch
+    is_bound: bool  # True: nats upper-bounds the exact value; False: it is the exact value
+
+
+class Objective(Protocol):
+    """batch -> loss, through one request."""
+
+    def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared: ...
+    def loss(self, logits: Tensor, prepared: Prepared) -> LossTerms: ...
+
+
+class Sampler(Protocol):
+    """One rule for changing the canvas. It reads its state off the canvas and never calls a network."""
+
+    exact: bool  # draws exactly from the model's joint distribution at temperature 1, one token a step
+    retracts: bool  # may change what it wrote
+    width: int  # rows per request (beams)
+
+    def start(self, canvas: Canvas, spec: Spec) -> Any: ...
+    def plan(self, canvas: Canvas, state: Any, spec: Spec) -> list[Forward]: ...
+    def apply(
+        self, canvas: Canvas, state: Any, spec: Spec, asks: list[Forward], outs: list[Output]
+    ) -> tuple[Any, Step]: ...
+
+
+@dataclass
+class Generation:
+    """One finished text."""
+
+    text: str
+    ids: list[int]  # completion tokens, without end-of-text
+    nfe: int
+    score: float  # sum of log-probabilities as written
+    finish: str  # stop: end of text was written; length: the canvas was full
+    trace: list[Step] = field(default_factory=list)

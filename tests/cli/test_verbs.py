@@ -1,0 +1,354 @@
+"""Every verb through the public door, on tiny untrained models: what is promised to people and to scripts."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.door import PAIRS, Redraft, environment
+
+COLUMNS = ("--input", "question", "--target", "answer")
+TINY = ("--preset", "toy", "--set", "tokenizer.vocab_size=300", "--set", "data.length=64")
+MODEL = ("--model", "translate-en-de-masked")
+PROMPT = ("--prompt", "the cat sat on a mat", "--max-new-tokens", 12)
+
+
+def verbs() -> tuple[str, ...]:
+    from redraft.cli._main import VERBS
+
+    return VERBS
+
+
+# help
+
+
+def test_help_names_every_verb(redraft: Redraft) -> None:
+    answer = redraft("--help")
+    assert answer.code == 0
+    assert all(f"\n  {verb} " in answer.out for verb in verbs())
+    assert redraft().out == answer.out
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_help_of_every_verb(redraft: Redraft, verb: str) -> None:
+    answer = redraft(verb, "--help")
+    assert answer.code == 0
+    for part in ("Examples:", f"redraft {verb}", "--json", "--seed", "--device"):
+        assert part in answer.out
+
+
+def test_every_verb_has_a_file_and_every_file_a_verb() -> None:
+    from redraft.registry import names
+
+    assert set(verbs()) == set(names("cli"))
+
+
+def test_version(redraft: Redraft) -> None:
+    import redraft as package
+
+    assert redraft("--version").out == f"redraft {package.__version__}\n"
+
+
+# generate
+
+
+@pytest.mark.parametrize("family", ["masked", "autoregressive"])
+def test_generate_gives_what_scripts_rely_on(redraft: Redraft, family: str) -> None:
+    found = redraft("generate", "--model", f"translate-en-de-{family}", *PROMPT, "--json").json
+    promised = {"text", "new_tokens", "nfe", "seconds", "tokens_per_second", "sampler"}
+    assert promised <= set(found)
+    assert 0 < found["new_tokens"] <= 12
+    assert found["nfe"] > 0
+    assert found["tokens_per_second"] == pytest.approx(found["new_tokens"] / found["seconds"])
+    assert found["family"] == family
+
+
+def test_generate_with_every_contracted_option(redraft: Redraft) -> None:
+    options = ("--steps", 3, "--sampler", "confidence", "--seed", 5, "--option", "order=margin", "--temperature", 0.5)
+    found = redraft("generate", "--model", "base-masked", *PROMPT, *options, "--json").json
+    assert found["sampler"] == "confidence"
+    assert found["sampler_options"] == {"steps": 3, "order": "margin", "block": 0}
+    assert found["nfe"] <= 3
+
+
+def test_the_seed_decides(redraft: Redraft) -> None:
+    def text(seed: int) -> str:
+        return str(
+            redraft("generate", "--model", "base-masked", *PROMPT, "--temperature", 1, "--seed", seed, "--json").json[
+                "text"
+            ]
+        )
+
+    assert text(3) == text(3)
+    assert len({text(seed) for seed in range(4)}) > 1
+
+
+def test_into_a_pipe_goes_the_plain_text(redraft: Redraft) -> None:
+    expected = redraft("generate", *MODEL, *PROMPT, "--json").json["text"]
+    assert redraft("generate", *MODEL, *PROMPT).out == f"{expected}\n"
+
+
+def test_prompt_from_stdin(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = redraft("generate", *MODEL, *PROMPT, "--json").json["text"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat sat on a mat\n"))
+    assert redraft("generate", *MODEL, "--prompt", "-", "--max-new-tokens", 12, "--json").json["text"] == expected
+
+
+def test_the_animation_ends_in_the_same_text(zoo: Path) -> None:
+    from rich.console import Console
+
+    import redraft as package
+    from redraft.cli._animation import watch
+
+    model = package.load(zoo / "base-masked")
+    settings = model.settings(max_new_tokens=12, steps=4)
+    drafting, screen = model.draft(["the cat"], settings), io.StringIO()
+    watch(drafting, Console(file=screen, force_terminal=True, width=200), pace=0.0)
+    plain = model.generate("the cat", max_new_tokens=12, steps=4)[0]
+    assert drafting.results()[0].text == plain.text
+    frames = screen.getvalue().split("passes")
+    assert all(f"{passes} passes" in screen.getvalue() for passes in range(5))
+    assert "░" in frames[0]
+    assert "░" not in frames[-2].splitlines()[-2]
+
+
+def test_frames_join_the_parts_of_a_character() -> None:
+    from redraft.cli._animation import pieces
+    from redraft.data.tokenizer import Tokenizer
+    from redraft.types import SEALED
+
+    tokenizer = Tokenizer.bytes()
+    ids = tokenizer.encode("aß€")
+    assert len(ids) == 6
+    shown = list(pieces(ids, [SEALED] * 6, [0.9, 0.8, 0.4, 0.7, 0.6, 0.5], tokenizer))
+    assert [(text, sure) for text, sure, _ in shown] == [("a", 0.9), ("ß", 0.4), ("€", 0.5)]
+
+
+# infill
+
+
+def test_infill_keeps_what_stands(redraft: Redraft) -> None:
+    found = redraft(
+        "infill", "--model", "base-masked", "--text", "the [[3]] sat on [[ ]] mat", "--hole", 2, "--json"
+    ).json
+    assert found["text"].startswith("the ")
+    assert found["text"].endswith(" mat")
+    assert " sat on " in found["text"]
+    assert found["nfe"] > 0
+
+
+# train, finetune, evaluate
+
+
+def test_train_then_finetune_then_evaluate(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    out, tuned = tmp_path / "out", tmp_path / "tuned"
+    train = ("train", "--data", pairs, *COLUMNS, *TINY, "--tokens", 2000, "--out", out, "--seed", 3, "--json")
+    first = redraft(*train)
+    assert first.code == 0
+    assert first.json["validation"]["is_bound"] is True
+    assert first.json["tokens"] >= 2000
+    assert "train: " in first.err  # the data report
+    assert redraft(*train).json["steps"] == first.json["steps"]  # finished already
+
+    finetune = ("finetune", "--from", out, "--data", pairs, *COLUMNS, "--set", "data.length=64", "--tokens", 500)
+    assert redraft(*finetune, "--out", tuned, "--json").code == 0
+
+    texts = tmp_path / "texts.jsonl"
+    evaluate = ("evaluate", "--model", tuned, "--data", pairs, *COLUMNS, "--rows", 20, "--max-new-tokens", 12)
+    found = redraft(*evaluate, "--out", texts, "--json").json
+    assert found["likelihood"]["is_bound"] is True
+    assert found["likelihood"]["bits_per_byte_error"] > 0
+    assert all(metric["low"] <= metric["value"] <= metric["high"] for metric in found["metrics"].values())
+    assert found["inputs"] == len(texts.read_text(encoding="utf-8").splitlines()) == 20
+
+
+def test_finetuning_keeps_the_family(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    more = ("--data", pairs, *COLUMNS, "--set", "data.length=64", "--tokens", 300, "--out", tmp_path / "out", "--json")
+    assert redraft("finetune", "--from", "translate-en-de-autoregressive", *more).code == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert config["family"]["name"] == "autoregressive"
+
+
+@pytest.mark.parametrize("family", ["masked", "autoregressive"])
+def test_evaluate_plain_text(redraft: Redraft, tmp_path: Path, family: str) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text(" ".join(pair["question"] for pair in PAIRS), encoding="utf-8")
+    found = redraft("evaluate", "--model", f"base-{family}", "--data", text, "--max-new-tokens", 8, "--json").json
+    assert found["likelihood"]["is_bound"] is (family == "masked")
+    assert found["temperature"] == 1.0
+
+
+def test_data_and_model_must_go_together(redraft: Redraft, pairs: Path) -> None:
+    answer = redraft("evaluate", "--model", "base-masked", "--data", pairs, *COLUMNS)
+    assert answer.code == 2
+    assert "plain text" in answer.err
+
+
+# models, doctor
+
+
+def test_models_lists_what_there_is(redraft: Redraft) -> None:
+    from redraft.registry import names
+
+    found = redraft("models", "--json").json
+    assert [family["name"] for family in found["families"]] == list(names("families"))
+    assert [sampler["name"] for sampler in found["samplers"]] == list(names("samplers"))
+    assert all(family["citation"] for family in found["families"])
+    cards = {checkpoint["name"]: checkpoint.get("card") for checkpoint in found["checkpoints"]}
+    assert cards["translate-en-de-masked"] == "Untrained, for tests."
+    assert {"base-masked", "base-autoregressive", "translate-en-de-autoregressive"} <= set(cards)
+    assert "Untrained, for tests." in redraft("models").out
+
+
+def test_doctor_finds_a_damaged_checkpoint(redraft: Redraft, zoo: Path) -> None:
+    import hashlib
+
+    files = sorted(zoo.glob("*/*.safetensors"))
+    sums = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    lines = [f"{digest}  {path.relative_to(zoo)}" for path, digest in sums.items()]
+    try:
+        (zoo / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        states = {file["file"]: file["state"] for file in redraft("doctor", "--json").json["zoo"]}
+        assert set(states.values()) == {"intact"}
+        lines[0] = f"{'0' * 64}  {files[0].relative_to(zoo)}"
+        (zoo / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        found = redraft("doctor", "--json").json
+        assert found["ok"] is False
+        [problem] = [problem for problem in found["problems"] if "checkpoint" in problem["what"]]
+        assert str(files[0].relative_to(zoo)) in problem["what"]
+    finally:
+        (zoo / "SHA256SUMS").unlink()
+
+
+def test_doctor_measures(redraft: Redraft) -> None:
+    found = redraft("doctor", "--json").json
+    assert found["matmul_gflops"]["float32"] > 0
+    assert found["copy_gb_per_second"] > 0
+    assert found["threads"] >= 1
+
+
+# manners
+
+
+def test_ctrl_c_is_quiet(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> None:
+    import redraft as package
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("redraft.model.load", interrupted)
+    monkeypatch.setattr(package, "load", interrupted, raising=False)
+    answer = redraft("generate", *MODEL, *PROMPT)
+    assert (answer.code, answer.out, answer.err) == (130, "", "")
+
+
+def test_a_bug_keeps_its_traceback(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> None:
+    import redraft as package
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(package, "load", broken, raising=False)
+    with pytest.raises(ZeroDivisionError):
+        redraft("generate", *MODEL, *PROMPT)
+
+
+def test_a_reader_that_leaves_is_no_accident() -> None:
+    command = f"{sys.executable} -m redraft --help | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment(), check=False)
+    assert done.stdout.startswith("Usage: redraft")
+    assert done.stderr == ""
+
+
+def test_interrupted_training_goes_on(pairs: Path, tmp_path: Path, redraft: Redraft) -> None:
+    """Ctrl-C in the middle of a real run: quiet, exit code 130, and the same command finishes it."""
+    out = tmp_path / "out"
+    arguments = ["train", "--data", str(pairs), *COLUMNS, *TINY, "--tokens", "60000", "--out", str(out)]
+    arguments += ["--set", "train.save_every_tokens=4000", "--set", "train.log_every=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "redraft", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        preexec_fn=os.setsid,
+    )
+    deadline = time.monotonic() + 60
+    while not list((out / "train").glob("checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    again = redraft(*arguments)
+    assert again.code == 0, again.err
+    assert "resumed" in again.err
+    assert (out / "model.safetensors").is_file()
+
+
+# compare, demo
+
+FILES = ["report.html", "report.md", "results.json"]
+
+
+def test_compare_writes_its_files_and_resumes(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "verdict"
+    command = ("compare", "--data", pairs, *COLUMNS, "--families", "autoregressive,masked", "--budget-tokens", 1500)
+    command += ("--steps", "1,2", "--seeds", 1, "--preset", "toy", "--test-rows", 4, "--candidates", "1", "--out", out)
+    first = redraft(*command, "--price-per-hour", 1.5, "--json")
+    assert first.code == 0, first.err
+    found = first.json
+    assert found["verdict"]["headline"]
+    assert [Path(path).name for path in found["files"].values()] == FILES
+    assert all((out / name).stat().st_size > 0 for name in FILES)
+    written = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert written == {key: value for key, value in found.items() if key != "files"}
+    assert written["study"]["families"] == ["autoregressive", "masked"]
+
+    cells = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    again = redraft(*command, "--price-per-hour", 1.5)
+    assert again.code == 0, again.err
+    assert {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == cells
+    assert found["verdict"]["headline"] in again.out
+    assert "report.html" in again.out
+
+
+def test_from_stands_for_a_pair_or_a_checkpoint(redraft: Redraft, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from redraft import UserError
+    from redraft.cli.compare import bases
+
+    monkeypatch.setenv("REDRAFT_ZOO", str(zoo))
+    families = ["autoregressive", "masked"]
+    pair = {family: str((zoo / f"base-{family}").resolve()) for family in families}
+    assert bases(["base"], families) == pair
+    assert bases(["base-masked", str(zoo / "base-autoregressive")], families) == pair
+    with pytest.raises(UserError, match="bass"):
+        bases(["bass"], families)
+
+
+def test_demo(redraft: Redraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from redraft.cli import demo
+
+    whole = demo.study
+    brief = {"minutes": 0.0, "budget_tokens": 1500, "steps": (2,), "candidates": (1,), "timed_calls": 2}
+    monkeypatch.setattr(
+        demo, "study", lambda *given: replace(whole(*given), **brief, test_rows=4, validation_rows=4, batch_sizes=(2,))
+    )
+    monkeypatch.setattr(demo, "_CALLS", 1)
+    answer = redraft("demo", "--out", tmp_path / "demo", "--json")
+    assert answer.code == 0, answer.err
+    found = answer.json
+    assert found["denoised"]["nfe"] > 1
+    assert set(found["race"]) == {"autoregressive", "masked"}
+    assert all(Path(path).is_file() for path in found["files"].values())
+    assert "░" in answer.err

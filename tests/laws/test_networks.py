@@ -1,0 +1,157 @@
+"""Laws of every network: causal leaks nothing, padding changes nothing, gradients are right, saving is bitwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from redraft.data.tokenizer import Tokenizer
+from redraft.model import Model, load
+from redraft.models.parts.mlp import SwiGLU
+from redraft.models.parts.norms import RMSNorm
+from redraft.models.parts.positions import rotary_table, rotate
+from redraft.models.presets import names, preset
+from redraft.models.transformer import Transformer
+from redraft.types import Attend, Forward
+from torch.nn import functional as F
+
+SHAPES = [
+    pytest.param({}, id="default"),
+    pytest.param({"heads": 4, "kv_heads": 2, "qk_norm": True, "tied": False}, id="grouped-qknorm-untied"),
+    pytest.param({"timed": True}, id="timed"),
+    pytest.param({"shift": 1}, id="shifted"),
+]
+
+
+def network(**changes: object) -> Transformer:
+    torch.manual_seed(0)
+    made = Transformer(preset("toy", 40, **changes)).double().eval()  # type: ignore[arg-type]
+    for parameter in made.parameters():
+        if parameter.ndim == 2:
+            parameter.data.mul_(5)
+    return made
+
+
+def ask(net: Transformer, x: torch.Tensor, attend: Attend, lengths: list[int] | None = None, **more: object) -> Forward:
+    columns = torch.arange(x.shape[1])
+    ends = torch.tensor(lengths or [x.shape[1]] * len(x))[:, None]
+    pos = torch.where(columns < ends, columns, -1)
+    want = torch.where(pos >= net.config.shift, pos, -1)
+    t = torch.linspace(0.2, 0.9, len(x)) if net.config.timed else None
+    return Forward(x=x, pos=pos, want=want, attend=attend, t=t, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_causal_leaks_nothing(shape: dict[str, object]) -> None:
+    net = network(**shape)
+    x = torch.randint(5, 40, (1, 10))
+    changed = x.clone()
+    changed[0, 6:] = (x[0, 6:] + 3) % 35 + 5
+    before, after = net(ask(net, x, Attend("causal"))), net(ask(net, changed, Attend("causal")))
+    torch.testing.assert_close(before[:6], after[:6], rtol=0, atol=0)
+    assert not torch.allclose(before[7:], after[7:])
+
+
+def test_blocks_see_themselves_and_what_came_before() -> None:
+    net = network()
+    x = torch.randint(5, 40, (1, 9))
+    base = net(ask(net, x, Attend("block", 3)))
+    for position in range(9):
+        changed = x.clone()
+        changed[0, position] = (x[0, position] + 3) % 35 + 5
+        moved = (net(ask(net, changed, Attend("block", 3))) - base).abs().amax(1) > 1e-9
+        assert moved.tolist() == [other // 3 >= position // 3 for other in range(9)]
+
+
+def test_an_isolated_prompt_never_sees_the_answer() -> None:
+    net = network()
+    x = torch.randint(5, 40, (1, 9))
+    prompt = torch.tensor([4])
+    changed = x.clone()
+    changed[0, 5] = (x[0, 5] + 3) % 35 + 5
+    base, moved = (net(ask(net, ids, Attend("full"), prompt=prompt)) for ids in (x, changed))
+    torch.testing.assert_close(base[:4], moved[:4], rtol=0, atol=0)
+    assert ((base[4:] - moved[4:]).abs().amax(1) > 1e-9).all()
+
+
+@pytest.mark.parametrize("attend", [Attend("full"), Attend("causal"), Attend("block", 3)], ids=lambda a: a.kind)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_padding_changes_nothing(shape: dict[str, object], attend: Attend) -> None:
+    net = network(**shape)
+    x = torch.randint(5, 40, (2, 10))
+    both = net(ask(net, x, attend, [6, 10]))
+    one = ask(net, x[:1, :6], attend)
+    count = int((one.want >= 0).sum())
+    torch.testing.assert_close(both[:count], net(one), rtol=1e-9, atol=1e-9)
+
+
+def test_only_wanted_positions_are_answered() -> None:
+    net = network()
+    x = torch.randint(5, 40, (2, 10))
+    whole = net(ask(net, x, Attend("full"))).view(2, 10, -1)
+    some = ask(net, x, Attend("full"))
+    some.want = torch.tensor([[7, 2, -1], [0, 9, 4]])
+    expected = torch.stack([whole[0, 7], whole[0, 2], whole[1, 0], whole[1, 9], whole[1, 4]])
+    torch.testing.assert_close(net(some), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_hand_written_gradients_equal_autograd() -> None:
+    torch.manual_seed(0)
+    x, grad = torch.randn(3, 5, 8, requires_grad=True), torch.randn(3, 5, 8)
+    norm, mlp = RMSNorm(8), SwiGLU(8, 16)
+    norm.weight.data.normal_()
+    ours = torch.autograd.grad((norm(x) * grad).sum(), [x, norm.weight])
+    theirs = torch.autograd.grad((F.rms_norm(x, (8,), norm.weight, 1e-6) * grad).sum(), [x, norm.weight])
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    gate, up = mlp.gate_up(x).chunk(2, -1)
+    ours = torch.autograd.grad((mlp(x) * grad).sum(), [x, mlp.gate_up.weight])
+    theirs = torch.autograd.grad((mlp.down(F.silu(gate) * up) * grad).sum(), [x, mlp.gate_up.weight])
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    table = rotary_table(5, 8, 10_000.0)[None].double()
+    y = torch.randn(2, 5, 3, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda value: rotate(value, table), y)
+
+
+def test_rotation_depends_on_distance_alone() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 8).double()
+    table = rotary_table(50, 8, 10_000.0).double()
+
+    def product(i: int, j: int) -> float:
+        a, b = (rotate(v.view(1, 1, 1, 8), table[None, p : p + 1]).flatten() for v, p in ((q, i), (k, j)))
+        return float(a @ b)
+
+    assert product(3, 10) == pytest.approx(product(33, 40), abs=1e-6)
+    assert product(0, 0) == pytest.approx(float(q @ k), abs=1e-9)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
+def test_save_and_load(tmp_path: Path, storage: str) -> None:
+    tokenizer = Tokenizer.bytes()
+    model = Model.fresh({"name": "masked"}, tokenizer, preset("toy", tokenizer.vocab_size), True)
+    model.save(tmp_path / "m", storage)
+    again = load(tmp_path / "m")
+    error = {"float32": 0.0, "bfloat16": 2**-8, "int8": 1 / 127}[storage]
+    for (name, old), new in zip(model.network.named_parameters(), again.network.parameters(), strict=True):
+        bound = error * old.abs().amax() if storage != "float32" else 0.0
+        assert ((old - new).abs() <= bound).all(), name
+    again.save(tmp_path / "n", storage)
+    twice = load(tmp_path / "n")
+    for old, new in zip(again.network.parameters(), twice.network.parameters(), strict=True):
+        torch.testing.assert_close(old, new, rtol=0, atol=1e-6 if storage == "int8" else 0)
+    assert (again.family, again.spec, again.conditional) == (model.family, model.spec, True)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name not in ("1b", "8b", "350m", "125m")])
+def test_presets_build(name: str) -> None:
+    with torch.device("meta"):
+        Transformer(preset(name, 8192))
+
+
+def test_presets_have_the_size_in_their_name() -> None:
+    with torch.device("meta"):
+        for name, millions in {"1m": 1.1, "3m": 3.3, "7m": 6.9, "25m": 25, "1b": 1000, "8b": 8000}.items():
+            vocabulary = 128_256 if name == "8b" else 8192
+            count = sum(p.numel() for p in Transformer(preset(name, vocabulary)).parameters()) / 1e6
+            assert count == pytest.approx(millions, rel=0.12), name

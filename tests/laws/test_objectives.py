@@ -1,0 +1,415 @@
+"""Laws of every objective, by way of the families that use them, and what masked diffusion adds to them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import permutations, product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from redraft import likelihood
+from redraft.errors import UserError
+from redraft.noise.absorbing import Absorbing
+from redraft.noise.schedules.geometric import Geometric
+from redraft.objectives.autoregressive import Autoregressive
+from redraft.objectives.masked import Masked
+from redraft.registry import find, names
+from redraft.types import Batch, Forward, Network, Prepared, Spec
+from tests.tiny import VOCABULARY, ArbitraryNetwork, Language, OracleNetwork, family, log_probabilities, pairs
+
+A, B, C = VOCABULARY.letters
+EOS, SEP, BOS = VOCABULARY.eos_id, VOCABULARY.sep_id, VOCABULARY.bos_id
+
+each_family = pytest.mark.parametrize("name", names("families"))
+each_kind = pytest.mark.parametrize("conditional", [True, False], ids=["conditional", "plain"])
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(conditional: bool = True) -> Batch:
+    """Ragged rows, one of them with nothing but an end-of-text to predict, and padding behind them all."""
+    rows = [([A, B, SEP], [C, A, A, EOS]), ([C, SEP], [EOS]), ([B, C, A, A, SEP], [B, B, EOS])]
+    made = pairs(rows, length=10)
+    return made if conditional else replace(made, prompt=None)
+
+
+def random_logits(prepared: Prepared, spec: Spec, scale: float = 1.0, seed: int = 0) -> Tensor:
+    return torch.randn(len(prepared.target), spec.vocab_size, generator=generator(seed)) * scale
+
+
+# ---- every objective
+
+
+def test_every_objective_is_met_through_a_family() -> None:
+    used = {type(find("families", name)().objective()) for name in names("families")}
+    assert {find("objectives", name) for name in names("objectives")} <= used
+
+
+@each_family
+@each_kind
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_loss_and_gradient_are_finite(name: str, conditional: bool, scale: float) -> None:
+    spec, objective = family(name, conditional)
+    for seed in range(8):
+        prepared = objective.prepare(batch(conditional), spec, generator(seed))
+        logits = random_logits(prepared, spec, scale, seed).requires_grad_()
+        terms = objective.loss(logits, prepared)
+        terms.loss.backward()
+        assert logits.grad is not None
+        assert bool(terms.loss.isfinite()) and bool(terms.nats.isfinite().all()) and bool(logits.grad.isfinite().all())
+        assert terms.nats.shape == (3,) and float(terms.nats.min()) >= 0
+        assert terms.tokens == 8
+
+
+@each_family
+@each_kind
+def test_a_batch_without_targets_costs_nothing(name: str, conditional: bool) -> None:
+    spec, objective = family(name, conditional)
+    empty = batch(conditional)
+    empty.target = torch.zeros_like(empty.target)
+    prepared = objective.prepare(empty, replace(spec, length_head=False), generator())
+    terms = objective.loss(random_logits(prepared, spec), prepared)
+    assert float(terms.loss) == 0 and terms.nats.tolist() == [0, 0, 0]
+
+
+@each_family
+@each_kind
+def test_prompt_and_padding_never_count(name: str, conditional: bool) -> None:
+    """Other prompts and other padding: the same questions, weights and answers, hence the same loss."""
+    spec, objective = family(name, conditional)
+    one, other = batch(conditional), batch(conditional)
+    other.ids = torch.where(other.target, other.ids, C)
+    for seed in range(5):
+        first, second = (objective.prepare(rows, spec, generator(seed)) for rows in (one, other))
+        assert torch.equal(first.ask.want, second.ask.want)
+        assert torch.equal(first.target, second.target)
+        terms = [objective.loss(random_logits(p, spec), p) for p in (first, second)]
+        assert torch.equal(terms[0].loss, terms[1].loss) and torch.equal(terms[0].nats, terms[1].nats)
+
+
+@each_family
+@each_kind
+def test_a_request_leaves_what_is_given_and_asks_for_targets_alone(name: str, conditional: bool) -> None:
+    spec, objective = family(name, conditional)
+    clean = batch(conditional)
+    column = torch.arange(clean.ids.shape[1]).expand(clean.ids.shape)
+    for seed in range(10):
+        prepared = objective.prepare(clean, spec, generator(seed))
+        ask = prepared.ask
+        assert torch.equal(ask.x[~clean.target], clean.ids[~clean.target])
+        assert torch.equal(ask.pos, torch.where(clean.valid, column, -1))
+        row, _ = (ask.want >= 0).nonzero(as_tuple=True)
+        assert torch.equal(row, prepared.row)
+        asked = torch.zeros_like(clean.target).index_put((row, ask.want[ask.want >= 0]), torch.tensor(True))
+        if spec.length_head and clean.prompt is not None:
+            last = F.one_hot(clean.prompt - 1, clean.ids.shape[1]).bool()
+            assert bool(asked[last].all())
+            asked &= ~last
+        assert not bool((asked & ~clean.target).any())
+
+
+@each_family
+@each_kind
+def test_forbidden_tokens_have_no_probability(name: str, conditional: bool) -> None:
+    """Their logits change nothing, and get no gradient; a length may have the number of a forbidden token."""
+    spec, objective = family(name, conditional)
+    prepared = objective.prepare(batch(conditional), spec, generator(4))
+    is_length = prepared.extra.get("is_length", torch.zeros(len(prepared.target), dtype=torch.bool))
+    banned = sorted({*spec.forbidden, spec.mask_id}) if spec.shift == 0 else list(spec.forbidden)
+    logits = random_logits(prepared, spec).requires_grad_()
+    terms = objective.loss(logits, prepared)
+    terms.loss.backward()
+    assert logits.grad is not None
+    assert float(logits.grad[~is_length][:, banned].abs().max()) == 0
+    raised = logits.detach().clone()
+    raised[:, banned] += torch.where(is_length, 0.0, 50.0)[:, None]
+    assert torch.equal(objective.loss(raised, prepared).nats, terms.nats)
+
+
+@each_family
+@each_kind
+def test_an_oracle_reaches_the_exact_likelihood(name: str, conditional: bool) -> None:
+    """The true conditionals make every exact objective exact and every bound tight: nats = -log p(text)."""
+    spec, objective = family(name, conditional)
+    language = Language.ended([A, B], 2) if conditional else Language.of_one_length([A, B, EOS], 3)
+    prompt = [C, SEP] if conditional else [BOS]
+    oracle = OracleNetwork(language, spec, len(prompt))
+    for seed, text in enumerate(language.texts[:12]):
+        found = likelihood.score(oracle, prompt, text, objective, spec, samples=2000, seed=seed)
+        assert found.stderr < 0.1
+        assert found.nats == pytest.approx(language.nll(text), abs=4.5 * found.stderr + 1e-4)
+        assert found.is_bound or found.stderr == 0
+
+
+@each_family
+def test_length_and_text_make_up_a_distribution(name: str) -> None:
+    """exp(-nats) of an oracle sums to one over all texts of all lengths: nothing is left out of a conditional bound."""
+    spec, objective = family(name)
+    language = Language.ended([A, B], 2, seed=3)
+    oracle = OracleNetwork(language, spec, 2)
+    found = [likelihood.score(oracle, [C, SEP], text, objective, spec, samples=2000) for text in language.texts]
+    error = math.sqrt(sum((math.exp(-f.nats) * f.stderr) ** 2 for f in found))
+    assert sum(math.exp(-f.nats) for f in found) == pytest.approx(1, abs=4.5 * error + 1e-4)
+
+
+# ---- label smoothing, weights
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.1, 0.5])
+def test_label_smoothing_is_that_of_torch_over_the_allowed_tokens(amount: float) -> None:
+    spec, _ = family("autoregressive")
+    objective = Autoregressive(label_smoothing=amount)
+    prepared = objective.prepare(batch(), spec, generator())
+    logits = random_logits(prepared, spec).requires_grad_()
+    allowed = [i for i in range(spec.vocab_size) if i not in spec.forbidden]
+    answer = torch.tensor([allowed.index(i) for i in prepared.target.tolist()])
+    expected = F.cross_entropy(logits[:, allowed], answer, label_smoothing=amount)
+    (slope,) = torch.autograd.grad(expected, logits)
+    terms = objective.loss(logits, prepared)
+    terms.loss.backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(terms.loss, expected)
+    torch.testing.assert_close(logits.grad, slope)
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.3}, {"weight": "flat"}, {"length_weight": 5.0}], ids=str)
+def test_training_options_leave_the_reported_nats_alone(options: dict[str, Any]) -> None:
+    spec, _ = family("masked")
+    plain, other = (objective.prepare(batch(), spec, generator(2)) for objective in (Masked(), Masked(**options)))
+    logits = random_logits(plain, spec)
+    expected, found = Masked().loss(logits.clone(), plain), Masked(**options).loss(logits.clone(), other)
+    assert torch.equal(expected.nats, found.nats)
+    assert float(expected.loss) != pytest.approx(float(found.loss), abs=1e-4)
+
+
+def test_the_loss_of_weight_bound_is_the_bound_per_token() -> None:
+    spec, objective = family("masked", conditional=False)
+    prepared = objective.prepare(batch(False), spec, generator(5))
+    terms = objective.loss(random_logits(prepared, spec), prepared)
+    torch.testing.assert_close(terms.loss, terms.nats.sum() / terms.tokens)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_of_weight_flat_is_the_mean_over_masked_tokens_and_over_lengths(smoothing: float) -> None:
+    spec, objective = family("masked", weight="flat", length_weight=0.25, label_smoothing=smoothing)
+    prepared = objective.prepare(batch(), spec, generator(1))
+    is_length = prepared.extra["is_length"]
+    logits = random_logits(prepared, spec)
+    allowed = [i for i in range(spec.vocab_size) if i not in spec.forbidden]
+    answer = torch.tensor([allowed.index(i) for i in prepared.target[~is_length].tolist()])
+    masked = F.cross_entropy(logits[~is_length][:, allowed], answer, label_smoothing=smoothing)
+    assert prepared.target[is_length].tolist() == [4, 1, 3]
+    lengths = F.cross_entropy(logits[is_length], prepared.target[is_length])
+    torch.testing.assert_close(objective.loss(logits, prepared).loss, masked + 0.25 * lengths)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": -1}, {"weight": "flatt"}, {"label_smoothing": 1.0}], ids=str)
+def test_impossible_options_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        Masked(**wrong)
+
+
+# ---- masked diffusion against enumeration, with a network whose conditionals fit no joint distribution
+
+TEXT = [C, A, B]
+
+
+def masked_rows(text: list[int]) -> tuple[Tensor, Tensor]:
+    """Every way to mask a text: rows [2^n, n] and which positions are masked [2^n, n]."""
+    hidden = torch.tensor(list(product([False, True], repeat=len(text))))
+    return torch.where(hidden, VOCABULARY.mask_id, torch.tensor(text)), hidden
+
+
+def nll_table(network: Network, spec: Spec, text: list[int]) -> dict[tuple[bool, ...], Tensor]:
+    """-log p(token | the unmasked rest) at every position [n], for each way to mask the text."""
+    rows, hidden = masked_rows(text)
+    logp = log_probabilities(network, spec, rows)
+    nll = -logp.gather(2, torch.tensor(text).expand(len(rows), -1)[..., None]).squeeze(2)
+    return {tuple(h.tolist()): n for h, n in zip(hidden, nll, strict=True)}
+
+
+def order_nlls(network: Network, spec: Spec, text: list[int]) -> Tensor:
+    """-log p(text) of revealing it one position at a time, for every order."""
+    table, found = nll_table(network, spec, text), []
+    for order in permutations(range(len(text))):
+        hidden, total = [True] * len(text), 0.0
+        for position in order:
+            total += float(table[tuple(hidden)][position])
+            hidden[position] = False
+        found.append(total)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def divergence_sum(network: Network, spec: Spec, text: list[int], steps: int) -> float:
+    """D3PM's bound from its definition: sum over steps of E KL(q(x_s | x_t, x_0) || p(x_s | x_t)), with s = 0 as the
+    reconstruction. All noise levels and maskings enumerated."""
+    assert spec.schedule is not None
+    rows, hidden = masked_rows(text)
+    process, total = Absorbing(), 0.0
+    clean = F.one_hot(torch.tensor(text), spec.vocab_size).double().expand(len(rows), -1, -1)
+    model = log_probabilities(network, spec, rows).exp()
+    for step in range(1, steps + 1):
+        t = torch.tensor([(step - 1) / steps, step / steps], dtype=torch.float64)
+        a_s, a_t = spec.schedule.alpha(t)
+        chance = torch.where(hidden, 1 - a_t, a_t).prod(1)
+        q = process.posterior(rows, clean, a_s, a_t, spec)
+        p = process.posterior(rows, model, a_s, a_t, spec)
+        kl = torch.where(q > 0, q * (q / p).log(), 0.0).sum((1, 2))
+        total += float((chance * kl).sum())
+    return total
+
+
+def arbitrary(**changes: Any) -> tuple[Spec, ArbitraryNetwork]:
+    spec = replace(family("masked", conditional=False)[0], **changes)
+    return spec, ArbitraryNetwork(spec, len(TEXT))
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("name", names("noise.schedules"))
+def test_the_continuous_bound_is_the_mean_over_orders(name: str, timed: bool) -> None:
+    """Whatever the schedule (Hoogeboom et al. 2022, arXiv:2110.02037; Ou et al. 2024, arXiv:2406.03736). ``timed``
+    takes the other way of drawing masks, each on its own."""
+    spec, network = arbitrary(schedule=find("noise.schedules", name)(), timed=timed)
+    expected = float(order_nlls(network, spec, TEXT).mean())
+    found = likelihood.score(network, [], TEXT, Masked(), spec, samples=20_000, seed=1)
+    assert found.stderr < 0.02 * expected
+    assert found.nats == pytest.approx(expected, abs=4.5 * found.stderr)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("name", ["linear", "cosine", "polynomial"])
+def test_the_discrete_bound_is_the_sum_of_divergences(name: str, steps: int) -> None:
+    spec, network = arbitrary(schedule=find("noise.schedules", name)())
+    expected = divergence_sum(network, spec, TEXT, steps)
+    found = likelihood.score(network, [], TEXT, Masked(steps=steps), spec, samples=20_000, seed=2)
+    assert found.stderr < 0.02 * expected
+    assert found.nats == pytest.approx(expected, abs=4.5 * found.stderr + 1e-4)
+
+
+def test_a_bound_is_above_the_exact_likelihood() -> None:
+    """The model's likelihood is that of a random order, p(x) = mean over orders of p(x | order)."""
+    for seed in range(4):
+        spec, network = arbitrary()
+        network.seed = seed
+        nlls = order_nlls(network, spec, TEXT)
+        exact = -float(torch.logsumexp(-nlls, 0) - math.log(len(nlls)))
+        found = likelihood.score(network, [], TEXT, Masked(), spec, samples=20_000, seed=seed)
+        assert found.is_bound
+        assert found.nats > exact + 2 * found.stderr
+
+
+def test_more_steps_tighten_the_bound_towards_continuous_time() -> None:
+    """With true conditionals, on average over texts; one step is the independent guess of every token."""
+    spec, _ = arbitrary()
+    language = Language.of_one_length([A, B, C], 3)
+    oracle = OracleNetwork(language, spec, 0)
+
+    def mean(values: list[float]) -> float:
+        return float((language.p * torch.tensor(values, dtype=torch.float64)).sum())
+
+    entropy = mean([language.nll(text) for text in language.texts])
+    bounds = [mean([divergence_sum(oracle, spec, x, steps) for x in language.texts]) for steps in (1, 2, 4, 8, 64)]
+    assert all(a > b > entropy for a, b in zip(bounds, bounds[1:], strict=False))
+    assert bounds[-1] - entropy < 0.05 * (bounds[0] - entropy)
+    samples = [
+        mean([likelihood.score(oracle, [], x, Masked(steps=steps), spec, samples=2000).nats for x in language.texts])
+        for steps in (1, 4)
+    ]
+    assert samples == pytest.approx([bounds[0], bounds[2]], rel=0.02)
+
+
+def test_masks_are_every_subset_of_the_drawn_count() -> None:
+    spec, _ = arbitrary()
+    rows = pairs([([], TEXT)] * 6000)
+    hidden = Masked().prepare(rows, spec, generator(8)).ask.x == VOCABULARY.mask_id
+    kinds, counts = hidden.unique(dim=0, return_counts=True)
+    assert len(kinds) == 7, "every subset but the empty one"
+    expected = torch.tensor([2000 / math.comb(3, int(kind.sum())) for kind in kinds])
+    assert float(((counts - expected) ** 2 / expected).sum()) < 22.5  # 99.9 % point at 6 degrees of freedom
+
+
+def test_a_schedule_short_of_its_ends_still_bounds_the_whole() -> None:
+    """alpha(1) = 0.37: without stretching, a third of the noise levels would be missing from the bound."""
+    spec, network = arbitrary(schedule=Geometric(1e-3, 1.0))
+    expected = float(order_nlls(network, spec, TEXT).mean())
+    found = likelihood.score(network, [], TEXT, Masked(), spec, samples=20_000)
+    assert found.nats == pytest.approx(expected, abs=4.5 * found.stderr)
+
+
+def test_time_is_told_to_networks_that_want_it() -> None:
+    timed, _ = arbitrary(timed=True)
+    rows = batch(False)
+    t = Masked().prepare(rows, timed, generator()).ask.t
+    assert t is not None and t.shape == (3,) and t.dtype == torch.float32
+    assert Masked().prepare(rows, replace(timed, timed=False), generator()).ask.t is None
+
+
+def test_the_closing_end_of_text_is_given_with_the_length() -> None:
+    spec, objective = family("masked")
+    clean = batch()
+    for seed in range(20):
+        x = objective.prepare(clean, spec, generator(seed)).ask.x
+        assert bool((x[clean.ids == EOS] == EOS).all())
+    seen = [objective.prepare(clean, replace(spec, length_head=False), generator(seed)).ask.x for seed in range(20)]
+    assert any(bool((x[clean.ids == EOS] != EOS).any()) for x in seen)
+
+
+# ---- likelihood
+
+
+def test_the_stated_error_is_the_spread_between_seeds() -> None:
+    spec, network = arbitrary()
+    rows = [pairs([([], TEXT), ([], [A, A, B]), ([], [B, C, A])]), pairs([([], [C, C, A])])]
+    found = [likelihood.bound(network, rows, Masked(), spec, samples=8, seed=seed) for seed in range(120)]
+    spread = float(torch.tensor([f.nats for f in found]).std())
+    stated = math.sqrt(sum(f.stderr**2 for f in found) / len(found))
+    assert 0.8 < stated / spread < 1.25
+
+
+def test_a_bound_adds_up() -> None:
+    spec, network = arbitrary()
+    rows = [pairs([([], TEXT), ([], [A, A, B])]), pairs([([], [C, C, A])])]
+    found = likelihood.bound(network, rows, Masked(), spec, samples=3, seed=5)
+    assert found == likelihood.bound(network, rows, Masked(), spec, samples=3, seed=5)
+    assert len(found.rows) == 3 and sum(found.rows) == pytest.approx(found.nats)
+    assert (found.tokens, found.bytes, found.samples) == (9, 9, 3)
+    assert found.nats_per_token == pytest.approx(found.nats / 9)
+    assert found.bits_per_byte == pytest.approx(found.nats / 9 / math.log(2))
+    assert found.bits_per_byte_stderr == pytest.approx(found.stderr / 9 / math.log(2))
+
+
+class Counting(nn.Module):
+    """A network that counts its passes and remembers its mode."""
+
+    def __init__(self, inner: Network) -> None:
+        super().__init__()
+        self.inner, self.passes, self.trained = inner, 0, False
+
+    def forward(self, ask: Forward, store: object = None) -> Tensor:
+        self.passes += 1
+        self.trained |= self.training
+        return self.inner(ask)
+
+
+def test_an_exact_objective_takes_one_pass_and_has_no_error() -> None:
+    spec, objective = family("autoregressive")
+    network = Counting(OracleNetwork(Language.ended([A, B], 2), spec, 2))
+    found = likelihood.bound(network, [pairs([([C, SEP], [A, EOS]), ([C, SEP], [B, A, EOS])])], objective, spec, 16)
+    assert network.passes == 1 and found.samples == 1
+    assert not found.is_bound and found.stderr == 0
+    assert network.training and not network.trained, "scored in evaluation mode, then put back"
+
+
+def test_what_cannot_be_scored_is_refused() -> None:
+    spec, network = arbitrary()
+    with pytest.raises(UserError):
+        likelihood.bound(network, [pairs([([], TEXT)])], Masked(), spec, samples=1)
+    with pytest.raises(UserError):
+        likelihood.score(network, [A], [], Masked(), spec)

@@ -1,0 +1,182 @@
+"""Tiny real things for the tests: a vocabulary, a distribution small enough to enumerate, and networks that know it.
+
+Legend of shapes: ``redraft.types``; S is the number of texts of a ``Language``, M the length of its longest.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from redraft import registry
+from redraft.types import Batch, Forward, Network, Objective, Spec
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What families read of a tokenizer: the five specials, in the order of our own tokenizers, and letters."""
+
+    vocab_size: int = 8
+    pad_id: int = 0
+    eos_id: int = 1
+    bos_id: int = 2
+    mask_id: int = 3
+    sep_id: int = 4
+
+    @property
+    def markers(self) -> tuple[int, ...]:
+        return (self.pad_id, self.bos_id, self.mask_id, self.sep_id)
+
+    @property
+    def letters(self) -> range:
+        return range(5, self.vocab_size)
+
+
+VOCABULARY = Vocabulary()
+
+
+def family(name: str, conditional: bool = True, **fields: Any) -> tuple[Spec, Objective]:
+    """Spec and objective of a family over ``VOCABULARY``; ``conditional``: prompt -> answer rather than plain text."""
+    built = registry.find("families", name)(**fields)
+    spec = built.spec(VOCABULARY)
+    return spec if conditional else replace(spec, isolate_prompt=False, length_head=False), built.objective()
+
+
+def pairs(rows: list[tuple[list[int], list[int]]], length: int = 0) -> Batch:
+    """(prompt, target) rows of ids -> a padded batch, as the loader makes it. ``length`` 0: the longest row."""
+    length = length or max(len(prompt) + len(target) for prompt, target in rows)
+    column = torch.arange(length)
+    start = torch.tensor([len(prompt) for prompt, _ in rows])
+    end = torch.tensor([len(prompt) + len(target) for prompt, target in rows])
+    padded = [[*p, *t, *[VOCABULARY.pad_id] * (length - len(p) - len(t))] for p, t in rows]
+    return Batch(
+        ids=torch.tensor(padded),
+        target=(column >= start[:, None]) & (column < end[:, None]),
+        valid=column < end[:, None],
+        prompt=start,
+        bytes=end - start,
+    )
+
+
+@dataclass
+class Language:
+    """A distribution over a few texts (lists of ids, end-of-text included where there is one)."""
+
+    texts: list[list[int]]
+    p: Tensor  # [S] float64
+
+    @classmethod
+    def of_one_length(cls, letters: list[int], length: int, seed: int = 0) -> Language:
+        """Every string of ``length`` letters, with random probabilities: no independence anywhere."""
+        grid = torch.cartesian_prod(*[torch.tensor(letters)] * length).view(-1, length)
+        return cls(grid.tolist(), _random_probabilities(len(grid), seed))
+
+    @classmethod
+    def ended(cls, letters: list[int], longest: int, seed: int = 0) -> Language:
+        """Every string of 1 to ``longest`` letters, each closed by an end-of-text, with random probabilities."""
+        parts = [cls.of_one_length(letters, n).texts for n in range(1, longest + 1)]
+        texts = [[*text, VOCABULARY.eos_id] for part in parts for text in part]
+        return cls(texts, _random_probabilities(len(texts), seed))
+
+    @cached_property
+    def table(self) -> Tensor:
+        """[S, M] ids, -1 behind the end."""
+        longest = max(map(len, self.texts))
+        return torch.tensor([[*text, *[-1] * (longest - len(text))] for text in self.texts])
+
+    def nll(self, text: list[int]) -> float:
+        """Exact -log p(text) in nats."""
+        return -float(self.p[self.texts.index(text)].log())
+
+
+def _random_probabilities(count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, generator=generator, dtype=torch.float64).mul(1.5).softmax(0)
+
+
+@dataclass
+class OracleNetwork:
+    """Answers every request with the true conditionals of a language, given the tokens that the request lets it see.
+
+    All rows have prompts of ``start`` tokens. At the last of them it predicts the length. Where everything is seen
+    (attention ``full``) so is the extent of the canvas, hence the length. It keeps no cache: run it without one.
+    """
+
+    language: Language
+    spec: Spec
+    start: int
+
+    def __call__(self, ask: Forward, store: object = None) -> Tensor:
+        row, column = (ask.want >= 0).nonzero(as_tuple=True)
+        want, pos, x = ask.want[row, column], ask.pos[row], ask.x[row]  # [N], [N, Q], [N, Q]
+        stage = ask.attend.stage(ask.pos, ask.prompt)[row]
+        at = (pos == want[:, None] - self.spec.shift).nonzero()[:, 1]
+        seen = (pos >= self.start) & (stage <= stage.gather(1, at[:, None]))
+        known = seen & (x != self.spec.mask_id)
+
+        table, lengths = self.language.table, (self.language.table >= 0).sum(1)
+        says = table[:, (pos - self.start).clamp(0, table.shape[1] - 1)]  # [S, N, Q]
+        agrees = ((says == x) | ~known).all(-1)
+        if ask.attend.kind == "full":
+            extent = seen.sum(1)
+            agrees &= (lengths[:, None] == extent) | (extent == 0)
+        weight = agrees * self.language.p[:, None]  # [S, N]
+
+        outcome = table[:, (want - self.start).clamp(0, table.shape[1] - 1)]  # [S, N]
+        outcome = torch.where(want == self.start - 1, lengths[:, None], outcome)
+        p = torch.zeros(len(want), self.spec.vocab_size + 1, dtype=torch.float64)
+        p.scatter_add_(1, torch.where(outcome < 0, self.spec.vocab_size, outcome).T, weight.T.contiguous())
+        p = p[:, :-1]  # the last column gathered the texts that had already ended
+        return (p / p.sum(1, keepdim=True).clamp(min=1e-300)).clamp(min=1e-30).log().float()  # impossible text: uniform
+
+
+@dataclass
+class ArbitraryNetwork:
+    """Random conditionals for every pattern of visible tokens: a model that agrees with no joint distribution."""
+
+    spec: Spec
+    length: int
+    seed: int = 0
+    start: int = 0
+
+    @cached_property
+    def logits(self) -> Tensor:
+        v, n = self.spec.vocab_size, self.length
+        return torch.randn(v**n, n, v, generator=torch.Generator().manual_seed(self.seed)) * 1.5
+
+    def __call__(self, ask: Forward, store: object = None) -> Tensor:
+        place = self.spec.vocab_size ** torch.arange(self.length)
+        pattern = (ask.x[:, self.start : self.start + self.length] * place).sum(1)
+        row, column = (ask.want >= 0).nonzero(as_tuple=True)
+        return self.logits[pattern[row], ask.want[row, column] - self.start]
+
+
+def log_probabilities(network: Network, spec: Spec, x: Tensor, start: int = 0) -> Tensor:
+    """What a bidirectional network predicts at every position of rows ``x`` [R, L] from ``start`` on, forbidden
+    tokens removed -> [R, L - start, V] float64."""
+    pos = torch.arange(x.shape[1]).expand(x.shape)
+    ask = Forward(x=x, pos=pos, want=pos[:, start:], attend=spec.attend)
+    logits = network(ask).double().view(x.shape[0], x.shape[1] - start, -1).clone()
+    logits[..., sorted({*spec.forbidden, spec.mask_id})] = -torch.inf
+    return logits.log_softmax(-1)
+
+
+def golden(*path: str) -> dict[str, Tensor]:
+    """Recorded values of a public reference: a safetensors file under ``$REDRAFT_PARITY`` (or beside the checkout).
+
+    Skips the test where the file isn't there.
+    """
+    from safetensors.torch import load_file
+
+    root = Path(os.environ.get("REDRAFT_PARITY") or Path(__file__).parents[2] / "shared" / "parity")
+    file = root.joinpath(*path)
+    if not file.is_file():
+        pytest.skip(f"no reference values: {file} (set REDRAFT_PARITY)")
+    return load_file(file)

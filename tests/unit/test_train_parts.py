@@ -1,0 +1,233 @@
+"""Schedules, averaged weights, checkpoints, recipes and counted arithmetic: the pure parts of training."""
+
+from __future__ import annotations
+
+import json
+import resource
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from redraft.data.tokenizer import Tokenizer
+from redraft.errors import UserError
+from redraft.model import Model
+from redraft.models.presets import preset
+from redraft.objectives.masked import Masked
+from redraft.train import checkpoint, optim
+from redraft.train.ema import Ema
+from redraft.train.recipe import Recipe
+from redraft.train.throughput import Arithmetic, seen_pairs
+from redraft.types import Attend, Batch, Forward
+
+share = st.floats(0.0, 1.0)
+
+# ---- learning rates
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+@given(progress=share, warmup=st.floats(0.01, 0.5), floor=st.floats(0.0, 0.9))
+def test_a_schedule_stays_between_nothing_and_the_peak_and_moves_smoothly(
+    name: str, progress: float, warmup: float, floor: float
+) -> None:
+    here = optim.SCHEDULES[name](progress, warmup, floor)
+    there = optim.SCHEDULES[name](min(progress + 1e-6, 1.0), warmup, floor)
+    assert 0.0 <= here <= 1.0
+    assert abs(there - here) < 2e-4  # the steepest slope is that of a warm-up over 1 % of the run
+    if progress >= warmup:
+        assert there <= here and here >= floor - 1e-12
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_a_schedule_starts_at_zero_peaks_after_the_warm_up_and_ends_at_its_floor(name: str) -> None:
+    schedule = optim.SCHEDULES[name]
+    assert schedule(0.0, 0.1, 0.05) == 0.0
+    assert schedule(0.1, 0.1, 0.05) == pytest.approx(1.0)
+    assert schedule(1.0, 0.1, 0.05) == pytest.approx(1.0 if name == "constant" else 0.05)
+
+
+def test_wsd_is_flat_between_warm_up_and_decay() -> None:
+    assert {optim.wsd(p / 100, 0.1, 0.0) for p in range(10, 81)} == {1.0}
+
+
+def test_only_matrices_are_decayed() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    optimizer = optim.adamw(network, 0.1, (0.9, 0.98), weight_decay=0.5)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name: decay[id(p)] for name, p in network.named_parameters()} == {
+        "0.weight": 0.5,
+        "0.bias": 0.0,
+        "1.weight": 0.0,
+        "1.bias": 0.0,
+    }
+
+
+# ---- averaged weights
+
+
+def test_the_average_follows_its_recurrence() -> None:
+    network, decay = nn.Linear(3, 2), 0.6
+    ema, expected = Ema(network, decay), network.weight.detach().double().clone()
+    for n in range(20):
+        with torch.no_grad():
+            network.weight.add_(torch.randn(2, 3, generator=torch.Generator().manual_seed(n)))
+        ema.update(network)
+        d = min(decay, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * network.weight.detach().double()
+    torch.testing.assert_close(ema.shadow["weight"].double(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_applying_the_average_gives_the_weights_back() -> None:
+    network = nn.Linear(3, 2)
+    ema = Ema(network, 0.9)
+    with torch.no_grad():
+        network.weight.zero_()
+    average = ema.shadow["weight"].clone()
+    with pytest.raises(RuntimeError), ema.applied(network):
+        assert torch.equal(network.weight, average)
+        raise RuntimeError
+    assert not network.weight.any() and torch.equal(ema.shadow["weight"], average)
+
+
+# ---- checkpoints
+
+
+def _tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"a": torch.randn(50, 30, generator=generator), "random": generator.get_state()}
+
+
+def test_a_checkpoint_comes_back_as_it_was_and_two_are_kept(tmp_path: Path) -> None:
+    assert checkpoint.load_latest(tmp_path) is None
+    for step in (9, 10, 11):
+        checkpoint.save(tmp_path, step, _tensors(step), {"step": step, "loss": 0.1 + 0.2})
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-000000010", "checkpoint-000000011"]
+    assert [p for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    loaded = checkpoint.load_latest(tmp_path)
+    assert loaded is not None and loaded[1] == {"step": 11, "loss": 0.1 + 0.2}
+    assert all(torch.equal(loaded[0][name], tensor) for name, tensor in _tensors(11).items())
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "harm",
+    [_flip, lambda p: p.write_bytes(p.read_bytes()[:-40]), lambda p: p.write_bytes(b""), lambda p: p.unlink()],
+    ids=["flipped", "truncated", "empty", "gone"],
+)
+def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path, file: str, harm) -> None:  # type: ignore[no-untyped-def]
+    for step in (1, 2):
+        saved = checkpoint.save(tmp_path, step, _tensors(), {"text": "x" * 100})
+    harm(saved / file)
+    with pytest.raises(UserError) as error:
+        checkpoint.load_latest(tmp_path)
+    assert str(saved) in str(error.value) and "checkpoint-000000001" in error.value.remedy
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, _tensors(), {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # writing beyond 4 kB fails, as on a full disk
+    try:
+        with pytest.raises(UserError, match="no space"):
+            checkpoint.save(tmp_path, 2, _tensors(), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-000000001"]
+    assert checkpoint.load_latest(tmp_path) is not None
+
+
+def test_nothing_pickled_is_ever_loaded() -> None:
+    sources = Path(checkpoint.__file__).parents[1].rglob("*.py")
+    assert not [p for p in sources if any(word in p.read_text() for word in ("torch.load(", "import pickle"))]
+
+
+# ---- recipes
+
+TABLES = {"data": {"source": "x"}, "train": {"tokens": 1000}, "family": {"name": "masked", "schedule": "cosine"}}
+
+
+def test_a_recipe_survives_toml(tmp_path: Path) -> None:
+    recipe = Recipe.of({**TABLES, "model": {"from": "zoo/x", "preset": "toy", "config": {"dim": 32, "qk_norm": True}}})
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.to_toml(), encoding="utf-8")
+    assert Recipe.load(path) == recipe
+    assert recipe.difference(tomllib.loads(recipe.to_toml())) == []
+
+
+def test_overrides_reach_their_table() -> None:
+    recipe = Recipe.of(TABLES, overrides=["train.lr=2e-4"])
+    assert recipe.train.lr == 2e-4
+    assert Recipe.of(TABLES, overrides=["data.source=my file", "model.config.dim=64"]).model.config == {"dim": 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"train": {"tokens": 10, "learning_rate": 1}}, "learning_rate"),
+        ({"train": {}}, "budget"),
+        ({"train": {"tokens": 10, "schedule": "linear"}}, "schedule"),
+        ({"train": {"tokens": 10, "dropout": 1.5}}, "dropout"),
+        ({"train": {"tokens": "many"}}, "tokens"),
+        ({"trian": {}}, "trian"),
+        ({"family": {"name": "maskd"}}, "masked"),
+        ({"family": {"name": "masked", "sched": "cosine"}}, "schedule"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_name(change: dict, says: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(UserError, match=says):
+        Recipe.of({**TABLES, **change})
+
+
+def test_two_recipes_tell_their_difference_but_not_where_files_lie() -> None:
+    old = Recipe.of(TABLES).tables()
+    new = Recipe.of(TABLES, overrides=["train.lr=5e-4", "data.data_root=elsewhere", "train.save_every_seconds=1"])
+    assert [line.split(":")[0] for line in new.difference(json.loads(json.dumps(old)))] == ["train.lr"]
+
+
+# ---- arithmetic
+
+
+def _batch(lengths: list[int], prompts: list[int] | None) -> Batch:
+    at = torch.arange(max(lengths))[None]
+    valid = at < torch.tensor(lengths)[:, None]
+    begin = torch.tensor(prompts or [0] * len(lengths))
+    ids = torch.randint(5, 200, valid.shape, generator=torch.Generator().manual_seed(0)).masked_fill(~valid, 0)
+    prompt = begin if prompts else None
+    return Batch(ids, valid & (at >= begin[:, None]), valid, prompt, torch.tensor(lengths))
+
+
+def test_counted_flops_are_those_of_torchs_counter() -> None:
+    model = Model.fresh({"name": "masked"}, Tokenizer.bytes(), preset("toy", 261), conditional=False)
+    prepared = Masked().prepare(_batch([24] * 4, None), model.spec, torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it overlooks CPU's fused kernel
+        model.network(prepared.ask).sum().backward()
+    assert counter.get_total_flops() == Arithmetic.of(model.network).training(prepared)
+
+
+@pytest.mark.parametrize("attend", [Attend("causal"), Attend("full"), Attend("block", 3)])
+@pytest.mark.parametrize("prompts", [None, [2, 5]])
+def test_seen_pairs_are_those_the_definition_allows(attend: Attend, prompts: list[int] | None) -> None:
+    batch = _batch([7, 9], prompts)
+    pos = torch.where(batch.valid, torch.arange(9)[None], -1)
+    ask = Forward(x=batch.ids, pos=pos, want=pos, attend=attend, prompt=batch.prompt)
+    stage = attend.stage(pos, batch.prompt)
+    allowed = sum(
+        bool(stage[r, j] <= stage[r, i])
+        for r in range(2)
+        for i in range(9)
+        for j in range(9)
+        if pos[r, i] >= 0 and pos[r, j] >= 0
+    )
+    assert seen_pairs(ask) == allowed
