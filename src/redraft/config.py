@@ -38,7 +38,7 @@ def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
     import typing
 
     hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
     for key, value in values.items():
         if key not in known:
             raise UserError(f"{where}: unknown option '{key}'.", suggest(key, known))

@@ -232,7 +232,7 @@ def inverse_cdf(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Ten
     """
     scaled = logits.float() / temperature[:, None].float()
     if bool((top_k > 0).any()) or bool((top_p < 1).any()):
-        value, order = scaled.sort(-1, descending=True, stable=True)
+        value, order = scaled.sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(scaled.shape[1], device=scaled.device)
         p = value.softmax(-1)
         # A token is kept while the mass before it is below top_p; the first always is.

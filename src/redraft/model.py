@@ -183,7 +183,9 @@ class Model:
         name = settings.sampler or kind.__module__.rsplit(".", 1)[-1]
         if settings.steps is not None:
             if "steps" not in fields:
-                raise UserError(f"sampler '{name}' has no option 'steps'.", f"Its options: {', '.join(fields) or 'none'}.")
+                raise UserError(
+                    f"sampler '{name}' has no option 'steps'.", f"Its options: {', '.join(fields) or 'none'}."
+                )
             options["steps"] = settings.steps
         elif "steps" in fields and "steps" not in options:
             options["steps"] = min(16, settings.max_new_tokens)
@@ -229,7 +231,9 @@ class Model:
         import re
 
         if self.spec.shift:
-            raise UserError("an autoregressive model can't see what follows a hole.", "Use a diffusion model to infill.")
+            raise UserError(
+                "an autoregressive model can't see what follows a hole.", "Use a diffusion model to infill."
+            )
         parts = re.split(r"\[\[(\d+)\]\]", text)
         if len(parts) < 3:
             raise UserError("the text has no hole.", "Write a hole of three tokens as [[3]].")

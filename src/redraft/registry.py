@@ -17,7 +17,9 @@ _ROOT = Path(__file__).parent
 def names(folder: str) -> tuple[str, ...]:
     """Public names in a folder (``"samplers"``, ``"noise.schedules"``), without importing any of them."""
     path = _ROOT.joinpath(*folder.split("."))
-    return tuple(sorted(m.name for m in pkgutil.iter_modules([str(path)]) if not m.name.startswith("_") and not m.ispkg))
+    return tuple(
+        sorted(m.name for m in pkgutil.iter_modules([str(path)]) if not m.name.startswith("_") and not m.ispkg)
+    )
 
 
 def find(folder: str, name: str) -> Any:

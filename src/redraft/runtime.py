@@ -55,7 +55,9 @@ def _mix(z: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def peak_matmul(where: torch.device, dtype: torch.dtype = torch.float32, size: int = 1536, seconds: float = 0.4) -> float:
+def peak_matmul(
+    where: torch.device, dtype: torch.dtype = torch.float32, size: int = 1536, seconds: float = 0.4
+) -> float:
     """Measured peak of a large square matrix product, in FLOP/s: the yardstick for 'share of peak'."""
     import time
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -259,6 +260,14 @@ def test_a_bug_keeps_its_traceback(redraft: Redraft, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(package, "load", broken, raising=False)
     with pytest.raises(ZeroDivisionError):
         redraft("generate", *MODEL, *PROMPT)
+
+
+def test_json_is_strict(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No NaN or Infinity, which strict readers refuse."""
+    from redraft.cli import models
+
+    monkeypatch.setattr(models, "_presets", lambda device: [{"value": math.nan, "more": [math.inf, 1.5]}])
+    assert redraft("models", "--json").json["presets"] == [{"value": None, "more": [None, 1.5]}]
 
 
 def test_a_reader_that_leaves_is_no_accident() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from redraft.caches.exact import Exact
 from redraft.models.presets import preset
 from redraft.models.transformer import Transformer

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from redraft.data.tokenizer import Tokenizer
 from redraft.model import Model, load
 from redraft.models.parts.mlp import SwiGLU
@@ -14,7 +16,6 @@ from redraft.models.parts.positions import rotary_table, rotate
 from redraft.models.presets import names, preset
 from redraft.models.transformer import Transformer
 from redraft.types import Attend, Forward
-from torch.nn import functional as F
 
 SHAPES = [
     pytest.param({}, id="default"),

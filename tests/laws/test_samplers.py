@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import chisquare
+
 from redraft import registry
 from redraft.caches.exact import Exact
 from redraft.canvas import completion, make_canvas, winners
@@ -16,7 +18,6 @@ from redraft.decode import Loop, Method
 from redraft.model import Model
 from redraft.models.presets import preset
 from redraft.types import GIVEN, Canvas, Forward, Sampler, Spec, Step
-from scipy.stats import chisquare
 from tests import tiny
 
 # Settings beyond the defaults under which the laws must hold too.

@@ -40,7 +40,27 @@ QUALITY = [
     Diversity("repetition", 3),
     Diversity("entropy"),
 ]
-WORDS = "the a cat dog sat on mat and then it ran away , . quickly Straße résumé 猫 42".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "on",
+    "mat",
+    "and",
+    "then",
+    "it",
+    "ran",
+    "away",
+    ",",
+    ".",
+    "quickly",
+    "Straße",
+    "résumé",
+    "猫",
+    "42",
+]
 
 
 def texts(rows: int, seed: int) -> tuple[list[str], list[list[str]]]:

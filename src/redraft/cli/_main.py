@@ -10,6 +10,7 @@ import contextlib
 import errno
 import importlib
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -58,7 +59,9 @@ def _version(wanted: bool) -> None:
 
 
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Train, fine-tune, sample and compare diffusion and autoregressive language models.
 
@@ -82,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             result = get_command(app).main(arguments, prog_name="redraft", standalone_mode=False)
         if as_json and isinstance(result, dict):
-            typer.echo(json.dumps(result, ensure_ascii=False))
+            typer.echo(json.dumps(_strict(result), ensure_ascii=False))
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except UserError as error:
@@ -100,6 +103,15 @@ def main(argv: Sequence[str]) -> int:
             raise
         place = f" while writing {error.filename}" if error.filename else ""
         return _refuse(f"no room left on the disk{place}.", "Free some space and run the same command again.", as_json)
+
+
+def _strict(value: Any) -> Any:
+    """The same without infinities and NaN, which strict readers of JSON refuse: they become null."""
+    if isinstance(value, dict):
+        return {key: _strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _refuse(what: str, remedy: str, as_json: bool) -> int:

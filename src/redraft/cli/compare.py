@@ -53,7 +53,7 @@ def compare(
     seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same study.")] = None,
     device: Device = "auto",
 ) -> dict[str, Any]:
-    """Train every family at the same budget, measure quality, latency, compute and memory, and give a verdict.
+    """Train both kinds of model on your data and give a verdict.
 
     \b
     Examples:
@@ -62,7 +62,8 @@ def compare(
       redraft compare --data mt/tatoeba.en-de --input src --target ref --families autoregressive,masked \\
         --budget-tokens 15000000 --steps 4,8,16 --seeds 3 --price-per-hour 0.2 --out runs/tatoeba
 
-    Without a budget the study is planned to end within ten minutes. OUT gets report.html, report.md and results.json.
+    Every family gets the same budget; quality, latency, compute and memory are measured. Without a budget the study
+    is planned to end within ten minutes. OUT gets report.html, report.md and results.json.
     """
     from redraft import config
 

@@ -35,14 +35,15 @@ def demo(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> dict[str, Any]:
-    """Watch a text being denoised, race two models on the same prompts, and compare them in earnest.
+    """Watch models at work: denoising, a race, a comparison.
 
     \b
     Examples:
       redraft demo
       redraft demo --minutes 8 --out runs/longer-demo
 
-    Everything runs on shipped checkpoints and a shipped sample of real English-German sentence pairs.
+    A text is denoised pass by pass, two models race on the same prompts, and a small study compares them in
+    earnest. All of it on shipped checkpoints and a shipped sample of real English-German sentence pairs.
     """
     import redraft
     from redraft.cli.compare import run
@@ -102,7 +103,7 @@ def race(models: dict[str, Model], asked: list[Item], console: Console) -> dict[
     """The same prompts to both, turn by turn, alone and 32 at a time."""
     from rich.table import Table
 
-    from redraft.compare import runner
+    from redraft.compare import measure
     from redraft.compare.study import Setting
 
     rivals = {
@@ -110,7 +111,7 @@ def race(models: dict[str, Model], asked: list[Item], console: Console) -> dict[
         "masked": Setting("masked", "confidence", {"steps": _STEPS}),
     }
     prompts = [item.prompt for item in asked]
-    texts = {f: runner.write_texts(models[f], prompts, s, _NEW_TOKENS, 32) for f, s in rivals.items()}
+    texts = {f: measure.write_texts(models[f], prompts, s, _NEW_TOKENS, 32) for f, s in rivals.items()}
     table = Table(title=f"Some of {len(prompts)} prompts", title_justify="left", show_lines=True)
     for name in ("English", "autoregressive", f"masked, {_STEPS} steps", "people"):
         table.add_column(name)
@@ -118,7 +119,7 @@ def race(models: dict[str, Model], asked: list[Item], console: Console) -> dict[
         table.add_row(item.prompt, *(texts[family]["texts"][number] for family in rivals), item.references[0])
     console.print(table)
     runners = [(models[family], setting) for family, setting in rivals.items()]
-    speeds = {batch: runner.race(runners, prompts, batch, _CALLS, _NEW_TOKENS) for batch in (1, 32)}
+    speeds = {batch: measure.race(runners, prompts, batch, _CALLS, _NEW_TOKENS) for batch in (1, 32)}
     result: dict[str, Any] = {}
     times = Table("", "passes a text", "batch 1", "tokens/s", "batch 32", "tokens/s")
     for number, family in enumerate(rivals):

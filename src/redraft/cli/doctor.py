@@ -40,14 +40,15 @@ class Problem:
 
 
 def doctor(as_json: Json = False, device: Device = "auto", seed: Seed = 0) -> dict[str, Any]:
-    """Check this machine: versions, devices, measured speed, shipped checkpoints; say what is off.
+    """Check this machine, and say what is off.
 
     \b
     Examples:
       redraft doctor
       redraft doctor --json --device cpu
 
-    Speeds are measured for about two seconds; --seed draws the matrices. Nothing is changed.
+    Shown are versions, devices, measured speed and the state of the shipped checkpoints. Speeds are measured for
+    about two seconds; --seed draws the matrices. Nothing is changed.
     """
     import torch
 

@@ -54,7 +54,7 @@ def evaluate(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> dict[str, Any]:
-    """Score a model: likelihood (exact, or a bound with its error), and its texts by the metrics of the task.
+    """Score one model on data of your own, with intervals.
 
     \b
     Examples:
@@ -62,8 +62,9 @@ def evaluate(
       redraft evaluate --model runs/mine --data my.jsonl --input question --target answer --steps 8 --json
       redraft evaluate --model runs/stories --data notes.txt --rows 100
 
-    Intervals are 95 % bootstrap intervals over rows. Rows with the same input are one row with several
-    references. Of plain text the beginning is given and the model goes on.
+    Likelihood is exact, or a bound with its error; texts are scored by the metrics of the task. Intervals are 95 %
+    bootstrap intervals over rows. Rows with the same input are one row with several references. Of plain text the
+    beginning is given and the model goes on.
     """
     import redraft
     from redraft.config import parse_options

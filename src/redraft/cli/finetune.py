@@ -29,14 +29,15 @@ def finetune(
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same model.")] = 0,
     device: Device = "auto",
 ) -> dict[str, Any]:
-    """Fine-tune a checkpoint, which brings its family, shape and tokenizer. Without a budget: three passes.
+    """Go on training a checkpoint on data of your own.
 
     \b
     Examples:
       redraft finetune --from translate-en-de-masked --data my.jsonl --input question --target answer --out runs/mine
       redraft finetune --from runs/stories --data notes.txt --minutes 5 --out runs/notes
 
-    Stopped at any moment, the same command goes on from the last checkpoint.
+    The checkpoint brings its family, shape and tokenizer. Without a budget it sees the data three times. Stopped at
+    any moment, the same command goes on from the last checkpoint.
     """
     from redraft.model import read_json, resolve
 

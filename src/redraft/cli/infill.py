@@ -27,7 +27,7 @@ def infill(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> dict[str, Any]:
-    """Fill the holes of a text, looking at both sides of each; everything else stays as it is.
+    """Fill the holes of a text, looking at both sides of each.
 
     \b
     Examples:
@@ -35,7 +35,7 @@ def infill(
       redraft infill --model runs/stories --text "The [[ ]] sat on [[3]] mat."
       redraft infill --model runs/stories --text "[[6]] and that was the end." --steps 6 --json
 
-    - as the text reads it from stdin. Autoregressive models can't see what follows a hole.
+    What stands stays as it is. - as the text reads it from stdin. Autoregressive models can't see what follows a hole.
     """
     import redraft
     from redraft.config import parse_options

@@ -15,7 +15,7 @@ _TRAINING_BYTES = 16  # a float32 weight, its gradient and AdamW's two moments
 
 
 def models(as_json: Json = False, device: Device = "auto", seed: Seed = 0) -> dict[str, Any]:
-    """List the families, samplers, model shapes and shipped checkpoints, with their sources.
+    """List families, samplers, shapes and shipped checkpoints.
 
     \b
     Examples:

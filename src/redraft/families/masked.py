@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.objectives.masked import Masked as Objective
@@ -24,7 +25,9 @@ class Masked:
 
     schedule: str = "linear"
     steps: int = 0  # 0: continuous time; T > 0: the discrete-time bound at T steps
-    weight: str = "bound"  # bound: the likelihood bound; flat: every noise level alike (better few-step quality)
+    weight: Literal["bound", "flat"] = (
+        "bound"  # bound: the likelihood bound; flat: every noise level alike (better few-step quality)
+    )
     timed: bool = False
     isolate_prompt: bool = True
     length_head: bool = True

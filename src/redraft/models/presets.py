@@ -1,4 +1,4 @@
-"""Named shapes of the transformer, from a toy to 8B. Parameters are counted with a tied vocabulary of 8192 unless said."""
+"""Named shapes of the transformer, from a toy to 8B. Sizes are with a tied vocabulary of 8192 unless said."""
 
 from __future__ import annotations
 

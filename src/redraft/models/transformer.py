@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,9 +59,7 @@ class Block(nn.Module):
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(
-            config.dim, config.heads, config.key_heads, config.qk_norm, config.norm_eps, layer
-        )
+        self.attention = Attention(config.dim, config.heads, config.key_heads, config.qk_norm, config.norm_eps, layer)
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = SwiGLU(config.dim, config.hidden)
         self.modulation = Modulation(config.dim, 6) if config.timed else None
@@ -86,6 +85,8 @@ class Transformer(nn.Module):
     ``network(ask)`` returns flat logits [N, V] for the wanted positions only: the vocabulary is projected nowhere else.
     """
 
+    rotary: Tensor
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
@@ -108,16 +109,19 @@ class Transformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        for block in self.blocks:
+        for block in self._each():
             for linear in (block.attention.out, block.mlp.down):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * self.config.layers) ** 0.5)
         for module in self.modules():
             if isinstance(module, Modulation):
                 nn.init.zeros_(module.project.weight)
-        for block in self.blocks:
+        for block in self._each():
             if block.modulation is not None:
                 with torch.no_grad():  # gates begin at one, scales and shifts at zero: a plain transformer
                     block.modulation.project.bias.view(6, -1)[[2, 5]] = 1.0
+
+    def _each(self) -> Iterator[Block]:
+        return iter(self.blocks)  # type: ignore[arg-type]
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +129,7 @@ class Transformer(nn.Module):
 
     def set_dropout(self, rate: float) -> None:
         """Dropout on every residual branch, in training mode only."""
-        for block in self.blocks:
+        for block in self._each():
             block.dropout = rate
 
     def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:

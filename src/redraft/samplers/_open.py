@@ -67,13 +67,16 @@ def rectangle(values: Tensor, ask: Forward, fill: float) -> Tensor:
     return full
 
 
-def check_steps(steps: int, canvas: Canvas) -> None:
-    """Raises UserError when there are more steps than tokens to write, or none."""
-    longest = int((canvas.status == FREE).sum(1).max())
+def check_steps(steps: int, canvas: Canvas, spec: Spec) -> None:
+    """Raises UserError when there are no steps, or more than the tokens that may be written.
+
+    Positions that a chosen length cut off still hold masks: they count, so that one short answer is no mistake.
+    """
     if steps < 1:
         raise UserError(f"steps = {steps} must be at least 1.")
-    if steps > canvas.ids.shape[1]:
+    most = int((canvas.ids == spec.mask_id).sum(1).max()) + spec.length_head
+    if steps > most:
         raise UserError(
-            f"steps = {steps} is larger than the {longest} tokens to write: a step writes at least one.",
+            f"steps = {steps} is larger than the {most} tokens to write: a step writes at least one.",
             "Lower --steps or raise --max-new-tokens.",
         )

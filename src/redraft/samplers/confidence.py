@@ -37,7 +37,7 @@ class Confidence:
     def start(self, canvas: Canvas, spec: Spec) -> None:
         if self.order not in _SCORES:
             raise UserError(f"unknown order '{self.order}'.", suggest(self.order, _SCORES))
-        _open.check_steps(self.steps, canvas)
+        _open.check_steps(self.steps, canvas, spec)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
         wanted = _open.free_in_block(canvas, self.block)
@@ -74,7 +74,7 @@ def noise_level(canvas: Canvas, spec: Spec, rows: Tensor) -> Tensor | None:
     if not spec.timed or spec.schedule is None:
         return None
     free = (canvas.status[rows] == 2).sum(1)
-    answer = ((canvas.status[rows] > 1)).sum(1)
+    answer = (canvas.status[rows] > 1).sum(1)
     return time_of_share(spec, free / answer.clamp(min=1))
 
 

@@ -29,7 +29,14 @@ class KeyValueStore:
     """
 
     def __init__(
-        self, layers: int, seats: int, cells: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+        self,
+        layers: int,
+        seats: int,
+        cells: int,
+        kv_heads: int,
+        head_dim: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         shape = (seats, kv_heads, cells + 1, head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]

@@ -1,4 +1,4 @@
-"""Noise time as a condition: sinusoidal features, and adaptive layer norm (DiT, Peebles & Xie 2022, arXiv:2212.09748)."""
+"""Noise time as a condition: sinusoidal features and adaptive layer norm (Peebles & Xie 2022, arXiv:2212.09748)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,155 @@
+"""Laws of drawing tokens: noise keyed by (seed, stamp, position), and inverse CDF from it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import chisquare, kstest
+
+from redraft.canvas import completion, make_canvas, winners
+from redraft.data.tokenizer import Tokenizer
+from redraft.decode import Loop, Method, inverse_cdf
+from redraft.errors import UserError
+from redraft.model import Model
+from redraft.models.presets import preset
+from redraft.runtime import keyed_uniform
+from redraft.samplers.confidence import Confidence
+from tests import tiny
+
+
+def test_keyed_noise_is_uniform_along_every_key() -> None:
+    many, one = torch.arange(20_000), torch.zeros(1, dtype=torch.int64)
+    by_seed = keyed_uniform(many, torch.zeros_like(many), torch.zeros(20_000, 1, dtype=torch.int64))[:, 0]
+    by_stamp = keyed_uniform(torch.zeros_like(many), many, torch.zeros(20_000, 1, dtype=torch.int64))[:, 0]
+    by_position = keyed_uniform(one, one, many[None])[0]
+    for drawn in (by_seed, by_stamp, by_position):
+        assert kstest(drawn.numpy(), "uniform").pvalue > 1e-3
+        lagged = torch.corrcoef(torch.stack([drawn[:-1], drawn[1:]]))[0, 1]
+        assert abs(float(lagged)) < 0.03
+        assert float(drawn.min()) > 0 and float(drawn.max()) < 1
+    between = torch.corrcoef(torch.stack([by_seed, by_stamp, by_position]))
+    assert float((between - torch.eye(3)).abs().max()) < 0.03
+
+
+def test_keyed_noise_depends_on_its_keys_alone() -> None:
+    seed, stamp, pos = torch.tensor([3, 9]), torch.tensor([1, 4]), torch.tensor([[0, 5, 7], [2, 3, 7]])
+    both = keyed_uniform(seed, stamp, pos)
+    for row in range(2):
+        for column in range(3):
+            alone = keyed_uniform(seed[row : row + 1], stamp[row : row + 1], pos[row : row + 1, column : column + 1])
+            assert float(alone) == float(both[row, column])
+
+
+def draw_many(logits: torch.Tensor, count: int, temperature: float, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
+    uniform = keyed_uniform(torch.zeros(1), torch.zeros(1), torch.arange(count)[None])[0]
+    full = torch.full((count,), 1)
+    tokens = inverse_cdf(logits.expand(count, -1), uniform, full * temperature, full * top_k, full * top_p)
+    return torch.bincount(tokens, minlength=len(logits))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_frequencies_are_the_softmax(temperature: float) -> None:
+    logits = torch.tensor([2.0, -1.0, 0.5, -torch.inf, 1.0])
+    counts = draw_many(logits, 20_000, temperature)
+    p = (logits / temperature).softmax(0).double()
+    assert counts[3] == 0
+    keep = p > 0
+    expected = p[keep] / p[keep].sum() * 20_000
+    assert chisquare(counts[keep].tolist(), expected.tolist()).pvalue > 1e-3
+
+
+def test_top_k_and_top_p_keep_the_likeliest() -> None:
+    logits = torch.log(torch.tensor([0.1, 0.4, 0.2, 0.3]))
+    assert (draw_many(logits, 2000, 1.0, top_k=2) > 0).tolist() == [False, True, False, True]
+    assert (draw_many(logits, 2000, 1.0, top_k=1) > 0).tolist() == [False, True, False, False]
+    # 0.4 is less than 0.65, 0.4 + 0.3 reaches it: two tokens stay
+    assert (draw_many(logits, 2000, 1.0, top_p=0.65) > 0).tolist() == [False, True, False, True]
+    assert (draw_many(logits, 2000, 1.0, top_p=0.71) > 0).tolist() == [False, True, True, True]
+    assert (draw_many(logits, 2000, 1.0, top_p=0.0) > 0).tolist() == [False, True, False, False]
+    two = draw_many(logits, 20_000, 1.0, top_k=2)[[1, 3]]
+    assert chisquare(two.tolist(), [20_000 * 4 / 7, 20_000 * 3 / 7]).pvalue > 1e-3
+
+
+def test_a_tail_beyond_float32_is_still_reached() -> None:
+    """One token holds all but 1e-6 of the mass, 100,000 others share the rest: they must be drawn at their rate."""
+    logits = torch.zeros(100_001)
+    logits[0] = torch.log(torch.tensor(1e5 * (1 - 1e-6) / 1e-6))
+    uniform = torch.tensor([1 - 0.75e-6, 1 - 0.25e-6], dtype=torch.float64)
+    full = torch.ones(2)
+    tokens = inverse_cdf(logits.expand(2, -1), uniform, full, full * 0, full)
+    assert tokens.tolist() == pytest.approx([25_000, 75_000], rel=0.2)
+
+
+def conditional(seed: int = 0) -> Model:
+    tokenizer = Tokenizer.bytes()
+    return Model.fresh({"name": "masked"}, tokenizer, preset("toy", tokenizer.vocab_size), True, seed)
+
+
+def test_lengths_come_from_the_length_head() -> None:
+    """The oracle knows P(length): its likeliest lengths are tried, in order, and the end stands where it should."""
+    language = tiny.Language.ended([5, 6, 7], 3, seed=5)
+    spec, _ = tiny.family("masked")
+    network = tiny.OracleNetwork(language, spec, start=2)
+    mass = torch.zeros(6, dtype=torch.float64)
+    for text, p in zip(language.texts, language.p, strict=True):
+        mass[len(text)] += p
+    likeliest = mass.argsort(descending=True)[:3].tolist()
+    canvas = make_canvas([[6, 4, *[None] * 5]] * 2, [2, 2], spec, seeds=[0, 1], copies=3)
+    loop = Loop({"main": network}, Method(Confidence(steps=5)), spec)
+    loop.choose_lengths(canvas)
+    lengths = (canvas.status[:, 2:] > 0).sum(1).tolist()
+    assert lengths == likeliest * 2
+    for row, length in enumerate(lengths):
+        assert int(canvas.ids[row, 2 + length - 1]) == spec.eos_id
+    for _ in loop.run(canvas):
+        pass
+    assert canvas.nfe.max() <= 6
+    best = winners(canvas, by_score=True)[0]
+    assert len(completion(canvas, best, spec.eos_id)[0]) in [length - 1 for length in likeliest]
+
+
+def test_more_candidates_never_score_worse() -> None:
+    model = conditional()
+    for prompt in ("hello", "a longer prompt", "x"):
+        mean = [
+            found.score / max(1, len(found.ids))
+            for count in (1, 4)
+            for found in model.generate(prompt, max_new_tokens=12, candidates=count)
+        ]
+        assert mean[1] >= mean[0] - 1e-6
+
+
+def test_a_text_does_not_depend_on_batch_size_or_neighbours() -> None:
+    model = conditional()
+    prompts = ["hello", "a much longer prompt than that", "x", "yes"]
+    options = {"max_new_tokens": 16, "temperature": 1.0, "candidates": 2}
+    together = [found.ids for found in model.generate(prompts, batch_size=4, **options)]
+    assert together == [found.ids for found in model.generate(prompts, batch_size=1, **options)]
+    assert together[2] == model.generate("x", seed=2, **options)[0].ids
+
+
+def test_infilling_keeps_what_is_given_and_fills_every_hole() -> None:
+    model = Model.fresh({"name": "masked"}, Tokenizer.bytes(), preset("toy", 261), False)
+    text = model.infill("The [[3]] sat on [[2]].", temperature=1.0).text.encode("utf-8", "replace")
+    assert text.startswith(b"The ") and b" sat on " in text and text.endswith(b".")
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"max_new_tokens": 8, "steps": 9}, "steps"),
+        ({"max_new_tokens": 8, "steps": 0}, "steps"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 1000}, "context"),
+        ({"sampler": "confidance"}, "confidence"),
+        ({"options": {"blok": 3}}, "block"),
+        ({"options": {"order": "margins"}}, "margin"),
+        ({"sampler": "threshold", "steps": 4}, "steps"),
+        ({"sampler": "threshold", "options": {"threshold": 1.5}}, "threshold"),
+        ({"sampler": "autoregressive"}, "left to right"),
+        ({"maxnewtokens": 4}, "max_new_tokens"),
+    ],
+)
+def test_wrong_settings_are_refused_in_words(settings: dict[str, object], word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        conditional().generate("hello", **settings)
