@@ -13,7 +13,7 @@ from torch import Tensor
 from redraft.length import best_lengths, length_request
 from redraft.models.parts.store import KeyValueStore
 from redraft.runtime import keyed_uniform
-from redraft.types import FREE, GIVEN, PAD, Canvas, Forward, Network, Output, Sampler, Spec, Step
+from redraft.types import FREE, GIVEN, PAD, SEALED, Canvas, Forward, Network, Output, Sampler, Spec, Step
 
 
 class CachePolicy(Protocol):
@@ -132,7 +132,8 @@ class Loop:
             self._reorder(canvas, step.parents)
         canvas.ids[step.row, step.pos] = step.token
         canvas.status[step.row, step.pos] = step.status.to(canvas.status.dtype)
-        canvas.score.index_add_(0, step.row, step.conf.double())
+        final = step.status == SEALED  # a draft may yet be taken back
+        canvas.score.index_add_(0, step.row[final], step.conf[final].double())
 
     def _reorder(self, canvas: Canvas, parents: Tensor) -> None:
         """Rows become copies of their parents; a seat of the store follows its first child, others are copied."""
@@ -173,7 +174,7 @@ class _Ending:
         if step.parents is None and not bool((step.token == self.eos_id).any()) and not self._pending:
             return
         columns = torch.arange(canvas.ids.shape[1])
-        written = (canvas.ids == self.eos_id) & (canvas.status > FREE) & (columns > self.floor[:, None])
+        written = (canvas.ids == self.eos_id) & (canvas.status == SEALED) & (columns > self.floor[:, None])
         end = torch.where(written, columns, len(columns)).amin(1)
         free = canvas.open
         before = (free & (columns < end[:, None])).any(1)

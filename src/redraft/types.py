@@ -26,10 +26,10 @@ PAD, GIVEN, FREE, DRAFT, SEALED = 0, 1, 2, 3, 4
 class Attend:
     """Which positions see which: position i sees j iff ``stage(j) <= stage(i)``.
 
-    ``full``: one stage. ``causal``: a stage per position. ``block``: a stage per ``block`` positions, counted
-    from the end of the prompt. Where a request names its prompt lengths, ``full`` and ``block`` put the prompt in
-    a stage of its own before all others: it never sees the answer, so its keys and values are exact for every
-    denoising step (as in an encoder-decoder).
+    ``full``: one stage. ``causal``: a stage per position. ``block``: a stage per ``block`` positions. Where a request
+    names its prompt lengths, the prompt is one stage of its own before all others, and blocks are counted from its
+    end: it sees itself whole and never the answer (as in an encoder-decoder), so its keys and values are exact for
+    every later pass.
     """
 
     kind: str = "full"  # full | causal | block
@@ -37,14 +37,14 @@ class Attend:
 
     def stage(self, pos: Tensor, prompt: Tensor | None) -> Tensor:
         """Stage of each position. ``pos`` [R, Q], ``prompt`` [R] or None -> [R, Q]."""
-        if self.kind == "causal":
-            return pos
-        if prompt is None:
-            return torch.zeros_like(pos) if self.kind == "full" else pos.div(self.block, rounding_mode="floor")
-        after = pos - prompt[:, None]
+        after = pos if prompt is None else pos - prompt[:, None]
         if self.kind == "full":
-            return (after >= 0).to(pos.dtype)
-        return torch.where(after >= 0, after.div(self.block, rounding_mode="floor") + 1, 0)
+            number = torch.zeros_like(pos)
+        elif self.kind == "causal":
+            number = after
+        else:
+            number = after.div(self.block, rounding_mode="floor")
+        return number if prompt is None else torch.where(after >= 0, number + 1, 0)
 
 
 @dataclass

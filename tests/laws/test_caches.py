@@ -12,6 +12,7 @@ from redraft.types import Attend, Forward
 
 SIGHTS = [
     pytest.param(Attend("causal"), False, id="causal"),
+    pytest.param(Attend("causal"), True, id="causal-isolated-prompt"),
     pytest.param(Attend("full"), True, id="full-isolated-prompt"),
     pytest.param(Attend("full"), False, id="full"),
     pytest.param(Attend("block", 3), True, id="block-isolated-prompt"),

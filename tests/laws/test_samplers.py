@@ -17,7 +17,7 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.decode import Loop, Method
 from redraft.model import Model
 from redraft.models.presets import preset
-from redraft.types import GIVEN, Canvas, Forward, Sampler, Spec, Step
+from redraft.types import FREE, GIVEN, SEALED, Canvas, Forward, Sampler, Spec, Step
 from tests import tiny
 
 # Settings beyond the defaults under which the laws must hold too.
@@ -93,7 +93,7 @@ def test_given_positions_stay_and_nothing_is_left_open(sampler: Sampler, tempera
     assert (canvas.ids[given] == before[given]).all()
     assert (canvas.status[given] == GIVEN).all()
     assert not canvas.open.any()
-    written = torch.cat([step.token for step in steps])
+    written = torch.cat([step.token[step.status != FREE] for step in steps])  # FREE: taken back
     assert not set(written.tolist()) & set(model.spec.forbidden), "a marker was written"
 
 
@@ -206,6 +206,23 @@ def test_blocks_are_written_from_left_to_right() -> None:
     assert all(len(block) == 1 for block in blocks)
     order = [block.pop() for block in blocks]
     assert order == sorted(order)
+
+
+def test_only_samplers_that_say_so_retract() -> None:
+    """Whatever a sampler writes as sealed never changes again; those that do not retract write nothing else."""
+    for case in samplers():
+        sampler = case.values[0]
+        model = model_for(sampler)
+        canvas = board(model.spec, sampler, ROWS, [3, 2, 6], temperature=1.0)
+        sealed: set[tuple[int, int]] = set()
+        for step in Loop({"main": model.network}, Method(sampler, Exact()), model.spec).run(canvas):
+            if step.parents is not None:
+                continue  # beams replace whole rows
+            places = list(zip(step.row.tolist(), step.pos.tolist(), strict=True))
+            assert not sealed & set(places)
+            final = (step.status == SEALED).tolist()
+            assert sampler.retracts or all(final)
+            sealed |= {place for place, done in zip(places, final, strict=True) if done}
 
 
 def test_threshold_writes_all_it_is_sure_of() -> None:

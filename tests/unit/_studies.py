@@ -69,7 +69,7 @@ def record(
         entries = [{**e, "tokens": [10 * batch] * 4} for e in entries]
         cells.append({"kind": "race", "batch": batch, "entries": entries})
     trivial = {"copying the input": [t.prompt for t in test], "the nearest training example": damaged(test, floor, 7)}
-    cells.append({"kind": "floors", "texts": trivial, "order": 6, "bits_per_byte": 3.0})
+    cells.append({"kind": "floors", "texts": trivial, "people": [], "order": 6, "bits_per_byte": 3.0})
     return Record(
         study=study,
         plan=plan,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from redraft.compare import stats
+from redraft.metrics.likeness import Likeness
 
 Array = np.ndarray
 
@@ -94,7 +95,7 @@ def test_one_seed_is_preliminary_and_seeds_widen_the_interval() -> None:
     assert three.verdict == "undecided"
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_coverage_of_the_difference(seeds: int) -> None:
     """A 95 % interval holds the truth about 95 % of the time, with seed effects as large as the row noise."""
     draw, hits, trials = np.random.default_rng(8), 0, 200
@@ -130,3 +131,12 @@ def test_wrong_use_is_refused() -> None:
         stats.compare(a, rows(np.zeros(5)), mean, 0.1)
     with pytest.raises(ValueError, match="margin"):
         stats.compare(a, a, mean, 0.0)
+
+
+def test_the_interval_of_a_biased_metric_holds_its_value() -> None:
+    """Likeness of two bodies of text falls in every resample; its interval must not lie beside its value."""
+    draw = np.random.default_rng(10)
+    texts = [" ".join(draw.choice(list("abcdefghijklmnopqrstuvwxyz"), 40)) for _ in range(60)]
+    score = Likeness().score(texts[:30], texts[30:])
+    found = stats.interval(score.stats, Likeness().combine, resamples=200)
+    assert found.low < found.value < found.high

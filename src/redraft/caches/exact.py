@@ -49,10 +49,10 @@ class Exact:
         )
 
     def _stage_start(self, ask: Forward, match: np.ndarray) -> np.ndarray:
-        if ask.attend.kind == "causal":
-            return match
         prompt = np.zeros_like(match) if ask.prompt is None else ask.prompt.numpy()
         after = match - prompt
+        if ask.attend.kind == "causal":
+            return np.where(after >= 0, match, 0)
         if ask.attend.kind == "full":
             return np.where(after >= 0, prompt, 0)
         return np.where(after >= 0, prompt + after // ask.attend.block * ask.attend.block, 0)

@@ -17,6 +17,7 @@ class Autoregressive:
     citation = "Radford et al. 2019"
     summary = "left to right, exact likelihood; the baseline"
 
+    isolate_prompt: bool = True  # the prompt sees itself whole, as in an encoder-decoder; False: causal throughout
     label_smoothing: float = 0.0
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
@@ -26,7 +27,7 @@ class Autoregressive:
             eos_id=tokenizer.eos_id,
             mask_id=tokenizer.mask_id,
             attend=Attend("causal"),
-            isolate_prompt=False,
+            isolate_prompt=self.isolate_prompt,
             length_head=False,
             shift=1,
             timed=False,

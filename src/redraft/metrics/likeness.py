@@ -21,10 +21,10 @@ class Likeness(Metric):
     much text there is, so compare only values from the same rows. Statistics: counts of both sides [6 buckets].
     """
 
-    buckets: int = 512
+    buckets: int = 1024
 
     name = "likeness"
-    label = "likeness to human text"
+    label = "likeness"
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
         ours = np.stack([self._counts(h) for h in hypotheses])

@@ -36,6 +36,7 @@ class Config:
     norm_eps: float = 1e-6
     tied: bool = True
     timed: bool = False
+    restart: bool = True  # positions of an answer to an isolated prompt count from 0 again, and it is marked
     shift: int = 0  # the logits of position p stand at p - shift (autoregressive 1)
 
     def __post_init__(self) -> None:
@@ -93,6 +94,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.answer = nn.Parameter(torch.zeros(config.dim)) if config.restart else None  # tells answer from prompt
         self.head = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
         self.time = TimeEmbedding(config.dim) if config.timed else None
         self.final_modulation = Modulation(config.dim, 2) if config.timed else None
@@ -109,6 +111,8 @@ class Transformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.embedding.weight, std=0.02)
+        if self.answer is not None:
+            nn.init.normal_(self.answer, std=0.02)
         for block in self._each():
             for linear in (block.attention.out, block.mlp.down):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * self.config.layers) ** 0.5)
@@ -134,8 +138,10 @@ class Transformer(nn.Module):
 
     def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
         """Flat logits [N, V] in the order of ``ask.want >= 0``."""
-        sight = see(ask, self.rotary, store)
+        sight = see(ask, self.rotary, store, self.config.restart)
         x = F.embedding(ask.x.to(self.device), self.embedding.weight)
+        if self.answer is not None and ask.prompt is not None:
+            x = x + (ask.pos >= ask.prompt[:, None]).to(self.device)[..., None] * self.answer
         condition = self._condition(ask)
         for block in self.blocks:
             if self.recompute and self.training:

@@ -33,6 +33,7 @@ class Autoregressive:
                 pos=torch.where(batch.valid, pos, -1),
                 want=torch.where(batch.target, pos, -1),
                 attend=spec.attend,
+                prompt=batch.prompt if spec.isolate_prompt else None,
             ),
             target=batch.ids.flatten()[chosen],
             weight=torch.ones(chosen.shape[0], device=chosen.device),

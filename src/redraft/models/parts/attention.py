@@ -25,13 +25,20 @@ class Sight:
     window: Window | None
 
 
-def see(ask: Forward, rotary: Tensor, store: KeyValueStore | None) -> Sight:
+def place(ask: Forward, restart: bool) -> Tensor:
+    """[R, Q] the number by which each position is rotated; with ``restart``, counted from the answer's beginning."""
+    if restart and ask.prompt is not None:
+        return torch.where(ask.pos >= ask.prompt[:, None], ask.pos - ask.prompt[:, None], ask.pos).clamp(min=0)
+    return ask.pos.clamp(min=0)
+
+
+def see(ask: Forward, rotary: Tensor, store: KeyValueStore | None, restart: bool) -> Sight:
     """Resolve a request's ``Attend`` into the cheapest form attention can take."""
-    table = rotary[ask.pos.clamp(min=0).to(rotary.device)]
+    table = rotary[place(ask, restart).to(rotary.device)]
     if store is not None:
         window = store.window(ask)
         return Sight(table, window.mask, False, store, window)
-    if ask.attend.kind == "causal":
+    if ask.attend.kind == "causal" and ask.prompt is None:
         # Right padding comes after everything real, so the triangle alone hides it.
         return Sight(table, None, ask.pos.shape[1] > 1, None, None)
     valid = ask.pos >= 0

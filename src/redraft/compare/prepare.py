@@ -1,0 +1,268 @@
+"""Before a study can run: its rows, its tokenizer, its recipes and its plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redraft import config
+from redraft.compare import material, plan
+from redraft.compare.material import Item, Material
+from redraft.compare.plan import Plan
+from redraft.compare.study import Cells, Setting, Study, grid
+from redraft.data.tokenizer import Tokenizer
+from redraft.errors import UserError
+from redraft.files import disk_error, write_atomically
+from redraft.model import Model, build_family, load, read_json, resolve
+from redraft.models.presets import preset as shape_of
+from redraft.models.transformer import Transformer
+from redraft.train.logging import Event
+from redraft.train.loop import train
+from redraft.train.recipe import Recipe
+from redraft.types import Spec
+
+EQUAL = 0.01  # largest relative difference in parameters between families
+PROBE_UPDATES, PROBE_TOKENS = 12, 2048  # of training, to measure its speed
+PASS_ROWS = 4000  # rows by which the tokens of a pass are estimated
+
+
+@dataclass
+class Grounds:
+    """What a study stands on before it is planned."""
+
+    study: Study
+    out: Path
+    device: torch.device
+    material: Material
+    tokenizer: Tokenizer
+    length: int  # tokens of the longest row
+    new_tokens: int  # tokens an answer may have
+    validation: list[Item]
+    test: list[Item]
+
+    @classmethod
+    def lay(cls, study: Study, raw: Material, device: torch.device) -> Grounds:
+        """Make the tokenizer, leave out what is too long, write the rows for the training loop, and form the items.
+
+        Raises:
+            UserError: wrong checkpoints to start from, rows that can't be used, a full disk.
+        """
+        out = Path(study.out)
+        tokenizer = _tokenizer(study, raw, out)
+        fitted, length = material.fit(raw, tokenizer, study.length or _base_length(study))
+        try:
+            for name in ("train", "validation", "test"):
+                material.write(getattr(fitted, name), out / "data" / f"{name}.jsonl")
+        except OSError as error:
+            raise disk_error(error, out) from None
+        new_tokens = study.max_new_tokens or material.answer_length(fitted, tokenizer, length)
+        return cls(
+            study=study,
+            out=out,
+            device=device,
+            material=fitted,
+            tokenizer=tokenizer,
+            length=length,
+            new_tokens=new_tokens,
+            validation=material.items(fitted.validation, tokenizer, study.validation_rows, fitted.paired, new_tokens),
+            test=material.items(fitted.test, tokenizer, study.test_rows, fitted.paired, new_tokens),
+        )
+
+    @cached_property
+    def sha(self) -> str:
+        """Of all rows."""
+        return self.material.sha
+
+    @cached_property
+    def pass_tokens(self) -> int:
+        """Tokens of one pass over the training rows, prompt and target, estimated from the first ones."""
+        rows = self.material.train[:PASS_ROWS]
+        texts = [text for e in rows for text in (e.prompt, e.target) if text is not None]
+        count = len(texts) + sum(map(len, self.tokenizer.encode_batch(texts)))
+        return max(1, count * len(self.material.train) // len(rows))
+
+    def family(self, name: str) -> dict[str, Any]:
+        """A family's table: that of the checkpoint to start from, if any, with the study's options on top."""
+        base = self.study.bases.get(name)
+        own = read_json(resolve(base) / "config.json")["family"] if base else {"name": name}
+        return {**own, **self.study.family_options.get(name, {})}
+
+    def spec(self, name: str) -> Spec:
+        spec: Spec = build_family(self.family(name))[1].spec(self.tokenizer)
+        return spec
+
+    def recipe(self, chosen: Plan, family: str, seed: int) -> Recipe:
+        """The recipe of one model: the same for all families but for the family itself."""
+        folder, base = self.out.resolve(), self.study.bases.get(family)
+        columns = {"input": "input", "target": "target"} if self.material.paired else {"text": "text"}
+        tables = {
+            "data": {
+                "source": str(folder / "data" / "train.jsonl"),
+                "validation": str(folder / "data" / "validation.jsonl"),
+                "length": chosen.length,
+                **columns,
+            },
+            "tokenizer": {"kind": "file", "path": str(folder / "tokenizer")},
+            "model": {"from": base} if base else {"preset": chosen.preset},
+            "family": self.family(family),
+            "train": {**chosen.train, "seed": seed},
+        }
+        return Recipe.of(tables, f"recipe of {family}", folder=str(folder))
+
+    def key(self, chosen: Plan, family: str, seed: int) -> dict[str, Any]:
+        """What a trained model depends on, wherever its files lie."""
+        tables = self.recipe(chosen, family, seed).tables()
+        tables["data"] = {"sha": self.sha, "length": chosen.length}
+        tables["tokenizer"] = self.tokenizer.fingerprint
+        return {"family": family, "seed": seed, "recipe": tables}
+
+    def settings(self) -> list[Setting]:
+        """The decoding grid of every family."""
+        found: list[Setting] = []
+        for family in self.study.families:
+            spec = self.spec(family)
+            found += grid(
+                self.study,
+                family,
+                causal=spec.attend.kind == "causal",
+                predicts_length=spec.length_head,
+                paired=self.material.paired,
+                longest=self.new_tokens,
+            )
+        return found
+
+    # ---- planning
+
+    def planned(self, cells: Cells, tell: Callable[[str], None], begun: float) -> Plan:
+        """The plan, made once: a study that is taken up again must not be planned anew.
+
+        Raises:
+            UserError: too little time, or families of unequal size.
+        """
+        study = self.study
+        tokens = study.budget_tokens or int(study.passes * self.pass_tokens)
+        preset = study.preset or ("" if study.bases or not tokens else plan.largest(tokens, self.tokenizer.vocab_size))
+        draft = Plan(
+            tokens=tokens,
+            preset=preset,
+            vocab_size=self.tokenizer.vocab_size,
+            length=self.length,
+            new_tokens=self.new_tokens,
+            test_rows=len(self.test),
+            validation_rows=len(self.validation),
+            timed_calls=study.timed_calls,
+            train=self._table(max(tokens, 1)),
+            settings=tuple(self.settings()),
+        )
+        if preset or study.bases:
+            self.check_parameters(preset)
+        if tokens:
+            return draft
+        fields = {k: v for k, v in dataclasses.asdict(study).items() if k not in ("out", "price_per_hour")}
+        key = {"kind": "plan", "study": fields, "data": self.sha, "draft": dataclasses.asdict(draft)}
+        if (found := cells.get(key)) is None:
+            tell("measuring this machine")
+            made = plan.measured(study, draft, self._probe(draft), self.validation, self._table, begun)
+            self.check_parameters(made.preset)
+            found = dataclasses.asdict(made)
+            cells.put(key, found)
+        return config.build(Plan, found, "plan")
+
+    def check_parameters(self, preset: str) -> None:
+        """Families are compared at equal size.
+
+        Raises:
+            UserError: two networks differ by more than 1 % in parameters.
+        """
+        counts = {family: self._parameters(family, preset) for family in self.study.families}
+        first = counts[self.study.baseline]
+        for family, count in counts.items():
+            if abs(count / first - 1) > EQUAL:
+                raise UserError(
+                    f"'{family}' has {count:,} parameters and '{self.study.baseline}' {first:,}: more than 1 % apart.",
+                    "Compare models of equal size: the same preset, without what adds parameters to one of them.",
+                )
+
+    def _parameters(self, family: str, preset: str) -> int:
+        if base := self.study.bases.get(family):
+            return load(base, "cpu").parameters
+        spec = self.spec(family)
+        shape = replace(shape_of(preset, self.tokenizer.vocab_size), shift=spec.shift, timed=spec.timed)
+        with torch.device("meta"):
+            return sum(p.numel() for p in Transformer(shape).parameters())
+
+    def _table(self, tokens: int) -> dict[str, Any]:
+        return plan.training_table(self.study, tokens, self.pass_tokens, self.length, self.material.paired)
+
+    def _probe(self, draft: Plan) -> plan.Probe:
+        """A function that trains for a few updates: tokens a second, and the model that came of it."""
+        short: dict[str, Any] = {"tokens": PROBE_UPDATES * PROBE_TOKENS, "log_every": 4, "validation_rows": 2}
+        short |= {"batch_tokens": max(PROBE_TOKENS, self.length + 1), "validate_every": 0}
+        brief = replace(draft, train={**draft.train, **short})
+
+        def probe(family: str, preset: str) -> tuple[float, Model]:
+            folder, speeds = self.out / "plan" / f"{family}-{preset}", []
+            shutil.rmtree(folder, ignore_errors=True)
+
+            def watch(event: Event) -> None:
+                if event.kind == "update":
+                    speeds.append(event.values["tokens_per_second"])
+
+            recipe = self.recipe(replace(brief, preset=preset), family, self.study.seed)
+            train(recipe, folder, device=str(self.device), on_event=watch)
+            model, steady = load(folder, str(self.device)), sorted(speeds[1:] or speeds)
+            shutil.rmtree(folder, ignore_errors=True)
+            return steady[len(steady) // 2], model
+
+        return probe
+
+
+def _tokenizer(study: Study, raw: Material, out: Path) -> Tokenizer:
+    """That of the checkpoints to start from, or one trained on the training rows, once."""
+    if study.bases:
+        return _shared_tokenizer(study)
+    size, folder = plan.vocabulary(study, raw), out / "tokenizer"
+    mark, made_from = folder / "made_from.json", {"sha": raw.sha, "vocab_size": size}
+    if not (mark.exists() and json.loads(mark.read_text(encoding="utf-8")) == made_from):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            Tokenizer.train((text for e in raw.train for text in (e.prompt, e.target) if text), size).save(folder)
+        except OSError as error:
+            raise disk_error(error, out) from None
+        write_atomically(mark, json.dumps(made_from) + "\n")
+    return Tokenizer.load(folder)
+
+
+def _shared_tokenizer(study: Study) -> Tokenizer:
+    unnamed = [family for family in study.families if family not in study.bases]
+    if unnamed:
+        raise UserError(f"no checkpoint to fine-tune for '{unnamed[0]}'.", "Name one for each family.")
+    models = {family: load(path, "cpu") for family, path in study.bases.items()}
+    for family, model in models.items():
+        if model.family_name != family:
+            raise UserError(f"'{study.bases[family]}' is of family '{model.family_name}', not '{family}'.")
+    if len({model.tokenizer.fingerprint for model in models.values()}) > 1:
+        raise UserError("the checkpoints to fine-tune have different tokenizers.", "Use a pair trained alike.")
+    return models[study.baseline].tokenizer
+
+
+def _base_length(study: Study) -> int:
+    """The longest row that every checkpoint to start from can take; 0 where there are none."""
+    if not study.bases:
+        return 0
+    longest = [load(path, "cpu").network.config.max_length for path in study.bases.values()]
+    return min(material.LONGEST, min(longest) - 1)
+
+
+def minutes_end(study: Study, begun: float) -> float:
+    """time.monotonic() after which what is optional is left out."""
+    minutes = study.minutes or (plan.DEFAULT_MINUTES if study.unlimited else 0.0)
+    return begun + 60 * minutes * 0.95 if minutes else float("inf")

@@ -1,0 +1,369 @@
+"""Carrying out a study: train, score, write, time; every piece a cell that is computed once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redraft import runtime
+from redraft.compare import floors, markdown, material, plan, report, results
+from redraft.compare.material import Item, Material
+from redraft.compare.measure import machine, race, write_texts
+from redraft.compare.plan import Plan
+from redraft.compare.prepare import Grounds, minutes_end
+from redraft.compare.study import Cells, Setting, Study, digest
+from redraft.data.loader import batches, tokenise
+from redraft.errors import UserError
+from redraft.files import write_atomically
+from redraft.likelihood import bound
+from redraft.model import Model, load
+from redraft.train.logging import Event
+from redraft.train.loop import train
+
+Tell = Callable[[str], None]
+LIKELIHOOD_SAMPLES = 8  # noise draws per row of a bound
+RACE_SHARE = 0.25  # of the time left, for the timing at one batch size
+
+
+def run(study: Study, tell: Tell, command: str = "") -> dict[str, Any]:
+    """Carry out a study, or what is left of it, and write its report.
+
+    ``OUT`` gets ``results.json``, ``report.md`` and ``report.html``, and keeps ``cells/``, ``models/`` and ``data/``.
+    Where a piece can't be done (a family that diverges, a setting that a sampler refuses), the report says so and
+    holds the rest.
+
+    Returns:
+        the content of ``results.json``.
+    Raises:
+        UserError: the data or the study can't be used at all.
+    """
+    job = Job.begin(study, tell)
+    for line in job.plan.lines(study):
+        tell(line)
+    for seed in job.seeds:
+        for family in study.families:
+            job.training(family, seed)
+    for seed in job.seeds:
+        for family in study.families:
+            job.likelihood(family, seed)
+    job.floors()
+    for seed in job.seeds:
+        job.texts("validation", job.plan.settings, seed)
+    for batch in study.batch_sizes:
+        job.race(batch)
+    chosen, others = job.split_settings()
+    for part, optional in ((chosen, False), (others, True)):
+        for seed in job.seeds:
+            job.texts("test", part, seed, optional=optional)
+    found = results.summarise(job.record(command))
+    job.write(found)
+    return found
+
+
+@dataclass
+class Job:
+    """A study under way."""
+
+    study: Study
+    tell: Tell
+    out: Path
+    cells: Cells
+    device: torch.device
+    grounds: Grounds
+    plan: Plan
+    validation: list[Item]
+    test: list[Item]
+    deadline: float  # time.monotonic() after which what is optional is left out
+    done: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[dict[str, str]] = field(default_factory=list)
+    resumed: int = 0  # cells found finished
+    _loaded: dict[tuple[str, int], Model] = field(default_factory=dict)
+
+    # ---- beginning
+
+    @classmethod
+    def begin(cls, study: Study, tell: Tell) -> Job:
+        """Read the data, make the tokenizer, and plan."""
+        begun, out = time.monotonic(), Path(study.out)
+        cells, device = Cells(out), runtime.device(study.device)
+        tell(f"reading {study.data}")
+        raw = material.gather(study)
+        tell(f"task     {raw.choice.name}: {raw.choice.reason}")
+        grounds = Grounds.lay(study, raw, device)
+        chosen = grounds.planned(cells, tell, begun)
+        return cls(
+            study=study,
+            tell=tell,
+            out=out,
+            cells=cells,
+            device=device,
+            grounds=grounds,
+            plan=chosen,
+            validation=grounds.validation[: chosen.validation_rows],
+            test=grounds.test[: chosen.test_rows],
+            deadline=minutes_end(study, begun),
+        )
+
+    @property
+    def material(self) -> Material:
+        return self.grounds.material
+
+    @property
+    def seeds(self) -> range:
+        return range(self.study.seed, self.study.seed + self.study.seeds)
+
+    # ---- the pieces
+
+    def training(self, family: str, seed: int) -> None:
+        """Train (or fine-tune) one family with one seed, at the same budget as all others."""
+        recipe = self.grounds.recipe(self.plan, family, seed)
+        key = self._model_key(family, seed)
+
+        def work() -> dict[str, Any]:
+            folder = self._folder(family, seed)
+            result = train(recipe, folder, device=str(self.device), on_event=self._watch(f"{family} {seed}"))
+            curve = _curve(folder / "train" / "metrics.jsonl")
+            return {**dataclasses.asdict(result), "out": str(folder.relative_to(self.out)), "curve": curve}
+
+        label = f"training {family}, seed {seed}"
+        value = self._cell({"kind": "train", **key}, label, work)
+        if value is not None and not (self._folder(family, seed) / "config.json").exists():
+            self.tell(f"{label}: its model was removed, training again")
+            self.cells.path({"kind": "train", **key}).unlink()
+            self.done.pop()
+            self.training(family, seed)
+
+    def likelihood(self, family: str, seed: int) -> None:
+        """Nats of every test row: exact, or a bound with its Monte-Carlo error."""
+        if not self._trained(family, seed):
+            return
+        rows = material.sample(self.material.test, self.plan.test_rows)
+        key = {
+            "kind": "likelihood",
+            **self._model_key(family, seed),
+            "rows": digest([(e.prompt, e.target) for e in rows]),
+        }
+
+        def work() -> dict[str, Any]:
+            model = self.model(family, seed)
+            size = max(4096, self.plan.length + 1)
+            made = batches(tokenise(rows, model.tokenizer), model.tokenizer, self.plan.length, size, "skip")
+            objective = model.family.objective()
+            found = bound(model.network, made, objective, model.spec, LIKELIHOOD_SAMPLES, 0, self.device)
+            return {
+                "nats": list(found.rows),
+                "bytes": [int(n) for batch in made for n in batch.bytes.tolist()],
+                "is_bound": found.is_bound,
+                "error": found.bits_per_byte_stderr,
+                "samples": found.samples,
+            }
+
+        self._cell(key, f"likelihood of {family}, seed {seed}", work)
+
+    def floors(self) -> None:
+        """What trivial systems write for the test items, and an n-gram model's bits per byte."""
+        examples = self.material.train
+        asked = [item.prompt for item in self.test]
+
+        def work() -> dict[str, Any]:
+            held = [e.target for e in material.sample(self.material.test, self.plan.test_rows)]
+            model = floors.NgramModel.fit([e.target for e in examples])
+            texts = {}
+            if self.material.paired:
+                prompts, targets = [e.prompt or "" for e in examples], [e.target for e in examples]
+                texts["copying the input"] = floors.copy_input(asked)
+                texts["the nearest training example"] = floors.nearest(asked, prompts, targets)
+                if self.material.choice.name == "classification":
+                    texts["the commonest label"] = floors.commonest(targets, len(asked))
+            people: list[str] = []
+            if not self.material.paired:
+                others = material.items(examples, self.grounds.tokenizer, len(asked), False, self.plan.new_tokens)
+                people = [item.references[0] for item in others]
+            return {"texts": texts, "people": people, "order": model.order, "bits_per_byte": model.bits_per_byte(held)}
+
+        key = {"kind": "floors", "data": self.grounds.sha, "items": digest(asked), "rows": self.plan.test_rows}
+        self._cell({**key, "task": self.material.choice.name}, "floors", work)
+
+    def texts(self, part: str, settings: Sequence[Setting], seed: int, optional: bool = False) -> None:
+        """Let a model write an answer to every item of a part, with every setting."""
+        asked = self.test if part == "test" else self.validation
+        prompts, most = [item.prompt for item in asked], max(self.study.batch_sizes)
+        for setting in settings:
+            if not self._trained(setting.family, seed):
+                continue
+            key = {
+                "kind": "texts",
+                **self._model_key(setting.family, seed),
+                "setting": dataclasses.asdict(setting),
+                "new_tokens": self.plan.new_tokens,
+                "items": digest(prompts),
+            }
+            label = f"{part}: {setting.label}, seed {seed}"
+            late = optional and time.monotonic() > self.deadline
+
+            def work(setting: Setting = setting) -> dict[str, Any]:
+                return write_texts(self.model(setting.family, seed), prompts, setting, self.plan.new_tokens, most)
+
+            named = {"part": part, "id": setting.id}
+            self._cell(key, label, work, named, skip="the time was up" if late else "")
+
+    def race(self, batch: int) -> None:
+        """Time every setting on the same requests, turn by turn: a busy moment of the machine hits all alike."""
+        seed = self.seeds[0]
+        able = {c["id"] for c in self.done if c["kind"] == "texts"}  # settings that have written something
+        running = [s for s in self.plan.settings if s.id in able and self._trained(s.family, seed)]
+        prompts = [item.prompt for item in self.test]
+        key = {
+            "kind": "race",
+            "models": [self._model_key(f, seed) for f in self.study.families],
+            "settings": [dataclasses.asdict(s) for s in running],
+            "batch": batch,
+            "calls": self.plan.timed_calls,
+            "new_tokens": self.plan.new_tokens,
+            "items": digest(prompts),
+        }
+
+        def work() -> dict[str, Any]:
+            runners = [(self.model(s.family, seed), s) for s in running]
+            calls, share = self.plan.timed_calls, RACE_SHARE * (self.deadline - time.monotonic())
+            entries = race(runners, prompts, batch, calls, self.plan.new_tokens, time.monotonic() + share)
+            return {"entries": entries, "device": str(self.device), "threads": torch.get_num_threads()}
+
+        self._cell(key, f"timing at batch {batch}", work)
+
+    def split_settings(self) -> tuple[list[Setting], list[Setting]]:
+        """The settings that validation chose, which must be tested, and the others, which only draw the curve."""
+        picked = set(results.picks(self.record("")).values())
+        names = {name for pair in picked for name in pair}
+        return (
+            [s for s in self.plan.settings if s.id in names],
+            [s for s in self.plan.settings if s.id not in names],
+        )
+
+    # ---- the end
+
+    def record(self, command: str) -> results.Record:
+        """Everything measured so far, for the analysis."""
+        return results.Record(
+            study=self.study,
+            plan=self.plan,
+            choice=self.material.choice,
+            validation=self.validation,
+            test=self.test,
+            cells=self.done,
+            missing=self.missing,
+            data={
+                "source": self.study.data,
+                "sha": self.grounds.sha,
+                "columns": self.material.columns,
+                "rows": {n: len(getattr(self.material, n)) for n in ("train", "validation", "test")},
+                "notes": self.material.notes,
+                "leaks": self.material.leaks,
+                "paired": self.material.paired,
+            },
+            machine=machine(self.device),
+            command=command,
+            resumed=self.resumed,
+        )
+
+    def write(self, found: dict[str, Any]) -> None:
+        """results.json and the two reports."""
+        write_atomically(self.out / "results.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(self.out / "report.md", markdown.markdown(found))
+        write_atomically(self.out / "report.html", report.html(found))
+
+    # ---- tools
+
+    def model(self, family: str, seed: int) -> Model:
+        """A trained model, read once."""
+        if (family, seed) not in self._loaded:
+            self._loaded = {k: v for k, v in self._loaded.items() if k[1] == seed}  # one seed in memory at a time
+            self._loaded[family, seed] = load(self._folder(family, seed), str(self.device))
+        return self._loaded[family, seed]
+
+    def _cell(
+        self,
+        key: dict[str, Any],
+        label: str,
+        work: Callable[[], dict[str, Any]],
+        named: dict[str, Any] | None = None,
+        skip: str = "",
+    ) -> dict[str, Any] | None:
+        """The value of a cell: found, or computed and written. What fails is noted, and the study goes on."""
+        value = self.cells.get(key)
+        if value is not None:
+            self.resumed += 1
+        elif skip:
+            self.missing.append({"what": label, "why": skip})
+            return None
+        else:
+            begin = time.monotonic()
+            try:
+                value = work()
+            except UserError as error:
+                self.tell(f"{label}: {error}")
+                self.missing.append({"what": label, "why": str(error)})
+                return None
+            self.cells.put(key, value)
+            self.tell(f"{label}: {plan.clock(time.monotonic() - begin)}")
+        self.done.append({**key, **(named or {}), **value})
+        return value
+
+    def _trained(self, family: str, seed: int) -> bool:
+        return any(c["kind"] == "train" and (c["family"], c["seed"]) == (family, seed) for c in self.done)
+
+    def _folder(self, family: str, seed: int) -> Path:
+        """Of a model; a hash tells it from one trained otherwise."""
+        return self.out / "models" / f"{family}-{seed}-{digest(self._model_key(family, seed))[:8]}"
+
+    def _model_key(self, family: str, seed: int) -> dict[str, Any]:
+        return self.grounds.key(self.plan, family, seed)
+
+    def _watch(self, label: str) -> Callable[[Event], None]:
+        """Report a training run at most every ten seconds."""
+        last = time.monotonic()
+
+        def watch(event: Event) -> None:
+            nonlocal last
+            values = event.values
+            if event.kind == "update" and time.monotonic() - last > 10:
+                last = time.monotonic()
+                self.tell(
+                    f"{label}: {values['progress']:.0%}, loss {values['loss']:.3f}, "
+                    f"{values['tokens_per_second']:,.0f} tokens/s, {plan.clock(values['eta_seconds'])} left"
+                )
+            if event.kind == "validation":
+                self.tell(f"{label}: validation {values['bits_per_byte']:.4f} bits per byte")
+
+        return watch
+
+
+# ---- tools
+
+
+def _curve(path: Path) -> dict[str, list[Any]]:
+    """Validation and training loss by tokens, from a run's metrics file, thinned to 200 points."""
+    found: dict[str, list[Any]] = {"validation": [], "update": []}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        if event["kind"] == "validation":
+            names = ("bits_per_byte", "bits_error", "passes")
+            found["validation"].append({"tokens": event["tokens"], **{n: event.get(n) for n in names}})
+        elif event["kind"] == "update":
+            found["update"].append({"tokens": event["tokens"], "loss": event["loss"]})
+    updates = found["update"]
+    found["update"] = updates[:: max(1, len(updates) // 200)]
+    return found
+
+
+def command_line() -> str:
+    """The command that started this process, for the report."""
+    return " ".join(["redraft", *sys.argv[1:]])

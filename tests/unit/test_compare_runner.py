@@ -1,0 +1,156 @@
+"""A whole study with tiny models: trained, measured, judged, interrupted, taken up again."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redraft.compare import runner
+from redraft.compare.study import Study
+from redraft.errors import UserError
+
+WORDS = {"one": "eins", "two": "zwei", "red": "rot", "dog": "Hund", "sees": "sieht", "house": "Haus"}
+
+
+def rows(count: int) -> str:
+    draw = random.Random(0)
+    lines = []
+    for i in range(count):
+        words = draw.choices(list(WORDS), k=draw.randint(2, 5))
+        pair = {"english": f"{i} {' '.join(words)}", "german": f"{i} {' '.join(WORDS[w] for w in words)}"}
+        lines.append(json.dumps(pair))
+    return "\n".join(lines) + "\n"
+
+
+def study(folder: Path, **fields: Any) -> Study:
+    given: dict[str, Any] = {
+        "data": str(folder / "mine.jsonl"),
+        "input": "english",
+        "target": "german",
+        "budget_tokens": 4000,
+        "preset": "toy",
+        "steps": (2,),
+        "candidates": (1,),
+        "test_rows": 12,
+        "validation_rows": 6,
+        "timed_calls": 2,
+        "batch_sizes": (1, 4),
+        "train": {"validation_rows": 16, "validate_every": 0, "threads": 1},
+        "device": "cpu",
+        "out": str(folder / "out"),
+    }
+    return Study(**{**given, **fields})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "mine.jsonl").write_text(rows(160), encoding="utf-8")
+    told: list[str] = []
+    return folder, runner.run(study(folder), told.append, "redraft compare"), told
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "out" / "cells").iterdir()}
+
+
+def test_a_study_measures_both_families_on_equal_terms(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
+    folder, found, told = finished
+    first, second = found["training"]
+    assert (first["family"], second["family"]) == ("autoregressive", "masked")
+    assert abs(first["parameters"] / second["parameters"] - 1) <= 0.01
+    assert abs(first["tokens"] / second["tokens"] - 1) <= 0.05  # a batch more or less
+    assert found["complete"] and found["missing"] == []
+    assert {row["id"] for row in found["settings"]} == set(found["plan"]["settings"])
+    for row in found["settings"]:
+        assert row["work"]["nfe"] >= 1 and row["work"]["flops_per_token"] > 0
+        assert [s["batch"] for s in row["speed"]] == [1, 4]
+        assert 0 <= row["quality"]["bleu"]["value"] <= 100
+    assert [e["is_bound"] for e in found["likelihood"]] == [False, True]
+    for name in ("results.json", "report.md", "report.html"):
+        assert (folder / "out" / name).stat().st_size > 1000
+    assert json.loads((folder / "out" / "results.json").read_text(encoding="utf-8")) == json.loads(json.dumps(found))
+    assert any(line.startswith("task ") for line in told)
+
+
+def test_a_finished_study_is_not_computed_again(finished: tuple[Path, dict[str, Any], list[str]]) -> None:
+    folder, found, _ = finished
+    before = stamps(folder)
+    again = runner.run(study(folder, price_per_hour=3.0), lambda line: None)
+    assert stamps(folder) == before
+    for one, other in zip(found["settings"], again["settings"], strict=True):
+        assert one["quality"] == other["quality"]
+        assert other["speed"][0]["cost_per_thousand"] > 0  # what is only worked out anew needs no measurement
+
+
+def test_an_interrupted_study_computes_only_what_is_missing(
+    finished: tuple[Path, dict[str, Any], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found, _ = finished
+    before = stamps(folder)
+    victim = next(
+        path
+        for path in (folder / "out" / "cells").iterdir()
+        if json.loads(path.read_text(encoding="utf-8"))["key"]["kind"] == "texts"
+    )
+    victim.unlink()
+    monkeypatch.setattr(runner, "train", None)  # training again would fail
+    again = runner.run(study(folder), lambda line: None)
+    after = stamps(folder)
+    assert [name for name in after if after[name] != before[name]] == [victim.name]
+    assert [s["quality"] for s in again["settings"]] == [s["quality"] for s in found["settings"]]
+
+
+def test_a_piece_that_fails_is_reported_and_the_rest_stands(
+    finished: tuple[Path, dict[str, Any], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, _ = finished
+    real = runner.write_texts
+
+    def failing(model: Any, prompts: Any, setting: Any, *rest: Any) -> Any:
+        if setting.steps == 3:
+            raise UserError("three steps are refused.", "Take two.")
+        return real(model, prompts, setting, *rest)
+
+    monkeypatch.setattr(runner, "write_texts", failing)
+    found = runner.run(study(folder, steps=(2, 3)), lambda line: None)
+    assert any("three steps are refused" in m["why"] for m in found["missing"])
+    assert not found["complete"]
+    assert {row["steps"] for row in found["settings"]} == {None, 2}
+    assert "three steps are refused" in (folder / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_too_little_data_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text(rows(4), encoding="utf-8")
+    with pytest.raises(UserError):
+        runner.run(study(tmp_path), lambda line: None)
+
+
+def test_families_of_unequal_size_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text(rows(160), encoding="utf-8")
+    with pytest.raises(UserError, match="1 %"):
+        runner.run(study(tmp_path, family_options={"masked": {"timed": True}}), lambda line: None)
+
+
+def test_fine_tuning_goes_on_from_a_pair_of_checkpoints(
+    finished: tuple[Path, dict[str, Any], list[str]], tmp_path: Path
+) -> None:
+    folder, found, _ = finished
+    (tmp_path / "mine.jsonl").write_text(rows(120), encoding="utf-8")
+    bases = {run["family"]: str(folder / "out" / run["model"]) for run in found["training"]}
+    tuned = runner.run(study(tmp_path, bases=bases, preset="", budget_tokens=1500), lambda line: None)
+    assert tuned["complete"] and tuned["study"]["bases"] == bases
+    for before, after in zip(found["training"], tuned["training"], strict=True):
+        assert after["parameters"] == before["parameters"]
+        assert (
+            after["validation"]["bits_per_byte"] < before["validation"]["bits_per_byte"] + 0.2
+        )  # it did not start anew
+    with pytest.raises(UserError, match="no checkpoint to fine-tune for 'masked'"):
+        runner.run(study(tmp_path, bases={"autoregressive": bases["autoregressive"]}), lambda line: None)
+    swapped = {"autoregressive": bases["masked"], "masked": bases["autoregressive"]}
+    with pytest.raises(UserError, match="of family 'masked'"):
+        runner.run(study(tmp_path, bases=swapped), lambda line: None)

@@ -1,0 +1,74 @@
+"""The words of a verdict follow from the numbers, and promise no more than they hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from redraft.compare.verdict import Floor, Quality, Ratio, advice, headline, sentence, signed, speed_words, voids
+
+
+def quality(verdict: str, difference: float = -0.1) -> Quality:
+    return Quality("BLEU", verdict, difference, difference - 0.3, difference + 0.3, 0.5)
+
+
+FASTER, SLOWER, EQUAL = Ratio(1, 3.1, 2.8, 3.4), Ratio(32, 0.9, 0.85, 0.95), Ratio(8, 1.02, 0.9, 1.1)
+
+
+def test_the_sentence_of_the_issue() -> None:
+    line = sentence("masked, 12 steps", quality("same"), [FASTER, SLOWER], "autoregressive, greedy", 2.0)
+    assert line.startswith("masked, 12 steps: same BLEU within the margin ±0.5")
+    assert "3.1x faster at batch 1, 0.90x the speed at batch 32, 2.0x the compute a token" in line
+    assert "autoregressive, greedy" in line
+
+
+@pytest.mark.parametrize("verdict", ["better", "worse", "undecided"])
+def test_same_is_said_only_after_an_equivalence_test(verdict: str) -> None:
+    line = sentence("masked", quality(verdict, 2.0), [], "autoregressive", None)
+    assert verdict in line and "same" not in line
+    assert "same" not in advice("masked", "autoregressive", quality(verdict, 2.0), [FASTER]).lower()
+    assert "as good as" not in advice("masked", "autoregressive", quality(verdict), []).replace("is as good", "")
+
+
+def test_an_interval_around_one_is_no_speedup() -> None:
+    assert EQUAL.word == "equal" and "faster" not in speed_words(EQUAL)
+
+
+@pytest.mark.parametrize(
+    "verdict, ratios, begins",
+    [
+        ("same", [FASTER], "Choose masked"),
+        ("better", [FASTER], "Choose masked"),
+        ("same", [SLOWER], "Keep autoregressive"),
+        ("worse", [SLOWER], "Keep autoregressive"),
+        ("worse", [FASTER, SLOWER], "masked loses"),
+        ("undecided", [FASTER], "The data can't tell"),
+        ("same", [FASTER, SLOWER], "masked is as good"),
+    ],
+)
+def test_advice(verdict: str, ratios: list[Ratio], begins: str) -> None:
+    assert advice("masked", "autoregressive", quality(verdict, -2.0), ratios).startswith(begins)
+
+
+def test_worse_and_faster_somewhere_is_a_trade() -> None:
+    assert "trade" in advice("masked", "autoregressive", quality("worse", -2.0), [FASTER, SLOWER])
+    assert "trade" not in advice("masked", "autoregressive", quality("worse", -2.0), [EQUAL, SLOWER])
+
+
+def test_void_where_the_baseline_does_not_beat_a_floor() -> None:
+    beaten = Floor("copying the input", "BLEU", 2.0, 30.0)
+    tie = Floor("the nearest training example", "BLEU", 30.0, 30.0)
+    bits = Floor("a 6-gram model", "bits per byte", 1.9, 2.1, better=-1)
+    assert voids("autoregressive", [beaten]) == []
+    reasons = voids("autoregressive", [beaten, tie, bits])
+    assert len(reasons) == 2 and "nearest" in reasons[0] and "6-gram" in reasons[1]
+    assert headline(reasons, ["masked: better"], 0).startswith("Void")
+    assert "masked: better" not in headline(reasons, ["masked: better"], 0)
+
+
+def test_headline_of_unfinished_and_finished_studies() -> None:
+    assert "unfinished" in headline([], [], 3)
+    assert headline([], ["first", "second"], 0) == "first"
+
+
+def test_signs() -> None:
+    assert (signed(0.0), signed(-0.001), signed(1.234), signed(-12.34)) == ("0.00", "0.00", "+1.23", "−12.3")
