@@ -19,8 +19,8 @@ from llama_twin import llama_twin
 from redraft.caches.exact import Exact
 from redraft.canvas import make_canvas
 from redraft.decode import Loop, Method
-from redraft.models.presets import preset
 from redraft.models.transformer import Transformer
+from redraft.presets import preset
 from redraft.samplers.autoregressive import Autoregressive
 from redraft.types import Attend, Spec
 

@@ -17,9 +17,9 @@ import time
 import torch
 from llama_twin import llama_twin
 
-from redraft.models.presets import preset
 from redraft.models.transformer import Transformer
 from redraft.objectives.autoregressive import Autoregressive
+from redraft.presets import preset
 from redraft.runtime import peak_matmul
 from redraft.train import optim
 from redraft.train.loop import backward

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from redraft import canvas as canvases
 from redraft import config as configs
-from redraft import runtime
+from redraft import runtime, weights
 from redraft.decode import Counter, Loop, Method
 from redraft.errors import UserError, suggest
 from redraft.files import atomic_folder, write_atomically
-from redraft.models import weights
 from redraft.models.transformer import Config, Transformer
 from redraft.registry import find
 from redraft.types import Canvas, Forward, Generation, Spec, Step

@@ -32,7 +32,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Models named like the shipped ones, of each family, for pairs and for plain text."""
     from redraft.data.tokenizer import Tokenizer
     from redraft.model import Model
-    from redraft.models.presets import preset
+    from redraft.presets import preset
 
     folder = tmp_path_factory.mktemp("zoo")
     tokenizer = Tokenizer.train([text for pair in PAIRS for text in pair.values()], 300)

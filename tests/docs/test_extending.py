@@ -37,7 +37,7 @@ def test_one_new_file_is_all_it_takes(checkout: Path) -> None:
 import json, sys
 from redraft.data.tokenizer import Tokenizer
 from redraft.model import Model
-from redraft.models.presets import preset
+from redraft.presets import preset
 from redraft.cli._main import main
 tokenizer = Tokenizer.bytes()
 shape = preset("toy", tokenizer.vocab_size, dim=32)

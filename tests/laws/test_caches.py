@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from redraft.caches.exact import Exact
-from redraft.models.presets import preset
 from redraft.models.transformer import Transformer
+from redraft.presets import preset
 from redraft.types import Attend, Forward
 
 SIGHTS = [

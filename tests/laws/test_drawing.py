@@ -11,7 +11,7 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.decode import Loop, Method, inverse_cdf
 from redraft.errors import UserError
 from redraft.model import Model
-from redraft.models.presets import preset
+from redraft.presets import preset
 from redraft.runtime import keyed_uniform
 from redraft.samplers.confidence import Confidence
 from tests import tiny

@@ -13,8 +13,8 @@ from redraft.model import Model, load
 from redraft.models.parts.mlp import SwiGLU
 from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.positions import rotary_table, rotate
-from redraft.models.presets import names, preset
 from redraft.models.transformer import Transformer
+from redraft.presets import names, preset
 from redraft.types import Attend, Forward
 
 SHAPES = [

@@ -16,7 +16,7 @@ from redraft.canvas import completion, make_canvas, winners
 from redraft.data.tokenizer import Tokenizer
 from redraft.decode import Loop, Method
 from redraft.model import Model
-from redraft.models.presets import preset
+from redraft.presets import preset
 from redraft.types import FREE, GIVEN, SEALED, Canvas, Forward, Sampler, Spec, Step
 from tests import tiny
 

@@ -16,8 +16,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "redraft"
 TIERS = [
     {"errors", "types"},
     {"registry", "config", "runtime", "files"},
-    {"data", "noise", "models"},
-    {"objectives", "samplers", "guidance", "caches", "constraints"},
+    {"data", "noise", "models", "weights"},
+    {"presets", "objectives", "samplers", "guidance", "caches", "constraints"},
     {"canvas", "length", "decode", "likelihood"},
     {"families"},
     {"model"},

@@ -20,8 +20,8 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.likelihood import bound
 from redraft.model import Model
-from redraft.models.presets import preset
 from redraft.objectives.autoregressive import Autoregressive
+from redraft.presets import preset
 from redraft.train.logging import Event, Progress, describe
 from redraft.train.loop import Result, backward, train
 from redraft.train.recipe import Recipe

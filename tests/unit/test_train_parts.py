@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.model import Model
-from redraft.models.presets import preset
 from redraft.objectives.masked import Masked
+from redraft.presets import preset
 from redraft.train import checkpoint, optim
 from redraft.train.ema import Ema
 from redraft.train.recipe import Recipe

@@ -15,6 +15,9 @@ from redraft.errors import UserError
 if TYPE_CHECKING:
     from redraft.compare.study import Study
 
+_BASE, _SCRATCH = "base", "scratch"
+_BUDGETS = ("budget_tokens", "passes", "minutes")
+
 
 def compare(
     study: Annotated[Path | None, typer.Argument(help="A study as TOML, as under recipes/compare.")] = None,
@@ -27,7 +30,11 @@ def compare(
     families: Annotated[str | None, typer.Option(help="The first is the baseline: autoregressive,masked.")] = None,
     from_: Annotated[
         list[str] | None,
-        typer.Option("--from", help="Fine-tune this checkpoint; NAME also stands for NAME-<family>. Repeat for more."),
+        typer.Option(
+            "--from",
+            help="Fine-tune this checkpoint; NAME also stands for NAME-<family>; repeat for more. scratch: none. "
+            "Unset, and with no budget and no preset: the shipped base pair.",
+        ),
     ] = None,
     budget_tokens: Annotated[int | None, typer.Option(min=1, help="Training tokens of each model.")] = None,
     passes: Annotated[float | None, typer.Option(min=0, help="Instead: passes over the training rows.")] = None,
@@ -96,8 +103,11 @@ def compare(
         device=device,
         out=str(out),
     )
-    if from_:
-        given["bases"] = bases(from_, names or ["autoregressive", "masked"])
+    found = chosen_bases(
+        from_, names or ["autoregressive", "masked"], bool({"preset", *_BUDGETS} & given.keys() or study)
+    )
+    if found:
+        given["bases"] = found
     return run(read(study, given), as_json)
 
 
@@ -134,6 +144,18 @@ def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
         return tuple(int(part) for part in listed(text))
     except ValueError:
         raise UserError(f"{option} {text}: not whole numbers.", f"Write them like this: {option} 1,4,16.") from None
+
+
+def chosen_bases(named: Sequence[str] | None, families: Sequence[str], own_terms: bool) -> dict[str, str]:
+    """What to fine-tune: what was named; else, unless the user set terms of their own, the shipped base pair."""
+    from redraft.model import zoo
+
+    if named:
+        return {} if list(named) == [_SCRATCH] else bases(named, families)
+    if own_terms or any(f"{_BASE}-{family}" not in zoo() for family in families):
+        return {}
+    log(f"starting from the shipped {_BASE} models; --from {_SCRATCH} trains from nothing")
+    return bases([_BASE], families)
 
 
 def bases(named: Sequence[str], families: Sequence[str]) -> dict[str, str]:

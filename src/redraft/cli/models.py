@@ -77,8 +77,8 @@ def _presets(device: str) -> list[dict[str, Any]]:
 
     from redraft import runtime
     from redraft.cli.doctor import memory
-    from redraft.models.presets import names, preset
     from redraft.models.transformer import Transformer
+    from redraft.presets import names, preset
 
     room = memory(runtime.device(device))
     rows = []

@@ -14,8 +14,8 @@ from redraft.compare.material import Item, Material
 from redraft.compare.study import Setting, Study
 from redraft.errors import UserError
 from redraft.model import Model
-from redraft.models.presets import preset as shape_of
 from redraft.models.transformer import Transformer
+from redraft.presets import preset as shape_of
 
 DEFAULT_MINUTES = 8.5  # where no budget is given
 SIZES = ("1m", "3m", "7m", "25m", "125m")

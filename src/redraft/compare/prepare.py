@@ -22,8 +22,8 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.files import disk_error, write_atomically
 from redraft.model import Model, build_family, load, read_json, resolve
-from redraft.models.presets import preset as shape_of
 from redraft.models.transformer import Transformer
+from redraft.presets import preset as shape_of
 from redraft.train.logging import Event
 from redraft.train.loop import train
 from redraft.train.recipe import Recipe

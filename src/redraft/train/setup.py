@@ -17,8 +17,8 @@ from redraft.errors import UserError, suggest
 from redraft.files import atomic_folder
 from redraft.model import Model, build_family
 from redraft.model import load as load_model
-from redraft.models.presets import preset
 from redraft.models.transformer import Config
+from redraft.presets import preset
 from redraft.train.recipe import Recipe
 from redraft.types import Batch
 
