@@ -53,11 +53,14 @@ def make_canvas(
 
 
 def winners(canvas: Canvas, by_score: bool) -> list[int]:
-    """One row per request: the one with the highest mean log-probability, or the first."""
+    """One row per request: the one likeliest per token, the likelihood of its length included, or the first.
+
+    The closing end-of-text counts as a token, so that an empty answer has a mean too.
+    """
     count = int(canvas.request.max()) + 1
     if not by_score:
         return [int((canvas.request == request).nonzero()[0]) for request in range(count)]
-    mean = canvas.score / (canvas.status == SEALED).sum(1).clamp(min=1)
+    mean = canvas.score / ((canvas.status == SEALED).sum(1) + 1)
     chosen = []
     for request in range(count):
         rows = (canvas.request == request).nonzero()[:, 0]
@@ -66,13 +69,16 @@ def winners(canvas: Canvas, by_score: bool) -> list[int]:
 
 
 def completion(canvas: Canvas, row: int, eos_id: int) -> tuple[list[int], str]:
-    """What was written after the prompt, up to end-of-text, and why it ended: ``stop`` or ``length``.
+    """What stands after the prompt, up to end-of-text, and why it ended: ``stop`` or ``length``.
 
-    Positions that are still free or in draft are left out, so an unfinished canvas can be read too.
+    Positions that are still free are left out, so an unfinished canvas can be read too. An end-of-text before a
+    later given token ends nothing and is left out as well.
     """
     status = canvas.status[row, int(canvas.prompt[row]) :]
     ids = canvas.ids[row, int(canvas.prompt[row]) :]
-    tokens = ids[(status == SEALED) | (status == GIVEN) | (status == DRAFT)].tolist()
-    if eos_id in tokens:
-        return tokens[: tokens.index(eos_id)], "stop"
-    return tokens, "length"
+    stands = (status == SEALED) | (status == GIVEN) | (status == DRAFT)
+    columns = torch.arange(len(ids))
+    last = int(torch.where((status == GIVEN) & (ids != eos_id), columns, -1).max())  # the last given token
+    ends = (stands & (ids == eos_id) & (columns > last)).nonzero()[:, 0]
+    end = int(ends[0]) if len(ends) else len(ids)
+    return ids[stands & (ids != eos_id) & (columns < end)].tolist(), "stop" if len(ends) else "length"

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Make a (possibly nested) dataclass from a mapping, checking names and types strictly.
+    """Make a (possibly nested) dataclass from a mapping, checking names and types.
 
     Args:
         where: how to name the place in an error, such as ``"recipe.toml [train]"``.
@@ -29,6 +29,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise UserError(f"{where}: '{name}' is missing.") from None
         raise UserError(f"{where}: '{name}' = {first['input']!r} is not valid: {first['msg'].lower()}.") from None
     except TypeError as error:
         raise UserError(f"{where}: {error}.") from None
@@ -63,14 +65,27 @@ def parse_options(pairs: list[str], where: str) -> dict[str, Any]:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; ``extends = "other.toml"`` (beside it) is read first and overridden, table by table."""
+    return _read_toml(path, ())
+
+
+def _read_toml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """``above``: the files that extend this one."""
+    if path.resolve() in above:
+        raise UserError(f"{path}: extends itself.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"recipe '{path}' does not exist.") from None
+    except OSError as error:
+        raise UserError(f"can't read '{path}': {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}.") from None
     base = values.pop("extends", None)
-    return merge(read_toml(path.parent / base), values) if base else values
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends = {base!r} is not the name of a file.")
+    return merge(_read_toml(path.parent / base, (*above, path.resolve())), values)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

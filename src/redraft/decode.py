@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redraft.errors import UserError
 from redraft.length import best_lengths, length_request
 from redraft.models.parts.store import KeyValueStore
 from redraft.runtime import keyed_uniform
@@ -36,7 +37,7 @@ class Counter:
 
     passes: int = 0  # calls of a network
     queries: int = 0  # positions run
-    pairs: int = 0  # (query, key) pairs attended
+    pairs: int = 0  # (query, key) products computed, those that a mask then hides included
     wanted: int = 0  # positions projected onto the vocabulary
 
 
@@ -49,6 +50,7 @@ class Loop:
     spec: Spec
     counter: Counter = field(default_factory=Counter)
     _stores: dict[str, KeyValueStore] = field(default_factory=dict)
+    _forbidden: Tensor | None = None
 
     def run(self, canvas: Canvas) -> Iterator[Step]:
         """Fill every free position of the canvas, one ``Step`` at a time."""
@@ -73,8 +75,10 @@ class Loop:
         """Run one request: predictions and drawn tokens at the wanted positions."""
         logits = self._forward(canvas, ask)
         if self.spec.forbidden:
-            logits[:, list(self.spec.forbidden)] = -torch.inf
-        return draw(canvas, ask, logits)
+            if self._forbidden is None:
+                self._forbidden = torch.tensor(self.spec.forbidden, device=logits.device)
+            logits.index_fill_(1, self._forbidden, -torch.inf)
+        return draw(canvas, ask, logits.float().log_softmax(-1))
 
     def _forward(self, canvas: Canvas, ask: Forward) -> Tensor:
         assert ask.rows is not None
@@ -102,9 +106,11 @@ class Loop:
         most = int(((canvas.status == FREE).sum(1)).max())
         owner = torch.searchsorted(first, torch.arange(len(canvas.ids)), right=True) - 1
         rank = torch.arange(len(canvas.ids)) - first[owner]
-        likeliest = best_lengths(self._forward(canvas, ask), most, int(rank.max()) + 1).cpu()
+        log_p, likeliest = best_lengths(self._forward(canvas, ask), most, int(rank.max()) + 1)
         canvas.nfe = canvas.nfe[first][owner]
-        length = likeliest[owner, rank.clamp(max=likeliest.shape[1] - 1)]
+        choice = owner, rank.clamp(max=likeliest.shape[1] - 1)
+        length = likeliest.cpu()[choice]
+        canvas.score += log_p.cpu()[choice]
         columns, end = torch.arange(canvas.ids.shape[1]), (canvas.prompt + length)[:, None]
         canvas.status[columns >= end] = PAD
         canvas.status[columns == end - 1] = GIVEN
@@ -120,12 +126,12 @@ class Loop:
         return self._stores[net]
 
     def _count(self, ask: Forward) -> None:
-        queries = (ask.pos >= 0).sum(1)
-        read = 0 if ask.read is None else ask.read
+        queries = np.count_nonzero(ask.pos.numpy() >= 0, axis=1)
+        read = 0 if ask.read is None else ask.read.numpy()
         self.counter.passes += 1
         self.counter.queries += int(queries.sum())
         self.counter.pairs += int((queries * (queries + read)).sum())
-        self.counter.wanted += int((ask.want >= 0).sum())
+        self.counter.wanted += int(np.count_nonzero(ask.want.numpy() >= 0))
 
     def _commit(self, canvas: Canvas, step: Step) -> None:
         if step.parents is not None:
@@ -161,14 +167,15 @@ class Loop:
 class _Ending:
     """End-of-text: once it stands and everything before it is written, the rest of the row is padding.
 
-    An end-of-text before a later given position ends nothing.
+    An end-of-text before a later given token ends nothing.
     """
 
     def __init__(self, canvas: Canvas, eos_id: int) -> None:
         self.eos_id = eos_id
         columns = torch.arange(canvas.ids.shape[1])
-        given = torch.where(canvas.status == GIVEN, columns, -1)
-        self.floor = given.amax(1)  # the last given position of each row
+        given = torch.where((canvas.status == GIVEN) & (canvas.ids != eos_id), columns, -1)
+        self.floor = given.amax(1)  # the last given token of each row
+        self._pending = False  # an end stands in some row, but not all before it
 
     def close(self, canvas: Canvas, step: Step) -> None:
         if step.parents is None and not bool((step.token == self.eos_id).any()) and not self._pending:
@@ -182,19 +189,18 @@ class _Ending:
         canvas.status[over] = PAD
         self._pending = bool((before & (end < len(columns))).any())
 
-    _pending = False
 
-
-def draw(canvas: Canvas, ask: Forward, logits: Tensor) -> Output:
+def draw(canvas: Canvas, ask: Forward, log_p: Tensor) -> Output:
     """Draw a token at each wanted position by inverse CDF from one uniform keyed by (seed, stamp, position).
 
     Temperature 0 is argmax. ``conf`` is the log-probability at temperature 1, before top-k and top-p.
+
+    Raises:
+        UserError: the network's answer is not a number.
     """
     assert ask.rows is not None
     real = ask.want >= 0
-    best, token = logits.max(-1)
-    norm = logits.float().logsumexp(-1)
-    conf = best.float() - norm
+    conf, token = log_p.max(-1)
     warm = canvas.draw.temperature[ask.rows] > 0
     if bool(warm.any()):
         row = real.nonzero()[:, 0]
@@ -203,22 +209,27 @@ def draw(canvas: Canvas, ask: Forward, logits: Tensor) -> Output:
             canvas.seed[ask.rows], canvas.step[ask.rows] if ask.stamp is None else ask.stamp, ask.want.clamp(min=0)
         )[real][flat]
         rows = ask.rows[row[flat]]
-        here = flat.to(logits.device)
+        here = flat.to(log_p.device)
         drawn = inverse_cdf(
-            logits[here],
-            uniform.to(logits.device),
-            canvas.draw.temperature[rows].to(logits.device),
-            canvas.draw.top_k[rows].to(logits.device),
-            canvas.draw.top_p[rows].to(logits.device),
+            log_p[here],
+            uniform.to(log_p.device),
+            canvas.draw.temperature[rows].to(log_p.device),
+            canvas.draw.top_k[rows].to(log_p.device),
+            canvas.draw.top_p[rows].to(log_p.device),
         )
         token[here] = drawn
-        conf[here] = logits[here].gather(1, drawn[:, None])[:, 0].float() - norm[here]
+        conf[here] = log_p[here, drawn]
+    token, conf = token.cpu(), conf.cpu()
+    if bool(conf.isnan().any()):  # samplers that go by confidence would wait for ever
+        raise UserError(
+            "the network's predictions are not numbers.", "Its training diverged, or its weights are damaged."
+        )
     if ask.want.shape[1] == 1 and real.all():
-        return Output(logits, token.cpu()[:, None], conf.cpu()[:, None])
+        return Output(log_p, token[:, None], conf[:, None])
     tokens = torch.full(ask.want.shape, -1, dtype=torch.int64)
     confs = torch.full(ask.want.shape, -torch.inf)
-    tokens[real], confs[real] = token.cpu(), conf.cpu()
-    return Output(logits, tokens, confs)
+    tokens[real], confs[real] = token, conf
+    return Output(log_p, tokens, confs)
 
 
 def inverse_cdf(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
@@ -231,7 +242,8 @@ def inverse_cdf(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Ten
     Returns:
         [N] tokens.
     """
-    scaled = logits.float() / temperature[:, None].float()
+    scaled = logits.float()
+    scaled = (scaled - scaled.amax(1, keepdim=True)) / temperature[:, None].float()  # no overflow near temperature 0
     if bool((top_k > 0).any()) or bool((top_p < 1).any()):
         value, order = scaled.sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(scaled.shape[1], device=scaled.device)

@@ -24,6 +24,6 @@ class UserError(Exception):
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``"Did you mean 'x'? "`` for the nearest known name (or nothing) and the known names."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
     hint = f"Did you mean '{near[0]}'? " if near else ""
     return f"{hint}Known: {', '.join(known)}."

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from redraft.errors import UserError
@@ -29,14 +29,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise disk_error(error, path) from None
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``path`` when the block ends well; files of the old one not written
-    anew are kept.
+    """A new folder that takes the place of ``path`` when the block ends well.
+
+    Where ``path`` is a folder already, its files of the same names are replaced, each whole, one after the other, and
+    the others stay: it may hold a running training's checkpoints, which must not vanish for an instant.
 
     Raises:
         UserError: disk full or no permission; the old folder is untouched.
@@ -51,11 +54,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in new.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+        new.chmod(0o755)
         if not path.exists():
-            new.chmod(0o755)
             os.rename(new, path)
             return
-        for file in new.iterdir():
+        for file in sorted(new.iterdir()):
             os.replace(file, path / file.name)
     except Exception as error:
         if code := _os_code(error):

@@ -27,9 +27,10 @@ def length_request(ids: Tensor, prompt: Tensor, spec: Spec, rows: Tensor | None 
     )
 
 
-def best_lengths(logits: Tensor, most: int, count: int) -> Tensor:
-    """The ``count`` likeliest lengths in 1..most of each row, likeliest first. [R, V] -> [R, count].
+def best_lengths(logits: Tensor, most: int, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` likeliest lengths in 1..most, likeliest first: [R, V] -> log-probabilities and lengths [R, count].
 
     A length counts the tokens of the answer including end-of-text (Mask-Predict's length beam, arXiv:1904.09324).
     """
-    return logits[:, 1 : most + 1].float().topk(min(count, most), -1).indices + 1
+    log_p, index = logits[:, 1 : most + 1].float().log_softmax(-1).topk(min(count, most, logits.shape[1] - 1), -1)
+    return log_p, index + 1

@@ -44,6 +44,27 @@ class Settings:
     cache: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("candidates", 1), ("top_k", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} = {getattr(self, name)} must be at least {least}.")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature = {self.temperature} must be a number of at least 0.")
+        if not 0 <= self.top_p <= 1:
+            raise UserError(f"top_p = {self.top_p} must lie in [0, 1].")
+        if abs(self.seed) >= 1 << 62:
+            raise UserError(f"seed = {self.seed} is too large.", "Use one below 2^62.")
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a model folder's config.json holds."""
+
+    redraft_format: int
+    family: dict[str, Any]
+    network: dict[str, Any]
+    conditional: bool
+
 
 @dataclass
 class Drafting:
@@ -103,6 +124,7 @@ class Model:
         """A new, untrained model. ``family`` is ``{"name": ..., **fields}``."""
         name, built = build_family(family)
         spec = built.spec(tokenizer)
+        _check_vocabulary(shape, tokenizer, "model")
         shape = replace(shape, shift=spec.shift, timed=spec.timed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -144,6 +166,8 @@ class Model:
         Raises:
             UserError: unknown setting or sampler option, prompt longer than the context.
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size = {batch_size} must be at least 1.")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         chosen = self.settings(**settings)
         found: list[Generation] = []
@@ -160,16 +184,21 @@ class Model:
         yield from self.draft([prompt], self.settings(**settings))
 
     def settings(self, **given: Any) -> Settings:
-        """The model's own generation settings, overridden by those given (None: not given)."""
-        known = Settings.__dataclass_fields__
-        for key in given:
-            if key not in known:
-                raise UserError(f"unknown generation setting '{key}'.", suggest(key, known))
+        """The model's own generation settings, overridden by those given (None: not given).
+
+        Where only the number of tokens is given, the model's own steps are lowered to it.
+
+        Raises:
+            UserError: unknown setting, or a value of the wrong type or out of range.
+        """
         given = {key: value for key, value in given.items() if value is not None}
         own = dict(self.defaults)
         if "sampler" in given and given["sampler"] != own.get("sampler"):
             own = {key: value for key, value in own.items() if key not in ("sampler", "steps", "options")}
-        return Settings(**{**own, **given})
+        chosen = configs.build(Settings, {**own, **given}, "generation settings")
+        if "max_new_tokens" in given and "steps" not in given and chosen.steps is not None:
+            chosen = replace(chosen, steps=min(chosen.steps, chosen.max_new_tokens))
+        return chosen
 
     def method(self, settings: Settings) -> Method:
         """Resolve settings into a sampler and a cache policy."""
@@ -192,8 +221,6 @@ class Model:
 
     def draft(self, prompts: Sequence[str], settings: Settings, keep_trace: bool = False) -> Drafting:
         """Set up a generation without running it."""
-        if settings.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens = {settings.max_new_tokens} must be at least 1.")
         heads = [self._prompt_ids(prompt) for prompt in prompts]
         for head in heads:
             self._check_length(len(head) + settings.max_new_tokens, prompt=len(head))
@@ -201,10 +228,20 @@ class Model:
         return self._drafting(rows, [len(head) for head in heads], settings, keep_trace)
 
     def _drafting(
-        self, rows: Sequence[Sequence[int | None]], prompts: Sequence[int], settings: Settings, keep_trace: bool
+        self,
+        rows: Sequence[Sequence[int | None]],
+        prompts: Sequence[int],
+        settings: Settings,
+        keep_trace: bool = False,
+        length_known: bool = False,
     ) -> Drafting:
         method, spec = self.method(settings), self.spec
-        guess = spec.length_head and min(prompts) > 0
+        guess = spec.length_head and min(prompts) > 0 and not length_known
+        if settings.candidates > 1 and not guess and not length_known:
+            raise UserError(
+                f"candidates = {settings.candidates}: this model does not choose its length beforehand.",
+                "Leave it at 1.",
+            )
         copies = method.sampler.width if method.sampler.width > 1 else settings.candidates if guess else 1
         board = canvases.make_canvas(
             rows,
@@ -225,7 +262,7 @@ class Model:
         """Fill the holes of a text: ``"The [[3]] sat on [[2]]."`` has one of three and one of two tokens.
 
         Raises:
-            UserError: no hole, or a model that cannot see what follows one.
+            UserError: no hole, one of no tokens, or a model that cannot see what follows one.
         """
         import re
 
@@ -236,6 +273,10 @@ class Model:
         parts = re.split(r"\[\[(\d+)\]\]", text)
         if len(parts) < 3:
             raise UserError("the text has no hole.", "Write a hole of three tokens as [[3]].")
+        holes = [int(size) for size in parts[1::2]]
+        if 0 in holes:
+            raise UserError("a hole of no tokens can't be filled.", "Write a hole of three tokens as [[3]].")
+        self._check_length(sum(holes))
         head = self._prompt_ids(prompt or "")
         row: list[int | None] = list(head)
         for number, part in enumerate(parts):
@@ -243,20 +284,8 @@ class Model:
         if self.conditional:
             row.append(self.tokenizer.eos_id)
         self._check_length(len(row))
-        chosen = self.settings(**settings)
-        holes = sum(token is None for token in row)
-        chosen = replace(chosen, max_new_tokens=holes)
-        method, spec = self.method(chosen), self.spec
-        board = canvases.make_canvas(
-            [row],
-            [len(head)],
-            spec,
-            seeds=[chosen.seed],
-            temperature=chosen.temperature,
-            top_k=chosen.top_k,
-            top_p=chosen.top_p,
-        )
-        drafting = Drafting(board, Loop({"main": self.network.eval()}, method, spec), self.tokenizer, True)
+        chosen = self.settings(**{**settings, "max_new_tokens": sum(holes)})
+        drafting = self._drafting([row], [len(head)], chosen, length_known=True)
         for _ in drafting:
             pass
         return drafting.results()[0]
@@ -268,9 +297,8 @@ class Model:
         """
         from redraft.likelihood import score
 
-        head, tail = self._prompt_ids(prompt), self.tokenizer.encode(continuation)
-        if self.conditional:
-            tail.append(self.tokenizer.eos_id)
+        encode = self.tokenizer.encode_target if self.conditional else self.tokenizer.encode
+        head, tail = self._prompt_ids(prompt), encode(continuation)
         self._check_length(len(head) + len(tail))
         size = len(continuation.encode())
         objective = self.family.objective()
@@ -278,7 +306,7 @@ class Model:
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         if self.conditional:
-            return [*self.tokenizer.encode(prompt), self.tokenizer.sep_id]
+            return self.tokenizer.encode_prompt(prompt)
         return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
 
     def _check_length(self, length: int, prompt: int = 0) -> None:
@@ -351,20 +379,32 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype
     from redraft.data.tokenizer import Tokenizer
 
     folder = resolve(name_or_path)
-    described = read_json(folder / "config.json")
-    if described.get("redraft_format") != _FORMAT:
-        raise UserError(f"{folder}/config.json: format {described.get('redraft_format')!r} is not known here.")
-    known = {"redraft_format", "family", "network", "conditional"}
-    for key in set(described) ^ known:
-        raise UserError(f"{folder}/config.json: unexpected or missing key '{key}'.", suggest(key, known))
-    family_name, family = build_family(described["family"])
-    shape = {key: value for key, value in described["network"].items() if key != "name"}
-    network = Transformer(configs.build(Config, shape, f"{folder}/config.json network"))
+    file = folder / "config.json"
+    values = read_json(file)
+    if values.get("redraft_format") != _FORMAT:
+        raise UserError(f"{file}: format {values.get('redraft_format')!r} is not known here.")
+    described = configs.build(_Described, values, str(file))
+    family_name, family = build_family(described.family)
+    shape = dict(described.network)
+    if (kind := shape.pop("name", None)) != "transformer":
+        raise UserError(f"{file}: network {kind!r} is not known here.", "Known: transformer.")
+    network = Transformer(configs.build(Config, shape, f"{file} network"))
+    tokenizer = Tokenizer.load(folder)
+    _check_vocabulary(network.config, tokenizer, str(file))
+    spec = family.spec(tokenizer)
+    if (network.config.shift, network.config.timed) != (spec.shift, spec.timed):
+        raise UserError(f"{file}: this network was not made for family '{family_name}' with these options.")
     state = weights.read(folder / "model.safetensors", dtype)
     weights.load_into(network.to(dtype), state, folder / "model.safetensors")
     defaults = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+    configs.build(Settings, defaults, str(folder / "generation_config.json"))  # checked here, used later
     network.to(runtime.device(device)).requires_grad_(False).eval()
-    return Model(network, Tokenizer.load(folder), family, family_name, described["conditional"], defaults)
+    return Model(network, tokenizer, family, family_name, described.conditional, defaults)
+
+
+def _check_vocabulary(shape: Config, tokenizer: Tokenizer, where: str) -> None:
+    if shape.vocab_size != tokenizer.vocab_size:
+        raise UserError(f"{where}: vocab_size {shape.vocab_size} is not the tokenizer's {tokenizer.vocab_size}.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -373,6 +413,8 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"'{path}' does not exist.") from None
+    except OSError as error:
+        raise UserError(f"can't read '{path}': {error.strerror}.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' is corrupt: {error}.") from None
     if not isinstance(values, dict):

@@ -35,7 +35,7 @@ def keyed_uniform(seed: Tensor, stamp: Tensor, pos: Tensor) -> Tensor:
     """Uniform numbers in (0, 1) that depend on (seed, stamp, position) and on nothing else.
 
     A text drawn from these does not depend on its neighbours in a batch. The hash is SplitMix64's finaliser
-    (Steele et al. 2014, doi:10.1145/2660193.2660195) over the combined key; 53 bits, so never 0 or 1.
+    (Steele et al. 2014, doi:10.1145/2660193.2660195) over the combined key; 52 bits and a half, so never 0 or 1.
 
     Args:
         seed: [R] int64. stamp: [R] int64, which draw of the row. pos: [R, W] int64.
@@ -46,7 +46,7 @@ def keyed_uniform(seed: Tensor, stamp: Tensor, pos: Tensor) -> Tensor:
         key = seed.cpu().numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         key = _mix(key + stamp.cpu().numpy().astype(np.uint64) * np.uint64(0xD1B54A32D192ED03))
         z = _mix(key[:, None] + (pos.cpu().numpy().astype(np.uint64) + np.uint64(1)) * np.uint64(0x8CB92BA72F3D8DD7))
-    return torch.from_numpy(((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+    return torch.from_numpy(((z >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
 
 
 def _mix(z: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ class Forward:
 class Output:
     """The answer to a ``Forward``: predictions at the wanted positions."""
 
-    logits: Tensor  # [N, V], after the forbidden tokens are removed; row by row over want >= 0
+    log_p: Tensor  # [N, V] log-probabilities without the forbidden tokens; row by row over want >= 0
     token: Tensor  # [R, W] the drawn token, -1 where nothing was wanted
     conf: Tensor  # [R, W] log-probability of the drawn token at temperature 1, -inf where nothing was wanted
 
@@ -117,7 +117,7 @@ class Canvas:
     slot: Tensor  # [B] seat in the key-value store
     request: Tensor  # [B] owner; candidates and beams of one request share it
     nfe: Tensor  # [B] network passes this row took part in
-    score: Tensor  # [B] float64 sum of log-probabilities as written
+    score: Tensor  # [B] float64 sum of log-probabilities as sealed, that of a chosen length included
     draw: Draw
 
     @property
@@ -209,6 +209,6 @@ class Generation:
     text: str
     ids: list[int]  # completion tokens, without end-of-text
     nfe: int
-    score: float  # sum of log-probabilities as written
+    score: float  # sum of log-probabilities as sealed, that of a chosen length included
     finish: str  # stop: end of text was written; length: the canvas was full
-    trace: list[Step] = field(default_factory=list)
+    trace: list[Step] = field(default_factory=list)  # of the whole batch that it was written in

@@ -83,3 +83,19 @@ def test_reuse_survives_changed_prompts_and_swapped_seats() -> None:
         store.record(narrow)
         x = x.clone()
         x[0, 2] += 1 - 2 * int(x[0, 2] > 20)
+
+
+@pytest.mark.parametrize(("attend", "isolate"), SIGHTS)
+def test_a_network_that_is_told_the_time_reuses_nothing_of_another_time(attend: Attend, isolate: bool) -> None:
+    net = network(timed=True)
+    for name, parameter in net.named_parameters():
+        if "modulation" in name:  # zero in a fresh network
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    store, policy = net.store(2, 16), Exact()
+    x = torch.randint(5, 40, (2, 10), generator=torch.Generator().manual_seed(0))
+    for t in (0.9, 0.5):
+        ask = request(x, [10, 10], [[8, 9], [8, 9]], attend, isolate)
+        ask.t = torch.full((2,), t)
+        narrow = policy.narrow(ask, store.tokens[[0, 1]], 0)
+        torch.testing.assert_close(net(narrow, store), net(ask), rtol=1e-9, atol=1e-9)
+        store.record(narrow)

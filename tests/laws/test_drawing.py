@@ -125,6 +125,7 @@ def test_a_text_does_not_depend_on_batch_size_or_neighbours() -> None:
     options = {"max_new_tokens": 16, "temperature": 1.0, "candidates": 2}
     together = [found.ids for found in model.generate(prompts, batch_size=4, **options)]
     assert together == [found.ids for found in model.generate(prompts, batch_size=1, **options)]
+    assert together == [found.ids for found in model.generate(prompts, cache=False, **options)]
     assert together[2] == model.generate("x", seed=2, **options)[0].ids
 
 
@@ -148,8 +149,81 @@ def test_infilling_keeps_what_is_given_and_fills_every_hole() -> None:
         ({"sampler": "threshold", "options": {"threshold": 1.5}}, "threshold"),
         ({"sampler": "autoregressive"}, "left to right"),
         ({"maxnewtokens": 4}, "max_new_tokens"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"candidates": 0}, "candidates"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": "x"}, "seed"),
+        ({"options": 3}, "options"),
+        ({"batch_size": 0}, "batch_size"),
     ],
 )
 def test_wrong_settings_are_refused_in_words(settings: dict[str, object], word: str) -> None:
     with pytest.raises(UserError, match=word):
         conditional().generate("hello", **settings)
+
+
+def test_a_temperature_near_zero_is_the_argmax() -> None:
+    logits = torch.tensor([3.0, -torch.inf, 5.0, -torch.inf])
+    for temperature in (1e-30, 1e-37, 1e-40):
+        assert (draw_many(logits, 50, temperature) > 0).tolist() == [False, False, True, False]
+
+
+def test_keyed_noise_never_reaches_one() -> None:
+    """The position whose hash is all ones, found by running the hash backwards."""
+
+    def back(z: int, shift: int, factor: int) -> int:
+        z = z * pow(factor, -1, 1 << 64) % (1 << 64) if factor else z
+        found = z
+        while (again := z ^ (found >> shift)) != found:
+            found = again
+        return found
+
+    z = back(back(back((1 << 64) - 1, 31, 0), 27, 0x94D049BB133111EB), 30, 0xBF58476D1CE4E5B9)
+    pos = (z * pow(0x8CB92BA72F3D8DD7, -1, 1 << 64) - 1) % (1 << 64)  # seed and stamp 0: their part of the key is 0
+    pos -= (1 << 64) if pos >= 1 << 63 else 0
+    zero = torch.zeros(1, dtype=torch.int64)
+    drawn = float(keyed_uniform(zero, zero, torch.tensor([[pos]])))
+    assert 1 - 1e-15 < drawn < 1
+
+
+def test_an_empty_candidate_does_not_win_by_having_nothing_to_lose() -> None:
+    """All lengths from 1 (the end-of-text alone) to 4 are tried: the oracle's likeliest text per token must win, its
+    length's probability counted, and no text is empty."""
+    language = tiny.Language.ended([5, 6, 7], 3, seed=5)
+    spec, _ = tiny.family("masked")
+    canvas = make_canvas([[6, 4, *[None] * 4]], [2], spec, seeds=[0], copies=4)
+    loop = Loop({"main": tiny.OracleNetwork(language, spec, start=2)}, Method(Confidence(steps=4, order="left")), spec)
+    loop.choose_lengths(canvas)
+    for _ in loop.run(canvas):
+        pass
+    best = winners(canvas, by_score=True)[0]
+    found, _ = completion(canvas, best, spec.eos_id)
+    assert found
+    assert float(canvas.score[best]) == pytest.approx(-language.nll([*found, spec.eos_id]), abs=1e-4)
+
+
+def test_the_models_own_steps_give_way_to_fewer_tokens() -> None:
+    model = conditional()
+    model.defaults = {"steps": 10, "max_new_tokens": 20}
+    assert model.settings().steps == 10
+    assert model.settings(max_new_tokens=4).steps == 4
+    assert model.infill("a[[2]]").nfe <= 2
+    with pytest.raises(UserError, match="steps"):
+        model.generate("hello", max_new_tokens=4, steps=10)
+
+
+@pytest.mark.parametrize(("text", "word"), [("a[[0]]b", "no tokens"), ("a[[99999999999999999999]]", "context")])
+def test_impossible_holes_are_refused_in_words(text: str, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        conditional().infill(text)
+
+
+def test_more_lengths_than_the_vocabulary_has_ids() -> None:
+    tokenizer = Tokenizer.bytes()
+    model = Model.fresh({"name": "masked"}, tokenizer, preset("toy", tokenizer.vocab_size, max_length=600), True)
+    assert model.generate("a", max_new_tokens=400, candidates=300, steps=1)[0].nfe == 2

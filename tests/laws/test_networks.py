@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from redraft.data.tokenizer import Tokenizer
+from redraft.errors import UserError
 from redraft.model import Model, load
 from redraft.models.parts.mlp import SwiGLU
 from redraft.models.parts.norms import RMSNorm
@@ -127,10 +130,11 @@ def test_rotation_depends_on_distance_alone() -> None:
     assert product(0, 0) == pytest.approx(float(q @ k), abs=1e-9)
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
-def test_save_and_load(tmp_path: Path, storage: str) -> None:
+def test_save_and_load(tmp_path: Path, storage: str, tied: bool) -> None:
     tokenizer = Tokenizer.bytes()
-    model = Model.fresh({"name": "masked"}, tokenizer, preset("toy", tokenizer.vocab_size), True)
+    model = Model.fresh({"name": "masked"}, tokenizer, preset("toy", tokenizer.vocab_size, tied=tied), True)
     model.save(tmp_path / "m", storage)
     again = load(tmp_path / "m")
     error = {"float32": 0.0, "bfloat16": 2**-8, "int8": 1 / 127}[storage]
@@ -156,3 +160,71 @@ def test_presets_have_the_size_in_their_name() -> None:
             vocabulary = 128_256 if name == "8b" else 8192
             count = sum(p.numel() for p in Transformer(preset(name, vocabulary)).parameters()) / 1e6
             assert count == pytest.approx(millions, rel=0.12), name
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = Tokenizer.bytes()
+    folder = tmp_path_factory.mktemp("saved") / "m"
+    Model.fresh({"name": "masked"}, tokenizer, preset("toy", tokenizer.vocab_size), True).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_runs_in_other_precisions(saved: Path, dtype: torch.dtype) -> None:
+    model = load(saved, dtype=dtype)
+    assert model.logits(torch.randint(5, 90, (1, 6))).dtype == dtype
+    assert model.generate(["a", "longer"], max_new_tokens=8, temperature=1.0, candidates=2)[0].ids
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "word"),
+    [
+        (["family"], "masked", "family"),
+        (["family", "name"], 5, "masked"),
+        (["family", "timed"], True, "masked"),  # the network was made without time
+        (["family"], {"name": "autoregressive"}, "autoregressive"),
+        (["network"], "transformer", "network"),
+        (["network", "name"], "rnn", "rnn"),
+        (["network", "heads"], 0, "heads"),
+        (["network", "kv_heads"], -1, "kv_heads"),
+        (["network", "vocab_size"], 300, "vocab_size"),
+        (["network", "depth"], 3, "depth"),
+        (["conditional"], "sometimes", "conditional"),
+        (["extra"], 1, "extra"),
+        (["redraft_format"], 99, "99"),
+    ],
+)
+def test_a_wrong_config_is_refused_in_words(
+    saved: Path, tmp_path: Path, where: list[str], value: object, word: str
+) -> None:
+    folder = shutil.copytree(saved, tmp_path / "m")
+    described = json.loads((folder / "config.json").read_text())
+    table = described if len(where) == 1 else described[where[0]]
+    table[where[-1]] = value
+    (folder / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=word):
+        load(folder)
+
+
+@pytest.mark.parametrize("missing", [["conditional"], ["network", "vocab_size"], ["family", "name"]])
+def test_a_config_with_a_part_missing_is_refused_in_words(saved: Path, tmp_path: Path, missing: list[str]) -> None:
+    folder = shutil.copytree(saved, tmp_path / "m")
+    described = json.loads((folder / "config.json").read_text())
+    (described if len(missing) == 1 else described[missing[0]]).pop(missing[-1])
+    (folder / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=f"{missing[-1]}.*missing|needs a {missing[-1]}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ['{"stepz": 3}', '{"steps": "many"}', "[]", '{"options": 5}', '{"top_p": 7}', "{"])
+def test_wrong_generation_settings_are_refused_when_loading(saved: Path, tmp_path: Path, text: str) -> None:
+    folder = shutil.copytree(saved, tmp_path / "m")
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(UserError):
+        load(folder)
+
+
+def test_a_network_needs_the_tokenizers_vocabulary() -> None:
+    with pytest.raises(UserError, match="vocab_size"):
+        Model.fresh({"name": "masked"}, Tokenizer.bytes(), preset("toy", 100), True)

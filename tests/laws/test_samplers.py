@@ -15,6 +15,7 @@ from redraft.caches.exact import Exact
 from redraft.canvas import completion, make_canvas, winners
 from redraft.data.tokenizer import Tokenizer
 from redraft.decode import Loop, Method
+from redraft.errors import UserError
 from redraft.model import Model
 from redraft.presets import preset
 from redraft.types import FREE, GIVEN, SEALED, Canvas, Forward, Sampler, Spec, Step
@@ -73,6 +74,8 @@ def run(network: Any, spec: Spec, sampler: Sampler, canvas: Canvas, cache: bool 
 
 def board(spec: Spec, sampler: Sampler, rows: list[list[int | None]], prompts: list[int], **options: Any) -> Canvas:
     options.setdefault("seeds", list(range(len(rows))))
+    if sampler.width > 1:
+        options["temperature"] = 0.0  # beams draw nothing
     return make_canvas(rows, prompts, spec, copies=sampler.width, **options)
 
 
@@ -109,6 +112,17 @@ def test_same_seed_same_text_whatever_the_batch(sampler: Sampler, temperature: f
         mine = winners(together, by_score=False)[number]
         assert completion(together, mine, model.spec.eos_id) == completion(alone, 0, model.spec.eos_id)
         assert together.score[mine] == pytest.approx(float(alone.score[0]), abs=1e-4)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("sampler", samplers())
+def test_an_exact_cache_changes_no_text(sampler: Sampler, conditional: bool) -> None:
+    model = model_for(sampler, conditional)
+    canvases = [board(model.spec, sampler, ROWS, [3, 2, 6], temperature=1.0) for _ in range(2)]
+    for canvas, cache in zip(canvases, (True, False), strict=True):
+        run(model.network, model.spec, sampler, canvas, cache)
+    assert torch.equal(canvases[0].ids, canvases[1].ids)
+    torch.testing.assert_close(canvases[0].score, canvases[1].score, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", [case for case in samplers() if case.values[0].width == 1])
@@ -243,3 +257,80 @@ def test_an_end_of_text_before_a_given_token_ends_nothing() -> None:
     run(tiny.OracleNetwork(language, spec, start=2), spec, sampler, canvas, cache=False)
     assert canvas.ids[0, 2:7].tolist() == [5, eos, 6, 7, eos]
     assert int(canvas.status[0, 7]) == 0, "what follows the last end-of-text is padding"
+
+
+@dataclass
+class Scripted:
+    """A network that is nearly sure of a letter everywhere and of an end-of-text at one position."""
+
+    spec: Spec
+    end: int
+    logit: float = 9.0
+    times: list[torch.Tensor | None] = field(default_factory=list)
+
+    def __call__(self, ask: Forward, store: object = None) -> torch.Tensor:
+        self.times.append(ask.t)
+        want = ask.want[ask.want >= 0]
+        logits = torch.zeros(len(want), self.spec.vocab_size)
+        logits[torch.arange(len(want)), torch.where(want == self.end, self.spec.eos_id, 5)] = self.logit
+        return logits
+
+
+@pytest.mark.parametrize("sampler", samplers())
+def test_only_open_positions_are_written(sampler: Sampler) -> None:
+    """An end-of-text turns what follows into padding, and a plan made before must not write there."""
+    spec, _ = tiny.family("autoregressive" if model_for(sampler).spec.shift else "masked", conditional=False)
+    canvas = board(spec, sampler, [[2, 6, *[None] * 8]] * 30, [2] * 30)
+    network = Counted(Scripted(spec, end=3))
+    before = canvas.open
+    for step in Loop({"main": network}, Method(sampler), spec).run(canvas):
+        if step.parents is not None:
+            before = before[step.parents]
+        assert before[step.row, step.pos].all()
+        before = canvas.open
+    for row in range(0, 30 * sampler.width, sampler.width):
+        assert completion(canvas, row, spec.eos_id) == ([5], "stop")
+
+
+@pytest.mark.parametrize("sampler", samplers())
+def test_predictions_that_are_no_numbers_are_refused(sampler: Sampler) -> None:
+    """Not waited for: no position ever gets certain enough."""
+    spec, _ = tiny.family("autoregressive" if model_for(sampler).spec.shift else "masked")
+    canvas = board(spec, sampler, [[6, 4, *[None] * 5]], [2])
+    with pytest.raises(UserError, match="not numbers"):
+        run(Scripted(spec, end=3, logit=float("nan")), spec, sampler, canvas, cache=False)
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names("samplers") if name != "autoregressive"])
+def test_diffusion_samplers_refuse_an_autoregressive_model(name: str) -> None:
+    spec, _ = tiny.family("autoregressive")
+    canvas = make_canvas([[6, 4, None]], [2], spec, seeds=[0])
+    with pytest.raises(UserError, match="diffusion"):
+        run(Scripted(spec, end=3), spec, registry.find("samplers", name)(), canvas, cache=False)
+
+
+@pytest.mark.parametrize("name", ["confidence", "threshold"])
+def test_a_negative_block_is_refused(name: str) -> None:
+    spec, _ = tiny.family("masked")
+    canvas = make_canvas([[6, 4, *[None] * 20]], [2], spec, seeds=[0])
+    with pytest.raises(UserError, match="block"):
+        run(Scripted(spec, end=3), spec, registry.find("samplers", name)(block=-1), canvas, cache=False)
+
+
+def test_the_time_told_is_that_of_the_share_still_free() -> None:
+    """Linear schedule: t is the share of noise. Given text after the prompt is clean; a closing end-of-text, which
+    noise never touches, is no part of it."""
+    spec, _ = tiny.family("masked", timed=True)
+    network = Scripted(spec, end=99)
+    canvas = make_canvas([[6, 4, 5, None, None, 5, None, None, 6, 7, 1]], [2], spec, seeds=[0])
+    sampler = registry.find("samplers", "confidence")(steps=2)
+    run(network, spec, sampler, canvas, cache=False)
+    assert torch.cat([t for t in network.times if t is not None]).tolist() == pytest.approx([4 / 8, 2 / 8], abs=1e-3)
+
+
+def test_an_end_of_text_inside_given_text_does_not_cut_it() -> None:
+    spec, _ = tiny.family("masked")
+    canvas = make_canvas([[6, 4, 7, None, None, 7]], [2], spec, seeds=[0])
+    sampler = registry.find("samplers", "confidence")(steps=2)
+    run(Scripted(spec, end=3), spec, sampler, canvas, cache=False)
+    assert completion(canvas, 0, spec.eos_id) == ([7, 5, 7], "length")

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from redraft.errors import UserError
-from redraft.noise import _times as times
 from redraft.noise.schedules.cosine import Cosine
 from redraft.noise.schedules.geometric import Geometric
 from redraft.noise.schedules.linear import Linear
 from redraft.noise.schedules.polynomial import Polynomial
+from redraft.objectives import _times as times
 from redraft.registry import find, names
 
 SCHEDULES = [find("noise.schedules", name)() for name in names("noise.schedules")] + [

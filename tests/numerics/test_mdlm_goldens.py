@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from redraft.noise._times import stratify
 from redraft.noise.schedules.cosine import Cosine
 from redraft.noise.schedules.geometric import Geometric
 from redraft.noise.schedules.linear import Linear
 from redraft.noise.schedules.polynomial import Polynomial
+from redraft.objectives._times import stratify
 from redraft.objectives.masked import Masked
 from redraft.types import Batch, Spec
 from tests.tiny import family, golden

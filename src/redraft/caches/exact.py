@@ -16,7 +16,8 @@ class Exact:
 
     A cell still holds if its token and every token it could see are unchanged. Seen from the front, that is the
     longest prefix whose tokens match the record, cut back to where a stage begins: any position of a causal model,
-    the end of an isolated prompt, a block of a block-causal model, nothing of a fully bidirectional one.
+    the end of an isolated prompt, a block of a block-causal model, nothing of a fully bidirectional one. In a network
+    told the time every cell depends on it, and the time changes at every pass: nothing holds.
     """
 
     def narrow(self, ask: Forward, cells: np.ndarray, shift: int) -> Forward:
@@ -31,7 +32,7 @@ class Exact:
         differs = (x != cells[:, :width]) | (pos < 0)
         match = np.where(differs.any(1), differs.argmax(1), width)
         first = np.where(want < 0, width + shift, want).min(1)
-        keep = self._stage_start(ask, np.minimum(match, first - shift))
+        keep = self._stage_start(ask, np.minimum(match, first - shift) if ask.t is None else np.zeros_like(match))
         read = torch.from_numpy(keep)
         low = int(keep.min())
         if low == 0 and not keep.any():

@@ -19,6 +19,8 @@ from redraft.models.parts.store import KeyValueStore
 from redraft.models.parts.time import Modulation, TimeEmbedding
 from redraft.types import Forward
 
+_LEAST = {"vocab_size": 1, "dim": 1, "layers": 1, "heads": 1, "kv_heads": 0, "mlp_dim": 0, "max_length": 1}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -40,6 +42,9 @@ class Config:
     shift: int = 0  # the logits of position p stand at p - shift (autoregressive 1)
 
     def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise UserError(f"model: {name} = {getattr(self, name)} must be at least {least}.")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise UserError(f"model: dim {self.dim} does not split into {self.heads} heads of even width.")
         if self.heads % self.key_heads:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.noise import _times as times
 from redraft.noise.absorbing import Absorbing
+from redraft.objectives import _times as times
 from redraft.objectives._cross_entropy import check_smoothing, cross_entropy, per_row
 from redraft.types import Batch, Forward, LossTerms, Prepared, Schedule, Spec
 

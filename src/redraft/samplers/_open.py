@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.types import FREE, PAD, SEALED, Canvas, Forward, Output, Spec, Step
+from redraft.types import FREE, GIVEN, PAD, SEALED, Canvas, Forward, Output, Spec, Step
+
+ORDER_STREAM = 1 << 40  # keeps the noise that orders positions apart from the noise that draws tokens
 
 
 def ask(canvas: Canvas, spec: Spec, rows: Tensor, wanted: Tensor, t: Tensor | None = None) -> Forward:
@@ -65,6 +67,45 @@ def rectangle(values: Tensor, ask: Forward, fill: float) -> Tensor:
     full = torch.full(ask.want.shape, fill, dtype=values.dtype)
     full[ask.want >= 0] = values.cpu()
     return full
+
+
+def noise_level(canvas: Canvas, spec: Spec, rows: Tensor) -> Tensor | None:
+    """For networks conditioned on time: the t whose expected share of noise is the share still free.
+
+    Given tokens after the prompt count as clean text, but not an end-of-text that a chosen length put there: noise
+    never touches it.
+    """
+    if not spec.timed or spec.schedule is None:
+        return None
+    status = canvas.status[rows]
+    closing = (status == GIVEN) & (canvas.ids[rows] == spec.eos_id) & spec.length_head
+    answer = (status != PAD) & ~closing & (torch.arange(status.shape[1]) >= canvas.prompt[rows, None])
+    return time_of_share(spec, (status == FREE).sum(1) / answer.sum(1).clamp(min=1))
+
+
+def time_of_share(spec: Spec, share: Tensor) -> Tensor:
+    """Invert 1 - alpha(t) = share by bisection. [R] -> [R]."""
+    assert spec.schedule is not None
+    low, high = torch.zeros_like(share), torch.ones_like(share)
+    for _ in range(30):
+        middle = (low + high) / 2
+        above = 1 - spec.schedule.alpha(middle) > share
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return (low + high) / 2
+
+
+def check_diffusion(spec: Spec) -> None:
+    """Raises UserError for a model that was never taught to fill masks."""
+    if spec.schedule is None:
+        raise UserError(
+            "this sampler needs a diffusion model: this one has no noise schedule.", "Use the autoregressive sampler."
+        )
+
+
+def check_block(block: int) -> None:
+    """Raises UserError for a negative block."""
+    if block < 0:
+        raise UserError(f"block = {block} must be at least 0.", "0 is one block as long as the text.")
 
 
 def check_steps(steps: int, canvas: Canvas, spec: Spec) -> None:

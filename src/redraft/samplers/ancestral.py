@@ -10,7 +10,6 @@ from torch import Tensor
 from redraft.errors import UserError
 from redraft.runtime import keyed_uniform
 from redraft.samplers import _open
-from redraft.samplers.confidence import ORDER_STREAM
 from redraft.types import FREE, Canvas, Forward, Output, Spec, Step
 
 
@@ -38,10 +37,9 @@ class Ancestral:
     width = 1
 
     def start(self, canvas: Canvas, spec: Spec) -> State:
+        _open.check_diffusion(spec)
         if self.steps < 1:
             raise UserError(f"steps = {self.steps} must be at least 1.")
-        if spec.schedule is None:
-            raise UserError("the ancestral sampler needs a diffusion model: this one has no noise schedule.")
         return self._advance(canvas, spec, torch.zeros_like(canvas.step) - 1)
 
     def _advance(self, canvas: Canvas, spec: Spec, turn: Tensor) -> State:
@@ -57,7 +55,7 @@ class Ancestral:
             now, then = self._time(turn), self._time(turn + 1)
             before, after = spec.schedule.alpha(now), spec.schedule.alpha(then)
             chance = torch.where(turn + 1 >= self.steps, 1.0, (after - before) / (1 - before).clamp(min=1e-12))
-            drawn = keyed_uniform(canvas.seed, turn + ORDER_STREAM, positions)
+            drawn = keyed_uniform(canvas.seed, turn + _open.ORDER_STREAM, positions)
             reveal |= (drawn < chance[:, None]) & free & waiting[:, None]
             waiting &= ~reveal.any(1)
         return State(turn, reveal)
@@ -66,11 +64,12 @@ class Ancestral:
         return (1 - turn.double() / self.steps).clamp(min=0)
 
     def plan(self, canvas: Canvas, state: State, spec: Spec) -> list[Forward]:
-        rows = state.reveal.any(1).nonzero()[:, 0]
+        reveal = state.reveal & (canvas.status == FREE)  # an end-of-text may have closed the row since
+        rows = reveal.any(1).nonzero()[:, 0]
         if not len(rows):
             return []
         t = self._time(state.turn[rows]).float() if spec.timed else None
-        return [replace(_open.ask(canvas, spec, rows, state.reveal[rows], t), stamp=state.turn[rows])]
+        return [replace(_open.ask(canvas, spec, rows, reveal[rows], t), stamp=state.turn[rows])]
 
     def apply(
         self, canvas: Canvas, state: State, spec: Spec, asks: list[Forward], outs: list[Output]

@@ -30,6 +30,10 @@ class Autoregressive:
     def start(self, canvas: Canvas, spec: Spec) -> None:
         if self.beams < 1:
             raise UserError(f"beams = {self.beams} must be at least 1.")
+        if self.beams > 1 and bool((canvas.draw.temperature > 0).any()):
+            raise UserError(
+                "beam search keeps the likeliest texts and draws nothing.", "Set temperature 0, or beams 1."
+            )
         if spec.shift != 1:
             raise UserError("this model does not predict left to right.", "Pick a diffusion sampler.")
 
@@ -66,8 +70,8 @@ class Autoregressive:
         """Keep the best ``beams`` among finished rows and the continuations of live ones, per request."""
         assert ask.rows is not None
         k, batch = self.beams, len(canvas.ids)
-        fan = min(k, out.logits.shape[1])
-        log_p, token = torch.log_softmax(out.logits.float(), -1).topk(fan, -1)
+        fan = min(k, out.log_p.shape[1])
+        log_p, token = out.log_p.topk(fan, -1)
         written = (canvas.status == SEALED).sum(1)
         # Candidates of row r: column 0 is "stay as you are" (finished rows), columns 1..fan continue it.
         score = torch.full((batch, fan + 1), -torch.inf, dtype=torch.float64)

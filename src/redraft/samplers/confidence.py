@@ -10,9 +10,7 @@ from torch import Tensor
 from redraft.errors import UserError, suggest
 from redraft.runtime import keyed_uniform
 from redraft.samplers import _open
-from redraft.types import Canvas, Forward, Output, Spec, Step
-
-ORDER_STREAM = 1 << 40  # keeps the noise that orders positions apart from the noise that draws tokens
+from redraft.types import PAD, Canvas, Forward, Output, Spec, Step
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,8 @@ class Confidence:
     width = 1
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
+        _open.check_diffusion(spec)
+        _open.check_block(self.block)
         if self.order not in _SCORES:
             raise UserError(f"unknown order '{self.order}'.", suggest(self.order, _SCORES))
         _open.check_steps(self.steps, canvas, spec)
@@ -44,7 +44,7 @@ class Confidence:
         rows = wanted.any(1).nonzero()[:, 0]
         if not len(rows):
             return []
-        return [_open.ask(canvas, spec, rows, wanted[rows], noise_level(canvas, spec, rows))]
+        return [_open.ask(canvas, spec, rows, wanted[rows], _open.noise_level(canvas, spec, rows))]
 
     def apply(
         self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]
@@ -61,7 +61,7 @@ class Confidence:
             left = self.steps - canvas.step[rows]
         else:
             first = canvas.prompt[rows]
-            end = (canvas.status[rows] > 0).long() * torch.arange(canvas.ids.shape[1])
+            end = (canvas.status[rows] != PAD).long() * torch.arange(canvas.ids.shape[1])
             blocks = (end.amax(1) + 1 - first + self.block - 1).div(self.block, rounding_mode="floor").clamp(min=1)
             current = (ask.want.clamp(min=0).amax(1) - first).div(self.block, rounding_mode="floor")
             # Block b of n ends with step floor((b + 1) * steps / n).
@@ -69,43 +69,22 @@ class Confidence:
         return -(-free // left.clamp(min=1))
 
 
-def noise_level(canvas: Canvas, spec: Spec, rows: Tensor) -> Tensor | None:
-    """For networks conditioned on time: the t whose expected share of noise is the share still free."""
-    if not spec.timed or spec.schedule is None:
-        return None
-    free = (canvas.status[rows] == 2).sum(1)
-    answer = (canvas.status[rows] > 1).sum(1)
-    return time_of_share(spec, free / answer.clamp(min=1))
-
-
-def time_of_share(spec: Spec, share: Tensor) -> Tensor:
-    """Invert 1 - alpha(t) = share by bisection. [R] -> [R]."""
-    assert spec.schedule is not None
-    low, high = torch.zeros_like(share), torch.ones_like(share)
-    for _ in range(30):
-        middle = (low + high) / 2
-        above = 1 - spec.schedule.alpha(middle) > share
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return (low + high) / 2
-
-
 def _confidence(canvas: Canvas, ask: Forward, out: Output) -> Tensor:
     return out.conf
 
 
 def _margin(canvas: Canvas, ask: Forward, out: Output) -> Tensor:
-    first, second = torch.softmax(out.logits.float(), -1).topk(2, -1).values.unbind(-1)
+    first, second = out.log_p.topk(2, -1).values.exp().unbind(-1)
     return _open.rectangle(first - second, ask, -torch.inf)
 
 
 def _entropy(canvas: Canvas, ask: Forward, out: Output) -> Tensor:
-    log_p = torch.log_softmax(out.logits.float(), -1)
-    return _open.rectangle((log_p.exp() * log_p.clamp(min=-1e4)).sum(-1), ask, -torch.inf)
+    return _open.rectangle((out.log_p.exp() * out.log_p.clamp(min=-1e4)).sum(-1), ask, -torch.inf)
 
 
 def _random(canvas: Canvas, ask: Forward, out: Output) -> Tensor:
     assert ask.rows is not None
-    drawn = keyed_uniform(canvas.seed[ask.rows], canvas.step[ask.rows] + ORDER_STREAM, ask.want.clamp(min=0))
+    drawn = keyed_uniform(canvas.seed[ask.rows], canvas.step[ask.rows] + _open.ORDER_STREAM, ask.want.clamp(min=0))
     return drawn.masked_fill(ask.want < 0, -torch.inf)
 
 

@@ -8,7 +8,6 @@ import torch
 
 from redraft.runtime import keyed_uniform
 from redraft.samplers import _open
-from redraft.samplers.confidence import ORDER_STREAM, noise_level
 from redraft.types import FREE, Canvas, Forward, Output, Spec, Step
 
 
@@ -25,7 +24,7 @@ class FirstHitting:
     width = 1
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
-        return None
+        _open.check_diffusion(spec)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
         free = canvas.status == FREE
@@ -33,9 +32,9 @@ class FirstHitting:
         if not len(rows):
             return []
         positions = torch.arange(free.shape[1]).expand(len(rows), -1)
-        score = keyed_uniform(canvas.seed[rows], canvas.step[rows] + ORDER_STREAM, positions)
+        score = keyed_uniform(canvas.seed[rows], canvas.step[rows] + _open.ORDER_STREAM, positions)
         chosen = _open.best(score.masked_fill(~free[rows], -torch.inf), torch.ones_like(rows))
-        return [_open.ask(canvas, spec, rows, chosen, noise_level(canvas, spec, rows))]
+        return [_open.ask(canvas, spec, rows, chosen, _open.noise_level(canvas, spec, rows))]
 
     def apply(
         self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]

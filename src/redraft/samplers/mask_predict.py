@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from redraft.samplers import _open
-from redraft.samplers.confidence import noise_level
 from redraft.types import DRAFT, FREE, SEALED, Canvas, Forward, Output, Spec, Step
 
 
@@ -35,6 +34,7 @@ class MaskPredict:
     width = 1
 
     def start(self, canvas: Canvas, spec: Spec) -> State:
+        _open.check_diffusion(spec)
         _open.check_steps(self.steps, canvas, spec)
         return State(torch.zeros(canvas.ids.shape), (canvas.status == FREE).sum(1))
 
@@ -43,7 +43,7 @@ class MaskPredict:
         rows = wanted.any(1).nonzero()[:, 0]
         if not len(rows):
             return []
-        return [_open.ask(canvas, spec, rows, wanted[rows], noise_level(canvas, spec, rows))]
+        return [_open.ask(canvas, spec, rows, wanted[rows], _open.noise_level(canvas, spec, rows))]
 
     def apply(
         self, canvas: Canvas, state: State, spec: Spec, asks: list[Forward], outs: list[Output]

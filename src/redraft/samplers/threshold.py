@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from redraft.errors import UserError
 from redraft.samplers import _open
-from redraft.samplers.confidence import noise_level
 from redraft.types import Canvas, Forward, Output, Spec, Step
 
 
@@ -27,6 +26,8 @@ class Threshold:
     width = 1
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
+        _open.check_diffusion(spec)
+        _open.check_block(self.block)
         if not 0 < self.threshold <= 1:
             raise UserError(f"threshold = {self.threshold} must lie in (0, 1].")
 
@@ -35,7 +36,7 @@ class Threshold:
         rows = wanted.any(1).nonzero()[:, 0]
         if not len(rows):
             return []
-        return [_open.ask(canvas, spec, rows, wanted[rows], noise_level(canvas, spec, rows))]
+        return [_open.ask(canvas, spec, rows, wanted[rows], _open.noise_level(canvas, spec, rows))]
 
     def apply(
         self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]

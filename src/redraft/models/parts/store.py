@@ -72,6 +72,8 @@ class KeyValueStore:
 
     def _one_stage(self, ask: Forward, extent: int) -> bool:
         """Every query sees every cell below ``extent``: a lone last query, or all queries in the last stage."""
+        if ask.pos.shape[1] == 1 and int(ask.pos.min()) == extent - 1:
+            return True
         first, last = ask.pos[:, :1], torch.full_like(ask.pos[:, :1], extent - 1)
         return bool((ask.attend.stage(first, ask.prompt) >= ask.attend.stage(last, ask.prompt)).all())
 

@@ -1,0 +1,66 @@
+"""Turn a finished training run into a shipped checkpoint: int8 weights, generation settings, a card.
+
+    python zoo/pack.py RUN NAME [--set KEY=VALUE ...]       # then: make checksums
+
+RUN is the --out folder of `redraft train recipes/zoo/NAME.toml`; --set gives the model's own generation settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import redraft
+from redraft import config
+
+SOURCES = {
+    "mt/tatoeba.en-de": "English-German sentence pairs of Tatoeba (tatoeba.org, manythings.org/anki), CC BY 2.0 FR",
+    "lm/novels": "English novels first published 1927 or earlier, public domain",
+}
+CARD = """# {name}
+
+{parameters:.2f}M parameters, {family}, trained by redraft on {data}; weights stored as int8 with a scale per row.
+
+- Recipe: `redraft train recipes/zoo/{name}.toml --out runs/{name}`, then `python zoo/pack.py runs/{name} {name}`
+- Training: {tokens:,} tokens ({passes:.2f} passes), {flops:.2e} FLOPs, {minutes:.0f} minutes on a shared CPU
+- Validation: {nats} nats/token, {bits} bits/byte ({kind})
+- Data licence: {data}. Weights: Apache-2.0, with attribution as the data's licence asks.
+- Own generation settings: `{settings}`
+
+A small model for showing how the families behave and for fine-tuning; no product, and no translator to rely on.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
+    args = parser.parse_args()
+    model = redraft.load(args.run, "cpu")
+    model.defaults = config.parse_options(args.settings, "--set")
+    model.settings()  # refuses what it doesn't know
+    result = json.loads((args.run / "train" / "result.json").read_text(encoding="utf-8"))
+    recipe = config.read_toml(args.run / "train" / "recipe.toml")
+    found, bound = result["validation"], result["validation"]["is_bound"]
+    error = {unit: f" ± {found[f'{unit}_error']:.3f}" if bound else "" for unit in ("nats", "bits")}
+    card = CARD.format(
+        name=args.name,
+        parameters=result["parameters"] / 1e6,
+        family=model.family_name,
+        data=SOURCES[recipe["data"]["source"]],
+        tokens=result["tokens"],
+        passes=result["passes"],
+        flops=result["flops"],
+        minutes=result["seconds"] / 60,
+        nats=f"{found['nats_per_token']:.3f}{error['nats']}",
+        bits=f"{found['bits_per_byte']:.3f}{error['bits']}",
+        kind="an upper bound, with its Monte-Carlo error" if bound else "exact",
+        settings=json.dumps(model.defaults),
+    )
+    model.save(Path(__file__).parent / args.name, "int8", card)
+
+
+if __name__ == "__main__":
+    main()
