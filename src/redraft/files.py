@@ -52,6 +52,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield new
         for file in new.iterdir():
+            if file.is_file():
+                file.chmod(0o644)  # safetensors lets only the owner read
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         new.chmod(0o755)

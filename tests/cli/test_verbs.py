@@ -280,7 +280,7 @@ def test_a_reader_that_leaves_is_no_accident() -> None:
 def test_interrupted_training_goes_on(pairs: Path, tmp_path: Path, redraft: Redraft) -> None:
     """Ctrl-C in the middle of a real run: quiet, exit code 130, and the same command finishes it."""
     out = tmp_path / "out"
-    arguments = ["train", "--data", str(pairs), *COLUMNS, *TINY, "--tokens", "60000", "--out", str(out)]
+    arguments = ["train", "--data", str(pairs), *COLUMNS, *TINY, "--tokens", "200000", "--out", str(out)]
     arguments += ["--set", "train.save_every_tokens=4000", "--set", "train.log_every=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "redraft", *arguments],

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from redraft.model import Model
 
 _PAIR = {family: f"translate-en-de-{family}" for family in ("autoregressive", "masked")}
-_SENTENCE = "The weather is so nice today that we should go for a walk in the park."
+_SENTENCE = "I think that we should go home now."
 _NEW_TOKENS, _STEPS, _SHOWN = 48, 4, 5
 _CALLS = 8  # of each rival in the race
 _PACE = 0.25  # seconds a pass stays in sight

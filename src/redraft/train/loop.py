@@ -83,7 +83,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
         spent = state.spent(table, state.tokens, time.monotonic() - begun)
 
         # 2. Until the budget is spent ...
-        while spent < 1.0:
+        while spent < 1.0 or not state.step:  # at least one update, however short the minutes
             # 3. ... take the clean rows of one update, and the learning rate for the share of the budget they end.
             batches = [next(state.loader) for _ in range(table.accumulate)]
             targets = sum(int(batch.target.sum()) for batch in batches)
