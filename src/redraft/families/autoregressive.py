@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from redraft.data.tokenizer import Tokenizer
+from redraft.families._vocabulary import vocabulary
 from redraft.objectives.autoregressive import Autoregressive as Objective
 from redraft.samplers.autoregressive import Autoregressive as Sampler
 from redraft.types import Attend, Spec
@@ -22,17 +23,13 @@ class Autoregressive:
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         return Spec(
-            vocab_size=tokenizer.vocab_size,
-            pad_id=tokenizer.pad_id,
-            eos_id=tokenizer.eos_id,
-            mask_id=tokenizer.mask_id,
+            **vocabulary(tokenizer),
             attend=Attend("causal"),
             isolate_prompt=self.isolate_prompt,
             length_head=False,
             shift=1,
             timed=False,
             schedule=None,
-            forbidden=tokenizer.markers,
         )
 
     def objective(self) -> Objective:

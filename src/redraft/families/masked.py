@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redraft.data.tokenizer import Tokenizer
+from redraft.families._vocabulary import vocabulary
 from redraft.objectives.masked import Masked as Objective
 from redraft.registry import find
 from redraft.samplers.confidence import Confidence
@@ -36,17 +37,13 @@ class Masked:
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         return Spec(
-            vocab_size=tokenizer.vocab_size,
-            pad_id=tokenizer.pad_id,
-            eos_id=tokenizer.eos_id,
-            mask_id=tokenizer.mask_id,
+            **vocabulary(tokenizer),
             attend=Attend("full"),
             isolate_prompt=self.isolate_prompt,
             length_head=self.length_head,
             shift=0,
             timed=self.timed,
             schedule=find("noise.schedules", self.schedule)(),
-            forbidden=tokenizer.markers,
         )
 
     def objective(self) -> Objective:

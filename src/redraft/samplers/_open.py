@@ -31,6 +31,12 @@ def ask(canvas: Canvas, spec: Spec, rows: Tensor, wanted: Tensor, t: Tensor | No
     )
 
 
+def ask_for(canvas: Canvas, spec: Spec, wanted: Tensor) -> list[Forward]:
+    """One request for the rows that want something (``wanted`` [B, L] bool), or none."""
+    rows = wanted.any(1).nonzero()[:, 0]
+    return [ask(canvas, spec, rows, wanted[rows], noise_level(canvas, spec, rows))] if len(rows) else []
+
+
 def free_in_block(canvas: Canvas, block: int) -> Tensor:
     """[B, L] bool: the free positions of each row's leftmost unfinished block (of all, for block 0)."""
     free = canvas.status == FREE

@@ -28,13 +28,10 @@ class FirstHitting:
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
         free = canvas.status == FREE
-        rows = free.any(1).nonzero()[:, 0]
-        if not len(rows):
-            return []
-        positions = torch.arange(free.shape[1]).expand(len(rows), -1)
-        score = keyed_uniform(canvas.seed[rows], canvas.step[rows] + _open.ORDER_STREAM, positions)
-        chosen = _open.best(score.masked_fill(~free[rows], -torch.inf), torch.ones_like(rows))
-        return [_open.ask(canvas, spec, rows, chosen, _open.noise_level(canvas, spec, rows))]
+        positions = torch.arange(free.shape[1]).expand(free.shape)
+        score = keyed_uniform(canvas.seed, canvas.step + _open.ORDER_STREAM, positions)
+        chosen = _open.best(score.masked_fill(~free, -torch.inf), torch.ones_like(canvas.step))
+        return _open.ask_for(canvas, spec, chosen)
 
     def apply(
         self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]

@@ -39,11 +39,7 @@ class MaskPredict:
         return State(torch.zeros(canvas.ids.shape), (canvas.status == FREE).sum(1))
 
     def plan(self, canvas: Canvas, state: State, spec: Spec) -> list[Forward]:
-        wanted = canvas.status == FREE
-        rows = wanted.any(1).nonzero()[:, 0]
-        if not len(rows):
-            return []
-        return [_open.ask(canvas, spec, rows, wanted[rows], _open.noise_level(canvas, spec, rows))]
+        return _open.ask_for(canvas, spec, canvas.status == FREE)
 
     def apply(
         self, canvas: Canvas, state: State, spec: Spec, asks: list[Forward], outs: list[Output]

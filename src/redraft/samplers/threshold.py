@@ -32,11 +32,7 @@ class Threshold:
             raise UserError(f"threshold = {self.threshold} must lie in (0, 1].")
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
-        wanted = _open.free_in_block(canvas, self.block)
-        rows = wanted.any(1).nonzero()[:, 0]
-        if not len(rows):
-            return []
-        return [_open.ask(canvas, spec, rows, wanted[rows], _open.noise_level(canvas, spec, rows))]
+        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block))
 
     def apply(
         self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]
