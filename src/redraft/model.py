@@ -186,7 +186,8 @@ class Model:
     def settings(self, **given: Any) -> Settings:
         """The model's own generation settings, overridden by those given (None: not given).
 
-        Where only the number of tokens is given, the model's own steps are lowered to it.
+        Where only the number of tokens is given, the model's own steps are lowered to it. Steps given as an option of
+        the sampler win over the model's own.
 
         Raises:
             UserError: unknown setting, or a value of the wrong type or out of range.
@@ -196,6 +197,8 @@ class Model:
         if "sampler" in given and given["sampler"] != own.get("sampler"):
             own = {key: value for key, value in own.items() if key not in ("sampler", "steps", "options")}
         chosen = configs.build(Settings, {**own, **given}, "generation settings")
+        if "steps" in chosen.options and "steps" not in given:
+            return replace(chosen, steps=None)  # the model's own steps do not win over those of the sampler's options
         if "max_new_tokens" in given and "steps" not in given and chosen.steps is not None:
             chosen = replace(chosen, steps=min(chosen.steps, chosen.max_new_tokens))
         return chosen

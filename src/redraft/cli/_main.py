@@ -23,6 +23,7 @@ from typer.main import get_command
 from redraft.errors import UserError, suggest
 
 VERBS = ("demo", "generate", "infill", "train", "finetune", "evaluate", "compare", "models", "doctor")
+_RESUMED = ("demo", "train", "finetune", "compare")  # verbs that go on where they were stopped
 _BAD_INPUT, _INTERRUPTED = 2, 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -84,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             result = get_command(app).main(arguments, prog_name="redraft", standalone_mode=False)
+        if result == _INTERRUPTED:  # typer turns Ctrl-C within a verb into this
+            return _interrupted(arguments)
         if as_json and isinstance(result, dict):
             typer.echo(json.dumps(_strict(result), ensure_ascii=False))
         sys.stdout.flush()
@@ -93,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     except typer.TyperException as error:
         return _refuse(_sentence(error.format_message()), f"See: redraft {_verb(arguments)}--help", as_json)
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return _interrupted(arguments)
     except BrokenPipeError:
         # The reader (head, less) has gone. Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -112,6 +115,12 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _interrupted(arguments: Sequence[str]) -> int:
+    if arguments[0] in _RESUMED:
+        typer.echo("stopped. The same command goes on from here.", err=True)
+    return _INTERRUPTED
 
 
 def _refuse(what: str, remedy: str, as_json: bool) -> int:
@@ -133,4 +142,6 @@ def _verb(arguments: Sequence[str]) -> str:
 
 def run() -> None:
     """Entry point of the ``redraft`` script."""
+    # Read when torch is loaded. Threads that spin while they wait make short passes ten times slower on shared cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.exit(main(sys.argv[1:]))

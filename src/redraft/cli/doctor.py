@@ -155,7 +155,7 @@ def _machine_problems(found: dict[str, Any], where: torch.device) -> list[Proble
         problems.append(Problem(what, "Install the CUDA build of torch (see PyTorch's install page)."))
     if where.type == "cpu" and found["load"] > found["cores"]:
         what = f"the machine is busy (load {found['load']} on {found['cores']} cores), which slows all down."
-        problems.append(Problem(what, "Set OMP_WAIT_POLICY=passive, or wait."))
+        problems.append(Problem(what, "Wait, or stop what else is running."))
     if found["disk_free_gb"] < 2:
         problems.append(Problem(f"only {found['disk_free_gb']} GB free on this disk.", "Free some space."))
     return problems

@@ -33,7 +33,7 @@ def evaluate(
     input_: t.Input = None,
     target: t.Target = None,
     skip_bad_rows: t.SkipBadRows = False,
-    rows: Annotated[int, typer.Option(min=1, help="Most rows to use, the first ones.")] = 500,
+    rows: Annotated[int, typer.Option(min=1, help="Most rows to use, drawn from all; the same every time.")] = 500,
     task: Annotated[str | None, typer.Option(help="translation, qa ... Unset: recognised from the data.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to write. Unset: the model's own.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps, for samplers that take them.")] = None,
@@ -67,11 +67,12 @@ def evaluate(
     beginning is given and the model goes on.
     """
     import redraft
+    from redraft.compare.material import sample
     from redraft.config import parse_options
     from redraft.data.examples import Columns
 
     columns = Columns(text=text, input=input_, target=target)
-    examples = _examples(data, data_root, split, columns if str(columns) else None, skip_bad_rows)[:rows]
+    examples = _examples(data, data_root, split, columns if str(columns) else None, skip_bad_rows)
     loaded = redraft.load(model, device)
     if loaded.conditional == (examples[0].prompt is None):
         wanted = "pairs: name --input and --target" if loaded.conditional else "plain text: name --text"
@@ -81,10 +82,10 @@ def evaluate(
         "family": loaded.family_name,
         "parameters": loaded.parameters,
         "data": data,
-        "rows": len(examples),
+        "rows": min(rows, len(examples)),
         "device": str(loaded.network.device),
         "seed": seed,
-        "likelihood": _likelihood(loaded, examples, samples, seed),
+        "likelihood": _likelihood(loaded, sample(examples, rows), samples, seed),
     }
     settings = loaded.settings(
         max_new_tokens=max_new_tokens,
@@ -95,7 +96,7 @@ def evaluate(
         candidates=candidates,
         seed=seed,
     )
-    result |= _quality(loaded, examples, task, settings, batch_size, out)
+    result |= _quality(loaded, examples, rows, task, settings, batch_size, out)
     if not as_json:
         _show(result)
     return result
@@ -138,7 +139,13 @@ def _likelihood(model: Model, examples: Sequence[Example], samples: int, seed: i
 
 
 def _quality(
-    model: Model, examples: Sequence[Example], task: str | None, settings: Settings, batch_size: int, out: Path | None
+    model: Model,
+    examples: Sequence[Example],
+    rows: int,
+    task: str | None,
+    settings: Settings,
+    batch_size: int,
+    out: Path | None,
 ) -> dict[str, Any]:
     """Write a text for every prompt and score them by the metrics of the task."""
     import dataclasses
@@ -147,7 +154,7 @@ def _quality(
     from redraft.compare.material import items
     from redraft.tasks import choose
 
-    asked = items(examples, model.tokenizer, len(examples), model.conditional, settings.max_new_tokens)
+    asked = items(examples, model.tokenizer, rows, model.conditional, settings.max_new_tokens)
     chosen = choose(examples, task)
     begin = time.perf_counter()
     texts = model.generate([item.prompt for item in asked], batch_size=batch_size, **dataclasses.asdict(settings))

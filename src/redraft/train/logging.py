@@ -112,6 +112,8 @@ class Progress:
             self._bar.update(self._task, completed=event.values["progress"], line=describe(event))
         elif event.kind in ("start", "validation", "done"):
             self._console.print(describe(event), markup=False, highlight=False)
+            if event.kind == "start":
+                self._bar.update(self._task, line="the first updates")
 
 
 def describe(event: Event) -> str:

@@ -92,7 +92,8 @@ class TrainTable:
 
     def __post_init__(self) -> None:
         if self.tokens <= 0 and self.passes <= 0 and self.minutes <= 0:
-            raise UserError("[train] has no budget.", "Set one of train.tokens, train.passes, train.minutes.")
+            remedy = "Give one of --tokens, --passes and --minutes, or set it in the recipe's [train]."
+            raise UserError("training has no budget.", remedy)
         for name, low in (("batch_tokens", 1), ("accumulate", 1), ("log_every", 1)):
             if getattr(self, name) < low:
                 raise UserError(f"[train] {name} = {getattr(self, name)} must be at least {low}.")
