@@ -349,7 +349,7 @@ def test_demo(redraft: Redraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     from redraft.cli import demo
 
     whole = demo.study
-    brief = {"minutes": 0.0, "budget_tokens": 1500, "steps": (2,), "candidates": (1,), "timed_calls": 2}
+    brief = {"budget_tokens": 1500, "steps": (2,), "candidates": (1,), "timed_calls": 2}
     monkeypatch.setattr(
         demo, "study", lambda *given: replace(whole(*given), **brief, test_rows=4, validation_rows=4, batch_sizes=(2,))
     )

@@ -109,7 +109,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
 
             # 6. Now and then report, validate, save. Only here does the host wait for the device.
             last = spent >= 1.0
-            if last or state.step % table.log_every == 0:
+            if last or state.step == 1 or state.step % table.log_every == 0:
                 tell(_update(state, rate, spent, speed, peak, time.monotonic() - begun))
             if parts.validation and not last and _crossed(table.validate_every, before, state.tokens):
                 tell(_validated(recipe, state, parts, objective))
