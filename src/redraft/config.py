@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +23,11 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         UserError: an unknown key (with the nearest known one) or a value of the wrong type.
     """
     _check_keys(cls, values, where)
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(cls).validate_python(dict(values))
+        built: T = _adapter(cls).validate_python(dict(values))
+        return built
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -34,6 +36,14 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise UserError(f"{where}: '{name}' = {first['input']!r} is not valid: {first['msg'].lower()}.") from None
     except TypeError as error:
         raise UserError(f"{where}: {error}.") from None
+
+
+@cache
+def _adapter(cls: type) -> Any:
+    """The validator of a class, made once: making one takes longer than a pass of a small network."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
 
 
 def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
