@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from redraft.errors import UserError, suggest
 
@@ -26,7 +26,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     from pydantic import ValidationError
 
     try:
-        built: T = _adapter(cls).validate_python(dict(values))
+        built: T = _adapter(cls).validate_python(dict(values))  # type: ignore[arg-type]
         return built
     except ValidationError as error:
         first = error.errors()[0]
@@ -39,17 +39,20 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 @cache
-def _adapter(cls: type) -> Any:
+def _adapter(cls: Any) -> Any:
     """The validator of a class, made once: making one takes longer than a pass of a small network."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
 
 
-def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
-    import typing
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
 
-    hints = typing.get_type_hints(cls)
+
+def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
+    hints = _hints(cls)
     known = [f.name for f in dataclasses.fields(cls) if f.init]
     for key, value in values.items():
         if key not in known:

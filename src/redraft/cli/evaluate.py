@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from redraft.types import Generation
 
 _BATCH_TOKENS = 8192  # of one scoring pass
+_TELL_SECONDS = 5.0
 
 
 def evaluate(
@@ -157,7 +158,15 @@ def _quality(
     asked = items(examples, model.tokenizer, rows, model.conditional, settings.max_new_tokens)
     chosen = choose(examples, task)
     begin = time.perf_counter()
-    texts = model.generate([item.prompt for item in asked], batch_size=batch_size, **dataclasses.asdict(settings))
+    texts: list[Generation] = []
+    told = begin
+    for first in range(0, len(asked), batch_size):
+        part = dataclasses.asdict(dataclasses.replace(settings, seed=settings.seed + first))
+        prompts = [item.prompt for item in asked[first : first + batch_size]]
+        texts += model.generate(prompts, batch_size=batch_size, **part)
+        if time.perf_counter() - told > _TELL_SECONDS:
+            told = time.perf_counter()
+            log(f"{len(texts)} of {len(asked)} texts written")
     seconds = time.perf_counter() - begin
     if out is not None:
         _write(out, asked, texts)
