@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,11 +157,17 @@ class Model:
         return flat.view(rows, length, -1)
 
     def generate(
-        self, prompts: str | Sequence[str], batch_size: int = 32, keep_trace: bool = False, **settings: Any
+        self,
+        prompts: str | Sequence[str],
+        batch_size: int = 32,
+        keep_trace: bool = False,
+        on_batch: Callable[[int], None] | None = None,
+        **settings: Any,
     ) -> list[Generation]:
         """Write a text for every prompt. ``settings`` are the fields of ``Settings``.
 
         A text depends on its prompt, the settings and the seed, never on its neighbours: row i uses seed + i.
+        ``on_batch`` is told after each batch how many texts are written.
 
         Raises:
             UserError: unknown setting or sampler option, prompt longer than the context.
@@ -177,6 +183,8 @@ class Model:
             for _ in drafting:
                 pass
             found += drafting.results()
+            if on_batch is not None:
+                on_batch(len(found))
         return found
 
     def stream(self, prompt: str, **settings: Any) -> Iterator[Step]:

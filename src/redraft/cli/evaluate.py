@@ -158,15 +158,16 @@ def _quality(
     asked = items(examples, model.tokenizer, rows, model.conditional, settings.max_new_tokens)
     chosen = choose(examples, task)
     begin = time.perf_counter()
-    texts: list[Generation] = []
     told = begin
-    for first in range(0, len(asked), batch_size):
-        part = dataclasses.asdict(dataclasses.replace(settings, seed=settings.seed + first))
-        prompts = [item.prompt for item in asked[first : first + batch_size]]
-        texts += model.generate(prompts, batch_size=batch_size, **part)
+
+    def tell(done: int) -> None:
+        nonlocal told
         if time.perf_counter() - told > _TELL_SECONDS:
             told = time.perf_counter()
-            log(f"{len(texts)} of {len(asked)} texts written")
+            log(f"{done} of {len(asked)} texts written")
+
+    prompts = [item.prompt for item in asked]
+    texts = model.generate(prompts, batch_size=batch_size, on_batch=tell, **dataclasses.asdict(settings))
     seconds = time.perf_counter() - begin
     if out is not None:
         _write(out, asked, texts)
