@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from redraft.errors import UserError
+
+
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 27}  # logits worked on at a time: 1 MB in float32, which stays in a core's cache
 
 
 def cross_entropy(
@@ -14,8 +18,9 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """``-log softmax(logits)[target]`` where the ``forbidden`` ids have no probability.
 
-    The logits are consumed: their forbidden columns are overwritten with -inf, which costs N x F writes where a
-    masked copy costs N x V. The gradient there is exactly zero, because softmax is.
+    The logits are consumed: where a gradient is wanted, it takes their place in memory, in their own dtype, while each
+    chunk of rows is still in the cache. Autograd's chain (copy to float32, log-softmax, zeros, scatter, softmax) writes
+    N x V numbers six times; this one does it twice. Everything is computed in float32.
 
     Args:
         logits: [N, V]. target: [N], never forbidden. forbidden: [F] ids.
@@ -23,30 +28,65 @@ def cross_entropy(
             shared by all allowed ids.
         free: [N] bool, rows in which every id is allowed and nothing is smoothed; None for no such row.
     Returns:
-        [N] float32 nats, exact; and [N] the smoothed loss to minimise (the same tensor without smoothing).
+        [N] float32 nats, exact, without gradient; and [N] the smoothed loss to minimise.
     """
-    logits = logits.clone() if logits.is_leaf and logits.requires_grad else logits
-    gap = _target_above_mean(logits.float(), target, forbidden) if smoothing else None
-    with torch.no_grad():
-        columns = logits.detach()
-        if free is None:
-            columns.index_fill_(1, forbidden, float("-inf"))
-        else:
-            columns[(~free).nonzero(), forbidden] = float("-inf")
-    nll = F.cross_entropy(logits.float(), target, reduction="none")
-    if gap is None:
-        return nll, nll
-    return nll, nll + smoothing * (gap if free is None else gap.masked_fill(free, 0.0))
+    logits = logits.clone() if logits.is_leaf and logits.requires_grad else logits  # a leaf isn't ours to consume
+    nll, loss = _CrossEntropy.apply(logits, target, forbidden, smoothing, free)
+    return nll, loss
 
 
-def _target_above_mean(logits: Tensor, target: Tensor, forbidden: Tensor) -> Tensor:
-    """Logit of the target minus the mean logit of the allowed ids [N]: what smoothing adds per unit of a.
+class _CrossEntropy(torch.autograd.Function):
+    """With z the logits, A allowed ids and p their softmax: loss = -log p[target] + a (z[target] - mean_A z), and
 
-    Indexing rather than gather, which would keep the logits that are about to be overwritten.
+    dloss/dz = p - (1 - a) [target] - a / |A| on the allowed ids, 0 on the others.
     """
-    allowed = logits.sum(1) - logits[:, forbidden].sum(1)
-    row = torch.arange(logits.shape[0], device=logits.device)
-    return logits[row, target] - allowed / (logits.shape[1] - forbidden.shape[0])
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, forbidden: Tensor, smoothing: float, free: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        count, width = logits.shape
+        wanted = ctx.needs_input_grad[0]
+        nll, loss = logits.new_empty(count, dtype=torch.float32), logits.new_empty(count, dtype=torch.float32)
+        kept = torch.ones(count, device=logits.device) if free is None else (~free).float()  # rows with forbidden ids
+        size = max(1, _CHUNK.get(logits.device.type, _CHUNK["cuda"]) // width)
+        for begin in range(0, count, size):
+            part = slice(begin, begin + size)
+            own, bound = target[part, None], kept[part, None]
+            z = logits[part].float()
+            barred = torch.where(bound > 0, -torch.inf, z[:, forbidden])
+            gap = _above_mean(z, own, forbidden)[:, None] if smoothing else None
+            z.index_copy_(1, forbidden, barred)
+            at = z.gather(1, own)
+            top = z.amax(1, keepdim=True)
+            p = z.sub_(top).exp_()
+            mass = p.sum(1, keepdim=True)
+            surprise = mass.log() + top - at
+            nll[part] = surprise[:, 0]
+            loss[part] = (surprise if gap is None else surprise + smoothing * bound * gap)[:, 0]
+            if wanted:
+                p.div_(mass)
+                amount = smoothing * bound
+                if smoothing:
+                    p.sub_(amount / (width - forbidden.shape[0]))
+                    p.index_copy_(1, forbidden, p[:, forbidden].masked_fill(bound > 0, 0.0))
+                p.scatter_add_(1, own, amount - 1.0)
+                if p.dtype != logits.dtype:  # else p is the logits' own memory
+                    logits[part] = p
+        ctx.gradient = logits if wanted else None
+        ctx.mark_non_differentiable(nll)
+        return nll, loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        gradient, ctx.gradient = ctx.gradient, None  # used up: a second backward is an error
+        return gradient.mul_(grads[1].to(gradient.dtype)[:, None]), None, None, None, None
+
+
+def _above_mean(z: Tensor, target: Tensor, forbidden: Tensor) -> Tensor:
+    """Logit of the target minus the mean logit of the allowed ids [N]: what smoothing adds per unit of a."""
+    allowed = z.sum(1) - z[:, forbidden].sum(1)
+    return z.gather(1, target)[:, 0] - allowed / (z.shape[1] - forbidden.shape[0])
 
 
 def check_smoothing(amount: float) -> None:

@@ -70,7 +70,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
         # 1. The parts, as the recipe names them, and the state, as the last checkpoint left it.
         parts = prepare(recipe, work, where)
         objective, spec, state = parts.model.family.objective(), parts.model.spec, _fresh(recipe, parts, where)
-        low = _low_precision(table.dtype, where)
+        low = saved[1]["bfloat16"] if saved else _low_precision(table.dtype, where)
         arithmetic = Arithmetic.of(state.network)
         peak = runtime.peak_matmul(where, torch.bfloat16 if low else torch.float32)
         if saved:  # after everything else that may draw random numbers
@@ -78,7 +78,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             state.unpack(*saved)
         begun -= state.seconds  # so that now - begun counts all starts together
         tell = stack.enter_context(_watchers(work, state.step, on_event))
-        tell(_started(parts, state, peak, resumed=saved is not None))
+        tell(_started(parts, state, peak, low, resumed=saved is not None))
         speed, saved_at = Meter(where, state.tokens, state.flops), time.monotonic()
         spent = state.spent(table, state.tokens, time.monotonic() - begun)
 
@@ -116,7 +116,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             due = time.monotonic() - saved_at >= table.save_every_seconds
             if last or due or _crossed(table.save_every_tokens, before, state.tokens):
                 state.seconds = time.monotonic() - begun
-                tell(_save(work, state, parts))
+                tell(_save(work, state, parts, low))
                 saved_at = time.monotonic()
 
         # 7. Score what came of it, and write the model where redraft.load looks for it.
@@ -139,7 +139,7 @@ def backward(network: Network, objective: Objective, prepared: Prepared, share: 
     device = prepared.target.device
     with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
         logits = network(prepared.ask)
-    loss = objective.loss(logits.float(), prepared).loss * share
+    loss = objective.loss(logits, prepared).loss * share
     loss.backward()
     return loss.detach()
 
@@ -217,8 +217,8 @@ def _own_settings(threads: int, seed: int, where: torch.device) -> Iterator[None
 
 
 def _low_precision(dtype: str, where: torch.device) -> bool:
-    """Compute in bfloat16? ``auto``: on CUDA. CPUs without matrix units are slower in it (1.65x where measured)."""
-    return dtype == "bfloat16" or (dtype == "auto" and where.type == "cuda")
+    """Compute in bfloat16? ``auto``: where it pays. A run that is taken up again stays with its first answer."""
+    return dtype == "bfloat16" or (dtype == "auto" and runtime.bfloat16_pays(where))
 
 
 @contextmanager
@@ -243,13 +243,14 @@ def _watchers(work: Path, step: int, on_event: Watcher | None) -> Iterator[Watch
             file.close()
 
 
-def _started(parts: Parts, state: State, peak: float, resumed: bool) -> Event:
+def _started(parts: Parts, state: State, peak: float, low: bool, resumed: bool) -> Event:
     values = {
         "parameters": parts.model.parameters,
         "rows": parts.rows,
         "skipped": parts.skipped,
         "padding": parts.loader.padding_share(),
         "device": str(state.device),
+        "dtype": "bfloat16" if low else "float32",
         "peak_flops": peak,
         "resumed": resumed,
     }
@@ -307,9 +308,10 @@ def _validated(recipe: Recipe, state: State, parts: Parts, objective: Objective)
     return Event("validation", state.step, state.tokens, {**values, "best": best})
 
 
-def _save(work: Path, state: State, parts: Parts) -> Event:
+def _save(work: Path, state: State, parts: Parts, low: bool) -> Event:
     tensors, values = state.pack()
-    path = checkpoint.save(work, state.step, tensors, {**values, "data_sha256": parts.data_sha256})
+    values |= {"data_sha256": parts.data_sha256, "bfloat16": low}
+    path = checkpoint.save(work, state.step, tensors, values)
     return Event("checkpoint", state.step, state.tokens, {"path": str(path)})
 
 
