@@ -9,7 +9,6 @@ from torch import Tensor
 
 from redraft.errors import UserError
 
-
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 27}  # logits worked on at a time: 1 MB in float32, which stays in a core's cache
 
 

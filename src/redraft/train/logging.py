@@ -17,7 +17,8 @@ class Event:
     """Something that happened in a run.
 
     Kinds and their values:
-        start       parameters, rows, skipped, padding (share of positions), device, dtype, peak_flops (of a matmul), resumed
+        start       parameters, rows, skipped, padding (share of positions), device, dtype, peak_flops (of a matmul),
+                    resumed
         update      loss (per target token, since the last one), lr, grad_norm, passes, progress (0..1), and by the
                     clock tokens_per_second, share_of_peak, seconds, eta_seconds
         validation  nats_per_token, nats_error (one standard error), bits_per_byte, bits_error, is_bound, rows, passes,
