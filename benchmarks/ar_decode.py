@@ -19,6 +19,7 @@ from llama_twin import llama_twin
 from redraft.caches.exact import Exact
 from redraft.canvas import make_canvas
 from redraft.decode import Loop, Method
+from redraft.models._lean import Lean
 from redraft.models.transformer import Transformer
 from redraft.presets import preset
 from redraft.samplers.autoregressive import Autoregressive
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--int8", action="store_true", help="ours with int8 weights")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -39,14 +41,14 @@ def main() -> None:
     for parameter in network.parameters():  # random weights with opinions, so that argmax has margins
         if parameter.ndim == 2:
             parameter.mul_(2)
-    twin = llama_twin(network).eval()
+    twin, lean = llama_twin(network).eval(), Lean(network, args.int8)
     prompt = torch.randint(5, 8192, (1, args.prompt))
     spec = Spec(8192, 0, -1, 3, Attend("causal"), False, False, 1, False, None)
 
     def ours() -> list[int]:
         row = [*prompt[0].tolist(), *[None] * args.new_tokens]
         canvas = make_canvas([row], [args.prompt], spec, seeds=[0])
-        for _ in Loop({"main": network}, Method(Autoregressive(), Exact()), spec).run(canvas):
+        for _ in Loop({"main": lean}, Method(Autoregressive(), Exact()), spec).run(canvas):
             pass
         return canvas.ids[0, args.prompt :].tolist()
 
@@ -73,6 +75,7 @@ def main() -> None:
                 "parameters": sum(p.numel() for p in network.parameters()),
                 "prompt": args.prompt,
                 "new_tokens": args.new_tokens,
+                "weights": "int8" if args.int8 else "float32",
                 "identical_ids": same,
                 "ours_tokens_per_second": round(args.new_tokens / statistics.median(times["ours"]), 1),
                 "transformers_tokens_per_second": round(args.new_tokens / statistics.median(times["theirs"]), 1),

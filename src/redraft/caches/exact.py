@@ -29,9 +29,11 @@ class Exact:
         """
         x, pos, want = ask.x.numpy(), ask.pos.numpy(), ask.want.numpy()
         rows, width = x.shape
-        differs = (x != cells[:, :width]) | (pos < 0)
-        match = np.where(differs.any(1), differs.argmax(1), width)
-        first = np.where(want < 0, width + shift, want).min(1)
+        same = np.full((rows, width + 1), False)  # the last column ends every match
+        np.equal(x, cells[:, :width], out=same[:, :width])
+        same[:, :width] &= pos >= 0
+        match = same.argmin(1)
+        first = want[:, 0] if want.shape[1] == 1 else np.where(want < 0, width + shift, want).min(1)
         keep = self._stage_start(ask, np.minimum(match, first - shift) if ask.t is None else np.zeros_like(match))
         read = torch.from_numpy(keep)
         low = int(keep.min())

@@ -48,6 +48,9 @@ def evaluate(
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Output lengths to try; the model keeps the likeliest text.")
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="float32|int8", help="int8 is faster on CPUs one token at a time, and rounds.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts written at a time.")] = 32,
     samples: Annotated[int, typer.Option(min=2, help="Noise draws for the likelihood bound.")] = 4,
     out: Annotated[Path | None, typer.Option(help="JSON lines with every prompt, reference and text.")] = None,
@@ -95,6 +98,7 @@ def evaluate(
         options=parse_options(option or [], "--option") or None,
         temperature=temperature if loaded.conditional or temperature is not None else 1.0,
         candidates=candidates,
+        weights=weights,
         seed=seed,
     )
     result |= _quality(loaded, examples, rows, task, settings, batch_size, out)
@@ -185,6 +189,7 @@ def _quality(
         "sampler": sampler_name(model.method(settings).sampler),
         "sampler_options": vars(model.method(settings).sampler),
         "temperature": settings.temperature,
+        "weights": settings.weights,
         "max_new_tokens": settings.max_new_tokens,
         "nfe": sum(found.nfe for found in texts) / len(texts),
         "new_tokens": tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,17 +39,17 @@ class Autoregressive:
             raise UserError("this model does not predict left to right.", "Pick a diffusion sampler.")
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
-        free = canvas.status == FREE
-        rows = free.any(1).nonzero()[:, 0]
-        if not len(rows):
+        free = canvas.status.numpy() == FREE
+        live = np.flatnonzero(free.any(1))
+        if not len(live):
             return []
-        frontier = free[rows].to(torch.int8).argmax(1)
-        positions = torch.arange(int(frontier.max()))
+        frontier = free[live].argmax(1)
+        positions, rows = np.arange(frontier.max()), torch.from_numpy(live)
         return [
             Forward(
-                x=canvas.ids[rows, : len(positions)],
-                pos=torch.where(positions < frontier[:, None], positions, -1),
-                want=frontier[:, None],
+                x=torch.from_numpy(canvas.ids.numpy()[live, : len(positions)]),
+                pos=torch.from_numpy(np.where(positions < frontier[:, None], positions, -1)),
+                want=torch.from_numpy(frontier[:, None]),
                 attend=spec.attend,
                 prompt=canvas.prompt[rows] if spec.isolate_prompt else None,
                 rows=rows,

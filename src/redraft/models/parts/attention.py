@@ -71,7 +71,8 @@ class Attention(nn.Module):
             both = torch.cat([self.q_norm(query), self.k_norm(key)], 2)
         query, key = rotate(both, sight.table).split([self.heads, self.kv_heads], 2)
         if sight.store is not None and sight.window is not None:
-            keys, values = sight.store.put(self.layer, sight.window, key, value)
+            pair = torch.stack([key, value]).transpose(2, 3)
+            keys, values = sight.store.put(self.layer, sight.window, pair)
         else:
             keys, values = key.transpose(1, 2), value.transpose(1, 2)
         query = query.transpose(1, 2)

@@ -22,7 +22,7 @@ class Window:
 
 
 class KeyValueStore:
-    """Keys and values of every layer, [seats, kv_heads, cells, head_dim] each, allocated once.
+    """Keys and values of every layer, side by side as [2, seats, kv_heads, cells, head_dim], allocated once.
 
     ``tokens`` [seats, cells] (host) is the token each cell was computed from, -1 for none, so that a cache policy can
     see what still holds. The last cell is a bin for padding and is never read.
@@ -38,9 +38,8 @@ class KeyValueStore:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        shape = (seats, kv_heads, cells + 1, head_dim)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        shape = (2, seats, kv_heads, cells + 1, head_dim)
+        self.pairs = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.tokens = np.full((seats, cells), -1, dtype=np.int64)
         self.cells, self.device = cells, device
 
@@ -87,17 +86,16 @@ class KeyValueStore:
         mine = ask.attend.stage(ask.pos, ask.prompt).masked_fill(ask.pos < 0, torch.iinfo(torch.int64).max)
         return (visible[:, None] & (stage[:, None] <= mine[:, :, None]))[:, None].to(self.device)
 
-    def put(self, layer: int, window: Window, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write [R, Q, H, Dh] keys and values; return what the request reads, [R, H, extent, Dh]."""
-        keys, values = self.keys[layer], self.values[layer]
+    def put(self, layer: int, window: Window, pair: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values, ``pair`` [2, R, H, Q, Dh]; return what the request reads, [R, H, extent, Dh] each."""
+        pairs = self.pairs[layer]
         if isinstance(window.write, slice):
-            keys[window.rows, :, window.write] = key.transpose(1, 2)
-            values[window.rows, :, window.write] = value.transpose(1, 2)
+            pairs[:, window.rows, :, window.write] = pair
         else:
             seat, cell = window.write
-            keys[seat, :, cell] = key
-            values[seat, :, cell] = value
-        return keys[window.rows, :, : window.extent], values[window.rows, :, : window.extent]
+            pairs[:, seat, :, cell] = pair.permute(1, 3, 0, 2, 4)  # the axes of two index tensors come first
+        keys, values = pairs[:, window.rows, :, : window.extent].unbind(0)
+        return keys, values
 
     def record(self, ask: Forward) -> None:
         """Note the tokens just written, and forget every cell beyond what is known to hold."""
@@ -116,6 +114,6 @@ class KeyValueStore:
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy whole seats (beams that share a parent)."""
         from_, to = source.to(self.device), target.to(self.device)
-        for tensor in (*self.keys, *self.values):
-            tensor[to] = tensor[from_]
+        for pairs in self.pairs:
+            pairs[:, to] = pairs[:, from_]
         self.tokens[target.numpy()] = self.tokens[source.numpy()]
