@@ -2,8 +2,9 @@
 
     python benchmarks/train_step.py [--preset 7m] [--rows 32] [--length 128] [--rounds 6] [--threads 2]
 
-Both run forward, backward and AdamW on the same batch of plain text, in turn. Prints one JSON object: tokens a second
-of both (median of paired rounds), their ratio, and the share of the matmul peak measured in the same run.
+All run forward, backward and AdamW on the same batch of plain text, in turn: ours in the precision that our training
+chooses on this machine, the plain loop in float32, and the plain loop under bfloat16 autocast. Prints one JSON object:
+tokens a second of each (median of paired rounds), ratios, and the share of the matmul peak measured in the same run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import platform
 import statistics
 import time
+from functools import partial
 
 import torch
 from llama_twin import llama_twin
@@ -20,7 +22,7 @@ from llama_twin import llama_twin
 from redraft.models.transformer import Transformer
 from redraft.objectives.autoregressive import Autoregressive
 from redraft.presets import preset
-from redraft.runtime import peak_matmul
+from redraft.runtime import bfloat16_pays, peak_matmul
 from redraft.train import optim
 from redraft.train.loop import backward
 from redraft.train.throughput import Arithmetic
@@ -40,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     network = Transformer(preset(args.preset, VOCABULARY, shift=1)).train()
-    twin = llama_twin(network).train()
+    twins = {"float32": llama_twin(network).train(), "bfloat16": llama_twin(network).train()}
     ids = torch.randint(5, VOCABULARY, (args.rows, args.length + 1))
     target = torch.ones_like(ids, dtype=torch.bool)
     target[:, 0] = False
@@ -48,34 +50,49 @@ def main() -> None:
     spec = Spec(VOCABULARY, 0, 1, 3, Attend("causal"), False, False, 1, False, None)
     objective, noise = Autoregressive(), torch.Generator()
     ours_optimizer = optim.adamw(network, 1e-4, (0.9, 0.98), 0.1)
-    theirs_optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4, betas=(0.9, 0.98), weight_decay=0.1)
+    theirs_optimizers = {
+        name: torch.optim.AdamW(twin.parameters(), lr=1e-4, betas=(0.9, 0.98), weight_decay=0.1)
+        for name, twin in twins.items()
+    }
+    low = bfloat16_pays(torch.device("cpu"))
 
     def ours() -> float:
         prepared = objective.prepare(batch, spec, noise)
-        loss = backward(network, objective, prepared, 1.0)
+        loss = backward(network, objective, prepared, 1.0, low)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0, foreach=True)
         optim.step(ours_optimizer, 1e-4)
         return float(loss)
 
-    def theirs() -> float:
-        loss = twin(input_ids=ids, labels=ids).loss
+    def theirs(name: str) -> float:
+        twin, optimizer = twins[name], theirs_optimizers[name]
+        with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
+            loss = twin(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
-        theirs_optimizer.step()
-        theirs_optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         return float(loss.detach())
 
-    losses = [ours(), theirs()]
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    contenders = {"ours": ours, **{name: partial(theirs, name) for name in twins}}
+    losses = {name: run() for name, run in contenders.items()}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(args.rounds):
-        for name, run in (("ours", ours), ("theirs", theirs)):
+        for name, run in contenders.items():
             begin = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - begin)
-    ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
     flops = Arithmetic.of(network).training(objective.prepare(batch, spec, noise))
-    peak = peak_matmul(torch.device("cpu"), seconds=1.0)
+    peak = peak_matmul(torch.device("cpu"), torch.bfloat16 if low else torch.float32, seconds=1.0)
     tokens, median = args.rows * args.length, statistics.median(times["ours"])
+
+    def against(name: str) -> dict[str, object]:
+        ratios = [b / a for a, b in zip(times["ours"], times[name], strict=True)]
+        return {
+            "tokens_per_second": round(tokens / statistics.median(times[name])),
+            "ratio": round(statistics.median(ratios), 2),
+            "ratio_min_max": [round(min(ratios), 2), round(max(ratios), 2)],
+        }
+
     print(
         json.dumps(
             {
@@ -83,11 +100,11 @@ def main() -> None:
                 "preset": args.preset,
                 "parameters": sum(p.numel() for p in network.parameters()),
                 "batch": [args.rows, args.length],
-                "first_losses": [round(loss, 4) for loss in losses],
+                "first_losses": {name: round(loss, 4) for name, loss in losses.items()},
                 "ours_tokens_per_second": round(tokens / median),
-                "transformers_tokens_per_second": round(tokens / statistics.median(times["theirs"])),
-                "ratio": round(statistics.median(ratios), 2),
-                "ratio_min_max": [round(min(ratios), 2), round(max(ratios), 2)],
+                "ours_dtype": "bfloat16" if low else "float32",
+                "transformers_float32": against("float32"),
+                "transformers_bfloat16_autocast": against("bfloat16"),
                 "share_of_peak": round(flops / median / peak, 3),
                 "peak_gflops": round(peak / 1e9),
                 "threads": args.threads,

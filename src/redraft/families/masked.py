@@ -26,9 +26,7 @@ class Masked:
 
     schedule: str = "linear"
     steps: int = 0  # 0: continuous time; T > 0: the discrete-time bound at T steps
-    weight: Literal["bound", "flat"] = (
-        "bound"  # bound: the likelihood bound; flat: every noise level alike (better few-step quality)
-    )
+    weight: Literal["bound", "flat"] = "flat"  # what is minimised: the likelihood bound, or every noise level alike
     timed: bool = False
     isolate_prompt: bool = True
     length_head: bool = True
