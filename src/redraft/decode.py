@@ -83,6 +83,8 @@ class Loop:
     def _forward(self, canvas: Canvas, ask: Forward) -> Tensor:
         assert ask.rows is not None
         network, narrow = self.networks[ask.net], ask
+        if ask.stamp is None:
+            ask.stamp = canvas.step[ask.rows]
         if self.method.cache is None:
             logits = network(ask)
         else:

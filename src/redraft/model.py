@@ -15,7 +15,7 @@ from torch import Tensor
 from redraft import canvas as canvases
 from redraft import config as configs
 from redraft import runtime, weights
-from redraft.decode import Counter, Loop, Method
+from redraft.decode import CachePolicy, Counter, Loop, Method
 from redraft.errors import UserError, suggest
 from redraft.files import atomic_folder, write_atomically
 from redraft.models._lean import Lean
@@ -42,7 +42,8 @@ class Settings:
     top_k: int = 0
     top_p: float = 1.0
     candidates: int = 1  # output lengths tried per prompt; the model picks the likeliest text
-    cache: bool = True
+    cache: str = "exact"  # what passes may reuse: a file of caches/, or none
+    cache_options: Mapping[str, Any] = field(default_factory=dict)  # fields of the cache policy
     weights: Literal["float32", "int8"] = "float32"  # of passes over one position: int8 is faster on CPUs, and rounds
     seed: int = 0
 
@@ -216,8 +217,6 @@ class Model:
 
     def method(self, settings: Settings) -> Method:
         """Resolve settings into a sampler and a cache policy."""
-        from redraft.caches.exact import Exact
-
         default = self.family.sampler()
         kind = type(default) if settings.sampler is None else find("samplers", settings.sampler)
         options = dict(settings.options)
@@ -231,7 +230,7 @@ class Model:
             options["steps"] = settings.steps
         elif "steps" in fields and "steps" not in options:
             options["steps"] = min(16, settings.max_new_tokens)
-        return Method(configs.build(kind, options, f"sampler '{name}'"), Exact() if settings.cache else None)
+        return Method(configs.build(kind, options, f"sampler '{name}'"), _cache(settings))
 
     def draft(self, prompts: Sequence[str], settings: Settings, keep_trace: bool = False) -> Drafting:
         """Set up a generation without running it."""
@@ -430,6 +429,15 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype
     configs.build(Settings, defaults, str(folder / "generation_config.json"))  # checked here, used later
     network.to(runtime.device(device)).requires_grad_(False).eval()
     return Model(network, tokenizer, family, family_name, described.conditional, defaults)
+
+
+def _cache(settings: Settings) -> CachePolicy | None:
+    if settings.cache == "none":
+        return None
+    policy: CachePolicy = configs.build(
+        find("caches", settings.cache), settings.cache_options, f"cache '{settings.cache}'"
+    )
+    return policy
 
 
 def _check_vocabulary(shape: Config, tokenizer: Tokenizer, where: str) -> None:

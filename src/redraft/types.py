@@ -70,9 +70,12 @@ class Forward:
     t: Tensor | None = None  # [R] noise time, for networks conditioned on it
     net: str = "main"  # which network of the loop
     rows: Tensor | None = None  # [R] canvas rows; None outside a loop (training, scoring)
-    stamp: Tensor | None = None  # [R] which keyed noise draws the tokens; None: the row's step
+    stamp: Tensor | None = None  # [R] which keyed noise draws the tokens; None: the row's step, set by the loop
     slot: Tensor | None = None  # [R] seat in the key-value store; set by the loop
     read: Tensor | None = None  # [R] cells below are visible without being asked; set by the cache policy
+    active: Tensor | None = (
+        None  # [R, 2] the region that the sampler is at work on: first position, and one past the last
+    )
 
 
 @dataclass

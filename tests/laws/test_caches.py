@@ -1,14 +1,24 @@
-"""Laws of cache policies: an exact one changes no logit beyond rounding, whatever is asked in whatever order."""
+"""Laws of cache policies. An exact one changes no logit beyond rounding, whatever is asked in whatever order; an
+
+approximate one does so when it refreshes at every step, and never makes a row depend on its neighbours.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from redraft import registry
 from redraft.caches.exact import Exact
+from redraft.canvas import make_canvas
+from redraft.decode import CachePolicy, Loop, Method
 from redraft.models.transformer import Transformer
 from redraft.presets import preset
-from redraft.types import Attend, Forward
+from redraft.samplers.confidence import Confidence
+from redraft.samplers.threshold import Threshold
+from redraft.types import Attend, Canvas, Forward, Sampler
+from tests import tiny
 
 SIGHTS = [
     pytest.param(Attend("causal"), False, id="causal"),
@@ -99,3 +109,78 @@ def test_a_network_that_is_told_the_time_reuses_nothing_of_another_time(attend: 
         narrow = policy.narrow(ask, store.tokens[[0, 1]], 0)
         torch.testing.assert_close(net(narrow, store), net(ask), rtol=1e-9, atol=1e-9)
         store.record(narrow)
+
+
+# ---- approximate policies, through the loop
+
+POLICIES = [registry.find("caches", name) for name in registry.names("caches")]
+APPROXIMATE = [policy for policy in POLICIES if not policy.exact]
+SAMPLERS = [
+    pytest.param(Confidence(steps=9, block=4), id="confidence"),
+    pytest.param(Threshold(threshold=0.3, block=5), id="threshold"),
+    pytest.param(Confidence(steps=6), id="no-blocks"),
+]
+ROWS: list[list[int | None]] = [[5, 6, 7, *[None] * 12], [6, *[None] * 7, 5, 6, *[None] * 3], [7, 7, 5, 5, *[None] * 9]]
+
+
+def write(policy: CachePolicy | None, sampler: Sampler, rows: list[int], conditional: bool) -> tuple[Canvas, int]:
+    """Texts of these ``ROWS``, and how many positions the network ran for them."""
+    spec, _ = tiny.family("masked", conditional=conditional)
+    torch.manual_seed(3)
+    net = Transformer(preset("toy", spec.vocab_size)).double().requires_grad_(False).eval()
+    for parameter in net.parameters():
+        if parameter.ndim == 2:
+            parameter.mul_(5)
+    canvas = make_canvas([ROWS[row] for row in rows], [len(ROWS[0][:3])] * len(rows), spec, seeds=rows, temperature=1.0)
+    loop = Loop({"main": net}, Method(sampler, policy), spec)
+    for _ in loop.run(canvas):
+        pass
+    return canvas, loop.counter.queries
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_cached_row_does_not_depend_on_its_neighbours(
+    kind: type[CachePolicy], sampler: Sampler, conditional: bool
+) -> None:
+    together, _ = write(kind(), sampler, [0, 1, 2], conditional)
+    for row in range(3):
+        alone, _ = write(kind(), sampler, [row], conditional)
+        width = len(ROWS[row])
+        assert torch.equal(together.ids[row, :width], alone.ids[0, :width])
+        assert not together.open[row].any()
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_refreshing_at_every_step_is_exact(kind: type[CachePolicy], sampler: Sampler, conditional: bool) -> None:
+    exact, _ = write(None, sampler, [0, 1, 2], conditional)
+    fresh, _ = write(kind(refresh=1), sampler, [0, 1, 2], conditional)  # type: ignore[call-arg]
+    assert torch.equal(exact.ids, fresh.ids)
+    torch.testing.assert_close(exact.score, fresh.score)
+
+
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_an_approximate_policy_saves_work(kind: type[CachePolicy]) -> None:
+    """It asks the network for far fewer positions in all, and the first time for every one."""
+    policy, x, ran = kind(), torch.full((1, 40), 3), []
+    x[0, :8] = torch.arange(5, 13)
+    cells = np.full((1, 40), -1)
+    for step in range(16):  # two tokens a step, in blocks of eight
+        begin = 8 + step // 4 * 8
+        done = 8 + 2 * step
+        ask = request(x, [40], [list(range(done, begin + 8))], Attend("full"), False)
+        ask.active, ask.stamp, ask.slot = torch.tensor([[begin, begin + 8]]), torch.tensor([step]), torch.tensor([0])
+        narrow = policy.narrow(ask, cells, 0)
+        run = narrow.pos[narrow.pos >= 0].tolist()
+        assert set(ask.want[0].tolist()) <= set(run), "a position that is wanted must run"
+        visible = set(range(int(narrow.read))) | set(run)
+        assert visible == set(range(40)), "every position must be seen"
+        assert all(cells[0, cell] >= 0 for cell in visible - set(run)), "what is read must have been computed"
+        cells[0, run] = x[0, run]
+        ran.append(len(run))
+        x = x.clone()
+        x[0, done : done + 2] = 20 + step
+    assert ran[0] == 40 and sum(ran) < 0.75 * 16 * 40

@@ -48,6 +48,12 @@ def evaluate(
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Output lengths to try; the model keeps the likeliest text.")
     ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="What passes may reuse; see: redraft models. none: nothing.")
+    ] = None,
+    cache_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the cache policy; repeat for more.")
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="float32|int8", help="int8 is faster on CPUs one token at a time, and rounds.")
     ] = None,
@@ -98,6 +104,8 @@ def evaluate(
         options=parse_options(option or [], "--option") or None,
         temperature=temperature if loaded.conditional or temperature is not None else 1.0,
         candidates=candidates,
+        cache=cache,
+        cache_options=parse_options(cache_option or [], "--cache-option") or None,
         weights=weights,
         seed=seed,
     )
@@ -190,6 +198,8 @@ def _quality(
         "sampler_options": vars(model.method(settings).sampler),
         "temperature": settings.temperature,
         "weights": settings.weights,
+        "cache": settings.cache,
+        "cache_options": dict(settings.cache_options),
         "max_new_tokens": settings.max_new_tokens,
         "nfe": sum(found.nfe for found in texts) / len(texts),
         "new_tokens": tokens,

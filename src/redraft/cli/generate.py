@@ -31,7 +31,12 @@ def generate(
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Output lengths to try; the model keeps the likeliest text.")
     ] = None,
-    cache: Annotated[bool, typer.Option(help="Reuse keys and values that can't have changed.")] = True,
+    cache: Annotated[
+        str | None, typer.Option(help="What passes may reuse; see: redraft models. none: nothing.")
+    ] = None,
+    cache_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the cache policy; repeat for more.")
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="float32|int8", help="int8 is faster on CPUs one token at a time, and rounds.")
     ] = None,
@@ -67,6 +72,7 @@ def generate(
         top_p=top_p,
         candidates=candidates,
         cache=cache,
+        cache_options=parse_options(cache_option or [], "--cache-option") or None,
         weights=weights,
         seed=seed,
     )
@@ -88,6 +94,8 @@ def generate(
         "max_new_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
         "weights": settings.weights,
+        "cache": settings.cache,
+        "cache_options": dict(settings.cache_options),
         "seed": seed,
         "model": model,
         "family": loaded.family_name,

@@ -11,8 +11,11 @@ from redraft.types import FREE, GIVEN, PAD, SEALED, Canvas, Forward, Output, Spe
 ORDER_STREAM = 1 << 40  # keeps the noise that orders positions apart from the noise that draws tokens
 
 
-def ask(canvas: Canvas, spec: Spec, rows: Tensor, wanted: Tensor, t: Tensor | None = None) -> Forward:
-    """Request the whole text of ``rows`` [R], wanting the positions marked in ``wanted`` [R, L] bool."""
+def ask(canvas: Canvas, spec: Spec, rows: Tensor, wanted: Tensor, t: Tensor | None = None, block: int = 0) -> Forward:
+    """Request the whole text of ``rows`` [R], wanting the positions marked in ``wanted`` [R, L] bool.
+
+    ``block``: the sampler works on blocks of so many positions, counted from the prompt's end; 0: on all at once.
+    """
     status = canvas.status[rows]
     used = status != PAD
     width = int(used.any(0).nonzero()[-1]) + 1
@@ -28,13 +31,23 @@ def ask(canvas: Canvas, spec: Spec, rows: Tensor, wanted: Tensor, t: Tensor | No
         prompt=canvas.prompt[rows] if spec.isolate_prompt else None,
         t=t,
         rows=rows,
+        active=_region(canvas.prompt[rows], used, first[:, 0], block),
     )
 
 
-def ask_for(canvas: Canvas, spec: Spec, wanted: Tensor) -> list[Forward]:
-    """One request for the rows that want something (``wanted`` [B, L] bool), or none."""
+def ask_for(canvas: Canvas, spec: Spec, wanted: Tensor, block: int = 0) -> list[Forward]:
+    """One request for the rows that want something (``wanted`` [B, L] bool), or none. ``block`` as in ``ask``."""
     rows = wanted.any(1).nonzero()[:, 0]
-    return [ask(canvas, spec, rows, wanted[rows], noise_level(canvas, spec, rows))] if len(rows) else []
+    return [ask(canvas, spec, rows, wanted[rows], noise_level(canvas, spec, rows), block)] if len(rows) else []
+
+
+def _region(prompt: Tensor, used: Tensor, first: Tensor, block: int) -> Tensor:
+    """[R, 2] beginning and end of the block that holds ``first`` [R], or of all that follows the prompt."""
+    end = torch.where(used, torch.arange(1, used.shape[1] + 1), 0).amax(1)
+    if block == 0:
+        return torch.stack([prompt, end], 1)
+    begin = prompt + (first - prompt).div(block, rounding_mode="floor") * block
+    return torch.stack([begin, torch.minimum(begin + block, end)], 1)
 
 
 def free_in_block(canvas: Canvas, block: int) -> Tensor:

@@ -40,7 +40,7 @@ class Confidence:
         _open.check_steps(self.steps, canvas, spec)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
-        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block))
+        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block), self.block)
 
     def apply(
         self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]

@@ -32,7 +32,7 @@ class Threshold:
             raise UserError(f"threshold = {self.threshold} must lie in (0, 1].")
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
-        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block))
+        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block), self.block)
 
     def apply(
         self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]
