@@ -65,6 +65,35 @@ def bound(
     Raises:
         UserError: fewer than two samples of a random bound, whose error could not be told.
     """
+    if callable(scoring := getattr(objective, "scoring", None)):
+        objective = scoring()
+    return _estimate(network, batches, objective, spec, samples, seed, device)
+
+
+def spread(
+    network: Network,
+    batches: Iterable[Batch],
+    objective: Objective,
+    spec: Spec,
+    samples: int = 8,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> float:
+    """How much the nats of these rows vary from one draw of noise to the next, as training draws it: the standard
+    deviation of their sum. What clipped schedules are chosen by (BD3-LM, arXiv:2503.09573, section 5)."""
+    found = _estimate(network, batches, objective, spec, samples, seed, device)
+    return found.stderr * math.sqrt(found.samples)
+
+
+def _estimate(
+    network: Network,
+    batches: Iterable[Batch],
+    objective: Objective,
+    spec: Spec,
+    samples: int,
+    seed: int,
+    device: torch.device | str,
+) -> Bound:
     generator = torch.Generator().manual_seed(seed)
     rows: list[float] = []
     variance, tokens, size, is_bound, drawn = 0.0, 0, 0, False, 1
