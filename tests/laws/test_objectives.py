@@ -201,7 +201,7 @@ def test_training_options_leave_the_reported_nats_alone(options: dict[str, Any])
 
 
 def test_the_loss_of_weight_bound_is_the_bound_per_token() -> None:
-    spec, objective = family("masked", conditional=False)
+    spec, objective = family("masked", conditional=False, weight="bound")
     prepared = objective.prepare(batch(False), spec, generator(5))
     terms = objective.loss(random_logits(prepared, spec), prepared)
     torch.testing.assert_close(terms.loss, terms.nats.sum() / terms.tokens)

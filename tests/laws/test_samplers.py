@@ -24,6 +24,7 @@ from tests import tiny
 # Settings beyond the defaults under which the laws must hold too.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "autoregressive": [{"beams": 3}],
+    "draft_verify": [{"block": 2}],
     "confidence": [{"order": order} for order in ("margin", "entropy", "random", "left")] + [{"block": 3}],
     "threshold": [{"threshold": 0.3}, {"threshold": 0.3, "block": 3}],
 }
@@ -40,12 +41,18 @@ def samplers() -> list[Any]:
     return cases
 
 
+def family_for(sampler: Sampler) -> str:
+    """A family that the sampler can write with."""
+    return {"Autoregressive": "autoregressive", "DraftVerify": "hybrid"}.get(type(sampler).__name__, "masked")
+
+
 def model_for(sampler: Sampler, conditional: bool = True) -> Model:
     """A tiny untrained model that the sampler fits, with weights large enough to have opinions; in float64, so that
     batched and single rows can't differ by rounding."""
-    family = "autoregressive" if type(sampler).__name__ == "Autoregressive" else "masked"
     tokenizer = Tokenizer.bytes()
-    model = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size), conditional, seed=1)
+    model = Model.fresh(
+        {"name": family_for(sampler)}, tokenizer, preset("toy", tokenizer.vocab_size), conditional, seed=1
+    )
     for parameter in model.network.parameters():
         if parameter.ndim == 2:
             parameter.data.mul_(5)
@@ -151,7 +158,7 @@ def test_a_known_text_is_recovered(sampler: Sampler) -> None:
     """One text per length: the oracle is certain everywhere, so every order of writing leads to it."""
     eos = tiny.VOCABULARY.eos_id
     language = tiny.Language([[5, 6, 7, 5, 7, eos]], torch.ones(1, dtype=torch.float64))
-    spec, _ = tiny.family("autoregressive" if model_for(sampler).spec.shift else "masked")
+    spec, _ = tiny.family(family_for(sampler))
     network = tiny.OracleNetwork(language, spec, start=2)
     canvas = board(spec, sampler, [[6, 4, *[None] * 6]], [2])
     run(network, spec, sampler, canvas, cache=False)
@@ -164,7 +171,7 @@ def test_an_exact_sampler_draws_from_the_joint_distribution(sampler: Sampler) ->
     """Chi-square over all 27 texts of three letters; a correct sampler fails once in a thousand seeds, and this seed
     is fixed."""
     language = tiny.Language.of_one_length([5, 6, 7], 3)
-    spec, _ = tiny.family("autoregressive" if model_for(sampler).spec.shift else "masked")
+    spec, _ = tiny.family(family_for(sampler))
     network = tiny.OracleNetwork(language, spec, start=2)
     count = 6000
     canvas = board(spec, sampler, [[6, 4, None, None, None]] * count, [2] * count, temperature=1.0)
@@ -279,7 +286,7 @@ class Scripted:
 @pytest.mark.parametrize("sampler", samplers())
 def test_only_open_positions_are_written(sampler: Sampler) -> None:
     """An end-of-text turns what follows into padding, and a plan made before must not write there."""
-    spec, _ = tiny.family("autoregressive" if model_for(sampler).spec.shift else "masked", conditional=False)
+    spec, _ = tiny.family(family_for(sampler), conditional=False)
     canvas = board(spec, sampler, [[2, 6, *[None] * 8]] * 30, [2] * 30)
     network = Counted(Scripted(spec, end=3))
     before = canvas.open
@@ -295,7 +302,7 @@ def test_only_open_positions_are_written(sampler: Sampler) -> None:
 @pytest.mark.parametrize("sampler", samplers())
 def test_predictions_that_are_no_numbers_are_refused(sampler: Sampler) -> None:
     """Not waited for: no position ever gets certain enough."""
-    spec, _ = tiny.family("autoregressive" if model_for(sampler).spec.shift else "masked")
+    spec, _ = tiny.family(family_for(sampler))
     canvas = board(spec, sampler, [[6, 4, *[None] * 5]], [2])
     with pytest.raises(UserError, match="not numbers"):
         run(Scripted(spec, end=3, logit=float("nan")), spec, sampler, canvas, cache=False)
