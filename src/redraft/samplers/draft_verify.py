@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
+from redraft.length import length_request
 from redraft.samplers import _open
 from redraft.types import DRAFT, FREE, SEALED, Canvas, Forward, Output, Spec, Step
 
@@ -180,8 +181,6 @@ def _verified(canvas: Canvas, spec: Spec, ask: Forward, out: Output) -> Step:
 
 def _length(canvas: Canvas, drafter: Spec, rows: Tensor) -> Forward:
     """Ask the drafter how long these answers will be."""
-    from redraft.length import length_request
-
     ask = length_request(canvas.ids[rows], canvas.prompt[rows], drafter, rows)
     return replace(ask, net=drafter.net, shift=drafter.shift, number=True)
 
