@@ -55,7 +55,7 @@ def test_a_drafter_that_is_of_no_use_is_refused(redraft: Redraft, options: tuple
 
 @pytest.mark.parametrize("family", ["block", "hybrid"])
 def test_a_model_of_blocks_is_trained_and_writes(redraft: Redraft, pairs: Path, tmp_path: Path, family: str) -> None:
-    """With the interval of noise searched for on the way, and the run taken up where it stopped."""
+    """With the interval of noise searched for on the way."""
     options = ("--set", "family.search=true") if family == "block" else ()
     trained = redraft(
         *("train", "--data", pairs, "--input", "question", "--target", "answer", "--out", tmp_path / "m"),

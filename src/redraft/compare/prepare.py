@@ -136,6 +136,8 @@ class Grounds:
                 predicts_length=spec.length_head,
                 paired=self.material.paired,
                 longest=self.new_tokens,
+                drafts=spec.drafter is not None,
+                block=spec.attend.block,
             )
         return found
 

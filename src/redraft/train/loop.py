@@ -114,7 +114,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
                 tell(_update(state, rate, spent, speed, peak, time.monotonic() - begun))
             if parts.validation and not last and _crossed(table.validate_every, before, state.tokens):
                 tell(_validated(recipe, state, parts, objective))
-                objective = _steadiest(state, parts, objective)
+                objective = _steadiest(state, parts, objective, tell)
             due = time.monotonic() - saved_at >= table.save_every_seconds
             if last or due or _crossed(table.save_every_tokens, before, state.tokens):
                 state.seconds = time.monotonic() - begun
@@ -310,7 +310,7 @@ def _validated(recipe: Recipe, state: State, parts: Parts, objective: Objective)
     return Event("validation", state.step, state.tokens, {**values, "best": best})
 
 
-def _steadiest(state: State, parts: Parts, objective: Objective) -> Objective:
+def _steadiest(state: State, parts: Parts, objective: Objective, tell: Watcher) -> Objective:
     """Of an objective's variants, where it has any, the one whose loss varies least on the validation rows."""
     found: Sequence[Objective] = objective.candidates() if hasattr(objective, "candidates") else []
     if not found:
@@ -318,10 +318,11 @@ def _steadiest(state: State, parts: Parts, objective: Objective) -> Objective:
     rows, network = parts.validation[:_SEARCH_BATCHES], state.network
     best = min(found, key=lambda o: spread(network, rows, o, parts.model.spec, device=state.device))
     state.objective = config.to_mapping(best)
+    tell(Event("objective", state.step, state.tokens, state.objective))
     return best
 
 
-_SEARCH_BATCHES = 4  # validation batches that variants of an objective are compared on
+_SEARCH_BATCHES = 2  # validation batches that variants of an objective are compared on
 
 
 def _configured(objective: Objective, fields: Mapping[str, Any]) -> Objective:
