@@ -99,8 +99,8 @@ def spread(
 ) -> float:
     """How much the nats of these rows vary from one draw of noise to the next, as training draws it.
 
-    The standard deviation of their sum, with each row's noise taken on its own. Clipped schedules are chosen by it (BD3-LM,
-    arXiv:2503.09573, section 5).
+    The standard deviation of their sum, with each row's noise taken on its own. Clipped schedules are chosen by it
+    (BD3-LM, arXiv:2503.09573, section 5).
     """
     generator = torch.Generator().manual_seed(seed)
     variance = 0.0

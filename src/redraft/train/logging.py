@@ -38,7 +38,7 @@ Watcher = Callable[[Event], None]
 
 
 class MetricsFile:
-    """``metrics.jsonl``: every update, validation and choice of objective as one JSON line, in order and without repeats after a restart."""
+    """``metrics.jsonl``: what happens in a run, as JSON lines in order, without repeats after a restart."""
 
     def __init__(self, path: Path, step: int) -> None:
         """Open for appending after dropping what a killed run wrote past ``step``, the step it is resumed from."""
