@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from redraft import runtime, weights
 from redraft.decode import CachePolicy, Counter, Loop, Method
 from redraft.errors import UserError, suggest
 from redraft.files import atomic_folder, write_atomically
-from redraft.models._lean import Lean
+from redraft.models._lean import Lean, Weights
 from redraft.models.transformer import Config, Transformer
 from redraft.registry import find
 from redraft.types import Canvas, Forward, Generation, Network, Spec, Step
@@ -44,7 +44,7 @@ class Settings:
     candidates: int = 1  # output lengths tried per prompt; the model picks the likeliest text
     cache: str = "exact"  # what passes may reuse: a file of caches/, or none
     cache_options: Mapping[str, Any] = field(default_factory=dict)  # fields of the cache policy
-    weights: Literal["float32", "int8"] = "float32"  # of passes over one position: int8 is faster on CPUs, and rounds
+    weights: Weights = "float32"  # on CPUs: bfloat16, or int8 for passes over one position, may be faster, and round
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ class Model:
         self.network, self.tokenizer, self.family, self.family_name = network, tokenizer, family, family_name
         self.conditional = conditional  # trained on prompt -> answer pairs rather than plain text
         self.defaults = dict(defaults or {})  # generation settings of this model, as Settings fields
-        self._lean: tuple[tuple[int, ...], Lean] | None = None  # with the versions of the weights it was made of
+        self._lean: tuple[tuple[str | int, ...], Lean] | None = None  # with the versions of the weights it was made of
 
     @classmethod
     def fresh(
@@ -266,25 +266,25 @@ class Model:
             top_k=settings.top_k,
             top_p=settings.top_p,
         )
-        loop = Loop({"main": self._writer(settings.weights == "int8")}, method, spec, Counter())
+        loop = Loop({"main": self._writer(settings.weights)}, method, spec, Counter())
         if guess:
             loop.choose_lengths(board)
         return Drafting(board, loop, self.tokenizer, method.sampler.width == 1, [] if keep_trace else None)
 
-    def _writer(self, int8: bool) -> Network:
+    def _writer(self, kind: Weights) -> Network:
         """The network in its fastest form for writing, kept for as long as its weights stay the same.
 
         Raises:
-            UserError: int8 weights for a network that has no such form here.
+            UserError: other weights than float32 for a network that has no such form here.
         """
         network = self.network.eval()
         if not Lean.fits(network):
-            if int8:
-                raise UserError("int8 weights are for float32 models on a CPU.", "Leave weights at float32.")
+            if kind != "float32":
+                raise UserError(f"{kind} weights are for float32 models on a CPU.", "Leave weights at float32.")
             return network
-        made_of = (int8, *(parameter._version for parameter in network.parameters()))
+        made_of = (kind, *(parameter._version for parameter in network.parameters()))
         if self._lean is None or self._lean[0] != made_of:
-            self._lean = made_of, Lean(network, int8)
+            self._lean = made_of, Lean(network, kind)
         return self._lean[1]
 
     def infill(self, text: str, prompt: str | None = None, **settings: Any) -> Generation:

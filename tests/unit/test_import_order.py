@@ -22,7 +22,7 @@ TIERS = [
     {"families"},
     {"model"},
     {"train", "convert", "tasks", "metrics"},
-    {"compare", "serve", "interop"},
+    {"compare", "serve", "interop", "bench"},
     {"cli"},
 ]
 # Samplers take schedules by their protocol and know no network; networks know no noise; data know neither.
