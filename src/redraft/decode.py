@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -41,74 +41,118 @@ class Counter:
     wanted: int = 0  # positions projected onto the vocabulary
 
 
+@dataclass(frozen=True)
+class Call:
+    """A request as it will run: narrowed, with the store that it reads from and writes to (None: nothing is kept)."""
+
+    ask: Forward
+    store: KeyValueStore | None
+
+
+T = TypeVar("T")
+# What asks a driver to run calls, is sent the flat logits [N, V] of each, and yields a Step now and then.
+Turns = Generator["Call | Step", Tensor, T]
+
+
 @dataclass
 class Loop:
-    """Answers requests for one canvas: narrows them, runs the network, removes forbidden tokens, draws."""
+    """Answers requests for one canvas: narrows them, has them run, removes forbidden tokens, draws.
+
+    ``run`` is all that most callers need. Who runs networks for many canvases at once (a server) drives ``turns``.
+    """
 
     networks: Mapping[str, Network]
     method: Method
     spec: Spec
     counter: Counter = field(default_factory=Counter)
-    _stores: dict[str, KeyValueStore] = field(default_factory=dict)
+    stores: dict[str, KeyValueStore] = field(default_factory=dict)  # by network; one that is missing is made
+    watch: Callable[[Forward, Output], None] | None = None  # told of every answer, before it is applied
     _forbidden: Tensor | None = None
 
     def run(self, canvas: Canvas) -> Iterator[Step]:
         """Fill every free position of the canvas, one ``Step`` at a time."""
+        return self._drive(self.turns(canvas))
+
+    def turns(self, canvas: Canvas) -> Turns[None]:
+        """The loop itself. Whoever drives it must be in inference mode while it runs."""
         sampler = self.method.sampler
         state = sampler.start(canvas, self.spec)
         ending = _Ending(canvas, self.spec.eos_id)
         while True:
-            # Not around the yield: the mode would leak into the caller.
-            with torch.inference_mode():
-                asks = sampler.plan(canvas, state, self.spec)
-                if not asks:
-                    return
-                outs = [self.answer(canvas, ask) for ask in asks]
-                state, step = sampler.apply(canvas, state, self.spec, asks, outs)
-                for ask in asks:
-                    _bump(canvas.step, ask.rows)
-                self._commit(canvas, step)
-                ending.close(canvas, step)
+            asks = sampler.plan(canvas, state, self.spec)
+            if not asks:
+                return
+            outs = []
+            for ask in asks:
+                outs.append((yield from self.answer(canvas, ask)))
+            state, step = sampler.apply(canvas, state, self.spec, asks, outs)
+            for ask in asks:
+                _bump(canvas.step, ask.rows)
+            self._commit(canvas, step)
+            ending.close(canvas, step)
             yield step
 
-    def answer(self, canvas: Canvas, ask: Forward) -> Output:
-        """Run one request: predictions and drawn tokens at the wanted positions."""
-        logits = self._forward(canvas, ask)
+    def _drive(self, turns: Turns[None]) -> Iterator[Step]:
+        """Run every call at once."""
+        sent: Tensor | None = None
+        while True:
+            # Not around the yield: the mode would leak into the caller.
+            with torch.inference_mode():
+                try:
+                    found = turns.send(sent)  # type: ignore[arg-type]  (a generator starts with None)
+                except StopIteration:
+                    return
+                if isinstance(found, Call):
+                    sent = self.networks[found.ask.net](found.ask, found.store)
+                    continue
+            sent = None
+            yield found
+
+    def answer(self, canvas: Canvas, ask: Forward) -> Turns[Output]:
+        """Have one request run: predictions and drawn tokens at the wanted positions."""
+        logits = yield from self._forward(canvas, ask)
         if self.spec.forbidden:
             if self._forbidden is None:
                 self._forbidden = torch.tensor(self.spec.forbidden, device=logits.device)
             logits.index_fill_(1, self._forbidden, -torch.inf)
-        return draw(canvas, ask, logits.float().log_softmax(-1))
+        out = draw(canvas, ask, logits.float().log_softmax(-1))
+        if self.watch is not None:
+            self.watch(ask, out)
+        return out
 
-    def _forward(self, canvas: Canvas, ask: Forward) -> Tensor:
+    def _forward(self, canvas: Canvas, ask: Forward) -> Turns[Tensor]:
         assert ask.rows is not None
-        network, narrow = self.networks[ask.net], ask
+        narrow, store = ask, None
         if ask.stamp is None:
             ask.stamp = canvas.step[ask.rows]
-        if self.method.cache is None:
-            logits = network(ask)
-        else:
+        if self.method.cache is not None:
             store = self._store(ask.net, canvas)
             ask.slot = canvas.slot[ask.rows]
             narrow = self.method.cache.narrow(ask, store.tokens[ask.slot.numpy()], self.spec.shift)
-            logits = network(narrow, store)
+        logits = yield Call(narrow, store)
+        if store is not None:
             store.record(narrow)
         _bump(canvas.nfe, ask.rows)
         self._count(narrow)
         return logits
 
-    @torch.inference_mode()
     def choose_lengths(self, canvas: Canvas) -> None:
         """Where the model has a length head: give each row of a request one of its likeliest lengths.
 
         One pass over the prompts; the last position becomes a given end-of-text and what lies beyond is padding.
         """
+        for _ in self._drive(self.lengths(canvas)):
+            pass
+
+    def lengths(self, canvas: Canvas) -> Turns[None]:
+        """``choose_lengths`` for a driver of its own."""
         first = torch.cat([torch.tensor([True]), canvas.request[1:] != canvas.request[:-1]]).nonzero()[:, 0]
         ask = length_request(canvas.ids[first], canvas.prompt[first], self.spec, rows=first)
         most = int(((canvas.status == FREE).sum(1)).max())
         owner = torch.searchsorted(first, torch.arange(len(canvas.ids)), right=True) - 1
         rank = torch.arange(len(canvas.ids)) - first[owner]
-        log_p, likeliest = best_lengths(self._forward(canvas, ask), most, int(rank.max()) + 1)
+        logits = yield from self._forward(canvas, ask)
+        log_p, likeliest = best_lengths(logits, most, int(rank.max()) + 1)
         canvas.nfe = canvas.nfe[first][owner]
         choice = owner, rank.clamp(max=likeliest.shape[1] - 1)
         length = likeliest.cpu()[choice]
@@ -118,14 +162,14 @@ class Loop:
         canvas.status[columns == end - 1] = GIVEN
         canvas.ids[columns == end - 1] = self.spec.eos_id
         others = (rank > 0).nonzero()[:, 0]
-        for store in self._stores.values():
+        for store in self.stores.values():
             if len(others):
                 store.copy(canvas.slot[first[owner[others]]], canvas.slot[others])
 
     def _store(self, net: str, canvas: Canvas) -> KeyValueStore:
-        if net not in self._stores:
-            self._stores[net] = self.networks[net].store(*canvas.ids.shape)  # type: ignore[attr-defined]
-        return self._stores[net]
+        if net not in self.stores:
+            self.stores[net] = self.networks[net].store(*canvas.ids.shape)  # type: ignore[attr-defined]
+        return self.stores[net]
 
     def _count(self, ask: Forward) -> None:
         queries = np.count_nonzero(ask.pos.numpy() >= 0, axis=1)
@@ -164,7 +208,7 @@ class Loop:
                 target.append(int(seats[row]))
         canvas.slot = seats
         if source:
-            for store in self._stores.values():
+            for store in self.stores.values():
                 store.copy(torch.tensor(source), torch.tensor(target))
 
 

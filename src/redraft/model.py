@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from redraft import canvas as canvases
 from redraft import config as configs
 from redraft import runtime, weights
-from redraft.decode import CachePolicy, Counter, Loop, Method
+from redraft.decode import CachePolicy, Counter, Loop, Method, Turns
 from redraft.errors import UserError, suggest
 from redraft.files import atomic_folder, write_atomically
 from redraft.models._lean import Lean, Weights
@@ -78,6 +79,21 @@ class Drafting:
     tokenizer: Tokenizer
     by_score: bool
     trace: list[Step] | None = None
+    unmeasured: bool = False  # its length is still to be chosen
+
+    def begin(self) -> Drafting:
+        """Choose the length, where the model does; everything else waits for the iteration."""
+        if self.unmeasured:
+            self.loop.choose_lengths(self.canvas)
+            self.unmeasured = False
+        return self
+
+    def turns(self) -> Turns[None]:
+        """The whole generation, choice of length included, for a driver that runs the network itself."""
+        if self.unmeasured:
+            yield from self.loop.lengths(self.canvas)
+            self.unmeasured = False
+        yield from self.loop.turns(self.canvas)
 
     def __iter__(self) -> Iterator[Step]:
         for step in self.loop.run(self.canvas):
@@ -234,13 +250,13 @@ class Model:
 
     def draft(self, prompts: Sequence[str], settings: Settings, keep_trace: bool = False) -> Drafting:
         """Set up a generation without running it."""
-        heads = [self._prompt_ids(prompt) for prompt in prompts]
+        heads = [self.prompt_ids(prompt) for prompt in prompts]
         for head in heads:
             self._check_length(len(head) + settings.max_new_tokens, prompt=len(head))
         rows = [[*head, *[None] * settings.max_new_tokens] for head in heads]
-        return self._drafting(rows, [len(head) for head in heads], settings, keep_trace)
+        return self.prepare(rows, [len(head) for head in heads], settings, keep_trace).begin()
 
-    def _drafting(
+    def prepare(
         self,
         rows: Sequence[Sequence[int | None]],
         prompts: Sequence[int],
@@ -248,6 +264,14 @@ class Model:
         keep_trace: bool = False,
         length_known: bool = False,
     ) -> Drafting:
+        """A generation of which nothing has run yet, from rows of ids with None at free positions.
+
+        Args:
+            prompts: length of each row's leading prompt. length_known: every free position is to be filled.
+        Raises:
+            UserError: rows longer than the context, or settings that do not go with this model.
+        """
+        self._check_length(max(map(len, rows)))
         method, spec = self.method(settings), self.spec
         guess = spec.length_head and min(prompts) > 0 and not length_known
         if settings.candidates > 1 and not guess and not length_known:
@@ -266,12 +290,11 @@ class Model:
             top_k=settings.top_k,
             top_p=settings.top_p,
         )
-        loop = Loop({"main": self._writer(settings.weights)}, method, spec, Counter())
-        if guess:
-            loop.choose_lengths(board)
-        return Drafting(board, loop, self.tokenizer, method.sampler.width == 1, [] if keep_trace else None)
+        loop = Loop({"main": self.writer(settings.weights)}, method, spec, Counter())
+        trace: list[Step] | None = [] if keep_trace else None
+        return Drafting(board, loop, self.tokenizer, method.sampler.width == 1, trace, guess)
 
-    def _writer(self, kind: Weights) -> Network:
+    def writer(self, kind: Weights = "float32") -> Network:
         """The network in its fastest form for writing, kept for as long as its weights stay the same.
 
         Raises:
@@ -293,31 +316,37 @@ class Model:
         Raises:
             UserError: no hole, one of no tokens, or a model that cannot see what follows one.
         """
-        import re
+        row, head = self.with_holes(holes(text), self.prompt_ids(prompt or ""))
+        chosen = self.settings(**{**settings, "max_new_tokens": row.count(None)})
+        drafting = self.prepare([row], [head], chosen, length_known=True)
+        for _ in drafting:
+            pass
+        return drafting.results()[0]
 
+    def with_holes(self, parts: Sequence[str | int], prompt: Sequence[int]) -> tuple[list[int | None], int]:
+        """A row from a prompt and the parts of a text, in which a number is a hole of that many tokens.
+
+        Returns:
+            the row, with None at free positions, and the length of its leading prompt.
+        Raises:
+            UserError: as ``infill``.
+        """
         if self.spec.shift:
             raise UserError(
                 "an autoregressive model can't see what follows a hole.", "Use a diffusion model to infill."
             )
-        parts = re.split(r"\[\[(\d+)\]\]", text)
-        if len(parts) < 3:
+        sizes = [part for part in parts if not isinstance(part, str)]
+        if not sizes:
             raise UserError("the text has no hole.", "Write a hole of three tokens as [[3]].")
-        holes = [int(size) for size in parts[1::2]]
-        if 0 in holes:
+        if min(sizes) < 1:
             raise UserError("a hole of no tokens can't be filled.", "Write a hole of three tokens as [[3]].")
-        self._check_length(sum(holes))
-        head = self._prompt_ids(prompt or "")
-        row: list[int | None] = list(head)
-        for number, part in enumerate(parts):
-            row += [None] * int(part) if number % 2 else self.tokenizer.encode(part)
+        self._check_length(sum(sizes))
+        row: list[int | None] = list(prompt)
+        for part in parts:
+            row += self.tokenizer.encode(part) if isinstance(part, str) else [None] * part
         if self.conditional:
             row.append(self.tokenizer.eos_id)
-        self._check_length(len(row))
-        chosen = self.settings(**{**settings, "max_new_tokens": sum(holes)})
-        drafting = self._drafting([row], [len(head)], chosen, length_known=True)
-        for _ in drafting:
-            pass
-        return drafting.results()[0]
+        return row, len(prompt)
 
     def score(self, prompt: str, continuation: str, samples: int = 128, seed: int = 0) -> Bound:
         """-log p(continuation | prompt): exact for AR, an upper bound with its Monte-Carlo error for diffusion.
@@ -327,13 +356,14 @@ class Model:
         from redraft.likelihood import score
 
         encode = self.tokenizer.encode_target if self.conditional else self.tokenizer.encode
-        head, tail = self._prompt_ids(prompt), encode(continuation)
+        head, tail = self.prompt_ids(prompt), encode(continuation)
         self._check_length(len(head) + len(tail))
         size = len(continuation.encode())
         objective = self.family.objective()
         return score(self.network, head, tail, objective, self.spec, samples, seed, self.network.device, size)
 
-    def _prompt_ids(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """A prompt as it was in training: ids, and the separator or the beginning of text."""
         if self.conditional:
             return self.tokenizer.encode_prompt(prompt)
         return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
@@ -365,6 +395,12 @@ class Model:
             from safetensors.torch import save_file
 
             save_file(weights.pack(self.network.state_dict(), storage), str(new / "model.safetensors"))
+
+
+def holes(text: str) -> list[str | int]:
+    """``"The [[3]] sat."`` -> ``["The ", 3, " sat."]``."""
+    parts = re.split(r"\[\[(\d+)\]\]", text)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)]
 
 
 def build_family(described: Mapping[str, Any]) -> tuple[str, Any]:
