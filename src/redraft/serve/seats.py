@@ -1,0 +1,51 @@
+"""Seats in the key-value store: who sits where, and which seat still remembers the beginning of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from redraft.models.parts.store import KeyValueStore
+
+
+class Seats:
+    """Hands out seats. A seat that was given back keeps its keys and values until it is taken again.
+
+    A request that begins like what a free seat remembers gets that seat, and its cache policy finds there what need not
+    be computed again. What a cell holds depends on the length of an isolated prompt, not on tokens alone: a seat is
+    forgotten when that changes.
+    """
+
+    def __init__(self, count: int, store: KeyValueStore | None) -> None:
+        self.count, self.store = count, store
+        self._free = np.ones(count, dtype=bool)
+        self._isolated = np.zeros(count, dtype=np.int64)
+
+    @property
+    def free(self) -> int:
+        return int(self._free.sum())
+
+    def take(self, rows: int, ids: Sequence[int], isolated: int) -> list[int]:
+        """``rows`` seats for a prompt, the first of them the one that remembers most of it, else the lowest.
+
+        Args:
+            isolated: length of the prompt where it does not see the answer, else 0.
+        """
+        open_ = np.flatnonzero(self._free)
+        if len(open_) < rows:
+            raise ValueError(f"{rows} seats wanted, {len(open_)} free")
+        if self.store is not None and rows == 1:
+            known = self.store.tokens[open_, : len(ids)] == np.asarray(ids)[: self.store.cells]
+            length = np.logical_and.accumulate(known, 1).sum(1) * (self._isolated[open_] == isolated)
+            open_ = open_[[int(length.argmax())]]
+        chosen = open_[:rows]
+        self._free[chosen] = False
+        if self.store is not None:
+            self.store.tokens[chosen[self._isolated[chosen] != isolated]] = -1
+        self._isolated[chosen] = isolated
+        return [int(seat) for seat in chosen]
+
+    def give(self, seats: Sequence[int]) -> None:
+        """Give seats back."""
+        self._free[list(seats)] = True
