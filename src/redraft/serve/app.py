@@ -412,10 +412,13 @@ async def _invalid(_: Request, error: Any) -> JSONResponse:
 
 
 async def _no_route(request: Request, error: Any) -> JSONResponse:
+    status, path = error.status_code, request.url.path
     message = str(error.detail)
-    if error.status_code == 404:
-        message = f"there is no {request.method} {request.url.path} here"
-    elif error.status_code == 405:
-        message = f"{request.url.path} does not take {request.method}"
+    if status == 405 and path not in {getattr(route, "path", "") for route in request.app.routes}:
+        status = 404  # what remains are files of the page, which are only read
+    if status == 404:
+        message = f"there is no {request.method} {path} here"
+    elif status == 405:
+        message = f"{path} does not take {request.method}"
     body = wire.failure(message, "invalid_request_error")
-    return JSONResponse(body, error.status_code, getattr(error, "headers", None))
+    return JSONResponse(body, status, getattr(error, "headers", None))

@@ -100,6 +100,7 @@ class Job:
     begun: float = 0.0
     first: float = 0.0  # first final text
     ended: float = 0.0
+    pictured: float = 0.0  # seconds spent on pictures: they are no part of writing
     # the engine's own
     reader: Reader | None = None
     turns: Turns[None] | None = None
@@ -306,15 +307,22 @@ class Engine:
         text = reader.take(step)
         if text and not job.first:
             job.first = time.monotonic()
-        frame = reader.frame() if job.frames is not None and job.frames() else None
+        frame = self._picture(job, reader) if job.frames is not None and job.frames() else None
         if job.streams and (text or frame is not None):
             job.listen(Progress(job, text, frame))
+
+    def _picture(self, job: Job, reader: Reader) -> dict[str, object]:
+        """The canvas as it stands, with the seconds of writing so far."""
+        now = time.monotonic()
+        frame = {"seconds": round(now - job.begun - job.pictured, 6), **reader.frame()}
+        job.pictured += time.monotonic() - now
+        return frame
 
     def _finish(self, job: Job, reader: Reader) -> None:
         told = len(reader.text) if job.streams else 0
         try:
             result = reader.finish()
-            frame = reader.frame() if job.frames is not None else None
+            frame = self._picture(job, reader) if job.frames is not None else None
         except Exception:
             self._blame(job)
             return

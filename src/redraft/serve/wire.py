@@ -57,8 +57,13 @@ class Voice:
     def own(self) -> dict[str, Any]:
         """What offline generation would need to write the same."""
         chosen = self.wanted.generation
-        names = ("seed", "sampler", "steps", "options", "temperature", "top_k", "top_p", "candidates", "max_new_tokens")
-        return {name: getattr(chosen, name) for name in names}
+        sampler = self.wanted.model.method(chosen).sampler
+        names = ("seed", "temperature", "top_k", "top_p", "candidates", "max_new_tokens")
+        return {
+            "sampler": type(sampler).__module__.rsplit(".", 1)[-1],
+            "options": dict(vars(sampler)),
+            **{name: getattr(chosen, name) for name in names},
+        }
 
     @property
     def _chunked(self) -> str:
