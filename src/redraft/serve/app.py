@@ -403,7 +403,7 @@ async def _invalid(_: Request, error: Any) -> JSONResponse:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         message, place = f"the body is not valid JSON: {first.get('ctx', {}).get('error', message)}", []
-    elif first["type"] == "missing" and not place:
+    elif not place and first["type"] in ("missing", "model_attributes_type"):
         message = "the body must be a JSON object, sent as Content-Type: application/json"
     elif place and first["type"] != "value_error":
         message = f"{'.'.join(place)}: {message[0].lower()}{message[1:]}"
@@ -414,8 +414,9 @@ async def _invalid(_: Request, error: Any) -> JSONResponse:
 async def _no_route(request: Request, error: Any) -> JSONResponse:
     status, path = error.status_code, request.url.path
     message = str(error.detail)
-    if status == 405 and path not in {getattr(route, "path", "") for route in request.app.routes}:
-        status = 404  # what remains are files of the page, which are only read
+    if status in (404, 405):  # files of the page answer for every path that no route takes
+        known = {getattr(route, "path", "") for route in request.app.routes}
+        status = 405 if path in known and request.method != "HEAD" else 404
     if status == 404:
         message = f"there is no {request.method} {path} here"
     elif status == 405:

@@ -85,7 +85,7 @@ class Reader:
         place = ask.rows[row], ask.want[row, column]
         if self._guess is not None:
             self._guess[0][place] = out.token[row, column]
-            self._guess[1][place] = out.conf[row, column]
+            self._guess[1][place] = out.conf[row, column].float()
         if self.top:
             value, index = out.log_p.topk(min(self.top, out.log_p.shape[1]), -1)
             for spot, values, tokens in zip(
@@ -98,7 +98,7 @@ class Reader:
         self.passes += 1
         if step.parents is not None:
             self._conf = self._conf[step.parents]
-        self._conf[step.row, step.pos] = step.conf
+        self._conf[step.row, step.pos] = step.conf.float()  # beams reckon in float64
         if len(self._conf) > 1 or self.stopped:
             return ""
         before = len(self._ids)

@@ -87,4 +87,4 @@ class _Lines(logging.Formatter):
         fields = record.msg if isinstance(record.msg, dict) else {"event": record.getMessage()}
         if record.exc_info:
             fields = {**fields, "traceback": self.formatException(record.exc_info)}
-        return json.dumps({**line, **fields}, ensure_ascii=False, default=str)
+        return json.dumps({**line, **fields}, default=str)

@@ -176,5 +176,6 @@ def _likely(text: str, log_p: float) -> dict[str, Any]:
 
 
 def failure(message: str, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """OpenAI's shape of an error."""
+    """OpenAI's shape of an error. What it quotes of a request may not be valid Unicode."""
+    message = message.encode("utf-8", "replace").decode()
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
