@@ -49,6 +49,22 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def check_text(value: Any) -> None:
+    """Raises ValueError where a string anywhere in a JSON value is not valid Unicode: nothing could be done with it."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            try:
+                one.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"the body is not valid Unicode: it holds U+{ord(one[error.start]):04X}") from None
+        elif isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            waiting += one
+
+
 class Own(_Strict):
     """The table ``redraft``: how to denoise. Unset fields are the model's own generation settings."""
 
@@ -104,6 +120,7 @@ class _Request(_Strict):
         """Take what asks for nothing, say of the rest why it is not done, and mend spellings."""
         if not isinstance(value, dict):
             return value
+        check_text(value)
         found: dict[str, Any] = {}
         moved: dict[str, Any] = {}
         for key, one in value.items():
