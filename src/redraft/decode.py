@@ -66,6 +66,7 @@ class Loop:
     spec: Spec
     counter: Counter = field(default_factory=Counter)
     stores: dict[str, KeyValueStore] = field(default_factory=dict)  # by network; one that is missing is made
+    room: tuple[int, int] | None = None  # seats and cells of a store; None: those of the canvas
     watch: Callable[[Forward, Output], None] | None = None  # told of every answer, before it is applied
     _forbidden: Tensor | None = None
 
@@ -168,7 +169,7 @@ class Loop:
 
     def _store(self, net: str, canvas: Canvas) -> KeyValueStore:
         if net not in self.stores:
-            self.stores[net] = self.networks[net].store(*canvas.ids.shape)  # type: ignore[attr-defined]
+            self.stores[net] = self.networks[net].store(*(self.room or canvas.ids.shape))  # type: ignore[attr-defined]
         return self.stores[net]
 
     def _count(self, ask: Forward) -> None:

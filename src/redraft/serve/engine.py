@@ -23,6 +23,7 @@ from torch import Tensor
 from redraft.decode import Call, Turns
 from redraft.errors import UserError
 from redraft.model import Drafting, Model
+from redraft.models.parts.store import KeyValueStore
 from redraft.serve import pool
 from redraft.serve.reading import Reader, Span, Text
 from redraft.serve.scheduler import FairQueue, Full
@@ -128,8 +129,8 @@ class Engine:
         self.network = model.writer()
         self.cells = min(limits.cells or model.network.config.max_length, model.network.config.max_length)
         self.slack = _SLACK.get(model.network.device.type, 4096) if slack is None else slack
-        self.store = self.network.store(limits.rows, self.cells)  # type: ignore[attr-defined]
-        self.seats = Seats(limits.rows, self.store)
+        self.stores: dict[str, KeyValueStore] = {}  # of all texts; the loops make them
+        self.seats = Seats(limits.rows, self.stores)
         self.counts: Counter[str] = Counter()  # what has happened so far
         self._queue: FairQueue[Job] = FairQueue(limits.queue)
         self._active: list[Job] = []
@@ -249,7 +250,7 @@ class Engine:
         job.seats = self.seats.take(job.rows, prompt, len(prompt) if job.drafting.loop.spec.isolate_prompt else 0)
         try:
             job.drafting.canvas.slot = torch.tensor(job.seats)
-            job.drafting.loop.stores["main"] = self.store
+            job.drafting.loop.stores, job.drafting.loop.room = self.stores, (self.limits.rows, self.cells)
             job.reader = Reader(job.drafting, job.span, job.stop, job.top, job.frames is not None)
             job.turns = job.drafting.turns()
         except Exception:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,8 +17,8 @@ class Seats:
     forgotten when that changes.
     """
 
-    def __init__(self, count: int, store: KeyValueStore | None) -> None:
-        self.count, self.store = count, store
+    def __init__(self, count: int, stores: Mapping[str, KeyValueStore]) -> None:
+        self.count, self.stores = count, stores
         self._free = np.ones(count, dtype=bool)
         self._isolated = np.zeros(count, dtype=np.int64)
 
@@ -35,14 +35,15 @@ class Seats:
         open_ = np.flatnonzero(self._free)
         if len(open_) < rows:
             raise ValueError(f"{rows} seats wanted, {len(open_)} free")
-        if self.store is not None and rows == 1:
-            known = self.store.tokens[open_, : len(ids)] == np.asarray(ids)[: self.store.cells]
+        main = self.stores.get("main")
+        if main is not None and rows == 1:
+            known = main.tokens[open_, : len(ids)] == np.asarray(ids)[: main.cells]
             length = np.logical_and.accumulate(known, 1).sum(1) * (self._isolated[open_] == isolated)
             open_ = open_[[int(length.argmax())]]
         chosen = open_[:rows]
         self._free[chosen] = False
-        if self.store is not None:
-            self.store.tokens[chosen[self._isolated[chosen] != isolated]] = -1
+        for store in self.stores.values():
+            store.tokens[chosen[self._isolated[chosen] != isolated]] = -1
         self._isolated[chosen] = isolated
         return [int(seat) for seat in chosen]
 
