@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from redraft.registry import find
 from redraft.types import DRAFT, FREE, GIVEN, PAD, SEALED, Canvas, Draw, Spec
+
+_NOISE_STREAM = 1 << 42  # keeps the noise that a canvas begins with apart from that which draws tokens and orders them
 
 
 def make_canvas(
@@ -20,7 +23,7 @@ def make_canvas(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Canvas:
-    """A canvas from rows in which ``None`` marks a free position.
+    """A canvas from rows in which ``None`` marks a free position, which begins as noise of the model's own kind.
 
     Args:
         prompts: length of each row's leading prompt. seeds: noise key of each row.
@@ -34,11 +37,16 @@ def make_canvas(
         free = torch.tensor([token is None for token in row])
         status[number, : len(row)] = torch.where(free, FREE, GIVEN).to(torch.int8)
     count = len(rows) * copies
+    ids, status = ids.repeat_interleave(copies, 0), status.repeat_interleave(copies, 0)
+    seed = torch.tensor(seeds).repeat_interleave(copies) + 0x5EED * torch.arange(copies).repeat(len(rows))
+    noise = find("noise", spec.process)().draw(
+        seed, torch.full_like(seed, _NOISE_STREAM), torch.arange(width).expand(count, -1), spec
+    )
     return Canvas(
-        ids=ids.repeat_interleave(copies, 0),
-        status=status.repeat_interleave(copies, 0),
+        ids=torch.where(status == FREE, noise, ids),
+        status=status,
         prompt=torch.tensor(prompts).repeat_interleave(copies),
-        seed=torch.tensor(seeds).repeat_interleave(copies) + 0x5EED * torch.arange(copies).repeat(len(rows)),
+        seed=seed,
         step=torch.zeros(count, dtype=torch.int64),
         slot=torch.arange(count),
         request=torch.arange(len(rows)).repeat_interleave(copies),

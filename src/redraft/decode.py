@@ -13,7 +13,7 @@ from torch import Tensor
 from redraft.errors import UserError
 from redraft.length import best_lengths, length_request
 from redraft.models.parts.store import KeyValueStore
-from redraft.runtime import keyed_uniform
+from redraft.runtime import inverse_cdf, keyed_uniform
 from redraft.types import FREE, GIVEN, PAD, SEALED, Canvas, Forward, Network, Output, Sampler, Spec, Step
 
 
@@ -116,7 +116,9 @@ class Loop:
             if self._forbidden is None:
                 self._forbidden = torch.tensor(self.spec.forbidden, device=logits.device)
             logits.index_fill_(1, self._forbidden, -torch.inf)
+        log_z = logits.float().logsumexp(-1) if self.spec.score else None
         out = draw(canvas, ask, logits.float().log_softmax(-1))
+        out.log_z = log_z
         if self.watch is not None:
             self.watch(ask, out)
         return out
@@ -285,28 +287,3 @@ def draw(canvas: Canvas, ask: Forward, log_p: Tensor) -> Output:
     confs = torch.full(ask.want.shape, -torch.inf)
     tokens[real], confs[real] = token, conf
     return Output(log_p, tokens, confs)
-
-
-def inverse_cdf(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Smallest token whose cumulative probability exceeds the uniform, after temperature, top-k and top-p.
-
-    The cumulative sum is in float64: in float32 the tail of a large vocabulary is lost.
-
-    Args:
-        logits: [N, V]. uniform, temperature, top_k (0: off), top_p (1: off): [N].
-    Returns:
-        [N] tokens.
-    """
-    scaled = logits.float()
-    scaled = (scaled - scaled.amax(1, keepdim=True)) / temperature[:, None].float()  # no overflow near temperature 0
-    if bool((top_k > 0).any()) or bool((top_p < 1).any()):
-        value, order = scaled.sort(dim=-1, descending=True, stable=True)
-        rank = torch.arange(scaled.shape[1], device=scaled.device)
-        p = value.softmax(-1)
-        # A token is kept while the mass before it is below top_p; the first always is.
-        drop = (p.cumsum(-1) - p >= top_p[:, None]) & (rank > 0)
-        drop |= (top_k[:, None] > 0) & (rank >= top_k[:, None])
-        scaled = scaled.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
-    mass = scaled.softmax(-1).double().cumsum(-1)
-    drawn = torch.searchsorted(mass, (uniform.double() * mass[:, -1])[:, None], right=True)[:, 0]
-    return drawn.clamp(max=logits.shape[1] - 1)

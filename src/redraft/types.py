@@ -85,6 +85,7 @@ class Output:
     log_p: Tensor  # [N, V] log-probabilities without the forbidden tokens; row by row over want >= 0
     token: Tensor  # [R, W] the drawn token, -1 where nothing was wanted
     conf: Tensor  # [R, W] log-probability of the drawn token at temperature 1, -inf where nothing was wanted
+    log_z: Tensor | None = None  # [N] log sum of exp(logits) over what may be drawn; of models with ``Spec.score``
 
 
 @dataclass
@@ -153,6 +154,8 @@ class Spec:
     timed: bool  # the network wants Forward.t
     schedule: Schedule | None  # None for autoregressive models
     forbidden: tuple[int, ...] = ()  # ids never drawn (mask, padding, markers)
+    process: str = "absorbing"  # the file of ``noise/`` whose noise it undoes
+    score: bool = False  # logits are log scores, whose sum means something: see ``objectives.score``
 
 
 class Network(Protocol):

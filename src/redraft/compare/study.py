@@ -155,7 +155,14 @@ class Setting:
 
 
 def grid(
-    study: Study, family: str, *, causal: bool, predicts_length: bool, paired: bool, longest: int
+    study: Study,
+    family: str,
+    *,
+    causal: bool,
+    predicts_length: bool,
+    paired: bool,
+    longest: int,
+    samplers: tuple[str, ...] = (),
 ) -> list[Setting]:
     """The decoding settings of a family: steps x sampler x block x length candidates, or AR's own best ways.
 
@@ -164,6 +171,7 @@ def grid(
 
     Args:
         longest: tokens an answer may have; settings with more steps than that are left out.
+        samplers: of this family; empty: the study's, or what suits the task where noise is masks.
     """
     draws = [(0.0, 1.0)] if paired else [(1.0, 1.0), (1.0, 0.9)]
     if causal:
@@ -171,7 +179,7 @@ def grid(
         settings = [("autoregressive", {"beams": b} if b > 1 else {}, 1) for b in beams]
     else:
         settings = []
-        for sampler in study.samplers or (("confidence",) if paired else ("ancestral",)):
+        for sampler in samplers or study.samplers or (("confidence",) if paired else ("ancestral",)):
             fields = getattr(find("samplers", sampler), "__dataclass_fields__", {})
             steps = [s for s in study.steps if s <= longest] if "steps" in fields else [None]
             blocks = [b for b in study.blocks if b < longest] if "block" in fields else [None]

@@ -115,6 +115,16 @@ def time_of_share(spec: Spec, share: Tensor) -> Tensor:
 
 def check_diffusion(spec: Spec) -> None:
     """Raises UserError for a model that was never taught to fill masks."""
+    check_noise(spec)
+    if spec.process != "absorbing":
+        raise UserError(
+            f"this sampler fills masks, and this diffusion model knows {spec.process} noise only.",
+            "Use the sampler posterior, analytic or predictor_corrector.",
+        )
+
+
+def check_noise(spec: Spec) -> None:
+    """Raises UserError for a model without a noise schedule."""
     if spec.schedule is None:
         raise UserError(
             "this sampler needs a diffusion model: this one has no noise schedule.", "Use the autoregressive sampler."
