@@ -112,7 +112,14 @@ def test_openai_gets_errors_of_its_own_kinds(openai: Any) -> None:
 
 def test_n_prompts_and_seeds(client: Any, offline: dict[str, Model]) -> None:
     """Choice i is what a batch of offline generation writes in row i."""
-    body = {"model": "text-masked", "prompt": ["the cat", "a dog"], "n": 2, "max_tokens": 6, "temperature": 1, "seed": 5}
+    body = {
+        "model": "text-masked",
+        "prompt": ["the cat", "a dog"],
+        "n": 2,
+        "max_tokens": 6,
+        "temperature": 1,
+        "seed": 5,
+    }
     found = client.post("/v1/completions", json=body).json()
     truth = offline["text-masked"].generate(
         ["the cat", "the cat", "a dog", "a dog"], max_new_tokens=6, temperature=1.0, seed=5
@@ -193,7 +200,14 @@ def test_a_suffix_makes_a_gap_of_max_tokens(client: Any, offline: dict[str, Mode
 
 
 def test_pictures_of_the_canvas(client: Any) -> None:
-    body = {"model": "pairs-masked", "prompt": "the cat", "max_tokens": 12, "seed": 1, "stream": True, "diffusing": True}
+    body = {
+        "model": "pairs-masked",
+        "prompt": "the cat",
+        "max_tokens": 12,
+        "seed": 1,
+        "stream": True,
+        "diffusing": True,
+    }
     chunks = events(client.post("/v1/completions", json=body))
     pictures = [chunk["diffusion"] for chunk in chunks]
     assert [picture["step"] for picture in pictures] == sorted(picture["step"] for picture in pictures)
@@ -207,7 +221,9 @@ def test_pictures_of_the_canvas(client: Any) -> None:
             if picture["rows"] == 1 and piece["status"] == "sealed" and piece["tokens"] == 1:
                 assert sealed.setdefault(piece["position"], piece["text"]) == piece["text"], "sealed text never changes"
     assert not [piece for piece in pictures[-1]["canvas"] if piece["status"] in ("free", "draft")]
-    assert "".join(piece["text"] for piece in pictures[-1]["canvas"]) == "".join(c["choices"][0]["text"] for c in chunks)
+    assert "".join(piece["text"] for piece in pictures[-1]["canvas"]) == "".join(
+        c["choices"][0]["text"] for c in chunks
+    )
 
 
 def test_an_unmet_format_is_refused(client: Any) -> None:

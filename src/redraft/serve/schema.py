@@ -73,7 +73,8 @@ class Own(_Strict):
     options: dict[str, bool | int | float | str] = Field({}, description="Further fields of the sampler.")
     candidates: Annotated[int, Field(ge=1, le=256)] | None = Field(None, description="Output lengths tried.")
     top_k: Annotated[int, Field(ge=0, le=1 << 20)] | None = Field(None, description="Draw from the k likeliest.")
-    cache: bool = Field(True, description="Reuse keys and values that can't have changed.")
+    cache: Name | None = Field(None, description="What passes may reuse: exact (default), none, or a file of caches/.")
+    cache_options: dict[str, bool | int | float | str] = Field({}, description="Fields of the cache policy.")
     deadline: Annotated[float, Field(gt=0, le=86_400)] | None = Field(
         None, description="Seconds after which the request is given up (408)."
     )
@@ -87,7 +88,7 @@ class Own(_Strict):
         found: dict[str, Any] = {}
         options = value.get("options", {})
         for key, one in value.items():
-            name = SPELLINGS.get(key, key)
+            name = SPELLINGS.get(str(key), str(key))
             if name in _SAMPLER_FIELDS and isinstance(options, dict):
                 options = {**options, name: one}
             elif name != "options":
@@ -103,9 +104,11 @@ class _Request(_Strict):
     )
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] = Field(1, description="Answers to a prompt; the i-th has seed + i.")
-    stop: Annotated[str, Field(min_length=1, max_length=200)] | Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=8)
-    ] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=200)]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=8)]
+        | None
+    ) = None
     seed: Annotated[int, Field(gt=-(1 << 61), lt=1 << 61)] | None = Field(
         None, description="Same seed, same text, in whatever company. Unset: a fresh one, told in the answer."
     )
@@ -187,9 +190,12 @@ Ids = Annotated[list[int], Field(min_length=1)]
 class CompletionRequest(_Request):
     """``POST /v1/completions``"""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)] | Ids | Annotated[
-        list[Ids], Field(min_length=1, max_length=64)
-    ]
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=64)]
+        | Ids
+        | Annotated[list[Ids], Field(min_length=1, max_length=64)]
+    )
     suffix: str | None = Field(None, description="What follows the text: the model fills in max_tokens tokens between.")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: int | None = None
@@ -240,7 +246,9 @@ class InfillRequest(_Request):
     ``parts``, in which a number is a hole of that many tokens."""
 
     text: str | None = None
-    parts: Annotated[list[str | Annotated[int, Field(ge=1, le=1 << 16)]], Field(min_length=1, max_length=1000)] | None = None
+    parts: (
+        Annotated[list[str | Annotated[int, Field(ge=1, le=1 << 16)]], Field(min_length=1, max_length=1000)] | None
+    ) = None
     prompt: str | None = Field(None, description="What the text answers, for models trained on pairs.")
 
     @model_validator(mode="after")

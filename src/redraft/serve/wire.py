@@ -156,7 +156,13 @@ class Infill(Voice):
         return "infill.chunk"
 
     def _choice(self, number: int, text: Text) -> dict[str, Any]:
-        return {"index": number, "text": text.text, "finish_reason": text.finish, **self._details(text), **_effort(text)}
+        return {
+            "index": number,
+            "text": text.text,
+            "finish_reason": text.finish,
+            **self._details(text),
+            **_effort(text),
+        }
 
     def _piece(self, number: int, text: str) -> dict[str, Any]:
         return {"index": number, "text": text, "finish_reason": None}
