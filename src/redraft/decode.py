@@ -20,6 +20,8 @@ from redraft.types import FREE, GIVEN, PAD, SEALED, Canvas, Forward, Network, Ou
 class CachePolicy(Protocol):
     """Decides which positions of a request really run."""
 
+    exact: bool  # what it reuses is what would have been computed
+
     def narrow(self, ask: Forward, cells: np.ndarray, shift: int) -> Forward: ...
 
 
@@ -100,7 +102,7 @@ class Loop:
             # Not around the yield: the mode would leak into the caller.
             with torch.inference_mode():
                 try:
-                    found = turns.send(sent)  # type: ignore[arg-type]  (a generator starts with None)
+                    found = turns.send(sent)  # type: ignore[arg-type] # a generator starts with None
                 except StopIteration:
                     return
                 if isinstance(found, Call):

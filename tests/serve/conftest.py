@@ -1,4 +1,4 @@
-"""Tiny untrained models behind a real server: in this process for most tests, listening for those with a real client."""
+"""Tiny untrained models behind a real server: in this process, or listening where a real client connects."""
 
 from __future__ import annotations
 

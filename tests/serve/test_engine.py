@@ -27,6 +27,11 @@ WAYS: dict[str, list[dict[str, Any]]] = {
         {"sampler": "threshold", "options": {"threshold": 0.2}, "temperature": 0.7, "top_p": 0.9},
         {"sampler": "first_hitting", "temperature": 1.0, "top_k": 9},
         {"sampler": "ancestral", "temperature": 1.0, "steps": 6},
+<<<<<<< HEAD
+=======
+        {"sampler": "confidence", "steps": 6, "options": {"block": 4}, "cache": "dual"},
+        {"sampler": "confidence", "steps": 5, "cache": "delayed", "temperature": 1.0},
+>>>>>>> serve
         {"sampler": "mask_predict", "steps": 4, "cache": "none"},
     ],
     "autoregressive": [{}, {"temperature": 1.0}, {"options": {"beams": 3}}, {"temperature": 1.0, "cache": "none"}],
@@ -161,6 +166,13 @@ def test_prompts_of_other_lengths_forget_a_seat(folders: dict[str, Path]) -> Non
     assert seats.take(1, [5, 6], 2) == [0], "nothing known fits: the lowest seat"
     assert seats.take(1, [5, 6, 7], 3) == [1]
     assert (store.tokens[1] == -1).all()
+    seats.give([0, 1])
+    store.tokens[:, :3] = [5, 6, 7]
+    assert seats.take(1, [5, 6, 7], 3, exact=False) == [0], "what an approximate policy must not see"
+    assert (store.tokens[0] == -1).all()
+    store.tokens[0, :3] = [5, 6, 7]
+    seats.give([0])
+    assert seats.take(1, [5, 6, 7], 3) == [1], "nor may others see what it left"
 
 
 def test_a_closed_connection_frees_its_place(folders: dict[str, Path]) -> None:

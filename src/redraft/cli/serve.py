@@ -40,7 +40,7 @@ def serve(
       redraft serve --model runs/mine --port 9000 --batch 64
       redraft serve --model runs/mine --host 0.0.0.0 --api-key-file keys.txt
 
-    Then, with OpenAI's client: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="any"). docs/serving.md has the rest.
+    With OpenAI's client: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="any"). The rest is in docs/serving.md.
     """
     try:
         from redraft.serve.run import serve as run

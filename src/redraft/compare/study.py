@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from redraft import config
+from redraft.compare.rival import Rival
 from redraft.errors import UserError
 from redraft.files import write_atomically
 from redraft.registry import find
@@ -59,6 +60,7 @@ class Study:
     batch_sizes: tuple[int, ...] = (1, 32)
     timed_calls: int = 12  # of each setting at each batch size
     price_per_hour: float = 0.0  # of the machine, in any currency; 0: no cost is reported
+    rival: Rival | None = None  # a service to compare with
     device: str = "auto"
     out: str = "comparison"
 

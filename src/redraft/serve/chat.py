@@ -1,12 +1,12 @@
 """Conversations as prompts.
 
-A model folder may hold a chat template (``chat_template.jinja``, or ``chat_template`` in tokenizer_config.json): it is used.
+A chat template in the model's folder (``chat_template.jinja``, or ``chat_template`` in tokenizer_config.json) is used.
 Without one a model is spoken to as follows:
 
 - trained on pairs: the last user message is the prompt, exactly as it was in training; earlier messages are not seen,
   because such a model has never seen any;
-- trained on plain text: a transcript, ``User: ...`` and ``Assistant: ...`` a line each, system messages as they are at the
-  top, ending in ``Assistant:``; a new ``User:`` line ends the answer.
+- trained on plain text: a transcript, ``User: ...`` and ``Assistant: ...`` a line each, system messages as they are,
+  ending in ``Assistant:``; a new ``User:`` line ends the answer.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The engine: many texts at once, batched anew at every denoising step.
 
-A request asks for passes of the network through the same generator that offline generation runs (``decode.Loop.turns``).
-At each round the engine collects the next call of every text under way, lays those that can share a pass side by side
-(``pool``), runs the network, hands everyone their logits back, and lets finished texts go and waiting ones in. Samplers,
-lengths and caches may differ from text to text. Noise is keyed by (seed, step, position), so a text is the same alone, in
-a crowd and offline.
+A request asks for passes of the network through the generator that offline generation runs (``decode.Loop.turns``). At
+each round the engine collects the next call of every text under way, lays those that can share a pass side by side
+(``pool``), runs the network, hands everyone their logits back, and lets finished texts go and waiting ones in.
+Samplers, lengths and caches may differ from text to text. Noise is keyed by (seed, step, position), so a text is the
+same alone, in a crowd and offline.
 """
 
 from __future__ import annotations
@@ -246,11 +246,12 @@ class Engine:
     def _enter(self, job: Job) -> None:
         """Seat a text and take it to its first call."""
         job.begun = time.monotonic()
-        prompt = job.prompt
-        job.seats = self.seats.take(job.rows, prompt, len(prompt) if job.drafting.loop.spec.isolate_prompt else 0)
+        prompt, loop = job.prompt, job.drafting.loop
+        exact = loop.method.cache is None or loop.method.cache.exact
+        job.seats = self.seats.take(job.rows, prompt, len(prompt) if loop.spec.isolate_prompt else 0, exact)
         try:
             job.drafting.canvas.slot = torch.tensor(job.seats)
-            job.drafting.loop.stores, job.drafting.loop.room = self.stores, (self.limits.rows, self.cells)
+            loop.stores, loop.room = self.stores, (self.limits.rows, self.cells)
             job.reader = Reader(job.drafting, job.span, job.stop, job.top, job.frames is not None)
             job.turns = job.drafting.turns()
         except Exception:
@@ -288,7 +289,7 @@ class Engine:
         assert job.turns is not None and job.reader is not None
         try:
             while True:
-                found = job.turns.send(logits)  # type: ignore[arg-type]  (a generator starts with None)
+                found = job.turns.send(logits)  # type: ignore[arg-type] # a generator starts with None
                 if isinstance(found, Call):
                     job.call = found
                     return

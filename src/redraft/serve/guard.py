@@ -31,8 +31,8 @@ _HEADERS = [
 class Guard:
     """ASGI middleware.
 
-    - A server that only this machine reaches answers only to this machine's names: a web page elsewhere can't talk to it
-      by letting its own name resolve to 127.0.0.1 (DNS rebinding).
+    - A server that only this machine reaches answers only to this machine's names: a web page elsewhere can't talk to
+      it by letting its own name resolve to 127.0.0.1 (DNS rebinding).
     - Where there are API keys, everything but the page and /healthz needs one; all are compared, in constant time.
     - A body larger than allowed is refused as soon as that is known.
     """

@@ -15,8 +15,8 @@ def groups(calls: Sequence[Call], slack: int) -> list[list[int]]:
     """Indices of calls that run together.
 
     Calls can share a pass if they agree in network, attention, store and in whether they name a prompt and a time. They
-    do share it as long as padding the narrow ones to the widest adds at most ``slack`` positions to the pass: about what
-    a pass of its own would cost. Members stand in the order of their seats, which lets the store read slices.
+    do share it as long as padding the narrow ones to the widest adds at most ``slack`` positions to the pass: about
+    what a pass of its own would cost. Members stand in the order of their seats, which lets the store read slices.
     """
     alike: dict[Hashable, list[int]] = {}
     for index, call in enumerate(calls):

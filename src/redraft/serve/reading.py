@@ -50,8 +50,8 @@ class Text:
 class Reader:
     """Follows one drafting.
 
-    Only sealed text is handed out, from the left up to the first open position, so that nothing is ever taken back. Where
-    several rows compete (lengths, beams), it is known at the end who won: all text comes then.
+    Only sealed text is handed out, from the left up to the first open position, so that nothing is ever taken back.
+    Where several rows compete (lengths, beams), it is known at the end who won: all text comes then.
 
     Args:
         stop: texts that end the answer; they are not part of it. top: how many alternatives to keep of each token.

@@ -180,6 +180,7 @@ def _generation(
         top_p=request.top_p,
         candidates=own.candidates if suffix is None else None,
         cache=own.cache,
+        cache_options=own.cache_options or None,
         seed=secrets.randbits(48) if request.seed is None else request.seed,
     )
     return chosen
@@ -188,9 +189,11 @@ def _generation(
 def _check_options(request: schema._Request, model: Model) -> None:
     from redraft.registry import names
 
-    sampler = request.redraft.sampler
-    if sampler is not None and sampler not in names("samplers"):
-        raise UserError(f"unknown sampler '{sampler}'.", suggest(sampler, names("samplers")))
+    own = request.redraft
+    if own.sampler is not None and own.sampler not in names("samplers"):
+        raise UserError(f"unknown sampler '{own.sampler}'.", suggest(own.sampler, names("samplers")))
+    if own.cache is not None and own.cache not in ("none", *names("caches")):
+        raise UserError(f"unknown cache '{own.cache}'.", suggest(own.cache, ("none", *names("caches"))))
 
 
 def _check_texts(count: int, limits: Settings) -> None:

@@ -73,7 +73,8 @@ class Own(_Strict):
     options: dict[str, bool | int | float | str] = Field({}, description="Further fields of the sampler.")
     candidates: Annotated[int, Field(ge=1, le=256)] | None = Field(None, description="Output lengths tried.")
     top_k: Annotated[int, Field(ge=0, le=1 << 20)] | None = Field(None, description="Draw from the k likeliest.")
-    cache: bool = Field(True, description="Reuse keys and values that can't have changed.")
+    cache: Name | None = Field(None, description="What passes may reuse: exact (default), none, or a file of caches/.")
+    cache_options: dict[str, bool | int | float | str] = Field({}, description="Fields of the cache policy.")
     deadline: Annotated[float, Field(gt=0, le=86_400)] | None = Field(
         None, description="Seconds after which the request is given up (408)."
     )
@@ -87,7 +88,7 @@ class Own(_Strict):
         found: dict[str, Any] = {}
         options = value.get("options", {})
         for key, one in value.items():
-            name = SPELLINGS.get(key, key)
+            name = SPELLINGS.get(str(key), str(key))
             if name in _SAMPLER_FIELDS and isinstance(options, dict):
                 options = {**options, name: one}
             elif name != "options":
