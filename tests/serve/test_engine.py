@@ -27,11 +27,8 @@ WAYS: dict[str, list[dict[str, Any]]] = {
         {"sampler": "threshold", "options": {"threshold": 0.2}, "temperature": 0.7, "top_p": 0.9},
         {"sampler": "first_hitting", "temperature": 1.0, "top_k": 9},
         {"sampler": "ancestral", "temperature": 1.0, "steps": 6},
-<<<<<<< HEAD
-=======
         {"sampler": "confidence", "steps": 6, "options": {"block": 4}, "cache": "dual"},
         {"sampler": "confidence", "steps": 5, "cache": "delayed", "temperature": 1.0},
->>>>>>> serve
         {"sampler": "mask_predict", "steps": 4, "cache": "none"},
     ],
     "autoregressive": [{}, {"temperature": 1.0}, {"options": {"beams": 3}}, {"temperature": 1.0, "cache": "none"}],
