@@ -16,7 +16,7 @@ from redraft import registry
 from redraft.canvas import completion, make_canvas
 from redraft.decode import Loop, Method
 from redraft.errors import UserError
-from redraft.types import DRAFT, FREE, SEALED, Canvas, Forward, Sampler, Spec, Step
+from redraft.types import DRAFT, FREE, SEALED, Canvas, Forward, Sampler, Step
 from tests import tiny
 
 SPEC, _ = tiny.family("masked", conditional=False)
@@ -50,9 +50,7 @@ def make(name: str, **options: Any) -> Sampler:
 
 
 def board(free: int, rows: int = 1, temperature: float = 0.0) -> Canvas:
-    return make_canvas(
-        [[2, *[None] * free]] * rows, [1] * rows, SPEC, seeds=list(range(rows)), temperature=temperature
-    )
+    return make_canvas([[2, *[None] * free]] * rows, [1] * rows, SPEC, seeds=list(range(rows)), temperature=temperature)
 
 
 def steps(network: Any, sampler: Sampler, canvas: Canvas) -> list[Step]:
@@ -68,7 +66,7 @@ def test_the_cosine_schedule_leaves_the_cosines_share(free: int, count: int) -> 
     """After step s of T floor(n cos(pi s / 2T)) are left, save that a step writes at least one."""
     taken = steps(opinions(free + 1, 0), make("confidence", steps=count, schedule="cosine"), board(free))
     left = free
-    for number, step in enumerate(taken, 1):
+    for number in range(1, len(taken) + 1):
         left = min(left - 1, math.floor(free * math.cos(math.pi / 2 * number / count) + 1e-9))
         assert free - sum(len(s.pos) for s in taken[:number]) == left
     assert left == 0

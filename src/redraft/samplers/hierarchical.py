@@ -17,9 +17,10 @@ from redraft.types import Canvas, Forward, Output, Spec, Step
 class Hierarchical:
     """Hierarchical decoding (dInfer, Ma et al. 2025, arXiv:2510.08666).
 
-    Writes all positions with p(x) > ``threshold`` and, of every run of neighbouring free positions, the most certain one
-    if its p(x) > ``low``; the most certain one of all in any case. What is written at once thus stands far apart, where
-    tokens depend little on each other, and the runs halve: about log2(n) passes at best. ``block`` as in ``Confidence``.
+    Writes all positions with p(x) > ``threshold`` and, of every run of neighbouring free positions, the most certain
+    one if its p(x) > ``low``; the most certain one of all in any case. What is written at once thus stands far apart,
+    where tokens depend little on each other, and the runs halve: about log2(n) passes at best. ``block`` as in
+    ``Confidence``.
     """
 
     threshold: float = 0.9

@@ -37,8 +37,8 @@ class ReMDM:
     which leaves the share of masks at every time as it is without remasking. ``strategy`` sets sigma:
 
     - cap: min(eta, sigma_max); rescale: eta sigma_max;
-    - conf: sigma_max softmax(-p), over the written positions, of the probability each had when it was written: about one
-      position a turn goes, rather a doubtful one (eta plays no part);
+    - conf: sigma_max softmax(-p), over the written positions, of the probability each had when it was written: about
+      one position a turn goes, rather a doubtful one (eta plays no part);
     - loop: alpha rises to ``alpha_on`` by time ``t_on``, stays there until ``t_off`` with sigma = min(eta, sigma_max),
       then rises to 1; without remasking outside of the loop;
     - forward_backward: (alpha_s - alpha_t) / alpha_t, at most sigma_max: the corrector of Campbell et al. 2022

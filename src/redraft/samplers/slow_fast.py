@@ -26,10 +26,10 @@ class State:
 class SlowFast:
     """Slow-fast sampling (Wei et al. 2025, arXiv:2506.10848): certainty, convergence, position.
 
-    *Slow*: each pass notes the farthest free position with p(x) >= ``reach``. When two estimates in a row have a standard
-    deviation below ``spread`` positions, or after ``explore`` passes (then their mean), the stretch up to there is taken.
-    *Fast*: passes look at that stretch alone until it is full, and the next cycle begins behind it. In both phases a
-    pass writes all it sees with p(x) >= ``threshold`` if they are several, else the most certain one.
+    *Slow*: each pass notes the farthest free position with p(x) >= ``reach``. When two estimates in a row have a
+    standard deviation below ``spread`` positions, or after ``explore`` passes (then their mean), the stretch up to
+    there is taken. *Fast*: passes look at that stretch alone until it is full, and the next cycle begins behind it. In
+    both phases a pass writes all it sees with p(x) >= ``threshold`` if they are several, else the most certain one.
 
     The authors' code also cuts the text off behind the stretch in fast passes, an approximation; here the network
     always sees the whole text, and only predictions of the stretch are asked for. ``block`` as in ``Confidence``.
