@@ -74,6 +74,15 @@ class _Described:
     conditional: bool
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """An option and how likely it is."""
+
+    option: str
+    score: float  # log p, or its lower bound: of the whole, per token, or per byte
+    stderr: float  # Monte-Carlo error of ``score``; 0 where it is exact
+
+
 @dataclass
 class Drafting:
     """A generation under way: iterate over it for its steps, then take the results."""
@@ -421,19 +430,79 @@ class Model:
             row.append(self.tokenizer.eos_id)
         return row, len(prompt)
 
-    def score(self, prompt: str, continuation: str, samples: int = 128, seed: int = 0) -> Bound:
+    def score(
+        self,
+        prompt: str,
+        continuation: str,
+        samples: int = 128,
+        seed: int = 0,
+        sampler: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Bound:
         """-log p(continuation | prompt): exact for AR, an upper bound with its Monte-Carlo error for diffusion.
 
-        A model trained on pairs is asked for the whole answer, end-of-text included.
+        A model trained on pairs is asked for the whole answer, end-of-text included. With ``sampler`` it is the
+        likelihood under that sampler (``likelihood.under``), exact for ``sampler="confidence"`` with an order such as
+        ``{"order": "margin"}``, and of as many passes as there are tokens unless ``steps`` says fewer.
         """
-        from redraft.likelihood import score
+        from redraft import likelihood
 
         encode = self.tokenizer.encode_target if self.conditional else self.tokenizer.encode
         head, tail = self.prompt_ids(prompt), encode(continuation)
         self.check_length(len(head) + len(tail))
-        size = len(continuation.encode())
-        objective = self.family.objective()
-        return score(self.network, head, tail, objective, self.spec, samples, seed, self.network.device, size)
+        size, where = len(continuation.encode()), self.network.device
+        if sampler is None:
+            objective = self.family.objective()
+            return likelihood.score(self.network, head, tail, objective, self.spec, samples, seed, where, size)
+        batch = likelihood.one_row(head, tail, size)
+        settings = Settings(max_new_tokens=max(1, len(tail)), sampler=sampler, options=options or {})
+        if "steps" not in settings.options and "steps" in find("samplers", sampler).__dataclass_fields__:
+            settings = replace(settings, steps=max(1, len(tail)))
+        return likelihood.under(self.network, [batch], self.method(settings).sampler, self.spec, samples, seed)
+
+    def rolling(self, text: str, stride: int = 0, samples: int = 4, seed: int = 0) -> Bound:
+        """-log p of a text of any length, read window by window (``likelihood.rolling``): exact for AR, else a bound.
+
+        Raises:
+            UserError: a model of pairs, or no text.
+        """
+        from redraft import likelihood
+
+        if self.conditional:
+            raise UserError("this model answers prompts: it has no likelihood of plain text.", "Use score.")
+        ids = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        window, where = self.network.config.max_length, self.network.device
+        objective, size = self.family.objective(), len(text.encode())
+        return likelihood.rolling(self.network, ids, objective, self.spec, window, stride, samples, seed, where, size)
+
+    def rank(
+        self,
+        prompt: str,
+        options: Sequence[str],
+        by: Literal["sum", "token", "byte"] = "sum",
+        samples: int = 128,
+        seed: int = 0,
+        sampler: str | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
+    ) -> list[Ranked]:
+        """Options of a multiple-choice question, the likeliest first.
+
+        Args:
+            by: what is compared: log p of the whole option, per token, or per byte of UTF-8 (the last two do not favour
+                short options). samples, seed, sampler, sampler_options: as in ``score``, alike for every option.
+        Raises:
+            UserError: fewer than two options, or an empty one.
+        """
+        if len(options) < 2:
+            raise UserError("there is nothing to choose from.", "Give two options or more.")
+        if by not in ("sum", "token", "byte"):
+            raise UserError(f"unknown measure '{by}'.", suggest(by, ("sum", "token", "byte")))
+        found = []
+        for option in options:
+            bound = self.score(prompt, option, samples, seed, sampler, sampler_options)
+            unit = {"sum": 1, "token": bound.tokens, "byte": max(1, bound.bytes)}[by]
+            found.append(Ranked(option, -bound.nats / unit, bound.stderr / unit))
+        return sorted(found, key=lambda one: -one.score)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """A prompt as it was in training: ids, and the separator or the beginning of text."""

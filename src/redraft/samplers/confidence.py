@@ -45,9 +45,9 @@ class Confidence:
     @property
     def positions(self) -> Literal["noise", "distribution", "draw"]:
         """What decides where is written (see ``likelihood.under``)."""
-        if self.order == "random":
-            return "noise"
-        return "draw" if self.order in _scores.BY_DRAW or self.position_temperature > 0 else "distribution"
+        if self.order in _scores.BY_DRAW:
+            return "draw"
+        return "noise" if self.order == "random" or self.position_temperature > 0 else "distribution"
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         _open.check_diffusion(spec)

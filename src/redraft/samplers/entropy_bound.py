@@ -33,9 +33,11 @@ class EntropyBound:
     width = 1
 
     @property
-    def positions(self) -> Literal["draw", "distribution"]:
+    def positions(self) -> Literal["noise", "distribution", "draw"]:
         """What decides where is written (see ``likelihood.under``)."""
-        return "draw" if self.order in _scores.BY_DRAW or self.order == "random" else "distribution"
+        if self.order in _scores.BY_DRAW:
+            return "draw"
+        return "noise" if self.order == "random" else "distribution"
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         _open.check_diffusion(spec)
