@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +17,8 @@ from redraft import registry
 from redraft.canvas import completion, make_canvas
 from redraft.decode import Loop, Method
 from redraft.errors import UserError
+from redraft.models.transformer import Transformer
+from redraft.presets import preset
 from redraft.types import DRAFT, FREE, SEALED, Canvas, Forward, Sampler, Step
 from tests import tiny
 
@@ -214,6 +217,63 @@ def test_joint_threshold_ends_where_edits_would_not() -> None:
     assert len(taken) == 1 + 5
 
 
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_shadow_predicts_as_if_its_twin_were_masked(isolate: bool) -> None:
+    """Exactly so in a network of one layer, where no other position has carried the twin's token anywhere."""
+    torch.manual_seed(0)
+    shape = preset("toy", 40, layers=1)
+    network = Transformer(shape).double().requires_grad_(False).eval()
+    for parameter in network.parameters():
+        if parameter.ndim == 2:
+            parameter.mul_(5)
+    spec = replace(SPEC, vocab_size=40, isolate_prompt=isolate)
+    rows = [[2, 7, *[None] * 8], [2, 7, 9, 11, *[None] * 4]]
+    canvas = make_canvas(rows, [2, 4], spec, seeds=[0, 1])
+    drafts = [(0, 3), (0, 6), (1, 5)]
+    for row, place in drafts:
+        canvas.status[row, place], canvas.ids[row, place] = DRAFT, 20 + place
+    sampler = make("wino")
+    (ask,) = sampler.plan(canvas, sampler.start(canvas, spec), spec)
+    found = network(ask)
+    row, column = (ask.want >= 0).nonzero(as_tuple=True)
+    checked = 0
+    for number, (r, w) in enumerate(zip(row.tolist(), column.tolist(), strict=True)):
+        place, x = int(ask.want[r, w]), canvas.ids[r : r + 1, : len(rows[r])].clone()
+        if place >= canvas.ids.shape[1]:
+            place = int(ask.pos[r][ask.cell[r] == place])
+            assert (r, place) in drafts
+            x[0, place] = spec.mask_id
+            checked += 1
+        pos = torch.arange(x.shape[1])[None]
+        prompt = canvas.prompt[r : r + 1] if isolate else None
+        plain = network(Forward(x=x, pos=pos, want=torch.tensor([[place]]), attend=spec.attend, prompt=prompt))
+        torch.testing.assert_close(found[number], plain[0], rtol=1e-9, atol=1e-9)
+    assert checked == len(drafts)
+
+
+def test_wino_takes_back_what_its_shadow_would_not_write() -> None:
+    """A network that writes letter 5 into a lone mask, and 6 beside a 5: neighbours drafted together are at odds."""
+
+    def network(ask: Forward, store: object = None) -> torch.Tensor:
+        row, column = (ask.want >= 0).nonzero(as_tuple=True)
+        cell = ask.pos if ask.cell is None else ask.cell
+        logits = torch.zeros(len(row), SPEC.vocab_size)
+        for number, (r, w) in enumerate(zip(row.tolist(), column.tolist(), strict=True)):
+            query = int((cell[r] == ask.want[r, w]).nonzero())
+            place = int(ask.pos[r, query])
+            visible = torch.ones(ask.x.shape[1], dtype=torch.bool) if ask.mask is None else ask.mask[r, query]
+            left = (ask.pos[r] == place - 1) & visible
+            logits[number, 6 if bool((ask.x[r][left] == 5).any()) else 5] = 5.0
+        return logits
+
+    canvas = board(12)
+    taken = steps(network, make("wino", threshold=0.5, verify=0.5), canvas)
+    assert any((step.status == FREE).any() for step in taken)
+    text = canvas.ids[0, 1:].tolist()
+    assert all(b == 6 for a, b in itertools.pairwise(text) if a == 5)
+    assert len(taken) < 12
+
+
 STRATEGIES = ("cap", "rescale", "loop", "forward_backward")
 
 
@@ -289,6 +349,7 @@ def test_nothing_is_written_after_an_end_of_text(name: str) -> None:
         ("remdm", {"steps": 0}, "steps"),
         ("remdm", {"t_on": 0.01}, "t_on"),
         ("remdm", {"alpha_on": 1.0}, "alpha_on"),
+        ("wino", {"verify": 0.0}, "verify"),
         ("slow_fast", {"reach": 0.0}, "reach"),
         ("slow_fast", {"explore": 0}, "explore"),
     ],

@@ -41,6 +41,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         for strategy in ("cap", "rescale", "conf", "loop", "forward_backward")
     ],
     "slow_fast": [{"reach": 0.05, "threshold": 0.3}, {"reach": 0.05, "threshold": 0.3, "explore": 2, "block": 3}],
+    "wino": [{"threshold": 0.1, "verify": 0.3}, {"threshold": 0.1, "verify": 0.3, "block": 3}],
     "threshold": [{"threshold": 0.3}, {"threshold": 0.3, "block": 3}],
 }
 
