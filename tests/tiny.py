@@ -141,8 +141,11 @@ class OracleNetwork:
         row, column = (ask.want >= 0).nonzero(as_tuple=True)
         want, pos, x = ask.want[row, column], ask.pos[row], ask.x[row]  # [N], [N, Q], [N, Q]
         stage = ask.attend.stage(ask.pos, ask.prompt)[row]
-        at = (pos == want[:, None] - self.spec.shift).nonzero()[:, 1]
-        seen = (pos >= self.start) & (stage <= stage.gather(1, at[:, None]))
+        cell = pos if ask.cell is None else ask.cell[row]
+        at = (cell == want[:, None] - self.spec.shift).nonzero()[:, 1]
+        want = pos.gather(1, at[:, None])[:, 0] + self.spec.shift
+        sees = stage <= stage.gather(1, at[:, None]) if ask.mask is None else ask.mask[row, at]
+        seen = (pos >= self.start) & sees
         table, lengths = self.language.table, (self.language.table >= 0).sum(1)
         says = table[:, (pos - self.start).clamp(0, table.shape[1] - 1)]  # [S, N, Q]
         if self.spec.process == "uniform":

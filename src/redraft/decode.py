@@ -130,7 +130,7 @@ class Loop:
         narrow, store = ask, None
         if ask.stamp is None:
             ask.stamp = canvas.step[ask.rows]
-        if self.method.cache is not None:
+        if self.method.cache is not None and ask.mask is None:
             store = self._store(ask.net, canvas)
             ask.slot = canvas.slot[ask.rows]
             narrow = self.method.cache.narrow(ask, store.tokens[ask.slot.numpy()], self.spec.shift)

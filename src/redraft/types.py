@@ -71,6 +71,8 @@ class Forward:
     net: str = "main"  # which network of the loop
     rows: Tensor | None = None  # [R] canvas rows; None outside a loop (training, scoring)
     stamp: Tensor | None = None  # [R] which keyed noise draws the tokens; None: the row's step, set by the loop
+    cell: Tensor | None = None  # [R, Q] what ``want`` calls each query, where a position runs twice; None: ``pos``
+    mask: Tensor | None = None  # [R, Q, Q] bool: who sees whom, in place of ``attend``; runs without a cache
     slot: Tensor | None = None  # [R] seat in the key-value store; set by the loop
     read: Tensor | None = None  # [R] cells below are visible without being asked; set by the cache policy
     active: Tensor | None = (

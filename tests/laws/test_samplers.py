@@ -24,7 +24,24 @@ from tests import tiny
 # Settings beyond the defaults under which the laws must hold too.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "autoregressive": [{"beams": 3}],
-    "confidence": [{"order": order} for order in ("margin", "entropy", "random", "left")] + [{"block": 3}],
+    "confidence": [
+        *({"order": order} for order in ("peak", "margin", "entropy", "random", "left")),
+        {"block": 3},
+        {"schedule": "cosine"},
+        {"schedule": "cosine", "block": 3},
+        {"order": "margin", "position_temperature": 0.3},
+    ],
+    "entropy_bound": [{"gamma": 3.0, "order": "confidence"}, {"gamma": 3.0, "block": 3}],
+    "factor": [{"factor": 3.0}, {"factor": 3.0, "block": 3}],
+    "hierarchical": [{"threshold": 0.3, "low": 0.1}, {"threshold": 0.3, "low": 0.1, "block": 3}],
+    "joint_threshold": [{"threshold": 0.2, "edit": 0.1}, {"threshold": 0.2, "edit": 0.0, "rounds": 3, "block": 3}],
+    "prophet": [{"early": 1.0, "middle": 0.5, "late": 0.2}, {"early": 0.5, "block": 3}],
+    "remdm": [
+        {"steps": 30, "strategy": strategy, "eta": 0.3}
+        for strategy in ("cap", "rescale", "conf", "loop", "forward_backward")
+    ],
+    "slow_fast": [{"reach": 0.05, "threshold": 0.3}, {"reach": 0.05, "threshold": 0.3, "explore": 2, "block": 3}],
+    "wino": [{"threshold": 0.1, "verify": 0.3}, {"threshold": 0.1, "verify": 0.3, "block": 3}],
     "threshold": [{"threshold": 0.3}, {"threshold": 0.3, "block": 3}],
     "predictor_corrector": [{"corrections": 3, "share": 0.5}, {"order": "random"}],
 }

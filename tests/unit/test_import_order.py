@@ -20,7 +20,7 @@ TIERS = [
     {"presets", "objectives", "samplers", "guidance", "caches", "constraints"},
     {"canvas", "length", "decode", "likelihood"},
     {"families"},
-    {"model"},
+    {"model", "infilling"},
     {"train", "convert", "tasks", "metrics"},
     {"compare", "serve", "interop", "bench"},
     {"cli"},

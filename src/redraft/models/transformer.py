@@ -182,7 +182,7 @@ def pick(x: Tensor, ask: Forward, shift: int) -> Tensor:
     source = ask.want - shift
     wanted = ask.want >= 0
     row, column = wanted.nonzero(as_tuple=True)
-    query = _query_index(ask.pos, source)[row, column]
+    query = _query_index(ask.pos if ask.cell is None else ask.cell, source)[row, column]
     return x[row.to(x.device), query.to(x.device)]
 
 

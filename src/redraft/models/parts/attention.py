@@ -36,6 +36,8 @@ def place(ask: Forward, restart: bool) -> Tensor:
 def see(ask: Forward, rotary: Tensor, store: KeyValueStore | None, restart: bool) -> Sight:
     """Resolve a request's ``Attend`` into the cheapest form attention can take."""
     table = rotary[place(ask, restart).to(rotary.device)]
+    if ask.mask is not None:
+        return Sight(table, ask.mask[:, None].to(rotary.device), False, None, None)
     if store is not None:
         window = store.window(ask)
         return Sight(table, window.mask, False, store, window)
