@@ -86,6 +86,8 @@ class Forward:
     net: str = "main"  # which network of the loop
     rows: Tensor | None = None  # [R] canvas rows; None outside a loop (training, scoring)
     stamp: Tensor | None = None  # [R] which keyed noise draws the tokens; None: the row's step, set by the loop
+    cell: Tensor | None = None  # [R, Q] what ``want`` calls each query, where a position runs twice; None: ``pos``
+    mask: Tensor | None = None  # [R, Q, Q] bool: who sees whom, in place of ``attend``; runs without a cache
     slot: Tensor | None = None  # [R] seat in the key-value store; set by the loop
     read: Tensor | None = None  # [R] cells below are visible without being asked; set by the cache policy
     active: Tensor | None = (
@@ -117,6 +119,7 @@ class Output:
     log_p: Tensor  # [N, V] log-probabilities without the forbidden tokens; row by row over want >= 0
     token: Tensor  # [R, W] the drawn token, -1 where nothing was wanted
     conf: Tensor  # [R, W] log-probability of the drawn token at temperature 1, -inf where nothing was wanted
+    log_z: Tensor | None = None  # [N] log sum of exp(logits) over what may be drawn; of models with ``Spec.score``
 
 
 @dataclass
@@ -185,6 +188,8 @@ class Spec:
     timed: bool  # the network wants Forward.t
     schedule: Schedule | None  # None for autoregressive models
     forbidden: tuple[int, ...] = ()  # ids never drawn (mask, padding, markers)
+    process: str = "absorbing"  # the file of ``noise/`` whose noise it undoes
+    score: bool = False  # logits are log scores, whose sum means something: see ``objectives.score``
     net: str = "main"  # which network of the loop is meant
     drafter: Spec | None = None  # who drafts for it: another network, or the same one asked in another way
 

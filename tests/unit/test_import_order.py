@@ -20,9 +20,9 @@ TIERS = [
     {"presets", "objectives", "samplers", "guidance", "caches", "constraints"},
     {"canvas", "decode", "likelihood"},
     {"families"},
-    {"model"},
+    {"model", "infilling"},
     {"train", "convert", "tasks", "metrics"},
-    {"compare", "serve", "interop"},
+    {"compare", "serve", "interop", "bench"},
     {"cli"},
 ]
 # Samplers take schedules by their protocol and know no network; networks know no noise; data know neither.

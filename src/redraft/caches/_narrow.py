@@ -41,7 +41,9 @@ def exact_prefix(ask: Forward, cells: np.ndarray, shift: int) -> np.ndarray:
         return np.zeros(len(ask.x), dtype=np.int64)
     want, width = ask.want.numpy(), ask.x.shape[1]
     first = want[:, 0] if want.shape[1] == 1 else np.where(want < 0, width + shift, want).min(1)
-    return stage_start(ask, np.minimum(prefix(matching(ask, cells)), first - shift))
+    # Holding ends where a stage begins; running need not: of a known prompt the last position alone can run.
+    result: np.ndarray = np.minimum(stage_start(ask, prefix(matching(ask, cells))), first - shift)
+    return result
 
 
 def drop_prefix(ask: Forward, keep: np.ndarray) -> Forward:

@@ -56,7 +56,7 @@ def evaluate(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the cache policy; repeat for more.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="float32|int8", help="int8 is faster on CPUs one token at a time, and rounds.")
+        str | None, typer.Option(metavar="float32|bfloat16|int8", help="On CPUs: may be faster, and round.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts written at a time.")] = 32,
     samples: Annotated[int, typer.Option(min=2, help="Noise draws for the likelihood bound.")] = 4,

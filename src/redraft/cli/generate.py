@@ -44,7 +44,7 @@ def generate(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the cache policy; repeat for more.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="float32|int8", help="int8 is faster on CPUs one token at a time, and rounds.")
+        str | None, typer.Option(metavar="float32|bfloat16|int8", help="On CPUs: may be faster, and round.")
     ] = None,
     pace: Annotated[float, typer.Option(min=0, help="Seconds each step stays on a terminal; not counted.")] = 0.05,
     as_json: Json = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from redraft.data.tokenizer import Tokenizer
@@ -32,6 +32,8 @@ class Masked:
     length_head: bool = True
     length_weight: float = 0.1
     label_smoothing: float = 0.0
+    low: float = 0.0  # training draws times from [low, high]; what is reported is always the whole bound
+    high: float = 1.0
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         return Spec(
@@ -51,6 +53,9 @@ class Masked:
             length_weight=self.length_weight,
             label_smoothing=self.label_smoothing,
         )
+
+    def training(self) -> Objective:
+        return replace(self.objective(), low=self.low, high=self.high)
 
     def sampler(self) -> Confidence:
         return Confidence()

@@ -180,9 +180,10 @@ def pick(x: Tensor, ask: Forward, shift: int) -> Tensor:
     """Hidden states [R, Q, D] -> [N, D], those from which the wanted positions are predicted."""
     if ask.want.shape == (1, 1) and ask.pos.shape[1] == 1:
         return x[:, 0]
-    length = int(ask.pos.max()) + 1
-    index = torch.zeros(len(ask.pos), length + 1, dtype=torch.int64, device=ask.pos.device)
-    row, query = _locate(index, ask.pos, 0, ask.want, shift if ask.shift is None else ask.shift)
+    pos = ask.pos if ask.cell is None else ask.cell
+    length = int(pos.max()) + 1
+    index = torch.zeros(len(pos), length + 1, dtype=torch.int64, device=pos.device)
+    row, query = _locate(index, pos, 0, ask.want, shift if ask.shift is None else ask.shift)
     if ask.clean is not None and ask.clean.want is not None:  # what is in both streams is read from the clean one
         more = _locate(index, ask.clean.pos, ask.pos.shape[1], ask.clean.want, shift)
         row, query = torch.cat([row, more[0]]), torch.cat([query, more[1]])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from redraft.errors import UserError
 from redraft.samplers import _open
 from redraft.types import Canvas, Forward, Output, Spec, Step
 
@@ -28,11 +27,10 @@ class Threshold:
     def start(self, canvas: Canvas, spec: Spec) -> None:
         _open.check_diffusion(spec)
         _open.check_block(self.block)
-        if not 0 < self.threshold <= 1:
-            raise UserError(f"threshold = {self.threshold} must lie in (0, 1].")
+        _open.check_share("threshold", self.threshold)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
-        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block), self.block)
+        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block, spec), self.block)
 
     def apply(
         self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]

@@ -69,7 +69,9 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
 
         # 1. The parts, as the recipe names them, and the state, as the last checkpoint left it.
         parts = prepare(recipe, work, where)
-        objective, spec, state = parts.model.family.objective(), parts.model.spec, _fresh(recipe, parts, where)
+        family, spec, state = parts.model.family, parts.model.spec, _fresh(recipe, parts, where)
+        objective = family.objective()  # what validation scores by; training may look at part of it only
+        taught = family.training() if hasattr(family, "training") else objective
         low = saved[1]["bfloat16"] if saved else _low_precision(table.dtype, where)
         arithmetic = Arithmetic.of(state.network)
         peak = runtime.peak_matmul(where, torch.bfloat16 if low else torch.float32)
@@ -96,9 +98,9 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             # 4. Corrupt them on the host, ask the network to repair them, gather the gradient.
             loss = torch.zeros((), device=where)
             for batch in batches:
-                prepared = objective.prepare(batch, spec, state.noise)
+                prepared = taught.prepare(batch, spec, state.noise)
                 state.flops += arithmetic.training(prepared)
-                loss += backward(state.network, objective, to_device(prepared, where), prepared.tokens / targets, low)
+                loss += backward(state.network, taught, to_device(prepared, where), prepared.tokens / targets, low)
 
             # 5. One step of the optimizer, and of the average that follows it.
             norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), table.clip or float("inf"), foreach=True)

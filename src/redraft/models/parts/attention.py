@@ -43,6 +43,8 @@ def see(ask: Forward, rotary: Tensor, store: KeyValueStore | None, restart: bool
         if rotary.device.type == "cuda":
             return Sight(table, None, False, None, None, streams.flex(ask, rotary.device))
         return Sight(table, streams.dense(ask).to(rotary.device), False, None, None)
+    if ask.mask is not None:
+        return Sight(table, ask.mask[:, None].to(rotary.device), False, None, None)
     if store is not None:
         window = store.window(ask)
         return Sight(table, window.mask, False, store, window)
