@@ -115,6 +115,32 @@ def test_a_text_is_the_same_alone_in_a_crowd_and_offline(model: Model, engine: E
     assert engine.counts["rows"] > 2 * engine.counts["passes"], "passes were hardly shared"
 
 
+@pytest.mark.parametrize("kind", ["drafter", "hybrid", "block"])
+def test_drafts_and_blocks_of_many_texts_share_passes(kind: str, folders: dict[str, Path]) -> None:
+    """Two networks, or one asked in two ways: requests of different kinds must not be mixed up."""
+    made = double(folders["pairs-autoregressive"])
+    ways: list[dict[str, Any]] = [{"sampler": "draft_verify", "options": {"block": 3}}, {"sampler": "autoregressive"}]
+    if kind == "drafter":
+        made.draft_with(double(folders["pairs-masked"]))
+    else:
+        made = Model.fresh({"name": kind, "block": 4}, made.tokenizer, replace(made.network.config, shift=0), True)
+        made.network.double()
+    if kind == "block":
+        ways = [{"sampler": "confidence", "steps": 2}, {"sampler": "first_hitting", "temperature": 1.0}]
+    asked = [(prompt, seed, way) for seed, prompt in enumerate(PROMPTS) for way in ways]
+    offline = [made.generate(prompt, max_new_tokens=12, seed=seed, **way)[0] for prompt, seed, way in asked]
+    opened, heard = Engine(made, Limits(rows=7, queue=200)), Heard()
+    jobs = [job(made, prompt, heard, seed, **way) for prompt, seed, way in asked]
+    opened.submit("crowd", jobs)
+    ends = {end.job: end for end in heard.wait(len(jobs))}
+    opened.close()
+    for one, truth in zip(jobs, offline, strict=True):
+        end = ends[one]
+        assert isinstance(end, Done), end
+        assert (end.result.ids, end.result.nfe) == (truth.ids, truth.nfe)
+    assert opened.counts["rows"] > opened.counts["passes"]
+
+
 def test_only_sealed_text_is_sent_and_never_more_than_stands(model: Model, engine: Engine) -> None:
     """At every step, what was sent is the beginning of what is sent at the end, revising samplers included."""
     heard = Heard()

@@ -16,9 +16,9 @@ SOURCE = Path(__file__).parents[2] / "src" / "redraft"
 TIERS = [
     {"errors", "types"},
     {"registry", "config", "runtime", "files"},
-    {"data", "noise", "models", "weights", "length"},
+    {"data", "noise", "models", "weights"},
     {"presets", "objectives", "samplers", "guidance", "caches", "constraints"},
-    {"canvas", "decode", "likelihood"},
+    {"canvas", "length", "decode", "likelihood"},
     {"families"},
     {"model", "infilling"},
     {"train", "convert", "tasks", "metrics"},
