@@ -34,6 +34,7 @@ def test_evaluate_with_a_drafter(redraft: Redraft, pairs: Path) -> None:
     plain, found = redraft("evaluate", *MAIN, *data).json, redraft("evaluate", *MAIN, *DRAFTER, *data).json
     assert found["sampler"] == "draft_verify" and found["drafter"] == "translate-en-de-masked"
     assert found["metrics"] == plain["metrics"] and found["new_tokens"] == plain["new_tokens"]
+    assert found["tokens_per_pass"] == pytest.approx(found["new_tokens"] / found["nfe"] / found["inputs"])
 
 
 @pytest.mark.parametrize(

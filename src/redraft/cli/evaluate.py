@@ -205,6 +205,7 @@ def _quality(
         "cache_options": dict(settings.cache_options),
         "max_new_tokens": settings.max_new_tokens,
         "nfe": sum(found.nfe for found in texts) / len(texts),
+        "tokens_per_pass": tokens / max(1, sum(found.nfe for found in texts)),
         "new_tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
