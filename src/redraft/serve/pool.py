@@ -69,7 +69,8 @@ def split(logits: Tensor, calls: Sequence[Call]) -> list[Tensor]:
 
 def _kind(call: Call) -> Hashable:
     ask = call.ask
-    return ask.net, ask.attend, id(call.store), ask.prompt is None, ask.t is None, ask.read is None
+    alone = None if ask.mask is None else id(ask)  # a mask of its own does not go with others
+    return ask.net, ask.attend, id(call.store), ask.prompt is None, ask.t is None, ask.read is None, alone
 
 
 def _seat(call: Call) -> int:

@@ -82,12 +82,15 @@ class Reader:
     def _watch(self, ask: Forward, out: Output) -> None:
         assert ask.rows is not None
         row, column = (ask.want >= 0).nonzero(as_tuple=True)
+        own = (ask.want[row, column] < self._conf.shape[1]).nonzero()[:, 0]  # without shadows (types.Forward.cell)
+        row, column = row[own], column[own]
         place = ask.rows[row], ask.want[row, column]
         if self._guess is not None:
             self._guess[0][place] = out.token[row, column]
             self._guess[1][place] = out.conf[row, column].float()
         if self.top:
-            value, index = out.log_p.topk(min(self.top, out.log_p.shape[1]), -1)
+            log_p = out.log_p[own.to(out.log_p.device)]
+            value, index = log_p.topk(min(self.top, log_p.shape[1]), -1)
             for spot, values, tokens in zip(
                 zip(*(part.tolist() for part in place), strict=True), value.tolist(), index.tolist(), strict=True
             ):
