@@ -263,13 +263,16 @@ class Model:
 
     def draft(self, prompts: Sequence[str], settings: Settings, keep_trace: bool = False) -> Drafting:
         """Set up a generation without running it."""
-        heads = [self.prompt_ids(prompt) for prompt in prompts]
+        return self.compose([self.prompt_ids(prompt) for prompt in prompts], settings, keep_trace).begin()
+
+    def compose(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool = False) -> Drafting:
+        """A generation from prompts as ids. Nothing of it has run yet, but a search for the length where there is one."""
         for head in heads:
             self.check_length(len(head) + settings.max_new_tokens, prompt=len(head))
         if self._length(settings) == "search":
             return self._searched(heads, settings, keep_trace)
         rows = [[*head, *[None] * settings.max_new_tokens] for head in heads]
-        return self.prepare(rows, [len(head) for head in heads], settings, keep_trace).begin()
+        return self.prepare(rows, [len(head) for head in heads], settings, keep_trace)
 
     def _length(self, settings: Settings) -> str:
         """How output lengths come about.

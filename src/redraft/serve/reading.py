@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -61,8 +61,9 @@ class Reader:
     def __init__(
         self, drafting: Drafting, span: Span, stop: tuple[str, ...] = (), top: int = 0, guesses: bool = False
     ) -> None:
-        self.drafting, self.span, self.stop, self.top = drafting, span, stop, top
         board = drafting.canvas
+        self.drafting, self.stop, self.top = drafting, stop, top
+        self.span = replace(span, end=min(span.end, board.ids.shape[1]))  # a searched length may be shorter
         shape = board.ids.shape
         self.eos_id = drafting.loop.spec.eos_id
         self.text = ""  # handed out so far

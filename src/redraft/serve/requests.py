@@ -7,7 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redraft.errors import UserError, suggest
@@ -59,10 +59,11 @@ class Wanted:
         return made
 
     def _drafting(self, prompt: int, number: int) -> Drafting:
-        from dataclasses import replace
-
         drawn = replace(self.generation, seed=self.generation.seed + number)
-        return self.model.prepare([self.rows[prompt]], [self.heads[prompt]], drawn, length_known=self.filled)
+        row, head = self.rows[prompt], self.heads[prompt]
+        if self.filled:
+            return self.model.prepare([row], [head], drawn, length_known=True)
+        return self.model.compose([[token for token in row[:head] if token is not None]], drawn)
 
 
 def completion(request: schema.CompletionRequest, model: Model, limits: Settings) -> Wanted:
@@ -179,6 +180,7 @@ def _generation(
         top_k=own.top_k,
         top_p=request.top_p,
         candidates=own.candidates if suffix is None else None,
+        length=own.length,
         cache=own.cache,
         cache_options=own.cache_options or None,
         seed=secrets.randbits(48) if request.seed is None else request.seed,
