@@ -175,7 +175,7 @@ def test_own_settings_are_those_of_offline_generation(client: Any, offline: dict
     found = client.post("/v1/completions", json=body).json()
     assert found["choices"][0]["text"] == truth.text
     assert found["choices"][0]["redraft"]["nfe"] == truth.nfe
-    assert found["redraft"]["options"] == {"steps": 3, "order": "margin", "block": 4}
+    assert {"steps": 3, "order": "margin", "block": 4}.items() <= found["redraft"]["options"].items()
     spelt = {**body, "redraft": {**own, "block_length": 4}, "diffusion_steps": 3}
     del spelt["redraft"]["block"], spelt["redraft"]["steps"]
     assert client.post("/v1/completions", json=spelt).json()["choices"][0]["text"] == truth.text
