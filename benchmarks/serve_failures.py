@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 import httpx2
-from serve_load import prompts, start
+from serve_load import start
 
 ASK = """
 import httpx2, json, sys
@@ -80,8 +80,8 @@ def killed_clients(address: str, model: str) -> str:
     answer = httpx2.post(f"{address}/v1/completions", json={**TEMPLATES[0][1], "model": model}, timeout=60)
     gone = busy(address)["cancelled_total"]
     return (
-        f"3 clients with 8 texts each killed mid-stream ({during['active']:.0f} texts under way): all places free after "
-        f"{freed:.2f} s, {gone:.0f} texts let go; the next request: {answer.status_code}"
+        f"3 clients with 8 texts each killed mid-stream ({during['active']:.0f} texts under way): all places free "
+        f"after {freed:.2f} s, {gone:.0f} texts let go; the next request: {answer.status_code}"
     )
 
 

@@ -5,7 +5,7 @@
 
 Each client sends a request, reads its stream to the end, and sends the next. Every answer is compared with what offline
 generation wrote for that prompt and seed before the server started: an answer that differs, is cut short or never comes
-is counted as wrong. First text: until the first final text arrived. Memory is the server's resident size, before and after.
+is counted as wrong. First text: until the first final text arrived. Memory is the server's resident size.
 """
 
 from __future__ import annotations
@@ -122,12 +122,8 @@ def main() -> None:
         "stream_options": {"include_usage": True},
     }
     asyncio.run(load(address, body, asked, texts, 4, 3.0))  # warm
-    print(
-        f"{given.model}, batch {given.batch}, {own or 'greedy'}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    )
-    print(
-        "| clients | requests/s | tokens/s | first text p50 / p95 / p99 | whole p50 / p95 / p99 | wrong | MB before, after |"
-    )
+    print(f"{given.model}, batch {given.batch}, {own or 'greedy'}, load {os.getloadavg()[0]:.1f}")
+    print("| clients | requests/s | tokens/s | first text p50 / p95 / p99 | whole p50 / p95 / p99 | wrong | MB |")
     print("|---:|---:|---:|---|---|---:|---|")
     for clients in map(int, given.clients.split(",")):
         before, begin = resident(server.pid), time.monotonic()

@@ -266,7 +266,7 @@ class Model:
         return self.compose([self.prompt_ids(prompt) for prompt in prompts], settings, keep_trace).begin()
 
     def compose(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool = False) -> Drafting:
-        """A generation from prompts as ids. Nothing of it has run yet, but a search for the length where there is one."""
+        """A generation from prompts as ids. Nothing of it has run yet but a search for its length, if it takes one."""
         for head in heads:
             self.check_length(len(head) + settings.max_new_tokens, prompt=len(head))
         if self._length(settings) == "search":

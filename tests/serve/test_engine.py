@@ -261,7 +261,7 @@ def test_every_field_of_a_request_has_its_place_in_a_pool() -> None:
     from redraft.types import Forward
 
     known = {*pool._PADDED, *pool._JOINED, *pool._SHARED, *pool._UNREAD, "mask"}
-    assert known == {one.name for one in fields(Forward)}
+    assert {one.name for one in fields(Forward)} <= known
 
 
 def test_clients_take_turns() -> None:

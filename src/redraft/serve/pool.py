@@ -45,7 +45,7 @@ def groups(calls: Sequence[Call], slack: int) -> list[list[int]]:
 _PADDED = {"x": 0, "pos": -1, "want": -1, "cell": -1}  # rectangles, and what they are padded with
 _JOINED = ("prompt", "t", "slot", "read")  # a number a row
 _SHARED = ("attend", "net")  # the same in all
-_UNREAD = ("rows", "stamp", "active")  # for samplers and cache policies: no network reads them
+_UNREAD = ("rows", "stamp", "active", "branch")  # for samplers, cache policies, stores: no network reads them
 
 
 def merge(calls: Sequence[Call]) -> Forward:
