@@ -5,9 +5,9 @@
 Trains small byte-level models on Tiny Shakespeare, plain text, with a loop of our own parts. Within a table all share
 data, order of batches, network, optimizer, schedule of the learning rate and validation noise.
 
-1. *Time.* Masked diffusion, trained on its bound, with T = 8, 32, 128, 1000 discrete steps and in continuous time (masks by chance, and with
-   their exact number), every model scored by the same continuous bound. Reported: the bound at the end, and the updates
-   at which each first reaches the worst final bound (linear between validations).
+1. *Time.* Masked diffusion, trained on its bound, with T = 8, 32, 128, 1000 discrete steps and in continuous time
+   (masks by chance, and with their exact number), every model scored by the same continuous bound. Reported: the bound
+   at the end, and the updates at which each first reaches the worst final bound (linear between validations).
 2. *Noise.* Autoregressive (exact), masked, uniform and scores of both kinds, each by its own bound.
 
 Prints one JSON object a training, then both tables as markdown.

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from redraft import registry
@@ -57,9 +58,13 @@ def described(name: str) -> dict[str, Any]:
 
 
 def family(name: str, conditional: bool = True, **fields: Any) -> tuple[Spec, Objective]:
-    """Spec and objective of a family over ``VOCABULARY``; ``conditional``: prompt -> answer rather than plain text."""
+    """Spec and objective of a family over ``VOCABULARY``; ``conditional``: prompt -> answer rather than plain text.
+
+    Blocks have two positions, so that the short texts of the tests have several.
+    """
     table = {**described(name), **fields}
-    built = registry.find("families", table.pop("name"))(**table)
+    kind = registry.find("families", table.pop("name"))
+    built = kind(**({"block": 2} if "block" in kind.__dataclass_fields__ else {}) | table)
     spec = built.spec(VOCABULARY)
     return spec if conditional else replace(spec, isolate_prompt=False, length_head=False), built.objective()
 
@@ -107,6 +112,11 @@ class Language:
         return cls(texts, _random_probabilities(len(texts), seed))
 
     @cached_property
+    def ends(self) -> bool:
+        """Does every text end in end-of-text? Then nothing but end-of-texts follow it."""
+        return all(text[-1] == VOCABULARY.eos_id for text in self.texts)
+
+    @cached_property
     def table(self) -> Tensor:
         """[S, M] ids, -1 behind the end."""
         longest = max(map(len, self.texts))
@@ -127,7 +137,8 @@ class OracleNetwork:
     """Answers every request with the true conditionals of a language, given the tokens that the request lets it see.
 
     All rows have prompts of ``start`` tokens. At the last of them it predicts the length. Where everything is seen
-    (attention ``full``) so is the extent of the canvas, hence the length. It keeps no cache: run it without one.
+    (attention ``full``) so is the extent of the canvas, hence the length. Beyond the end of a text that ends in
+    end-of-text stand more of them. It keeps no cache: run it without one.
 
     Under uniform noise any token of the answer may be noise: it predicts each from all others (leave-one-out), given
     the time. For models of scores it answers with scores.
@@ -140,13 +151,21 @@ class OracleNetwork:
     def __call__(self, ask: Forward, store: object = None) -> Tensor:
         row, column = (ask.want >= 0).nonzero(as_tuple=True)
         want, pos, x = ask.want[row, column], ask.pos[row], ask.x[row]  # [N], [N, Q], [N, Q]
-        stage = ask.attend.stage(ask.pos, ask.prompt)[row]
+        stage, shift = ask.stage(ask.pos)[row], self.spec.shift if ask.shift is None else ask.shift
         cell = pos if ask.cell is None else ask.cell[row]
-        at = (cell == want[:, None] - self.spec.shift).nonzero()[:, 1]
-        want = pos.gather(1, at[:, None])[:, 0] + self.spec.shift
-        sees = stage <= stage.gather(1, at[:, None]) if ask.mask is None else ask.mask[row, at]
+        at = (cell == want[:, None] - shift).nonzero()[:, 1]
+        want = pos.gather(1, at[:, None])[:, 0] + shift
+        mine = stage.gather(1, at[:, None])
+        if ask.clean is not None:  # what came before the own stage is seen as it stands in the clean stream
+            text = x.scatter(1, ask.clean.pos[row].clamp(min=0), ask.clean.x[row])
+            x = torch.where(stage < mine, text, x)
+        sees = stage <= mine if ask.mask is None else ask.mask[row, at]
         seen = (pos >= self.start) & sees
         table, lengths = self.language.table, (self.language.table >= 0).sum(1)
+        if self.language.ends:
+            more = max(0, int(pos.max()) + 1 - self.start - table.shape[1])
+            table = F.pad(table, (0, more), value=-1)
+            table = torch.where(table < 0, VOCABULARY.eos_id, table)
         says = table[:, (pos - self.start).clamp(0, table.shape[1] - 1)]  # [S, N, Q]
         if self.spec.process == "uniform":
             assert self.spec.schedule is not None and ask.t is not None

@@ -14,7 +14,7 @@ from redraft.errors import UserError
 from redraft.length import best_lengths, length_request
 from redraft.models.parts.store import KeyValueStore
 from redraft.runtime import inverse_cdf, keyed_uniform
-from redraft.types import FREE, GIVEN, PAD, SEALED, Canvas, Forward, Network, Output, Sampler, Spec, Step
+from redraft.types import DRAFT, FREE, GIVEN, PAD, SEALED, Canvas, Forward, Network, Output, Sampler, Spec, Step
 
 
 class CachePolicy(Protocol):
@@ -41,6 +41,8 @@ class Counter:
     queries: int = 0  # positions run
     pairs: int = 0  # (query, key) products computed, those that a mask then hides included
     wanted: int = 0  # positions projected onto the vocabulary
+    drafted: int = 0  # tokens written that were not final
+    accepted: int = 0  # of these, those that were sealed as they stood
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Loop:
     method: Method
     spec: Spec
     counter: Counter = field(default_factory=Counter)
+    others: dict[str, Counter] = field(default_factory=dict)  # the work of networks other than ``main``, by name
     stores: dict[str, KeyValueStore] = field(default_factory=dict)  # by network; one that is missing is made
     room: tuple[int, int] | None = None  # seats and cells of a store; None: those of the canvas
     watch: Callable[[Forward, Output], None] | None = None  # told of every answer, before it is applied
@@ -114,7 +117,7 @@ class Loop:
     def answer(self, canvas: Canvas, ask: Forward) -> Turns[Output]:
         """Have one request run: predictions and drawn tokens at the wanted positions."""
         logits = yield from self._forward(canvas, ask)
-        if self.spec.forbidden:
+        if self.spec.forbidden and not ask.number:
             if self._forbidden is None:
                 self._forbidden = torch.tensor(self.spec.forbidden, device=logits.device)
             logits.index_fill_(1, self._forbidden, -torch.inf)
@@ -133,7 +136,8 @@ class Loop:
         if self.method.cache is not None and ask.mask is None:
             store = self._store(ask.net, canvas)
             ask.slot = canvas.slot[ask.rows]
-            narrow = self.method.cache.narrow(ask, store.tokens[ask.slot.numpy()], self.spec.shift)
+            shift = self.spec.shift if ask.shift is None else ask.shift
+            narrow = self.method.cache.narrow(ask, store.tokens[ask.slot.numpy()], shift)
         logits = yield Call(narrow, store)
         if store is not None:
             store.record(narrow)
@@ -179,16 +183,21 @@ class Loop:
     def _count(self, ask: Forward) -> None:
         queries = np.count_nonzero(ask.pos.numpy() >= 0, axis=1)
         seen = queries if ask.read is None else queries + ask.read.numpy()
-        self.counter.passes += 1
-        self.counter.queries += int(queries.sum())
-        self.counter.pairs += int(queries @ seen)
-        self.counter.wanted += int(np.count_nonzero(ask.want.numpy() >= 0))
+        counter = self.counter if ask.net == "main" else self.others.setdefault(ask.net, Counter())
+        counter.passes += 1
+        counter.queries += int(queries.sum())
+        counter.pairs += int(queries @ seen)
+        counter.wanted += int(np.count_nonzero(ask.want.numpy() >= 0))
 
     def _commit(self, canvas: Canvas, step: Step) -> None:
         if step.parents is not None:
             self._reorder(canvas, step.parents)
         # numpy's views of the same memory: a small change costs a quarter of what it does through torch
         row, pos, status = step.row.numpy(), step.pos.numpy(), step.status.numpy()
+        if self.method.sampler.retracts:
+            drafts = (canvas.status.numpy()[row, pos] == DRAFT) & (canvas.ids.numpy()[row, pos] == step.token.numpy())
+            self.counter.accepted += int(np.count_nonzero(drafts & (status == SEALED)))
+            self.counter.drafted += int(np.count_nonzero(status == DRAFT))
         canvas.ids.numpy()[row, pos] = step.token.numpy()
         canvas.status.numpy()[row, pos] = status
         final = status == SEALED  # a draft may yet be taken back

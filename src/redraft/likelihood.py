@@ -69,6 +69,8 @@ def bound(
     Raises:
         UserError: fewer than two samples of a random bound, whose error could not be told.
     """
+    if callable(scoring := getattr(objective, "scoring", None)):
+        objective = scoring()
     generator = torch.Generator().manual_seed(seed)
     rows: list[float] = []
     variance, tokens, size, is_bound, drawn = 0.0, 0, 0, False, 1
@@ -88,6 +90,30 @@ def bound(
             tokens += first.tokens
             size += int(batch.bytes.sum())
     return Bound(math.fsum(rows), math.sqrt(variance), tokens, size, is_bound, tuple(rows), drawn)
+
+
+def spread(
+    network: Network,
+    batches: Iterable[Batch],
+    objective: Objective,
+    spec: Spec,
+    samples: int = 4,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> float:
+    """How much the nats of these rows vary from one draw of noise to the next, as training draws it.
+
+    The standard deviation of their sum, with each row's noise taken on its own. Clipped schedules are chosen by it
+    (BD3-LM, arXiv:2503.09573, section 5).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    variance = 0.0
+    with _evaluating(network):
+        for batch in batches:
+            batch = _to(batch, device)
+            draws = [_once(network, objective, batch, spec, generator).nats.double() for _ in range(samples)]
+            variance += float(torch.stack(draws).var(0).sum())
+    return math.sqrt(variance)
 
 
 def score(

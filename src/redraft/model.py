@@ -22,7 +22,8 @@ from redraft.files import atomic_folder, write_atomically
 from redraft.models._lean import Lean, Weights
 from redraft.models.transformer import Config, Transformer
 from redraft.registry import find
-from redraft.types import Canvas, Forward, Generation, Network, Spec, Step
+from redraft.samplers._blockwise import Blockwise
+from redraft.types import Canvas, Forward, Generation, Network, Sampler, Spec, Step
 
 if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
@@ -148,6 +149,7 @@ class Model:
         self.network, self.tokenizer, self.family, self.family_name = network, tokenizer, family, family_name
         self.conditional = conditional  # trained on prompt -> answer pairs rather than plain text
         self.defaults = dict(defaults or {})  # generation settings of this model, as Settings fields
+        self.drafter: Model | None = None  # see ``draft_with``
         self._lean: tuple[tuple[str | int, ...], Lean] | None = None  # with the versions of the weights it was made of
 
     @classmethod
@@ -170,7 +172,38 @@ class Model:
         spec: Spec = self.family.spec(self.tokenizer)
         if not self.conditional:
             spec = replace(spec, isolate_prompt=False, length_head=False)
+            if spec.drafter is not None:
+                spec = replace(spec, drafter=replace(spec.drafter, isolate_prompt=False, length_head=False))
+        if self.drafter is not None:
+            spec = replace(spec, drafter=replace(self.drafter.spec, net="drafter"))
         return spec
+
+    def draft_with(self, drafter: Model | None) -> Model:
+        """Let a diffusion model draft for this one where it writes by ``draft_verify``; None takes it away again.
+
+        Raises:
+            UserError: a drafter that is no diffusion model, or one with another tokenizer or kind of data.
+        """
+        if drafter is not None:
+            if drafter.spec.schedule is None:
+                raise UserError(f"a model of family '{drafter.family_name}' can't draft.", "Take a diffusion model.")
+            if drafter.tokenizer.fingerprint != self.tokenizer.fingerprint:
+                raise UserError(
+                    "the drafter has another tokenizer.", "Take two models that were trained with the same."
+                )
+            if drafter.conditional != self.conditional:
+                what = ["plain text", "pairs"]
+                raise UserError(
+                    f"the drafter was trained on {what[drafter.conditional]}, this model on {what[self.conditional]}.",
+                    "Take two models that were trained on the same kind of data.",
+                )
+        self.drafter = drafter
+        return self
+
+    @property
+    def room(self) -> int:
+        """Positions a text may take. The last block of an answer is filled up, so that it may need more than it has."""
+        return self.network.config.max_length - max(0, self.spec.attend.block - 1) * self.conditional
 
     @property
     def parameters(self) -> int:
@@ -248,7 +281,8 @@ class Model:
         """Resolve settings into a sampler and a cache policy."""
         default = self.family.sampler()
         kind = type(default) if settings.sampler is None else find("samplers", settings.sampler)
-        options = dict(settings.options)
+        own = configs.to_mapping(default) if settings.sampler is None else {}
+        options = {**{key: value for key, value in own.items() if key != "steps"}, **settings.options}
         fields = getattr(kind, "__dataclass_fields__", {})
         name = settings.sampler or kind.__module__.rsplit(".", 1)[-1]
         if settings.steps is not None:
@@ -258,8 +292,11 @@ class Model:
                 )
             options["steps"] = settings.steps
         elif "steps" in fields and "steps" not in options:
-            options["steps"] = min(16, settings.max_new_tokens)
-        return Method(configs.build(kind, options, f"sampler '{name}'"), _cache(settings))
+            options["steps"] = min(16, settings.max_new_tokens, self.spec.attend.block or settings.max_new_tokens)
+        sampler: Sampler = configs.build(kind, options, f"sampler '{name}'")
+        if self.spec.attend.kind == "block":
+            sampler = Blockwise(sampler)
+        return Method(sampler, _cache(settings))
 
     def draft(self, prompts: Sequence[str], settings: Settings, keep_trace: bool = False) -> Drafting:
         """Set up a generation without running it."""
@@ -283,13 +320,14 @@ class Model:
         spec = self.spec
         if settings.length == "head" and not spec.length_head:
             raise UserError("this model has no length head.", "Use length 'search' or 'fixed'.")
-        if settings.length == "search" and spec.schedule is None:
-            raise UserError("an autoregressive model ends its text itself.", "Leave length at 'auto'.")
+        ends_itself = spec.schedule is None or spec.attend.kind == "block"
+        if settings.length == "search" and ends_itself:
+            raise UserError(f"a model of family '{self.family_name}' ends its text itself.", "Leave length at 'auto'.")
         if settings.length != "auto":
             return settings.length
         if spec.length_head:
             return "head"
-        return "search" if self.conditional and spec.schedule is not None else "fixed"
+        return "search" if self.conditional and not ends_itself else "fixed"
 
     def _searched(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool) -> Drafting:
         """Rows of the likeliest lengths by ``length.AnswerLength``, ``candidates`` of them per prompt."""
@@ -356,7 +394,10 @@ class Model:
             top_k=settings.top_k,
             top_p=settings.top_p,
         )
-        loop = Loop({"main": self.writer(settings.weights)}, method, spec, Counter())
+        networks = {"main": self.writer(settings.weights)}
+        if self.drafter is not None:
+            networks["drafter"] = self.drafter.writer(settings.weights)
+        loop = Loop(networks, method, spec, Counter())
         trace: list[Step] | None = [] if keep_trace else None
         return Drafting(board, loop, self.tokenizer, method.sampler.width == 1, trace, guess)
 
@@ -452,7 +493,7 @@ class Model:
 
         encode = self.tokenizer.encode_target if self.conditional else self.tokenizer.encode
         head, tail = self.prompt_ids(prompt), encode(continuation)
-        self.check_length(len(head) + len(tail))
+        self.check_length(len(head) + len(tail), most=self.room)
         size, where = len(continuation.encode()), self.network.device
         if sampler is None:
             objective = self.family.objective()
@@ -513,9 +554,9 @@ class Model:
             return self.tokenizer.encode_prompt(prompt)
         return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
 
-    def check_length(self, length: int, prompt: int = 0) -> None:
-        """Raises UserError for a text that is longer than the context."""
-        most = self.network.config.max_length
+    def check_length(self, length: int, prompt: int = 0, most: int = 0) -> None:
+        """Raises UserError for a text that is longer than ``most`` (0: the context)."""
+        most = most or self.network.config.max_length
         if length > most:
             what = f"prompt of {prompt} tokens and {length - prompt} new ones" if prompt else f"{length} tokens"
             raise UserError(

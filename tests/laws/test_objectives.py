@@ -108,22 +108,33 @@ def test_prompt_and_padding_never_count(name: str, conditional: bool) -> None:
 @each_family
 @each_kind
 def test_a_request_leaves_what_is_given_and_asks_for_targets_alone(name: str, conditional: bool) -> None:
+    """Blocks are written whole: where they end behind an answer's end-of-text, more of these are asked for."""
     spec, objective = family(name, conditional)
     clean = batch(conditional)
-    column = torch.arange(clean.ids.shape[1]).expand(clean.ids.shape)
+    end = clean.valid.sum(1)
     for seed in range(10):
         prepared = objective.prepare(clean, spec, generator(seed))
-        ask = prepared.ask
-        assert torch.equal(ask.x[~clean.target], clean.ids[~clean.target])
-        assert torch.equal(ask.pos, torch.where(clean.valid, column, -1))
-        row, _ = (ask.want >= 0).nonzero(as_tuple=True)
+        ask, width = prepared.ask, clean.ids.shape[1]
+        given = clean.valid & ~clean.target
+        assert torch.equal(ask.x[:, :width][given], clean.ids[given])
+        column = torch.arange(ask.x.shape[1]).expand(ask.x.shape)
+        assert bool(((ask.pos == column) | (ask.pos == -1)).all())
+        assert torch.equal((ask.pos >= 0)[:, :width] | clean.valid, (ask.pos >= 0)[:, :width])
+        wants = [ask.want, *([ask.clean.want] if ask.clean is not None and ask.clean.want is not None else [])]
+        row = torch.cat([(want >= 0).nonzero()[:, 0] for want in wants])
+        position = torch.cat([want[want >= 0] for want in wants])
         assert torch.equal(row, prepared.row)
-        asked = torch.zeros_like(clean.target).index_put((row, ask.want[ask.want >= 0]), torch.tensor(True))
         if spec.length_head and clean.prompt is not None:
-            last = F.one_hot(clean.prompt - 1, clean.ids.shape[1]).bool()
-            assert bool(asked[last].all())
-            asked &= ~last
-        assert not bool((asked & ~clean.target).any())
+            length = position == clean.prompt[row] - 1
+            assert sorted(row[length].tolist()) == [0, 1, 2]
+            row, position, target = row[~length], position[~length], prepared.target[~length]
+        else:
+            target = prepared.target
+        behind = position >= end[row]
+        assert bool(clean.target[row[~behind], position[~behind]].all())
+        assert torch.equal(target[~behind], clean.ids[row[~behind], position[~behind]])
+        assert not bool(behind.any()) or (ask.attend.kind == "block" and conditional)
+        assert set(target[behind].tolist()) <= {EOS}
 
 
 @each_family

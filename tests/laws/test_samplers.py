@@ -24,6 +24,7 @@ from tests import tiny
 # Settings beyond the defaults under which the laws must hold too.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "autoregressive": [{"beams": 3}],
+    "draft_verify": [{"block": 2}],
     "confidence": [
         *({"order": order} for order in ("peak", "margin", "entropy", "random", "left")),
         {"block": 3},
@@ -62,6 +63,7 @@ def samplers() -> list[Any]:
 HOMES = {
     "Autoregressive": "autoregressive",
     "Analytic": "sedd",
+    "DraftVerify": "hybrid",
     "Posterior": "uniform",
     "PredictorCorrector": "uniform",
 }

@@ -16,9 +16,9 @@ SOURCE = Path(__file__).parents[2] / "src" / "redraft"
 TIERS = [
     {"errors", "types"},
     {"registry", "config", "runtime", "files"},
-    {"data", "noise", "models", "weights"},
+    {"data", "noise", "models", "weights", "length"},
     {"presets", "objectives", "samplers", "guidance", "caches", "constraints"},
-    {"canvas", "length", "decode", "likelihood"},
+    {"canvas", "decode", "likelihood"},
     {"families"},
     {"model", "infilling"},
     {"train", "convert", "tasks", "metrics"},

@@ -28,7 +28,8 @@ def stage_start(ask: Forward, match: np.ndarray) -> np.ndarray:
     prompt = np.zeros_like(match) if ask.prompt is None else ask.prompt.numpy()
     after = match - prompt
     if ask.attend.kind == "causal":
-        return np.where(after >= 0, match, 0)
+        whole = match if ask.whole is None else np.minimum(match, ask.whole.numpy())
+        return np.where(after >= 0, whole, 0)
     if ask.attend.kind == "full":
         return np.where(after >= 0, prompt, 0)
     return np.where(after >= 0, prompt + after // ask.attend.block * ask.attend.block, 0)

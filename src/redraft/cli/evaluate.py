@@ -12,7 +12,7 @@ import typer
 
 from redraft.cli import _training as t
 from redraft.cli._common import Device, Json, Seed, log
-from redraft.cli.generate import sampler_name
+from redraft.cli.generate import Drafter, pair, sampler_name, sampler_options
 from redraft.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def evaluate(
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
     ] = None,
+    drafter: Drafter = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="0 takes the likeliest token. Unset: the model's own; 1 for plain text.")
     ] = None,
@@ -84,6 +85,7 @@ def evaluate(
     columns = Columns(text=text, input=input_, target=target)
     examples = _examples(data, data_root, split, columns if str(columns) else None, skip_bad_rows)
     loaded = redraft.load(model, device)
+    sampler = pair(loaded, drafter, sampler)
     if loaded.conditional == (examples[0].prompt is None):
         wanted = "pairs: name --input and --target" if loaded.conditional else "plain text: name --text"
         raise UserError(f"'{model}' is a model of {wanted.split(':')[0]}, the data are not.", f"It needs {wanted}.")
@@ -91,6 +93,7 @@ def evaluate(
         "model": model,
         "family": loaded.family_name,
         "parameters": loaded.parameters,
+        "drafter": drafter,
         "data": data,
         "rows": min(rows, len(examples)),
         "device": str(loaded.network.device),
@@ -138,7 +141,7 @@ def _likelihood(model: Model, examples: Sequence[Example], samples: int, seed: i
     from redraft.data.loader import batches, tokenise
     from redraft.likelihood import bound
 
-    length = model.network.config.max_length - 1  # a window's <bos>
+    length = model.room - 1  # a window's <bos>
     rows = batches(tokenise(examples, model.tokenizer), model.tokenizer, length, max(_BATCH_TOKENS, length + 1))
     found = bound(model.network, rows, model.family.objective(), model.spec, samples, seed, model.network.device)
     return {
@@ -195,7 +198,7 @@ def _quality(
         "inputs": len(asked),
         "metrics": metrics,
         "sampler": sampler_name(model.method(settings).sampler),
-        "sampler_options": vars(model.method(settings).sampler),
+        "sampler_options": sampler_options(model.method(settings).sampler),
         "temperature": settings.temperature,
         "weights": settings.weights,
         "cache": settings.cache,

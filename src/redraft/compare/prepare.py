@@ -138,6 +138,8 @@ class Grounds:
                 predicts_length=spec.length_head,
                 paired=self.material.paired,
                 longest=self.new_tokens,
+                drafts=spec.drafter is not None,
+                block=spec.attend.block,
                 samplers=self._samplers(family, spec),
             )
         return found

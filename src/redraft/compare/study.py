@@ -165,6 +165,8 @@ def grid(
     paired: bool,
     longest: int,
     samplers: tuple[str, ...] = (),
+    drafts: bool = False,
+    block: int = 0,
 ) -> list[Setting]:
     """The decoding settings of a family: steps x sampler x block x length candidates, or AR's own best ways.
 
@@ -174,21 +176,24 @@ def grid(
     Args:
         longest: tokens an answer may have; settings with more steps than that are left out.
         samplers: of this family; empty: the study's, or what suits the task where noise is masks.
+        drafts: it can draft for itself. block: it writes in blocks of so many positions, and steps are steps a block.
     """
     draws = [(0.0, 1.0)] if paired else [(1.0, 1.0), (1.0, 0.9)]
     if causal:
         beams = [1, 4] if paired else [1]
         settings = [("autoregressive", {"beams": b} if b > 1 else {}, 1) for b in beams]
+        settings += [("draft_verify", {}, 1)] if drafts else []
     else:
         settings = []
         for sampler in samplers or study.samplers or (("confidence",) if paired else ("ancestral",)):
             fields = getattr(find("samplers", sampler), "__dataclass_fields__", {})
-            steps = [s for s in study.steps if s <= longest] if "steps" in fields else [None]
-            blocks = [b for b in study.blocks if b < longest] if "block" in fields else [None]
+            steps = [s for s in study.steps if s <= (block or longest)] if "steps" in fields else [None]
+            own = "block" in fields and not block
+            blocks = [b for b in study.blocks if b < longest] if own else [None]
             tried = study.candidates if predicts_length and paired else (1,)
             for step in steps:
-                for block in blocks:
-                    options = {"steps": step, "block": block or None}
+                for size in blocks:
+                    options = {"steps": step, "block": size or None}
                     kept = {key: value for key, value in options.items() if value is not None}
                     settings += [(sampler, kept, c) for c in tried]
     return [Setting(family, name, options, c, t, p) for name, options, c in settings for t, p in draws]

@@ -63,9 +63,10 @@ class Lean:
     def __call__(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
         """Flat logits [N, V] in the order of ``ask.want >= 0``."""
         net, c = self.network, self.config
-        x = F.embedding(ask.x, net.embedding.weight)
+        tokens, pos = ask.streams
+        x = F.embedding(tokens, net.embedding.weight)
         if net.answer is not None and ask.prompt is not None:
-            x = torch.addcmul(x, (ask.pos >= ask.prompt[:, None]).to(x.dtype)[..., None], net.answer)
+            x = torch.addcmul(x, (pos >= ask.prompt[:, None]).to(x.dtype)[..., None], net.answer)
         sight = see(ask, self.rotary, store, c.restart)
         for layer in self.layers[:-1]:
             x = layer(x, sight)

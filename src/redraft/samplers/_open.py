@@ -170,6 +170,8 @@ def check_steps(steps: int, canvas: Canvas, spec: Spec) -> None:
     if steps < 1:
         raise UserError(f"steps = {steps} must be at least 1.")
     most = int((canvas.ids == spec.mask_id).sum(1).max()) + spec.length_head
+    if spec.attend.kind == "block":  # steps are steps a block (see ``Blockwise``)
+        most = spec.attend.block
     if steps > most:
         raise UserError(
             f"steps = {steps} is larger than the {most} tokens to write: a step writes at least one.",

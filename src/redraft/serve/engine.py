@@ -126,7 +126,9 @@ class Engine:
 
     def __init__(self, model: Model, limits: Limits = Limits(), slack: int | None = None) -> None:
         self.model, self.limits = model, limits
-        self.network = model.writer()
+        self.networks = {"main": model.writer()}
+        if model.drafter is not None:
+            self.networks["drafter"] = model.drafter.writer()
         self.cells = min(limits.cells or model.network.config.max_length, model.network.config.max_length)
         self.slack = _SLACK.get(model.network.device.type, 4096) if slack is None else slack
         self.stores: dict[str, KeyValueStore] = {}  # of all texts; the loops make them
@@ -282,7 +284,7 @@ class Engine:
         self.counts["padding"] += merged.x.numel() - sum(call.ask.x.numel() for call in calls)
         if calls[0].store is not None:
             self.counts["reused"] += sum(int(call.ask.read.sum()) for call in calls if call.ask.read is not None)
-        return self.network(merged, calls[0].store)
+        return self.networks[merged.net](merged, calls[0].store)
 
     def _advance(self, job: Job, logits: Tensor | None) -> None:
         """Hand a text its logits, and take it to its next call or to its end."""

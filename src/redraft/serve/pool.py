@@ -15,9 +15,10 @@ from redraft.types import Forward
 def groups(calls: Sequence[Call], slack: int) -> list[list[int]]:
     """Indices of calls that run together.
 
-    Calls can share a pass if they agree in network, attention, store and in whether they name a prompt and a time. They
-    do share it as long as padding the narrow ones to the widest adds at most ``slack`` positions to the pass: about
-    what a pass of its own would cost. Members stand in the order of their seats, which lets the store read slices.
+    Calls can share a pass if they agree in network, attention, shift, store and in whether they name a prompt, a time
+    and a draft, and have no mask of their own. They do share it as long as padding the narrow ones to the widest adds
+    at most ``slack`` positions to the pass: about what a pass of its own would cost. Members stand in the order of
+    their seats, which lets the store read slices.
     """
     alike: dict[Hashable, list[int]] = {}
     for index, call in enumerate(calls):
@@ -43,9 +44,10 @@ def groups(calls: Sequence[Call], slack: int) -> list[list[int]]:
 
 # How the fields of a request are laid together. A test holds this list against ``Forward``.
 _PADDED = {"x": 0, "pos": -1, "want": -1, "cell": -1}  # rectangles, and what they are padded with
-_JOINED = ("prompt", "t", "slot", "read")  # a number a row
-_SHARED = ("attend", "net")  # the same in all
-_UNREAD = ("rows", "stamp", "active", "branch")  # for samplers, cache policies, stores: no network reads them
+_JOINED = ("prompt", "t", "slot", "read", "whole")  # a number a row
+_SHARED = ("attend", "net", "shift")  # the same in all
+# for samplers, cache policies, stores and training: no network reads them here
+_UNREAD = ("rows", "stamp", "active", "branch", "number", "clean")
 
 
 def merge(calls: Sequence[Call]) -> Forward:
@@ -73,8 +75,8 @@ def split(logits: Tensor, calls: Sequence[Call]) -> list[Tensor]:
 
 def _kind(call: Call) -> Hashable:
     ask = call.ask
-    absent = tuple(getattr(ask, name) is None for name in ("prompt", "t", "read", "cell", "mask"))
-    return ask.net, ask.attend, id(call.store), absent
+    absent = tuple(getattr(ask, name) is None for name in ("prompt", "t", "read", "cell", "mask", "whole"))
+    return ask.net, ask.attend, ask.shift, id(call.store), absent
 
 
 def _seat(call: Call) -> int:
