@@ -20,8 +20,9 @@ TIERS = [
     {"presets", "objectives", "samplers", "guidance", "caches", "constraints"},
     {"canvas", "length", "decode", "likelihood"},
     {"families"},
+    {"convert"},
     {"model"},
-    {"train", "convert", "tasks", "metrics"},
+    {"train", "tasks", "metrics"},
     {"compare", "serve", "interop"},
     {"cli"},
 ]

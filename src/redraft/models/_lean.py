@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from redraft.models.parts.attention import Sight, see
+from redraft.models.parts.backbone import pick
 from redraft.models.parts.store import KeyValueStore
-from redraft.models.transformer import Block, Transformer, pick
+from redraft.models.transformer import Config, Transformer
 from redraft.types import Forward
 
 
@@ -34,7 +35,7 @@ class Lean:
             raise ValueError("lean inference is for float32 networks on a CPU that are not told the time")
         self.network, self.config = network, network.config
         with torch.no_grad():
-            self.layers = [_Layer(block, network, int8) for block in network.blocks]  # type: ignore[arg-type]
+            self.layers = [_Layer(block, network, int8) for block in network.blocks]
             head = network.embedding.weight if network.head is None else network.head.weight
             self.head = _Matrix(head * network.norm.weight, int8)
             self.rotary = torch.complex(network.rotary[:, 0], network.rotary[:, 1])
@@ -44,7 +45,7 @@ class Lean:
         """Is there a lean form of this network, as it stands, on this machine?"""
         return (
             isinstance(network, Transformer)
-            and not network.config.timed
+            and _plain(network.config)
             and not network.training
             and network.embedding.weight.device.type == "cpu"
             and network.embedding.weight.dtype == torch.float32
@@ -69,10 +70,16 @@ class Lean:
         return self.head(_normal(x, c.norm_eps))
 
 
+def _plain(c: Config) -> bool:
+    """Nothing but what ``Lean`` does: no time, no biases, whole heads rotated, one MLP a layer."""
+    extra = c.timed or c.qkv_bias or c.out_bias or c.mlp_bias or c.head_bias or c.experts or c.rotary_dim
+    return not extra
+
+
 class _Layer:
     """One block: [R, Q, D] -> [R, Q, D], or [N, D] where ``picked`` takes the N positions that matter after it."""
 
-    def __init__(self, block: Block, network: Transformer, int8: bool) -> None:
+    def __init__(self, block: Any, network: Transformer, int8: bool) -> None:
         c, attention = network.config, block.attention
         self.index, self.eps = attention.layer, c.norm_eps
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
