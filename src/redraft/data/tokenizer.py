@@ -126,6 +126,10 @@ class Tokenizer:
 
     # using one
 
+    def has(self, key: str) -> bool:
+        """Is there this special token (``"mask"``)? Always, save for public checkpoints (``data.vocabulary``)."""
+        return True
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; no special tokens are added."""
         return self.encode_batch([text])[0]

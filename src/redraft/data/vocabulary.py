@@ -56,8 +56,11 @@ class Vocabulary(Tokenizer):
     def __init__(self, ids: Ids, folder: Path | None = None) -> None:
         self.ids, self.folder = ids, folder
         self.vocab_size, self.markers = ids.size, ids.forbidden
-        self.eos_id, self.bos_id, self.mask_id, self.sep_id = ids.eos, ids.bos, ids.mask, ids.sep
-        self.pad_id = next((i for i in (ids.pad, ids.eos) if i >= 0), 0)  # holds a place, is never seen
+        self.eos_id = ids.eos  # -1 ends no text
+        # Where the others are missing, another id holds their place, so that every id can be embedded.
+        self.pad_id = next((i for i in (ids.pad, ids.eos) if i >= 0), 0)
+        self.bos_id = next((i for i in (ids.bos, ids.eos) if i >= 0), self.pad_id)
+        self.mask_id, self.sep_id = (i if i >= 0 else self.pad_id for i in (ids.mask, ids.sep))
         self.added = ()
         self._backend: tokenizers.Tokenizer | None = None
         if folder is not None and (folder / "tokenizer.json").is_file():
@@ -79,6 +82,9 @@ class Vocabulary(Tokenizer):
                 "this checkpoint has no tokenizer.json: it can be used by ids only.", "Put its tokenizer beside it."
             )
         return self._backend
+
+    def has(self, key: str) -> bool:
+        return bool(getattr(self.ids, key) >= 0)
 
     def save(self, folder: str | Path) -> None:
         """The tokenizer's files as they are."""
