@@ -6,10 +6,9 @@ what the reference code computed from it (``tests/numerics/test_parity.py`` runs
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,10 @@ from redraft.decode import CachePolicy, Loop, Method
 from redraft.errors import UserError
 from redraft.model import Model, load, read_json
 from redraft.registry import find
+from redraft.samplers import _open
 from redraft.samplers.ancestral import Ancestral
-from redraft.types import Attend, Canvas, Forward, Network, Sampler, Spec
+from redraft.samplers.threshold import Threshold
+from redraft.types import SEALED, Attend, Canvas, Forward, Network, Output, Sampler, Spec, Step
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,22 @@ class Guided:
 
 
 @dataclass(frozen=True)
+class Truncated:
+    """A network of which only the ``count`` likeliest tokens are heard, so that confidences are relative to these."""
+
+    network: Any
+    count: int
+
+    def __call__(self, ask: Forward, store: Any = None) -> Tensor:
+        logits: Tensor = self.network(ask, store)
+        least = logits.topk(self.count, -1).values[:, -1:]
+        return logits.masked_fill(logits < least, -torch.inf)
+
+    def store(self, seats: int, cells: int) -> Any:
+        return self.network.store(seats, cells)
+
+
+@dataclass(frozen=True)
 class Replayed(Ancestral):
     """``Ancestral`` with uniform numbers that a reference drew, ``table`` [turns, B, L]."""
 
@@ -159,6 +176,71 @@ class Replayed(Ancestral):
     def draws(self, canvas: Canvas, turn: Tensor) -> Tensor:
         recorded: Tensor = self.table[turn.clamp(max=len(self.table) - 1), torch.arange(len(turn))]
         return recorded
+
+
+@dataclass(frozen=True)
+class Paced(Threshold):
+    """Fast-dLLM's threshold for Dream: never ahead of an even pace of ``steps`` turns, however sure it is."""
+
+    steps: int = 1
+
+    def apply(
+        self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]
+    ) -> tuple[None, Step]:
+        ask, out = asks[0], outs[0]
+        assert ask.rows is not None
+        written = (canvas.status[ask.rows] == SEALED).sum(1)
+        due = (written + (ask.want >= 0).sum(1)) // self.steps * (canvas.step[ask.rows] + 1).clamp(max=self.steps)
+        sure = (out.conf > math.log(self.threshold)) & _open.best(out.conf, due - written)
+        return None, _open.write(ask, out, sure | _open.best(out.conf, torch.ones_like(written)))
+
+
+@dataclass(frozen=True)
+class FirstOfBlock:
+    """Fast-dLLM's blocks for Dream: the pass that fills the caches writes a block's first position, sure or not; what
+    follows goes by ``threshold``, or, if that is 0, by entropy and Dream's schedule over ``steps`` turns a block."""
+
+    block: int
+    steps: int
+    threshold: float = 0.0
+    eps: float = 1e-3
+
+    exact = False
+    retracts = False
+    width = 1
+
+    def start(self, canvas: Canvas, spec: Spec) -> None: ...
+
+    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
+        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block), self.block)
+
+    def apply(
+        self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]
+    ) -> tuple[None, Step]:
+        ask, out = asks[0], outs[0]
+        free = (ask.want >= 0).sum(1)
+        if bool((free == self.block).all()):
+            return None, _open.write(ask, out, torch.arange(ask.want.shape[1]).expand_as(ask.want) == 0)
+        if self.threshold:
+            sure = out.conf > math.log(self.threshold)
+            return None, _open.write(ask, out, sure | _open.best(out.conf, torch.ones_like(free)))
+        turn, stride = (canvas.step[ask.rows] % self.steps).double(), (1 - self.eps) / self.steps
+        count = torch.where(turn + 1 >= self.steps, free, (free * stride / (1 - turn * stride)).floor().long())
+        p = out.log_p.exp()
+        order = _open.rectangle((p * (p + 1e-10).log()).sum(-1), ask, -torch.inf)
+        return None, _open.write(ask, out, _open.best(order, count))
+
+
+@dataclass(frozen=True)
+class Late:
+    """A cache policy that also keeps the position before a block, once the block's first position is written."""
+
+    inner: CachePolicy
+
+    def narrow(self, ask: Forward, cells: Any, shift: int) -> Forward:
+        assert ask.active is not None
+        begun = int(ask.want[0, 0]) > int(ask.active[0, 0])
+        return self.inner.narrow(ask, cells, 0 if begun else shift)
 
 
 # Losses from a given masking
@@ -250,9 +332,7 @@ def _llada_likelihood(reference: Reference, model: Model) -> Iterator[Check]:
         wanted = torch.tensor(singles["log_likelihood_mc16_bs8"][f"cfg{scale}"])
         yield reference.close(f"log-likelihood, guidance {scale}", -torch.stack(total).mean(), wanted, atol=0.0)
     noisy = values["fixed_noisy"]
-    nats, each = masked_nll(
-        spec, answers(model, noisy), noisy, values["fixed_seq"], 1 / values["fixed_p_mask"][:, -1]
-    )
+    nats, each = masked_nll(spec, answers(model, noisy), noisy, values["fixed_seq"], 1 / values["fixed_p_mask"][:, -1])
     yield reference.close("cross-entropy of one masking", each, values["fixed_token_ce"])
     yield reference.close("likelihood of one masking", nats.mean(), values["fixed_loss"][0], atol=0.0)
     clean, noisy = values["train_ids"], values["train_noisy"]
@@ -273,6 +353,8 @@ def dream(reference: Reference) -> Iterator[Check]:
         yield _dream_case(reference, model, case, draws)
 
 
+# The settings say top_k none, but that leaves the default of transformers' generation: 50 (found by trying).
+_DREAM_TOP_K = 50
 _DREAM_ORDERS = {"maskgit_plus": "confidence", "topk_margin": "margin", "entropy": "entropy"}
 
 
@@ -284,20 +366,20 @@ def _dream_case(reference: Reference, model: Model, case: Mapping[str, Any], dra
     count, steps, policy = settings["max_new_tokens"], settings["steps"], None
     sampler: Sampler
     if "block_length" in settings:
-        policy = find("caches", "dual" if settings["dual_cache"] else "prefix")()
-        block = {"block": settings["block_length"]}
-        if settings["alg"] == "confidence_threshold":
-            sampler = find("samplers", "threshold")(threshold=settings["threshold"], **block)
-        else:
-            sampler = find("samplers", "confidence")(steps=steps, order=settings["alg"], **block)
+        policy = Late(find("caches", "dual" if settings["dual_cache"] else "prefix")())
+        block = settings["block_length"]
+        sampler = FirstOfBlock(block, steps * block // count, settings.get("threshold", 0.0))
     elif settings["alg"] == "confidence_threshold":
-        sampler = find("samplers", "threshold")(threshold=settings["threshold"])
+        sampler = Paced(settings["threshold"], steps=steps)
     elif settings["alg"] == "origin":
         sampler = Replayed(steps, settings["eps"], _table(draws, name, len(prompts), len(prompts[0]), count, steps))
     else:
         sampler = find("samplers", "dream")(steps=steps, order=_DREAM_ORDERS[settings["alg"]], eps=settings["eps"])
-    found, _ = write(model.network, model.spec, sampler, prompts, count, policy)
-    return reference.same(f"{case['impl']}, {name}", [ids[-count:] for ids in found], [i[-count:] for i in case["output_ids"]])
+    heard = Truncated(model.network, _DREAM_TOP_K)
+    found, _ = write(heard, model.spec, sampler, prompts, count, policy)
+    return reference.same(
+        f"{case['impl']}, {name}", [ids[-count:] for ids in found], [i[-count:] for i in case["output_ids"]]
+    )
 
 
 def _table(draws: Mapping[str, Tensor], name: str, rows: int, prompt: int, count: int, steps: int) -> Tensor:
@@ -342,6 +424,7 @@ def adapted(reference: Reference) -> Iterator[Check]:
 def _solve_biases(model: Model, ids: Tensor, wanted: Tensor) -> None:
     """Least squares for query, key and value biases that a file lacks (Gauss-Newton with damping)."""
     from torch.func import functional_call, jacfwd
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     network = model.network.double()
     names = [f"blocks.{number}.attention.qkv.bias" for number in range(len(network.blocks))]
@@ -358,7 +441,8 @@ def _solve_biases(model: Model, ids: Tensor, wanted: Tensor) -> None:
     bias, damping = torch.zeros(size * len(names), dtype=torch.float64), 1e-2
     error = gap(bias)
     for _ in range(30):
-        slope = jacfwd(gap, chunk_size=64)(bias)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no forward derivative
+            slope = jacfwd(gap)(bias)
         normal = slope.T @ slope
         step = torch.linalg.solve(normal + damping * torch.eye(len(bias)), slope.T @ error)
         new = gap(bias - step)
@@ -383,7 +467,9 @@ def llada_moe(reference: Reference) -> Iterator[Check]:
 def llada2_moe(reference: Reference) -> Iterator[Check]:
     model, values = reference.load(mask_id=reference.cases()[0]["settings"]["mask_id"]), reference.tensors("logits")
     ids = values["input_ids"]
-    yield reference.close("logits, block-causal", answers(model, ids, Attend("block", 8)), values["logits_block_causal"])
+    yield reference.close(
+        "logits, block-causal", answers(model, ids, Attend("block", 8)), values["logits_block_causal"]
+    )
     yield reference.close("logits, full attention", answers(model, ids, Attend("full")), values["logits_full"])
     for case in reference.cases():
         settings, [prompt], count = case["settings"], case["prompt_ids"], case["settings"]["gen_length"]
@@ -420,14 +506,22 @@ def mdlm(reference: Reference) -> Iterator[Check]:
         found = each * weight[:, None]
         yield reference.close(f"bound, {name}", found, losses[f"{name}.nelbo_tokens"], rtol=2e-4)
     step = reference.tensors("sampler_steps")
-    probabilities = _reverse(model, step["x"], 1 - step["t"][:, 0] * (1 - _EPS), 1 - (step["t"] - step["dt"])[:, 0] * (1 - _EPS))
+    probabilities = _reverse(
+        model, step["x"], 1 - step["t"][:, 0] * (1 - _EPS), 1 - (step["t"] - step["dt"])[:, 0] * (1 - _EPS)
+    )
     # Theirs are times 1 - alpha(t) at masks, and untouched ids are certain.
     chance = (step["t"] * (1 - _EPS))[..., None]
     at = (step["x"] == spec.mask_id)[..., None]
-    yield reference.close("one reverse step", torch.where(at, probabilities * chance, probabilities), step["ddpm_cache.probs"], 1e-3, 1e-5)
+    yield reference.close(
+        "one reverse step", torch.where(at, probabilities * chance, probabilities), step["ddpm_cache.probs"], 1e-3, 1e-5
+    )
     run = reference.tensors("sampler_run")
     for name in ("ddpm", "ddpm_cache"):
-        yield reference.same(f"its sampling, {name}, draws replayed", _mdlm_run(model, run[f"{name}.draws"], name), run[f"{name}.ids"].tolist())
+        yield reference.same(
+            f"its sampling, {name}, draws replayed",
+            _mdlm_run(model, run[f"{name}.draws"], name),
+            run[f"{name}.ids"].tolist(),
+        )
 
 
 _EPS = 1e-3  # of MDLM's log-linear schedule
@@ -492,7 +586,10 @@ def sedd(reference: Reference) -> Iterator[Check]:
         weights.fill(found.network, found.files, found.plan.layout)
         network = found.network.eval()
         x, sigma, c = values["xt"], values["sigma"], found.network.config
-        for name, ids, noise in (("log_score", x, sigma), ("log_score_low_sigma", values["x0"], torch.full_like(sigma, 1e-3))):
+        for name, ids, noise in (
+            ("log_score", x, sigma),
+            ("log_score_low_sigma", values["x0"], torch.full_like(sigma, 1e-3)),
+        ):
             t = -torch.expm1(-noise) / (1 - c.epsilon)
             if c.noise == "geometric":
                 t = (noise / c.sigma_min).log() / torch.log(torch.tensor(c.sigma_max / c.sigma_min))
@@ -504,7 +601,9 @@ def bd3lm(reference: Reference) -> Iterator[Check]:
     """Networks; bounds and samplers are checked beside the objectives (``tests/numerics``)."""
     model, values = reference.load(), reference.tensors("model")
     size, clean, noisy = model.spec.attend.block, values["x0"], values["xt"]
-    yield reference.close("logits, context and current block", answers(model, values["sample_x"]), values["sample_logits"])
+    yield reference.close(
+        "logits, context and current block", answers(model, values["sample_x"]), values["sample_logits"]
+    )
     parts = []
     for begin in range(0, clean.shape[1], size):  # one noisy block at a time, after clean ones
         x = torch.cat([clean[:, :begin], noisy[:, begin : begin + size]], 1)

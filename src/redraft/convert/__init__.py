@@ -6,6 +6,7 @@ networks do not compute, is an error that names it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from redraft.convert._keys import Keys
 from redraft.data.vocabulary import Ids, Vocabulary, find_ids
 from redraft.errors import UserError, suggest
+from redraft.files import atomic_folder, write_atomically
 from redraft.registry import find, names
-from redraft.weights import Files, Layout
+from redraft.weights import Files, Layout, pack, stored
 
 if TYPE_CHECKING:
+    from redraft.data.tokenizer import Tokenizer
     from redraft.models.parts.backbone import Backbone
+    from redraft.types import Spec
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class Format(Protocol):
     def read(keys: Keys, names: Collection[str], ids: Ids) -> Plan:
         """Translate a configuration, reading every key of it."""
         ...
+
+    # A format that can be written, too, also has
+    #     @staticmethod
+    #     def write(network: Backbone, spec: Spec) -> tuple[dict[str, Any], Layout]
+    # : its configuration and names for one of our networks, or a UserError that says why it can't hold it.
 
 
 @dataclass(frozen=True)
@@ -105,3 +114,32 @@ def _size(config: Mapping[str, Any]) -> int:
     if isinstance(config.get("tokens"), int):  # SEDD: without the absorbing state
         sizes.append(config["tokens"] + 1)
     return max((size for size in sizes if isinstance(size, int)), default=1 << 31)
+
+
+def writable() -> tuple[str, ...]:
+    """Formats that can be written."""
+    return tuple(name for name in names("convert") if hasattr(find("convert", name), "write"))
+
+
+def export(
+    format_name: str, network: Backbone, tokenizer: Tokenizer, spec: Spec, folder: Path, storage: str, card: str
+) -> None:
+    """Write a model as a public format holds it: configuration, weights, tokenizer, card; whole or not at all.
+
+    Raises:
+        UserError: the format can't hold this model.
+    """
+    from safetensors.torch import save_file
+
+    config, layout = find("convert", format_name).write(network, spec)
+    special = {f"{key}_token_id": getattr(spec, f"{key}_id") for key in ("pad", "eos") if tokenizer.has(key)}
+    if tokenizer.has("bos"):
+        special["bos_token_id"] = tokenizer.bos_id
+    with atomic_folder(folder) as new:
+        described = {**config, **special, "dtype": storage}
+        write_atomically(new / "config.json", json.dumps(described, indent=2) + "\n")
+        write_atomically(new / "generation_config.json", json.dumps(special, indent=2) + "\n")
+        state = pack(stored(network, layout), storage)
+        save_file(state, str(new / "model.safetensors"), metadata={"format": "pt"})
+        tokenizer.save(new)
+        write_atomically(new / "README.md", card)

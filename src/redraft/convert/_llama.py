@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from redraft.convert._keys import Keys
+from redraft.errors import UserError
+from redraft.models.parts.backbone import Backbone
 from redraft.models.parts.mlp import Activation
 from redraft.models.parts.positions import Stretch
-from redraft.models.transformer import Config
+from redraft.models.transformer import Config, Transformer
+from redraft.types import Spec
 from redraft.weights import Layout, Place
 
 ACTIVATIONS: Mapping[str, Activation] = {
@@ -147,3 +150,53 @@ def layout(c: Config) -> Layout:
     if not c.tied:
         places["lm_head.weight"] = Place("head.weight")
     return Layout(places, {"lm_head.weight": "model.embed_tokens.weight"} if c.tied else {}, ROTARY)
+
+
+def plain(network: Backbone, spec: Spec) -> Config:
+    """The shape of a network that Llama's and Qwen's code computes.
+
+    Raises:
+        UserError: says what it can't.
+    """
+    c = network.config
+    reason = ""
+    if not isinstance(network, Transformer):
+        reason = f"its network is a {type(network).__name__}"
+    elif c.timed or c.experts or c.rotary_dim or c.head_bias:
+        reason = "its network is told the time, or has experts or biases that Llama lacks"
+    elif spec.attend.kind != "causal":
+        reason = "it does not write from left to right"
+    elif spec.isolate_prompt:
+        reason = "its prompts see themselves whole (isolate_prompt)"
+    if reason:
+        raise UserError(f"this model can't be written so: {reason}.", "Take --to redraft.")
+    assert isinstance(c, Config)
+    return c
+
+
+def describe(c: Config) -> dict[str, Any]:
+    """The keys that ``shape`` reads."""
+    described = {
+        "hidden_act": "silu",
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.dim,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.key_heads,
+        "head_dim": c.head_width,
+        "intermediate_size": c.hidden,
+        "max_position_embeddings": c.max_length,
+        "rms_norm_eps": c.norm_eps,
+        "rope_theta": c.rope_theta,
+        "tie_word_embeddings": c.tied,
+        "attention_bias": c.qkv_bias,
+        "rope_scaling": None,
+    }
+    if c.stretch is not None:
+        s = c.stretch
+        scaling: dict[str, Any] = {"rope_type": s.kind, "factor": s.factor}
+        if s.kind == "llama3":
+            scaling |= {"low_freq_factor": s.low, "high_freq_factor": s.high}
+            scaling["original_max_position_embeddings"] = s.original
+        described["rope_scaling"] = scaling
+    return described

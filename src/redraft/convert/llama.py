@@ -9,6 +9,10 @@ from redraft import config
 from redraft.convert import Plan, _llama
 from redraft.convert._keys import Keys
 from redraft.data.vocabulary import Ids
+from redraft.errors import UserError
+from redraft.models.parts.backbone import Backbone
+from redraft.types import Spec
+from redraft.weights import Layout
 
 
 class Llama:
@@ -28,3 +32,11 @@ class Llama:
         c = _llama.shape(keys, shift=1, qkv_bias=bias, out_bias=bias, mlp_bias=mlp_bias)
         family = {"name": "autoregressive", "isolate_prompt": False}
         return Plan({"name": "transformer", **config.to_mapping(c)}, family, _llama.layout(c))
+
+    @staticmethod
+    def write(network: Backbone, spec: Spec) -> tuple[dict[str, Any], Layout]:
+        c = _llama.plain(network, spec)
+        if c.qk_norm or c.qkv_bias != c.out_bias:
+            raise UserError("this model can't be written so: Llama has no norm of queries and keys.", "Try --to qwen3.")
+        names = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": c.mlp_bias}
+        return {**names, **_llama.describe(c)}, _llama.layout(c)

@@ -9,6 +9,10 @@ from redraft import config
 from redraft.convert import Plan, _llama
 from redraft.convert._keys import Keys
 from redraft.data.vocabulary import Ids
+from redraft.errors import UserError
+from redraft.models.parts.backbone import Backbone
+from redraft.types import Spec
+from redraft.weights import Layout
 
 
 class Qwen3:
@@ -27,3 +31,11 @@ class Qwen3:
         c = _llama.shape(keys, shift=1, qk_norm=True, qkv_bias=bias, out_bias=bias)
         family = {"name": "autoregressive", "isolate_prompt": False}
         return Plan({"name": "transformer", **config.to_mapping(c)}, family, _llama.layout(c))
+
+    @staticmethod
+    def write(network: Backbone, spec: Spec) -> tuple[dict[str, Any], Layout]:
+        c = _llama.plain(network, spec)
+        if not c.qk_norm or c.mlp_bias or c.qkv_bias != c.out_bias:
+            raise UserError("this model can't be written so: Qwen3 normalises queries and keys.", "Try --to llama.")
+        names = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "use_sliding_window": False}
+        return {**names, **_llama.describe(c)}, _llama.layout(c)
