@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from redraft.models.parts.attention import Sight, see
+from redraft.models.parts.backbone import pick
 from redraft.models.parts.store import KeyValueStore
-from redraft.models.transformer import Block, Transformer, pick
+from redraft.models.transformer import Config, Transformer
 from redraft.types import Forward
 
 Weights = Literal["float32", "bfloat16", "int8"]
@@ -38,7 +39,7 @@ class Lean:
         self.network, self.config = network, network.config
         matrix = _MATRICES[weights]
         with torch.no_grad():
-            self.layers = [_Layer(block, network, matrix) for block in network.blocks]  # type: ignore[arg-type]
+            self.layers = [_Layer(block, network, matrix) for block in network.blocks]
             head = network.embedding.weight if network.head is None else network.head.weight
             self.head = matrix(head * network.norm.weight)
             self.rotary = torch.complex(network.rotary[:, 0], network.rotary[:, 1])
@@ -48,7 +49,7 @@ class Lean:
         """Is there a lean form of this network, as it stands, on this machine?"""
         return (
             isinstance(network, Transformer)
-            and not network.config.timed
+            and _plain(network.config)
             and not network.training
             and network.embedding.weight.device.type == "cpu"
             and network.embedding.weight.dtype == torch.float32
@@ -74,10 +75,16 @@ class Lean:
         return self.head(_normal(x, c.norm_eps))
 
 
+def _plain(c: Config) -> bool:
+    """Nothing but what ``Lean`` does: no time, no biases, whole heads rotated, one MLP a layer."""
+    extra = c.timed or c.qkv_bias or c.out_bias or c.mlp_bias or c.head_bias or c.experts or c.rotary_dim
+    return not extra
+
+
 class _Layer:
     """One block: [R, Q, D] -> [R, Q, D], or [N, D] where ``picked`` takes the N positions that matter after it."""
 
-    def __init__(self, block: Block, network: Transformer, matrix: type[_Matrix]) -> None:
+    def __init__(self, block: Any, network: Transformer, matrix: type[_Matrix]) -> None:
         c, attention = network.config, block.attention
         self.index, self.eps = attention.layer, c.norm_eps
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
