@@ -80,7 +80,7 @@ def run(root: Path, only: str = "") -> Iterator[Check]:
     Raises:
         UserError: there is none.
     """
-    known = [name for name in CHECKS if (root / name / "goldens").is_dir() and only in ("", name)]
+    known = [name for name in CHECKS if (root / name).is_dir() and only in ("", name)]
     if not known:
         raise UserError(f"'{root}' holds no reference values.", f"One folder for each model: {', '.join(CHECKS)}.")
     for name in known:
