@@ -328,11 +328,15 @@ class Model:
         spec = self.spec
         if settings.length == "head" and not spec.length_head:
             raise UserError("this model has no length head.", "Use length 'search' or 'fixed'.")
+        if settings.ignore_eos and settings.length in ("head", "search"):
+            raise UserError(f"length '{settings.length}' needs the end-of-text.", "Leave ignore_eos out.")
         ends_itself = spec.schedule is None or spec.attend.kind == "block"
         if settings.length == "search" and ends_itself:
             raise UserError(f"a model of family '{self.family_name}' ends its text itself.", "Leave length at 'auto'.")
         if settings.length != "auto":
             return settings.length
+        if settings.ignore_eos:
+            return "fixed"
         if spec.length_head:
             return "head"
         return "search" if self.conditional and not ends_itself else "fixed"
@@ -468,7 +472,7 @@ class Model:
         Raises:
             UserError: as ``infill``.
         """
-        if self.spec.shift:
+        if self.spec.attend.kind == "causal":
             raise UserError(
                 "an autoregressive model can't see what follows a hole.", "Use a diffusion model to infill."
             )

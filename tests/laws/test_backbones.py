@@ -117,13 +117,13 @@ def test_a_mixture_is_what_its_definition_says() -> None:
     mixture.balance.data.normal_()
     x = torch.randn(1, 7, 8, dtype=torch.float64)
     for token, found in zip(x[0], mixture(x)[0], strict=True):
-        score = (mixture.router.weight.float() @ token.float()).sigmoid()
-        rank = score + mixture.balance.float()
+        score = (mixture.router.weight @ token).sigmoid()
+        rank = score + mixture.balance
         group = int(rank.view(3, 2).sum(1).argmax())  # two experts a group: both are its best two
         chosen = [2 * group, 2 * group + 1]
         total = mixture.shared(token)
         for e in chosen:
             gate, up = (mixture.experts_gate_up[e] @ token).chunk(2)
             y = mixture.experts_down[e] @ (torch.nn.functional.silu(gate) * up)
-            total = total + 2.5 * (score[e] / score[chosen].sum()).double() * y
-        torch.testing.assert_close(found, total, rtol=1e-5, atol=1e-6)
+            total = total + 2.5 * (score[e] / score[chosen].sum()) * y
+        torch.testing.assert_close(found, total, rtol=1e-9, atol=1e-9)

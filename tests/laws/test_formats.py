@@ -1,4 +1,4 @@
-"""Laws of checkpoint formats: in and out is exact, every key is read, and what is wrong is said in words."""
+"""Laws of checkpoint formats: in and out is exact, every key is read, what is wrong with a file is said in words."""
 
 from __future__ import annotations
 

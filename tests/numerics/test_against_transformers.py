@@ -1,4 +1,4 @@
-"""Public formats against the code of transformers itself, on tiny random models; and the way out."""
+"""Public formats against the code of transformers itself, on tiny random models of many shapes; and the way out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from redraft.errors import UserError
 from redraft.model import Model, load
 from redraft.parity import answers
 from redraft.presets import preset
-from redraft.types import Attend
 
 transformers = pytest.importorskip("transformers")
 
@@ -93,10 +92,7 @@ def test_plain_autoregressive_models_go_out_and_come_back(to: str, shape: dict[s
     assert tokenizer("It was", add_special_tokens=False).input_ids == model.tokenizer.encode("It was")
     again = load(tmp_path / "out")
     assert torch.equal(again.logits(ids), model.logits(ids))
-    assert (again.spec.eos_id, again.spec.bos_id if hasattr(again.spec, "bos_id") else again.tokenizer.bos_id) == (
-        model.tokenizer.eos_id,
-        model.tokenizer.bos_id,
-    )
+    assert (again.tokenizer.eos_id, again.tokenizer.bos_id) == (model.tokenizer.eos_id, model.tokenizer.bos_id)
 
 
 def test_what_no_llama_computes_is_not_written_as_one() -> None:
@@ -130,7 +126,6 @@ def test_our_folders_are_read_by_the_auto_classes(family: str, tmp_path: Path) -
     torch.testing.assert_close(found[1, 3:], model.logits(ids[1:, 3:])[0], rtol=1e-5, atol=1e-5)
     theirs.save_pretrained(tmp_path / "n")
     model.tokenizer.save(tmp_path / "n")
-    assert Attend  # the pattern is the family's own
     again = transformers.AutoModel.from_pretrained(tmp_path / "n").eval()
     with torch.no_grad():
         assert torch.equal(again(input_ids=ids).logits, theirs(input_ids=ids).logits)

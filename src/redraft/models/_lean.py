@@ -76,9 +76,8 @@ class Lean:
 
 
 def _plain(c: Config) -> bool:
-    """Nothing but what ``Lean`` does: no time, no biases, whole heads rotated, one MLP a layer."""
-    extra = c.timed or c.qkv_bias or c.out_bias or c.mlp_bias or c.head_bias or c.experts or c.rotary_dim
-    return not extra
+    """Nothing but what ``Lean`` does: no time, no biases but Qwen's, whole heads rotated, one MLP a layer."""
+    return not (c.timed or c.out_bias or c.mlp_bias or c.head_bias or c.experts or c.rotary_dim)
 
 
 class _Layer:
@@ -91,6 +90,10 @@ class _Layer:
         turned = self.heads + self.kv_heads
         qkv = (attention.qkv.weight * block.attention_norm.weight).view(-1, self.head_dim, c.dim)
         self.qkv = matrix(torch.cat([_side_by_side(qkv[:turned], 1), qkv[turned:]]).flatten(0, 1))
+        self.bias = None
+        if attention.qkv.bias is not None:
+            bias = attention.qkv.bias.view(-1, self.head_dim)
+            self.bias = torch.cat([_side_by_side(bias[:turned], 1), bias[turned:]]).flatten()
         self.out, self.down = matrix(attention.out.weight), matrix(block.mlp.down.weight)
         gate_up = (block.mlp.gate_up.weight * block.mlp_norm.weight).chunk(2)
         self.gate, self.up = (matrix(half) for half in gate_up)
@@ -101,7 +104,10 @@ class _Layer:
 
     def __call__(self, x: Tensor, sight: Sight, picked: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         rows, width, _ = x.shape
-        qkv = self.qkv(_normal(x, self.eps)).view(rows, width, -1, self.head_dim)
+        qkv = self.qkv(_normal(x, self.eps))
+        if self.bias is not None:
+            qkv.add_(self.bias)
+        qkv = qkv.view(rows, width, -1, self.head_dim)
         pair = self._turned(qkv, sight.table)
         if sight.store is not None and sight.window is not None:
             keys, values = sight.store.put(self.index, sight.window, pair)

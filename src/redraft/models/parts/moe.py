@@ -73,9 +73,9 @@ class MixtureOfExperts(nn.Module):
         return total.view_as(x)
 
     def route(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, D] -> weights and numbers of the chosen experts, [T, active] each; in float32."""
-        e = self.experts
-        logits = F.linear(flat.float(), self.router.weight.float())
+        """[T, D] -> weights and numbers of the chosen experts, [T, active] each; in float32 at least."""
+        e, exact = self.experts, torch.promote_types(flat.dtype, torch.float32)
+        logits = F.linear(flat.to(exact), self.router.weight.to(exact))
         score = logits.softmax(-1) if e.score == "softmax" else logits.sigmoid()
         rank = score if self.balance is None else score + self.balance
         if e.groups > 1:
