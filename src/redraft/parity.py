@@ -237,7 +237,7 @@ class Late:
     """A cache policy that also keeps the position before a block, once the block's first position is written."""
 
     inner: CachePolicy
-    exact: bool = False
+    exact = False
 
     def narrow(self, ask: Forward, cells: Any, shift: int) -> Forward:
         assert ask.active is not None
