@@ -20,8 +20,9 @@ TIERS = [
     {"presets", "objectives", "samplers", "guidance", "caches", "constraints"},
     {"canvas", "decode", "likelihood"},
     {"families"},
+    {"convert"},
     {"model", "infilling"},
-    {"train", "convert", "tasks", "metrics"},
+    {"train", "tasks", "metrics"},
     {"compare", "serve", "interop", "bench"},
     {"cli"},
 ]

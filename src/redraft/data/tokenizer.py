@@ -49,7 +49,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.encode_special_tokens = True  # the backend's name for "treat them as ordinary text"
         before = set(backend.get_vocab(with_added_tokens=True))
-        names = _name_specials(backend, specials or {})
+        names = name_specials(backend, specials or {})
         backend.add_special_tokens([AddedToken(names[key], special=True, normalized=False) for key in SPECIALS])
         self.backend = backend
         self.names = names
@@ -113,8 +113,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the backend raises plain Exception
             raise UserError(f"{file}: not a tokenizer.json that can be read: {error}.") from None
-        named = [_read_names(file.parent / name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
-        return cls(backend, named[0] | named[1])
+        return cls(backend, read_specials(file.parent))
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``; transformers' AutoTokenizer reads them too."""
@@ -126,6 +125,10 @@ class Tokenizer:
         write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     # using one
+
+    def has(self, key: str) -> bool:
+        """Is there this special token (``"mask"``)? Always, save for public checkpoints (``data.vocabulary``)."""
+        return True
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; no special tokens are added."""
@@ -148,6 +151,10 @@ class Tokenizer:
                 check_unicode(text)
             raise
         return [encoding.ids for encoding in found]
+
+    def encode_opening(self, text: str) -> list[int]:
+        """The beginning of a plain text: bos, then its tokens."""
+        return [self.bos_id, *self.encode(text)]
 
     def encode_prompt(self, text: str) -> list[int]:
         """The prompt of a row: its tokens, then sep."""
@@ -238,13 +245,20 @@ def _byte_symbols() -> list[str]:
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
 
 
-def _name_specials(backend: tokenizers.Tokenizer, given: Mapping[str, str]) -> dict[str, str]:
+def name_specials(backend: tokenizers.Tokenizer, given: Mapping[str, str]) -> dict[str, str]:
+    """Texts of the special tokens: those given, else marked tokens with a usual name, else names of our own."""
     marked = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     names = {}
     for key in SPECIALS:
         known = next((alias for alias in _ALIASES[key] if alias in marked), _own(key))
         names[key] = given.get(key) or known
     return names
+
+
+def read_specials(folder: Path) -> dict[str, str]:
+    """What a folder's tokenizer files call their special tokens, by the names in ``SPECIALS``."""
+    named = [_read_names(folder / name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    return named[0] | named[1]
 
 
 def _read_names(file: Path) -> dict[str, str]:

@@ -31,6 +31,7 @@ class Ancestral:
     """
 
     steps: int = 64
+    eps: float = 0.0  # the grid runs from 1 to eps instead of 0, the last step to the end all the same (MDLM, Dream)
 
     exact = False  # several tokens a turn are drawn independently of each other
     retracts = False
@@ -41,6 +42,8 @@ class Ancestral:
         _open.check_diffusion(spec)
         if self.steps < 1:
             raise UserError(f"steps = {self.steps} must be at least 1.")
+        if not 0 <= self.eps < 1:
+            raise UserError(f"eps = {self.eps} must lie in [0, 1).")
         return self._advance(canvas, spec, torch.zeros_like(canvas.step) - 1)
 
     def _advance(self, canvas: Canvas, spec: Spec, turn: Tensor) -> State:
@@ -50,19 +53,22 @@ class Ancestral:
         reveal = torch.zeros_like(free)
         waiting = free.any(1)
         turn = turn.clone()
-        positions = torch.arange(free.shape[1]).expand(len(turn), -1)
         while bool(waiting.any()):
             turn = torch.where(waiting, turn + 1, turn)
             now, then = self._time(turn), self._time(turn + 1)
             before, after = spec.schedule.alpha(now), spec.schedule.alpha(then)
             chance = torch.where(turn + 1 >= self.steps, 1.0, (after - before) / (1 - before).clamp(min=1e-12))
-            drawn = keyed_uniform(canvas.seed, turn + _open.ORDER_STREAM, positions)
-            reveal |= (drawn < chance[:, None]) & free & waiting[:, None]
+            reveal |= (self.draws(canvas, turn) < chance[:, None]) & free & waiting[:, None]
             waiting &= ~reveal.any(1)
         return State(turn, reveal)
 
+    def draws(self, canvas: Canvas, turn: Tensor) -> Tensor:
+        """[B, L] uniform numbers that decide what each row reveals at its ``turn`` [B]."""
+        positions = torch.arange(canvas.ids.shape[1]).expand(len(turn), -1)
+        return keyed_uniform(canvas.seed, turn + _open.ORDER_STREAM, positions)
+
     def _time(self, turn: Tensor) -> Tensor:
-        return (1 - turn.double() / self.steps).clamp(min=0)
+        return (1 - turn.double() * (1 - self.eps) / self.steps).clamp(min=0)
 
     def plan(self, canvas: Canvas, state: State, spec: Spec) -> list[Forward]:
         reveal = state.reveal & (canvas.status == FREE)  # an end-of-text may have closed the row since
