@@ -15,7 +15,7 @@ from torch import Tensor
 from redraft import canvas as canvases
 from redraft import config as configs
 from redraft import runtime, weights
-from redraft.decode import Counter, Loop, Method
+from redraft.decode import Counter, Guidance, Loop, Method
 from redraft.errors import UserError, suggest
 from redraft.files import atomic_folder, write_atomically
 from redraft.models._lean import Lean
@@ -38,6 +38,9 @@ class Settings:
     sampler: str | None = None
     steps: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields of the sampler
+    constraint: Mapping[str, Any] = field(default_factory=dict)  # kind -> text; all of them hold (constraints/)
+    guidance: str | None = None
+    guide: Mapping[str, Any] = field(default_factory=dict)  # fields of the guidance
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -215,8 +218,9 @@ class Model:
         return chosen
 
     def method(self, settings: Settings) -> Method:
-        """Resolve settings into a sampler and a cache policy."""
+        """Resolve settings into a sampler, a cache policy, guidance and constraints."""
         from redraft.caches.exact import Exact
+        from redraft.constraints import build_all
 
         default = self.family.sampler()
         kind = type(default) if settings.sampler is None else find("samplers", settings.sampler)
@@ -231,7 +235,21 @@ class Model:
             options["steps"] = settings.steps
         elif "steps" in fields and "steps" not in options:
             options["steps"] = min(16, settings.max_new_tokens)
-        return Method(configs.build(kind, options, f"sampler '{name}'"), Exact() if settings.cache else None)
+        return Method(
+            sampler=configs.build(kind, options, f"sampler '{name}'"),
+            cache=Exact() if settings.cache else None,
+            guidance=self._guidance(settings),
+            constraint=build_all(settings.constraint, self.tokenizer) if settings.constraint else None,
+        )
+
+    def _guidance(self, settings: Settings) -> Guidance | None:
+        if settings.guidance is None:
+            if settings.guide:
+                raise UserError("options of a guidance need its name.", "For example --guidance classifier_free.")
+            return None
+        kind = find("guidance", settings.guidance)
+        built: Guidance = configs.build(kind, settings.guide, f"guidance '{settings.guidance}'").ready(self.tokenizer)
+        return built
 
     def draft(self, prompts: Sequence[str], settings: Settings, keep_trace: bool = False) -> Drafting:
         """Set up a generation without running it."""
