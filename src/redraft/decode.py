@@ -27,7 +27,7 @@ class Guidance(Protocol):
     """Turns one request into several, and their answers into one."""
 
     def expand(self, canvas: Canvas, ask: Forward, spec: Spec) -> list[Forward]: ...
-    def combine(self, ask: Forward, logits: list[Tensor]) -> Tensor: ...  # [N, V] each -> [N, V]
+    def combine(self, canvas: Canvas, ask: Forward, logits: list[Tensor]) -> Tensor: ...  # [N, V] each -> [N, V]
 
 
 class Constraint(Protocol):
@@ -102,7 +102,7 @@ class Loop:
             logits = self._forward(canvas, ask)
         else:
             asks = guidance.expand(canvas, ask, self.spec)
-            logits = guidance.combine(ask, [self._forward(canvas, each) for each in asks])
+            logits = guidance.combine(canvas, ask, [self._forward(canvas, each) for each in asks])
         if self.spec.forbidden:
             if self._forbidden is None:
                 self._forbidden = torch.tensor(self.spec.forbidden, device=logits.device)

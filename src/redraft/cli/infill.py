@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from redraft.cli._common import Device, Json, Seed
+from redraft.cli._common import Constraint, Device, Json, Seed, constraints
 
 
 def infill(
@@ -23,6 +23,7 @@ def infill(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
+    constraint: Constraint = None,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -50,6 +51,7 @@ def infill(
         sampler=sampler,
         options=parse_options(option or [], "--option") or None,
         temperature=temperature,
+        constraint=constraints(constraint) or None,
         seed=seed,
     )
     seconds = time.perf_counter() - begin

@@ -4,10 +4,10 @@ An answer of n positions is a path of n tokens through an automaton. With some p
 
     alpha_c = the states that the first c positions can lead to,    beta_c = the states that the last n - c can accept
 
-are sets, and a token v may be written at position c iff some s in alpha_c has delta(s, v) in beta_{c+1}. Several tokens
-written at once must be feasible *together*: of those that are not, the likeliest feasible part is kept, found by dynamic
-programming over the same states. (For masked diffusion: Mündler et al. 2025, arXiv:2508.10111, by intersection of
-grammars; Suresh et al. 2025, arXiv:2505.23061, by automata.)
+are sets, and a token v may be written at position c iff some s in alpha_c has delta(s, v) in beta_{c+1}. Several
+tokens written at once must be feasible *together*: of those that are not, the likeliest feasible part is kept, found by
+dynamic programming over the same states. (Mündler et al. 2025, arXiv:2508.10111, do this for
+grammars, by intersection.)
 
 Columns count from the end of the prompt. R rows, n columns, S + 1 states, E pairs of states, K classes of tokens.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def integers(low: int | None, high: int | None) -> str:
-    """Integers from ``low`` to ``high``, both included, without leading zeros; None: no bound. "" where there are none."""
+    """Integers from ``low`` to ``high``, both included, without leading zeros; None: no bound. "" if there are none."""
     if low is not None and high is not None and low > high:
         return ""
     parts = []
@@ -18,7 +18,7 @@ def integers(low: int | None, high: int | None) -> str:
 
 
 def decimals(low: int | None, high: int | None, above: bool = False, below: bool = False) -> str:
-    """Decimal numbers between whole bounds; ``above`` and ``below`` exclude the bound itself. "" where there are none."""
+    """Decimal numbers between whole bounds; ``above`` and ``below`` exclude the bound itself. "" if there are none."""
     parts = []
     if low is None or low < 0:
         least, most = (0 if high is None or high >= 0 else -high), (None if low is None else -low)

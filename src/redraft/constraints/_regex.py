@@ -402,10 +402,10 @@ def _bytes(moves: np.ndarray, accept: np.ndarray, classes: list[Ranges]) -> Auto
     tree = _tree(classes)
     root = len(tree) - 1
     below = np.zeros((len(tree), len(classes)), dtype=bool)  # classes that can be reached from a node
-    for number, node in enumerate(tree):
-        for child in set(node[node >= 0].tolist()):
-            below[number] |= below[child]
-        below[number, -2 - np.unique(node[node < -1])] = True
+    for at, entries in enumerate(tree):
+        for child in set(entries[entries >= 0].tolist()):
+            below[at] |= below[child]
+        below[at, -2 - np.unique(entries[entries < -1])] = True
     number = np.full((len(moves), len(tree)), -1, dtype=np.int64)  # of a state of the result
     number[:, root] = np.arange(len(moves))
     states, places = [np.arange(len(moves))], [np.full(len(moves), root)]
@@ -422,11 +422,10 @@ def _bytes(moves: np.ndarray, accept: np.ndarray, classes: list[Ranges]) -> Auto
     state, place = np.concatenate(states), np.concatenate(places)
     nodes = np.stack(tree)[place]  # [states, 256]
     table = np.full(nodes.shape, -1, dtype=np.int64)
-    at, byte = np.nonzero(nodes >= 0)
-    table[at, byte] = number[state[at], nodes[at, byte]]
-    at, byte = np.nonzero(nodes < -1)
-    target = moves[state[at], -2 - nodes[at, byte]]
-    table[at, byte] = np.where(target >= 0, number[target, root], -1)
+    row, byte = np.nonzero(nodes >= 0)
+    table[row, byte] = number[state[row], nodes[row, byte]]
+    row, byte = np.nonzero(nodes < -1)
+    table[row, byte] = moves[state[row], -2 - nodes[row, byte]]  # the number of a state at the root is its own
     return trimmed(table.astype(np.int32), (place == root) & accept[state])
 
 
@@ -453,12 +452,12 @@ def _tree(classes: list[Ranges]) -> list[np.ndarray]:
         return np.array(numbers)
 
     one = grown(of.reshape(-1, 64))
-    two = one.reshape(-1, 64).copy()
-    two[0, :32] = -1  # shorter encodings must be used where they exist
-    two = grown(two)
-    three = np.full(5 * 64, -1)
-    three[16 : len(two)] = two[16:]
-    three = grown(three.reshape(-1, 64))
+    pairs = one.reshape(-1, 64).copy()
+    pairs[0, :32] = -1  # shorter encodings must be used where they exist
+    two = grown(pairs)
+    triples = np.full(5 * 64, -1)
+    triples[16 : len(two)] = two[16:]
+    three = grown(triples.reshape(-1, 64))
     root = np.full(256, -1)
     root[:0x80], root[0xC2:0xE0], root[0xE0:0xF0], root[0xF0:0xF5] = of[:0x80], one[2:32], two[:16], three
     return [*nodes, root]

@@ -94,7 +94,8 @@ def _functions(automaton: Automaton, token_bytes: Sequence[bytes | None]) -> tup
     while len(alive):
         step = function[alive] * width + flat[offset[alive] + depth]
         distinct, which = np.unique(step, return_inverse=True)
-        numbers, fresh = np.empty(len(distinct), dtype=np.int64), []
+        numbers = np.empty(len(distinct), dtype=np.int64)
+        fresh: list[np.ndarray] = []
         for begin in range(0, len(distinct), 1024):
             part = distinct[begin : begin + 1024]
             for place, image in enumerate(columns[functions[part // width], (part % width)[:, None]], begin):

@@ -13,8 +13,8 @@ from redraft.errors import UserError
 
 @dataclass(frozen=True)
 class Regex(Kind):
-    r"""``regex=\d{4}-\d{2}-\d{2}``, in Python's syntax. The text matches from beginning to end, so ``^`` and ``$`` at its
-    ends say nothing more. No look-around, no word boundaries, no back-references."""
+    r"""``regex=\d{4}-\d{2}-\d{2}``, in Python's syntax. The text matches from beginning to end, so ``^`` and ``$`` at
+    its ends say nothing more. No look-around, no word boundaries, no back-references."""
 
     pattern: str
 

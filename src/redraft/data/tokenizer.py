@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 import re
@@ -186,7 +187,7 @@ class Tokenizer:
         return lengths
 
     @cached_property
-    def token_bytes(self) -> tuple[bytes | None, ...]:
+    def token_bytes(self) -> tuple[builtins.bytes | None, ...]:
         """The bytes each id adds to a text, for vocabularies whose text is the bytes of its tokens side by side.
 
         None for special tokens, which add nothing, and for ids that are not in use.

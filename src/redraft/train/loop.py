@@ -20,6 +20,7 @@ from torch import Tensor
 from redraft import runtime
 from redraft.errors import UserError
 from redraft.files import disk_error, write_atomically
+from redraft.guidance._condition import drop_prompts
 from redraft.likelihood import bound
 from redraft.metrics.memory import peak_resident
 from redraft.train import checkpoint, optim
@@ -95,6 +96,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             # 4. Corrupt them on the host, ask the network to repair them, gather the gradient.
             loss = torch.zeros((), device=where)
             for batch in batches:
+                batch = drop_prompts(batch, spec, recipe.train.drop_prompt, state.noise)
                 prepared = objective.prepare(batch, spec, state.noise)
                 state.flops += arithmetic.training(prepared)
                 loss += backward(state.network, objective, to_device(prepared, where), prepared.tokens / targets, low)
