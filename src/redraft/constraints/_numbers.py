@@ -1,6 +1,12 @@
-"""Numbers between bounds, as regular expressions over their decimal digits."""
+"""Numbers between bounds, as regular expressions over their decimal digits.
+
+Without a bound, numbers have up to ``MOST`` digits (or as many as the other bound): readers take longer ones for
+infinite, and a weak model would never stop writing digits.
+"""
 
 from __future__ import annotations
+
+MOST = 15  # digits that a double holds exactly
 
 
 def integers(low: int | None, high: int | None) -> str:
@@ -32,14 +38,14 @@ def _fractions(low: int, high: int | None, above: bool, below: bool) -> str:
     """Decimals of a magnitude from ``low`` to ``high``: whole part below the upper bound, then any fraction."""
     if high is not None and (low > high or (low == high and (above or below))):
         return ""
-    fraction, positive = r"(?:\.[0-9]+)?", r"\.[0-9]*[1-9][0-9]*"
+    fraction, positive = rf"(?:\.[0-9]{{1,{MOST}}})?", rf"\.[0-9]{{0,{MOST - 1}}}[1-9]"
     parts = []
     if high is None or low < high:
         parts.append(f"{low}{positive}" if above else f"{low}{fraction}")
         inner = _magnitudes(low + 1, None if high is None else high - 1)
         parts.append(f"{inner}{fraction}" if inner else "")
     if high is not None and not below:
-        parts.append(rf"{high}(?:\.0+)?")
+        parts.append(rf"{high}(?:\.0)?")
     return _either([part for part in parts if part])
 
 
@@ -49,8 +55,8 @@ def _magnitudes(low: int, high: int | None) -> str:
         return ""
     if high is None:
         digits = len(str(low))
-        longer = f"[1-9][0-9]{{{digits},}}"
-        return _either([_digits(str(low), "9" * digits), longer])
+        longer = [f"[1-9][0-9]{{{digits},{MOST - 1}}}"] if digits < MOST else []
+        return _either([_digits(str(low), "9" * digits), *longer])
     parts = []
     for digits in range(len(str(low)), len(str(high)) + 1):
         first = max(low, 10 ** (digits - 1) if digits > 1 else 0)

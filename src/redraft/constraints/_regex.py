@@ -444,12 +444,16 @@ def _tree(classes: list[Ranges]) -> list[np.ndarray]:
     def grown(rows: np.ndarray) -> np.ndarray:
         """Nodes of which each reads a continuation byte: [N, 64] entries -> [N] nodes, -1 for those without entries."""
         known = {np.full(64, -1, dtype=rows.dtype).tobytes(): -1}
-        numbers = []
-        for row in rows:
-            numbers.append(known.setdefault(row.tobytes(), len(nodes)))
-            if numbers[-1] == len(nodes):
-                nodes.append(np.concatenate([np.full(0x80, -1), row, np.full(0x40, -1)]))
-        return np.array(numbers)
+        numbers = np.empty(len(rows), dtype=np.int64)
+        even = (rows == rows[:, :1]).all(1)  # most rows hold one entry 64 times: one of a kind will do
+        _, first, which = np.unique(rows[even, 0], return_index=True, return_inverse=True)
+        ones, others = np.flatnonzero(even)[first], np.flatnonzero(~even)
+        for at in [*ones.tolist(), *others.tolist()]:
+            numbers[at] = known.setdefault(rows[at].tobytes(), len(nodes))
+            if numbers[at] == len(nodes):
+                nodes.append(np.concatenate([np.full(0x80, -1), rows[at], np.full(0x40, -1)]))
+        numbers[even] = numbers[ones][which]
+        return numbers
 
     one = grown(of.reshape(-1, 64))
     pairs = one.reshape(-1, 64).copy()

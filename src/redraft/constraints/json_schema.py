@@ -53,7 +53,8 @@ class JsonSchema(Kind):
 
     - properties come in the order of the schema, and none that it does not name (unless it names none);
     - one space may follow a comma or colon, and there is no other white space;
-    - a value of which nothing is said nests at most two levels; strings have the short escapes only.
+    - a value of which nothing is said nests at most two levels; strings have the short escapes only;
+    - a number without bounds has up to 15 digits on either side of its point.
 
     A schema is turned into a regular expression, so recursion, ``not``, ``uniqueItems`` and the like are refused, never
     ignored.
@@ -351,7 +352,8 @@ def _number(schema: Mapping[str, Any], path: str, whole: bool) -> str:
     low, above = _bound(schema, "minimum", "exclusiveMinimum", path, max)
     high, below = _bound(schema, "maximum", "exclusiveMaximum", path, min)
     if low is None and high is None:
-        return "-?(?:0|[1-9][0-9]*)" + ("" if whole else r"(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+        digits = f"-?(?:0|[1-9][0-9]{{0,{numbers.MOST - 1}}})"
+        return digits + ("" if whole else rf"(?:\.[0-9]{{1,{numbers.MOST}}})?(?:[eE][+-]?[0-9]{{1,2}})?")
     if whole:
         least = None if low is None else int(low // 1) + (low % 1 > 0 or above)
         most = None if high is None else int(high // 1) - (high % 1 == 0 and below)
