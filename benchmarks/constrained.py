@@ -4,7 +4,7 @@
 
 Every constraint is written by ``--each`` pairs of sampler and mood of the adversary, in turn; half of the models choose
 their length beforehand. Texts are judged by Python's ``re`` and by a validator written from the specification (and by
-jsonschema-rs where it is installed). A refusal ("needs at least n tokens") is checked: n positions must do, n - 1 must not.
+jsonschema-rs where it is installed). A refusal ("needs at least n tokens") is checked: n positions must do, n - 1 not.
 Prints one JSON object, and every failure.
 """
 
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from redraft.errors import UserError
 from tests import constrained
 
-ROOM = 48
+ROOM = 32
 
 
 def main() -> None:

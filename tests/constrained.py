@@ -4,6 +4,7 @@ pushes towards violation."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -162,9 +163,8 @@ def _within(value: Any, schema: dict[str, Any]) -> bool:
             and ("format" not in schema or re.fullmatch(_FORMATS[schema["format"]], value) is not None)
         )
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return schema.get("minimum", value) <= value <= schema.get("maximum", value) and schema.get(
-            "exclusiveMinimum", value - 1
-        ) < value < schema.get("exclusiveMaximum", value + 1)
+        above, below = schema.get("exclusiveMinimum", -math.inf), schema.get("exclusiveMaximum", math.inf)
+        return schema.get("minimum", value) <= value <= schema.get("maximum", value) and above < value < below
     if isinstance(value, list):
         heads = schema.get("prefixItems", [])
         rest = schema.get("items", True)
@@ -203,8 +203,8 @@ def holds(kind: str, value: Any, text: str) -> bool:
 
 @dataclass
 class Adversary:
-    """Logits that push towards violation: ``end`` at once, ``never`` end, ``one`` token everywhere, ``noise`` so loud that
-    positions never agree with one another, ``shy`` of every token (-inf) but a few."""
+    """Logits that push towards violation: ``end`` at once, ``never`` end, ``one`` token everywhere, ``noise`` so loud
+    that positions never agree with one another, ``shy`` of every token (-inf) but a few."""
 
     spec: Spec
     mood: str
@@ -292,7 +292,7 @@ def write(
 def least_room(wanted: dict[str, Any]) -> int | None:
     """Tokens of the shortest text, by asking for ever more room; None: more than 4,000, or none at all."""
     try:
-        write(wanted, "autoregressive", next(methods())[1], "noise", 0, 1, rows=1)
+        write(wanted, "autoregressive", registry.find("samplers", "autoregressive")(), "noise", 0, 1, rows=1)
     except UserError as error:
         found = re.search(r"at least (\d+) tokens", str(error))
         return int(found[1]) if found else None

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from redraft.types import FREE, SEALED, Attend, Canvas, Forward, Spec, Step
 from tests import constrained
 
 METHODS = list(constrained.methods())
-QUICK = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 # ---- every finished text
@@ -66,48 +67,40 @@ def test_every_text_is_json_that_its_schema_accepts(schema: dict[str, Any], turn
 @pytest.mark.parametrize("length_head", [False, True])
 @pytest.mark.parametrize(("name", "sampler"), METHODS, ids=[f"{n}-{i}" for i, (n, _) in enumerate(METHODS)])
 def test_every_sampler_keeps_to_several_at_once(name: str, sampler: Any, length_head: bool) -> None:
-    wanted = {"keywords": "Haus, cat", "template": "x[[ ]]y[[[0-9]{2,}]]", "length": "8-20"}
-    for mood in constrained.MOODS:
-        for text in constrained.write(wanted, name, sampler, mood, 3, 24, length_head, temperature=1.0):
+    wanted = {"keywords": "Haus, cat", "template": "x[[ ]]y[[[0-9]{2,}]]", "length": "8-14"}
+    for number, mood in enumerate(constrained.MOODS):
+        for text in constrained.write(wanted, name, sampler, mood, 3, 16, length_head, float(number % 2), rows=1):
             assert re.fullmatch(r"x.+y[0-9]{2,}", text) and "Haus" in text and "cat" in text
 
 
-@pytest.mark.parametrize(("value", "low", "high"), [("9", 9, 9), ("4-7", 4, 7), ("-5", 0, 5), ("20-", 20, 24)])
 @pytest.mark.parametrize("length_head", [False, True])
-def test_length_in_tokens(value: str, low: int, high: int, length_head: bool) -> None:
+@pytest.mark.parametrize(("name", "sampler"), METHODS, ids=[f"{n}-{i}" for i, (n, _) in enumerate(METHODS)])
+def test_length_in_tokens(name: str, sampler: Any, length_head: bool) -> None:
     """Read off the canvas: the adversary writes end-of-text as early, or as late, as it may."""
-    for name, sampler in METHODS:
-        spec, tokenizer = constrained.spec_for(name, length_head), constrained.real_tokenizer()
-        for mood in ("end", "never", "noise"):
-            head = tokenizer.encode_prompt("Hi")
-            canvas = make_canvas([[*head, *[None] * 24]], [len(head)], spec, seeds=[1], copies=sampler.width)
-            loop = Loop(
-                {"main": constrained.Adversary(spec, mood)},
-                Method(sampler, constraint=build("length", value, tokenizer)),
-                spec,
-            )
+    spec, tokenizer = constrained.spec_for(name, length_head), constrained.real_tokenizer()
+    head = tokenizer.encode_prompt("Hi")
+    for value, low, high in [("4", 4, 4), ("3-5", 3, 5), ("-2", 0, 2), ("6-", 6, 10)]:
+        for mood in ("end", "never"):
+            canvas = make_canvas([[*head, *[None] * 10]], [len(head)], spec, seeds=[1], copies=sampler.width)
+            method = Method(sampler, constraint=build("length", value, tokenizer))
+            loop = Loop({"main": constrained.Adversary(spec, mood)}, method, spec)
             if length_head and spec.length_head:
                 loop.choose_lengths(canvas)
             for _ in loop.run(canvas):
                 pass
             ids = canvas.ids[0, len(head) :].tolist()
-            count = ids.index(spec.eos_id) if spec.eos_id in ids else len(ids)
-            assert low <= count <= high
+            assert low <= (ids.index(spec.eos_id) if spec.eos_id in ids else len(ids)) <= high
 
 
 @pytest.mark.parametrize(
     ("value", "pattern"),
-    [
-        ("3 words", r"\S+(\s\S+){2}"),
-        ("2-4 words", r"\S+(\s\S+){1,3}"),
-        ("12 characters", r"(?s:.){12}"),
-        ("-3 words", None),
-    ],
+    [("3 words", r"\S+(\s\S+){2}"), ("2-4 words", r"\S+(\s\S+){1,3}"), ("12 characters", r"(?s:.){12}")],
 )
-def test_length_in_words_and_characters(value: str, pattern: str | None) -> None:
-    for number, (name, sampler) in enumerate(METHODS):
-        [text] = constrained.write({"length": value}, name, sampler, "noise", number, 24, rows=1)
-        assert re.fullmatch(pattern, text) if pattern else len(text.split()) <= 3
+def test_length_in_words_and_characters(value: str, pattern: str) -> None:
+    for name in ("autoregressive", "confidence"):
+        sampler = dict(METHODS)[name]
+        [text] = constrained.write({"length": value}, name, sampler, "noise", 0, 16, rows=1)
+        assert re.fullmatch(pattern, text)
 
 
 # ---- the language
@@ -115,8 +108,8 @@ def test_length_in_words_and_characters(value: str, pattern: str | None) -> None
 
 @pytest.mark.parametrize(
     "pattern",
-    ["a|ab", "(a|ab)(c|bcd)?", "a*?b", "(?i)aB", "a{2,}?", "(ab?){0,3}c", "(a?){2,3}", "^a|b$", "(a{1,2}b){2,}", "[^a]*"]
-    + ["", "(?:)|é", "[à-ü]?x", ".", "(?s:.)", r"\w\W", "(a|bc*){2,}", "x{0}a", "(^a|b$)", "(?:a|b){1,2}(?-i:C)?"],
+    ["a|ab", "(a|ab)(c|bcd)?", "a*?b", "(?i)aB", "a{2,}?", "(ab?){0,3}c", "(a?){2,3}", "^a|b$", "(a{1,2}b){2,}"]
+    + ["[^a]*", "", "(?:)|é", "[à-ü]?x", ".", "(?s:.)", r"\w\W", "(a|bc*){2,}", "x{0}a", "(^a|b$)", "(?:a|b){1,2}C?"],
 )  # fmt: skip
 def test_a_pattern_means_what_python_says(pattern: str) -> None:
     automaton, judge = from_regex(pattern), re.compile(pattern)
@@ -283,29 +276,24 @@ def test_holes_are_filled_within_the_constraint() -> None:
 
 
 def test_sentencepiece_drops_the_first_space() -> None:
-    """Vocabularies with a word marker: the decoder eats one leading space, and the constraint holds for what is left."""
+    """With a word marker in the vocabulary the decoder eats one leading space; the constraint holds for the rest."""
     import tokenizers
     from tokenizers import decoders, models
 
-    pieces = [
-        "<unk>",
-        "<s>",
-        "</s>",
-        "\u2581",
-        "\u2581a",
-        "a",
-        "b",
-        "\u2581b",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-    ]
+    words = ["<unk>", "<s>", "</s>", "\u2581", "\u2581a", "a", "b", "\u2581b"]
+    pieces = [*words, *(f"<0x{byte:02X}>" for byte in range(256))]
     backend = tokenizers.Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [], byte_fallback=True))
     backend.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer = Tokenizer(backend)
     assert tokenizer.drops_first_space
-    spec = Spec(
-        tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id, tokenizer.mask_id, Attend("full"), False, False
+    spec = replace(
+        SPEC,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        mask_id=tokenizer.mask_id,
+        forbidden=tokenizer.markers,
     )
     for seed in range(20):
         canvas = make_canvas([[tokenizer.bos_id, *[None] * 6]], [1], spec, seeds=[seed])
@@ -380,11 +368,11 @@ def test_what_can_not_be_followed_is_refused(wanted: dict[str, Any], says: str) 
 @pytest.mark.parametrize(
     ("schema", "good", "bad"),
     [
-        ({"type": "object", "properties": {"a": {"type": "null"}, "b": {}}}, ['{}', '{"b":[1]}', '{"a": null, "b":{}}'], ['{"c":1}']),
+        ({"properties": {"a": {"type": "null"}, "b": {}}}, ['{}', '{"b":[1]}', '{"a": null, "b":{}}'], ['{"c":1}']),
         ({"oneOf": [{"type": "null"}, {"type": "string"}]}, ["null", '"x"'], ["1"]),
         ({"type": "string", "pattern": "^a.c$"}, ['"abc"', '"aéc"'], ['"a\\"c"', '"xabc"']),
         ({"type": "string", "pattern": "b"}, ['"abc"', '"b"'], ['"ac"']),
-        ({"type": "array", "prefixItems": [{"type": "null"}], "items": False}, ["[]", "[null]"], ["[1]", "[null,null]"]),
+        ({"prefixItems": [{"type": "null"}], "items": False}, ["[]", "[null]"], ["[1]", "[null,null]"]),
         ({"$ref": "#/$defs/x", "$defs": {"x": {"enum": ["a", "ab", 1.5]}}}, ['"a"', '"ab"', "1.5"], ['"b"']),
         (True, ['"a"', "-1.5e3", '{"k": [1,{}]}', "[[1]]"], ["[[[1]]]", "01"]),
         ({"type": ["integer", "null"], "minimum": 7}, ["7", "null", "123"], ["6", "07"]),
