@@ -242,10 +242,23 @@ def methods() -> Iterator[tuple[str, Any]]:
             yield name, kind(steps=1, order="random")
 
 
+# The family whose models a sampler is for, where that is not masked diffusion.
+_HOMES = {
+    "analytic": "sedd",
+    "autoregressive": "autoregressive",
+    "draft_verify": "hybrid",
+    "posterior": "uniform",
+    "predictor_corrector": "uniform",
+}
+
+
 def spec_for(name: str, length_head: bool) -> Spec:
-    family = registry.find("families", "autoregressive" if name == "autoregressive" else "masked")()
+    family = registry.find("families", _HOMES.get(name, "masked"))()
     spec: Spec = family.spec(real_tokenizer())
-    return spec if length_head else replace(spec, isolate_prompt=False, length_head=False)
+    if length_head:
+        return spec
+    drafter = spec.drafter and replace(spec.drafter, isolate_prompt=False, length_head=False)
+    return replace(spec, isolate_prompt=False, length_head=False, drafter=drafter)
 
 
 def write(

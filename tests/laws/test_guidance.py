@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from redraft.data.tokenizer import Tokenizer
-from redraft.decode import Loop, Method
+from redraft.decode import Call, Loop, Method
 from redraft.errors import UserError
 from redraft.guidance._bag import BagOfTokens
 from redraft.guidance._condition import drop_prompts
@@ -19,7 +19,7 @@ from redraft.guidance.classifier_free import ClassifierFree
 from redraft.model import Model
 from redraft.presets import preset
 from redraft.samplers.first_hitting import FirstHitting
-from redraft.types import Forward
+from redraft.types import Canvas, Forward, Output
 from tests import tiny
 
 
@@ -32,6 +32,18 @@ def model(family: str = "masked", conditional: bool = True) -> Model:
             parameter.data.mul_(5)
     made.network.double().requires_grad_(False)
     return made
+
+
+def answer(loop: Loop, canvas: Canvas, ask: Forward) -> Output:
+    """Drive the calls of one request."""
+    turns, logits = loop.answer(canvas, ask), None
+    while True:
+        try:
+            call = turns.send(logits)  # type: ignore[arg-type] # a generator starts with None
+        except StopIteration as end:
+            return end.value
+        assert isinstance(call, Call)
+        logits = loop.networks[call.ask.net](call.ask, call.store)
 
 
 @pytest.mark.parametrize("family", ["masked", "autoregressive"])
@@ -67,7 +79,7 @@ def test_the_formula() -> None:
     canvas = drafting.canvas
     loop = Loop({"main": network}, Method(FirstHitting(), guidance=guidance), spec)
     [ask] = FirstHitting().plan(canvas, None, spec)
-    out = loop.answer(canvas, ask)
+    out = answer(loop, canvas, ask)
     c, u = (made.network(Forward(**{**vars(ask), "x": seen[branch]})) for branch in (0, 1))
     expected = u + 2.5 * (c - u)
     expected[:, list(spec.forbidden)] = -torch.inf
@@ -150,7 +162,7 @@ def test_classifier_guidance_multiplies_every_prediction(order: str) -> None:
     drafting = made.draft(["abc"], made.settings(max_new_tokens=4))
     [ask] = FirstHitting().plan(drafting.canvas, None, spec)
     plain, guided = (
-        Loop({"main": made.network}, Method(FirstHitting(), guidance=guidance), spec).answer(drafting.canvas, ask).log_p
+        answer(Loop({"main": made.network}, Method(FirstHitting(), guidance=guidance), spec), drafting.canvas, ask).log_p
         for guidance in (None, Steered(bag, 1, 1.5, order, spec.mask_id))
     )
     alone = torch.zeros(1, 2)  # nothing is written: the prompt does not count
