@@ -46,7 +46,8 @@ def best_lengths(logits: Tensor, most: int, count: int, feasible: Tensor | None 
     scores, fewest = logits[:, 1 : most + 1].float(), min(count, most, logits.shape[1] - 1)
     if feasible is not None:
         allowed = feasible[: scores.shape[1]].to(scores.device)
-        scores, fewest = scores.masked_fill(~allowed, -torch.inf), min(fewest, int(allowed.sum()))
+        scores = scores.clamp(min=-1e30).masked_fill(~allowed, -torch.inf)  # one of these, however unlikely
+        fewest = min(fewest, int(allowed.sum()))
     log_p, index = scores.log_softmax(-1).topk(fewest, -1)
     return log_p, index + 1
 

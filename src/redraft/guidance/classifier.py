@@ -47,7 +47,7 @@ class Classifier:
         bag, labels = _trained(tokenizer, self.data, self.text, self.label)
         if self.value not in labels:
             raise UserError(f"{self.data} has no label '{self.value}'.", suggest(self.value, labels))
-        return Steered(bag, labels.index(self.value), self.strength, self.order, tokenizer.mask_id)
+        return Steered(bag, labels.index(self.value), self.strength, self.order, (tokenizer.mask_id, tokenizer.eos_id))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Steered:
     label: int
     strength: float
     order: str
-    mask_id: int
+    skipped: tuple[int, ...]  # ids that are no text
 
     def expand(self, canvas: Canvas, ask: Forward, spec: Spec) -> list[Forward]:
         return [ask]
@@ -68,7 +68,8 @@ class Steered:
             return logits[0]
         assert ask.rows is not None
         status = canvas.status[ask.rows[:, None], ask.pos.clamp(min=0)]
-        answer = (ask.pos >= canvas.prompt[ask.rows, None]) & (ask.x != self.mask_id) & (status != FREE)
+        text = ~torch.isin(ask.x, torch.tensor(self.skipped)) & (status != FREE)
+        answer = text & (ask.pos >= canvas.prompt[ask.rows, None])
         row, column = (ask.want >= 0).nonzero(as_tuple=True)
         scores = self.bag.scores(ask.x, answer)[row]  # [N, Y]
         mine = (ask.pos[row] == ask.want[row, column][:, None]) & answer[row]  # a token about to be replaced
