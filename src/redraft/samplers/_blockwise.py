@@ -81,7 +81,7 @@ class Blockwise:
 
 
 def _endless(spec: Spec) -> Spec:
-    """Within a block no end-of-text ends anything: whether one does is for later blocks to say, which the view hides."""
+    """Within a block no end-of-text ends anything: later blocks, which the view hides, have a say in that."""
     return replace(spec, eos_id=-1)
 
 
