@@ -295,7 +295,6 @@ def test_sentencepiece_drops_the_first_space() -> None:
         eos_id=tokenizer.eos_id,
         mask_id=tokenizer.mask_id,
         forbidden=tokenizer.markers,
-        schedule=constrained.spec_for("confidence", False).schedule,
     )
     for seed in range(20):
         canvas = make_canvas([[tokenizer.bos_id, *[None] * 6]], [1], spec, seeds=[seed])
