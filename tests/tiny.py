@@ -5,6 +5,7 @@ Legend of shapes: ``redraft.types``; S is the number of texts of a ``Language``,
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from redraft import registry
@@ -42,11 +44,35 @@ class Vocabulary:
 VOCABULARY = Vocabulary()
 
 
+def families() -> list[str]:
+    """Every family, and as ``sedd-uniform`` those that can do with uniform noise too."""
+    found = registry.names("families")
+    both = [name for name in found if "process" in registry.find("families", name).__dataclass_fields__]
+    return [*found, *(f"{name}-uniform" for name in both)]
+
+
+def described(name: str) -> dict[str, Any]:
+    """``sedd-uniform`` -> the table of that family."""
+    base, _, process = name.partition("-")
+    return {"name": base, **({"process": process} if process else {})}
+
+
 def family(name: str, conditional: bool = True, **fields: Any) -> tuple[Spec, Objective]:
-    """Spec and objective of a family over ``VOCABULARY``; ``conditional``: prompt -> answer rather than plain text."""
-    built = registry.find("families", name)(**fields)
+    """Spec and objective of a family over ``VOCABULARY``; ``conditional``: prompt -> answer rather than plain text.
+
+    Blocks have two positions, so that the short texts of the tests have several.
+    """
+    table = {**described(name), **fields}
+    kind = registry.find("families", table.pop("name"))
+    built = kind(**({"block": 2} if "block" in kind.__dataclass_fields__ else {}) | table)
     spec = built.spec(VOCABULARY)
     return spec if conditional else replace(spec, isolate_prompt=False, length_head=False), built.objective()
+
+
+def knowing_family(name: str, conditional: bool = True) -> tuple[Spec, Objective]:
+    """A family for an oracle: under uniform noise, true conditionals depend on the time."""
+    spec, objective = family(name, conditional)
+    return (spec, objective) if spec.process == "absorbing" else family(name, conditional, timed=True)
 
 
 def pairs(rows: list[tuple[list[int], list[int]]], length: int = 0) -> Batch:
@@ -86,6 +112,11 @@ class Language:
         return cls(texts, _random_probabilities(len(texts), seed))
 
     @cached_property
+    def ends(self) -> bool:
+        """Does every text end in end-of-text? Then nothing but end-of-texts follow it."""
+        return all(text[-1] == VOCABULARY.eos_id for text in self.texts)
+
+    @cached_property
     def table(self) -> Tensor:
         """[S, M] ids, -1 behind the end."""
         longest = max(map(len, self.texts))
@@ -106,7 +137,11 @@ class OracleNetwork:
     """Answers every request with the true conditionals of a language, given the tokens that the request lets it see.
 
     All rows have prompts of ``start`` tokens. At the last of them it predicts the length. Where everything is seen
-    (attention ``full``) so is the extent of the canvas, hence the length. It keeps no cache: run it without one.
+    (attention ``full``) so is the extent of the canvas, hence the length. Beyond the end of a text that ends in
+    end-of-text stand more of them. It keeps no cache: run it without one.
+
+    Under uniform noise any token of the answer may be noise: it predicts each from all others (leave-one-out), given
+    the time. For models of scores it answers with scores.
     """
 
     language: Language
@@ -116,25 +151,50 @@ class OracleNetwork:
     def __call__(self, ask: Forward, store: object = None) -> Tensor:
         row, column = (ask.want >= 0).nonzero(as_tuple=True)
         want, pos, x = ask.want[row, column], ask.pos[row], ask.x[row]  # [N], [N, Q], [N, Q]
-        stage = ask.attend.stage(ask.pos, ask.prompt)[row]
-        at = (pos == want[:, None] - self.spec.shift).nonzero()[:, 1]
-        seen = (pos >= self.start) & (stage <= stage.gather(1, at[:, None]))
-        known = seen & (x != self.spec.mask_id)
-
+        stage, shift = ask.stage(ask.pos)[row], self.spec.shift if ask.shift is None else ask.shift
+        cell = pos if ask.cell is None else ask.cell[row]
+        at = (cell == want[:, None] - shift).nonzero()[:, 1]
+        want = pos.gather(1, at[:, None])[:, 0] + shift
+        mine = stage.gather(1, at[:, None])
+        if ask.clean is not None:  # what came before the own stage is seen as it stands in the clean stream
+            text = x.scatter(1, ask.clean.pos[row].clamp(min=0), ask.clean.x[row])
+            x = torch.where(stage < mine, text, x)
+        sees = stage <= mine if ask.mask is None else ask.mask[row, at]
+        seen = (pos >= self.start) & sees
         table, lengths = self.language.table, (self.language.table >= 0).sum(1)
+        if self.language.ends:
+            more = max(0, int(pos.max()) + 1 - self.start - table.shape[1])
+            table = F.pad(table, (0, more), value=-1)
+            table = torch.where(table < 0, VOCABULARY.eos_id, table)
         says = table[:, (pos - self.start).clamp(0, table.shape[1] - 1)]  # [S, N, Q]
-        agrees = ((says == x) | ~known).all(-1)
+        if self.spec.process == "uniform":
+            assert self.spec.schedule is not None and ask.t is not None
+            alpha = self.spec.schedule.alpha(ask.t.double())[row, None]  # [N, 1]
+            letters = self.spec.vocab_size - len(self.spec.forbidden)
+            others = seen & (torch.arange(pos.shape[1]) != at[:, None])
+            chance = torch.where(says == x, alpha + (1 - alpha) / letters, (1 - alpha) / letters)
+            weight = torch.where(others, chance, 1.0).prod(-1)
+        else:
+            known = seen & (x != self.spec.mask_id)
+            weight = ((says == x) | ~known).all(-1).double()
         if ask.attend.kind == "full":
             extent = seen.sum(1)
-            agrees &= (lengths[:, None] == extent) | (extent == 0)
-        weight = agrees * self.language.p[:, None]  # [S, N]
+            weight = weight * ((lengths[:, None] == extent) | (extent == 0))
+        weight = weight * self.language.p[:, None]  # [S, N]
 
         outcome = table[:, (want - self.start).clamp(0, table.shape[1] - 1)]  # [S, N]
         outcome = torch.where(want == self.start - 1, lengths[:, None], outcome)
         p = torch.zeros(len(want), self.spec.vocab_size + 1, dtype=torch.float64)
         p.scatter_add_(1, torch.where(outcome < 0, self.spec.vocab_size, outcome).T, weight.T.contiguous())
         p = p[:, :-1]  # the last column gathered the texts that had already ended
-        return (p / p.sum(1, keepdim=True).clamp(min=1e-300)).clamp(min=1e-30).log().float()  # impossible text: uniform
+        p = p / p.sum(1, keepdim=True).clamp(min=1e-300)
+        token = (want >= self.start)[:, None]
+        if self.spec.score and self.spec.process == "uniform":
+            p = torch.where(token, alpha * p + (1 - alpha) / letters, p)
+        logits = p.clamp(min=1e-30).log()  # impossible text: uniform
+        if self.spec.score and self.spec.process == "absorbing":
+            logits = logits + token * math.log(self.spec.vocab_size - len(self.spec.forbidden))
+        return logits.float()
 
 
 @dataclass

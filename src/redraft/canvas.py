@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from redraft.registry import find
 from redraft.types import DRAFT, FREE, GIVEN, PAD, SEALED, Canvas, Draw, Spec
+
+_NOISE_STREAM = 1 << 42  # keeps the noise that a canvas begins with apart from that which draws tokens and orders them
 
 
 def make_canvas(
@@ -16,15 +19,17 @@ def make_canvas(
     *,
     seeds: Sequence[int],
     copies: int = 1,
+    requests: Sequence[int] | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Canvas:
-    """A canvas from rows in which ``None`` marks a free position.
+    """A canvas from rows in which ``None`` marks a free position, which begins as noise of the model's own kind.
 
     Args:
         prompts: length of each row's leading prompt. seeds: noise key of each row.
         copies: rows per request (candidates, beams); copies of a request stand together and differ in seed.
+        requests: owner of each row, ascending; None: every row is its own request.
     """
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), spec.pad_id, dtype=torch.int64)
@@ -34,14 +39,19 @@ def make_canvas(
         free = torch.tensor([token is None for token in row])
         status[number, : len(row)] = torch.where(free, FREE, GIVEN).to(torch.int8)
     count = len(rows) * copies
+    ids, status = ids.repeat_interleave(copies, 0), status.repeat_interleave(copies, 0)
+    seed = torch.tensor(seeds).repeat_interleave(copies) + 0x5EED * torch.arange(copies).repeat(len(rows))
+    noise = find("noise", spec.process)().draw(
+        seed, torch.full_like(seed, _NOISE_STREAM), torch.arange(width).expand(count, -1), spec
+    )
     return Canvas(
-        ids=ids.repeat_interleave(copies, 0),
-        status=status.repeat_interleave(copies, 0),
+        ids=torch.where(status == FREE, noise, ids),
+        status=status,
         prompt=torch.tensor(prompts).repeat_interleave(copies),
-        seed=torch.tensor(seeds).repeat_interleave(copies) + 0x5EED * torch.arange(copies).repeat(len(rows)),
+        seed=seed,
         step=torch.zeros(count, dtype=torch.int64),
         slot=torch.arange(count),
-        request=torch.arange(len(rows)).repeat_interleave(copies),
+        request=torch.tensor(range(len(rows)) if requests is None else requests).repeat_interleave(copies),
         nfe=torch.zeros(count, dtype=torch.int64),
         score=torch.zeros(count, dtype=torch.float64),
         draw=Draw(

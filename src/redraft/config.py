@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from redraft.errors import UserError, suggest
 
@@ -57,9 +57,9 @@ def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
     for key, value in values.items():
         if key not in known:
             raise UserError(f"{where}: unknown option '{key}'.", suggest(key, known))
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            _check_keys(hint, value, f"{where} {key}")  # type: ignore[arg-type]
+        for hint in (hints[key], *get_args(hints[key])):  # also where it is optional
+            if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+                _check_keys(hint, value, f"{where} {key}")  # type: ignore[arg-type]
 
 
 def parse_options(pairs: list[str], where: str) -> dict[str, Any]:

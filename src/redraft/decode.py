@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor
 from redraft.errors import UserError
 from redraft.length import best_lengths, length_request
 from redraft.models.parts.store import KeyValueStore
-from redraft.runtime import keyed_uniform
-from redraft.types import FREE, GIVEN, PAD, SEALED, Canvas, Forward, Network, Output, Sampler, Spec, Step
+from redraft.runtime import inverse_cdf, keyed_uniform
+from redraft.types import DRAFT, FREE, GIVEN, PAD, SEALED, Canvas, Forward, Network, Output, Sampler, Spec, Step
 
 
 class CachePolicy(Protocol):
     """Decides which positions of a request really run."""
+
+    exact: bool  # what it reuses is what would have been computed
 
     def narrow(self, ask: Forward, cells: np.ndarray, shift: int) -> Forward: ...
 
@@ -39,76 +41,127 @@ class Counter:
     queries: int = 0  # positions run
     pairs: int = 0  # (query, key) products computed, those that a mask then hides included
     wanted: int = 0  # positions projected onto the vocabulary
+    drafted: int = 0  # tokens written that were not final
+    accepted: int = 0  # of these, those that were sealed as they stood
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request as it will run: narrowed, with the store that it reads from and writes to (None: nothing is kept)."""
+
+    ask: Forward
+    store: KeyValueStore | None
+
+
+T = TypeVar("T")
+# What asks a driver to run calls, is sent the flat logits [N, V] of each, and yields a Step now and then.
+Turns = Generator["Call | Step", Tensor, T]
 
 
 @dataclass
 class Loop:
-    """Answers requests for one canvas: narrows them, runs the network, removes forbidden tokens, draws."""
+    """Answers requests for one canvas: narrows them, has them run, removes forbidden tokens, draws.
+
+    ``run`` is all that most callers need. Who runs networks for many canvases at once (a server) drives ``turns``.
+    """
 
     networks: Mapping[str, Network]
     method: Method
     spec: Spec
     counter: Counter = field(default_factory=Counter)
-    _stores: dict[str, KeyValueStore] = field(default_factory=dict)
+    others: dict[str, Counter] = field(default_factory=dict)  # the work of networks other than ``main``, by name
+    stores: dict[str, KeyValueStore] = field(default_factory=dict)  # by network; one that is missing is made
+    room: tuple[int, int] | None = None  # seats and cells of a store; None: those of the canvas
+    watch: Callable[[Forward, Output], None] | None = None  # told of every answer, before it is applied
     _forbidden: Tensor | None = None
 
     def run(self, canvas: Canvas) -> Iterator[Step]:
         """Fill every free position of the canvas, one ``Step`` at a time."""
+        return self._drive(self.turns(canvas))
+
+    def turns(self, canvas: Canvas) -> Turns[None]:
+        """The loop itself. Whoever drives it must be in inference mode while it runs."""
         sampler = self.method.sampler
         state = sampler.start(canvas, self.spec)
         ending = _Ending(canvas, self.spec.eos_id)
         while True:
-            # Not around the yield: the mode would leak into the caller.
-            with torch.inference_mode():
-                asks = sampler.plan(canvas, state, self.spec)
-                if not asks:
-                    return
-                outs = [self.answer(canvas, ask) for ask in asks]
-                state, step = sampler.apply(canvas, state, self.spec, asks, outs)
-                for ask in asks:
-                    _bump(canvas.step, ask.rows)
-                self._commit(canvas, step)
-                ending.close(canvas, step)
+            asks = sampler.plan(canvas, state, self.spec)
+            if not asks:
+                return
+            outs = []
+            for ask in asks:
+                outs.append((yield from self.answer(canvas, ask)))
+            state, step = sampler.apply(canvas, state, self.spec, asks, outs)
+            for ask in asks:
+                _bump(canvas.step, ask.rows)
+            self._commit(canvas, step)
+            ending.close(canvas, step)
             yield step
 
-    def answer(self, canvas: Canvas, ask: Forward) -> Output:
-        """Run one request: predictions and drawn tokens at the wanted positions."""
-        logits = self._forward(canvas, ask)
-        if self.spec.forbidden:
+    def _drive(self, turns: Turns[None]) -> Iterator[Step]:
+        """Run every call at once."""
+        sent: Tensor | None = None
+        while True:
+            # Not around the yield: the mode would leak into the caller.
+            with torch.inference_mode():
+                try:
+                    found = turns.send(sent)  # type: ignore[arg-type] # a generator starts with None
+                except StopIteration:
+                    return
+                if isinstance(found, Call):
+                    sent = self.networks[found.ask.net](found.ask, found.store)
+                    continue
+            sent = None
+            yield found
+
+    def answer(self, canvas: Canvas, ask: Forward) -> Turns[Output]:
+        """Have one request run: predictions and drawn tokens at the wanted positions."""
+        logits = yield from self._forward(canvas, ask)
+        if self.spec.forbidden and not ask.number:
             if self._forbidden is None:
                 self._forbidden = torch.tensor(self.spec.forbidden, device=logits.device)
             logits.index_fill_(1, self._forbidden, -torch.inf)
-        return draw(canvas, ask, logits.float().log_softmax(-1))
+        log_z = logits.float().logsumexp(-1) if self.spec.score else None
+        out = draw(canvas, ask, logits.float().log_softmax(-1))
+        out.log_z = log_z
+        if self.watch is not None:
+            self.watch(ask, out)
+        return out
 
-    def _forward(self, canvas: Canvas, ask: Forward) -> Tensor:
+    def _forward(self, canvas: Canvas, ask: Forward) -> Turns[Tensor]:
         assert ask.rows is not None
-        network, narrow = self.networks[ask.net], ask
+        narrow, store = ask, None
         if ask.stamp is None:
             ask.stamp = canvas.step[ask.rows]
-        if self.method.cache is None:
-            logits = network(ask)
-        else:
+        if self.method.cache is not None and ask.mask is None:
             store = self._store(ask.net, canvas)
             ask.slot = canvas.slot[ask.rows]
-            narrow = self.method.cache.narrow(ask, store.tokens[ask.slot.numpy()], self.spec.shift)
-            logits = network(narrow, store)
+            shift = self.spec.shift if ask.shift is None else ask.shift
+            narrow = self.method.cache.narrow(ask, store.tokens[ask.slot.numpy()], shift)
+        logits = yield Call(narrow, store)
+        if store is not None:
             store.record(narrow)
         _bump(canvas.nfe, ask.rows)
         self._count(narrow)
         return logits
 
-    @torch.inference_mode()
     def choose_lengths(self, canvas: Canvas) -> None:
         """Where the model has a length head: give each row of a request one of its likeliest lengths.
 
         One pass over the prompts; the last position becomes a given end-of-text and what lies beyond is padding.
         """
+        for _ in self._drive(self.lengths(canvas)):
+            pass
+
+    def lengths(self, canvas: Canvas) -> Turns[None]:
+        """``choose_lengths`` for a driver of its own."""
         first = torch.cat([torch.tensor([True]), canvas.request[1:] != canvas.request[:-1]]).nonzero()[:, 0]
         ask = length_request(canvas.ids[first], canvas.prompt[first], self.spec, rows=first)
         most = int(((canvas.status == FREE).sum(1)).max())
         owner = torch.searchsorted(first, torch.arange(len(canvas.ids)), right=True) - 1
         rank = torch.arange(len(canvas.ids)) - first[owner]
-        log_p, likeliest = best_lengths(self._forward(canvas, ask), most, int(rank.max()) + 1)
+        logits = yield from self._forward(canvas, ask)
+        log_p, likeliest = best_lengths(logits, most, int(rank.max()) + 1)
         canvas.nfe = canvas.nfe[first][owner]
         choice = owner, rank.clamp(max=likeliest.shape[1] - 1)
         length = likeliest.cpu()[choice]
@@ -118,28 +171,33 @@ class Loop:
         canvas.status[columns == end - 1] = GIVEN
         canvas.ids[columns == end - 1] = self.spec.eos_id
         others = (rank > 0).nonzero()[:, 0]
-        for store in self._stores.values():
+        for store in self.stores.values():
             if len(others):
                 store.copy(canvas.slot[first[owner[others]]], canvas.slot[others])
 
     def _store(self, net: str, canvas: Canvas) -> KeyValueStore:
-        if net not in self._stores:
-            self._stores[net] = self.networks[net].store(*canvas.ids.shape)  # type: ignore[attr-defined]
-        return self._stores[net]
+        if net not in self.stores:
+            self.stores[net] = self.networks[net].store(*(self.room or canvas.ids.shape))  # type: ignore[attr-defined]
+        return self.stores[net]
 
     def _count(self, ask: Forward) -> None:
         queries = np.count_nonzero(ask.pos.numpy() >= 0, axis=1)
         seen = queries if ask.read is None else queries + ask.read.numpy()
-        self.counter.passes += 1
-        self.counter.queries += int(queries.sum())
-        self.counter.pairs += int(queries @ seen)
-        self.counter.wanted += int(np.count_nonzero(ask.want.numpy() >= 0))
+        counter = self.counter if ask.net == "main" else self.others.setdefault(ask.net, Counter())
+        counter.passes += 1
+        counter.queries += int(queries.sum())
+        counter.pairs += int(queries @ seen)
+        counter.wanted += int(np.count_nonzero(ask.want.numpy() >= 0))
 
     def _commit(self, canvas: Canvas, step: Step) -> None:
         if step.parents is not None:
             self._reorder(canvas, step.parents)
         # numpy's views of the same memory: a small change costs a quarter of what it does through torch
         row, pos, status = step.row.numpy(), step.pos.numpy(), step.status.numpy()
+        if self.method.sampler.retracts:
+            drafts = (canvas.status.numpy()[row, pos] == DRAFT) & (canvas.ids.numpy()[row, pos] == step.token.numpy())
+            self.counter.accepted += int(np.count_nonzero(drafts & (status == SEALED)))
+            self.counter.drafted += int(np.count_nonzero(status == DRAFT))
         canvas.ids.numpy()[row, pos] = step.token.numpy()
         canvas.status.numpy()[row, pos] = status
         final = status == SEALED  # a draft may yet be taken back
@@ -164,7 +222,7 @@ class Loop:
                 target.append(int(seats[row]))
         canvas.slot = seats
         if source:
-            for store in self._stores.values():
+            for store in self.stores.values():
                 store.copy(torch.tensor(source), torch.tensor(target))
 
 
@@ -240,28 +298,3 @@ def draw(canvas: Canvas, ask: Forward, log_p: Tensor) -> Output:
     confs = torch.full(ask.want.shape, -torch.inf)
     tokens[real], confs[real] = token, conf
     return Output(log_p, tokens, confs)
-
-
-def inverse_cdf(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Smallest token whose cumulative probability exceeds the uniform, after temperature, top-k and top-p.
-
-    The cumulative sum is in float64: in float32 the tail of a large vocabulary is lost.
-
-    Args:
-        logits: [N, V]. uniform, temperature, top_k (0: off), top_p (1: off): [N].
-    Returns:
-        [N] tokens.
-    """
-    scaled = logits.float()
-    scaled = (scaled - scaled.amax(1, keepdim=True)) / temperature[:, None].float()  # no overflow near temperature 0
-    if bool((top_k > 0).any()) or bool((top_p < 1).any()):
-        value, order = scaled.sort(dim=-1, descending=True, stable=True)
-        rank = torch.arange(scaled.shape[1], device=scaled.device)
-        p = value.softmax(-1)
-        # A token is kept while the mass before it is below top_p; the first always is.
-        drop = (p.cumsum(-1) - p >= top_p[:, None]) & (rank > 0)
-        drop |= (top_k[:, None] > 0) & (rank >= top_k[:, None])
-        scaled = scaled.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
-    mass = scaled.softmax(-1).double().cumsum(-1)
-    drawn = torch.searchsorted(mass, (uniform.double() * mass[:, -1])[:, None], right=True)[:, 0]
-    return drawn.clamp(max=logits.shape[1] - 1)

@@ -18,17 +18,19 @@ from torch import Tensor
 from redraft import canvas as canvases
 from redraft import config as configs
 from redraft import models, runtime, weights
-from redraft.decode import CachePolicy, Counter, Loop, Method
+from redraft.decode import CachePolicy, Counter, Loop, Method, Turns
 from redraft.errors import UserError, suggest
 from redraft.files import atomic_folder, write_atomically
-from redraft.models._lean import Lean
+from redraft.models._lean import Lean, Weights
 from redraft.models.parts.backbone import Backbone
 from redraft.models.transformer import Config, Transformer
 from redraft.registry import find
-from redraft.types import Canvas, Forward, Generation, Network, Spec, Step
+from redraft.samplers._blockwise import Blockwise
+from redraft.types import Canvas, Forward, Generation, Network, Sampler, Spec, Step
 
 if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
+    from redraft.length import Row
     from redraft.likelihood import Bound
 
 _FORMAT = 1
@@ -47,9 +49,12 @@ class Settings:
     top_k: int = 0
     top_p: float = 1.0
     candidates: int = 1  # output lengths tried per prompt; the model picks the likeliest text
+    # head: predicted from the prompt; search: looked for before anything is written; fixed: max_new_tokens, or up to an
+    # end-of-text; auto: by the head where there is one, else a search for models of pairs and fixed for plain text
+    length: Literal["auto", "head", "search", "fixed"] = "auto"
     cache: str = "exact"  # what passes may reuse: a file of caches/, or none
     cache_options: Mapping[str, Any] = field(default_factory=dict)  # fields of the cache policy
-    weights: Literal["float32", "int8"] = "float32"  # of passes over one position: int8 is faster on CPUs, and rounds
+    weights: Weights = "float32"  # on CPUs: bfloat16, or int8 for passes over one position, may be faster, and round
     ignore_eos: bool = False  # write all max_new_tokens; an end-of-text is a token like any other
     seed: int = 0
 
@@ -78,6 +83,15 @@ class _Described:
     architectures: tuple[str, ...] = (_ARCHITECTURE,)
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """An option and how likely it is."""
+
+    option: str
+    score: float  # log p, or its lower bound: of the whole, per token, or per byte
+    stderr: float  # Monte-Carlo error of ``score``; 0 where it is exact
+
+
 @dataclass
 class Drafting:
     """A generation under way: iterate over it for its steps, then take the results."""
@@ -87,6 +101,21 @@ class Drafting:
     tokenizer: Tokenizer
     by_score: bool
     trace: list[Step] | None = None
+    unmeasured: bool = False  # its length is still to be chosen
+
+    def begin(self) -> Drafting:
+        """Choose the length, where the model does; everything else waits for the iteration."""
+        if self.unmeasured:
+            self.loop.choose_lengths(self.canvas)
+            self.unmeasured = False
+        return self
+
+    def turns(self) -> Turns[None]:
+        """The whole generation, choice of length included, for a driver that runs the network itself."""
+        if self.unmeasured:
+            yield from self.loop.lengths(self.canvas)
+            self.unmeasured = False
+        yield from self.loop.turns(self.canvas)
 
     def __iter__(self) -> Iterator[Step]:
         for step in self.loop.run(self.canvas):
@@ -128,7 +157,8 @@ class Model:
         self.network, self.tokenizer, self.family, self.family_name = network, tokenizer, family, family_name
         self.conditional = conditional  # trained on prompt -> answer pairs rather than plain text
         self.defaults = dict(defaults or {})  # generation settings of this model, as Settings fields
-        self._lean: tuple[tuple[int, ...], Lean] | None = None  # with the versions of the weights it was made of
+        self.drafter: Model | None = None  # see ``draft_with``
+        self._lean: tuple[tuple[str | int, ...], Lean] | None = None  # with the versions of the weights it was made of
 
     @classmethod
     def fresh(
@@ -150,7 +180,38 @@ class Model:
         spec: Spec = self.family.spec(self.tokenizer)
         if not self.conditional:
             spec = replace(spec, isolate_prompt=False, length_head=False)
+            if spec.drafter is not None:
+                spec = replace(spec, drafter=replace(spec.drafter, isolate_prompt=False, length_head=False))
+        if self.drafter is not None:
+            spec = replace(spec, drafter=replace(self.drafter.spec, net="drafter"))
         return spec
+
+    def draft_with(self, drafter: Model | None) -> Model:
+        """Let a diffusion model draft for this one where it writes by ``draft_verify``; None takes it away again.
+
+        Raises:
+            UserError: a drafter that is no diffusion model, or one with another tokenizer or kind of data.
+        """
+        if drafter is not None:
+            if drafter.spec.schedule is None:
+                raise UserError(f"a model of family '{drafter.family_name}' can't draft.", "Take a diffusion model.")
+            if drafter.tokenizer.fingerprint != self.tokenizer.fingerprint:
+                raise UserError(
+                    "the drafter has another tokenizer.", "Take two models that were trained with the same."
+                )
+            if drafter.conditional != self.conditional:
+                what = ["plain text", "pairs"]
+                raise UserError(
+                    f"the drafter was trained on {what[drafter.conditional]}, this model on {what[self.conditional]}.",
+                    "Take two models that were trained on the same kind of data.",
+                )
+        self.drafter = drafter
+        return self
+
+    @property
+    def room(self) -> int:
+        """Positions a text may take. The last block of an answer is filled up, so that it may need more than it has."""
+        return self.network.config.max_length - max(0, self.spec.attend.block - 1) * self.conditional
 
     @property
     def parameters(self) -> int:
@@ -161,7 +222,7 @@ class Model:
     def logits(self, ids: Tensor) -> Tensor:
         """Raw logits [B, L, V] for ids [B, L]: of the next token for causal models, of the same position for others."""
         rows, length = ids.shape
-        self._check_length(length)
+        self.check_length(length)
         pos = torch.arange(length).expand(rows, -1)
         spec = self.spec
         with torch.inference_mode():
@@ -228,7 +289,8 @@ class Model:
         """Resolve settings into a sampler and a cache policy."""
         default = self.family.sampler()
         kind = type(default) if settings.sampler is None else find("samplers", settings.sampler)
-        options = dict(settings.options)
+        own = configs.to_mapping(default) if settings.sampler is None else {}
+        options = {**{key: value for key, value in own.items() if key != "steps"}, **settings.options}
         fields = getattr(kind, "__dataclass_fields__", {})
         name = settings.sampler or kind.__module__.rsplit(".", 1)[-1]
         if settings.steps is not None:
@@ -238,30 +300,94 @@ class Model:
                 )
             options["steps"] = settings.steps
         elif "steps" in fields and "steps" not in options:
-            options["steps"] = min(16, settings.max_new_tokens)
-        return Method(configs.build(kind, options, f"sampler '{name}'"), _cache(settings))
+            options["steps"] = min(16, settings.max_new_tokens, self.spec.attend.block or settings.max_new_tokens)
+        sampler: Sampler = configs.build(kind, options, f"sampler '{name}'")
+        if self.spec.attend.kind == "block":
+            sampler = Blockwise(sampler)
+        return Method(sampler, _cache(settings))
 
     def draft(self, prompts: Sequence[str | Sequence[int]], settings: Settings, keep_trace: bool = False) -> Drafting:
         """Set up a generation without running it."""
-        heads = [self._prompt_ids(prompt) for prompt in prompts]
-        for head in heads:
-            self._check_length(len(head) + settings.max_new_tokens, prompt=len(head))
-        rows = [[*head, *[None] * settings.max_new_tokens] for head in heads]
-        return self._drafting(rows, [len(head) for head in heads], settings, keep_trace)
+        return self.compose([self.prompt_ids(prompt) for prompt in prompts], settings, keep_trace).begin()
 
-    def _drafting(
+    def compose(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool = False) -> Drafting:
+        """A generation from prompts as ids. Nothing of it has run yet but a search for its length, if it takes one."""
+        for head in heads:
+            self.check_length(len(head) + settings.max_new_tokens, prompt=len(head))
+        if self._length(settings) == "search":
+            return self._searched(heads, settings, keep_trace)
+        rows = [[*head, *[None] * settings.max_new_tokens] for head in heads]
+        return self.prepare(rows, [len(head) for head in heads], settings, keep_trace)
+
+    def _length(self, settings: Settings) -> str:
+        """How output lengths come about.
+
+        Raises:
+            UserError: this model can't do it in the way that was asked for.
+        """
+        spec = self.spec
+        if settings.length == "head" and not spec.length_head:
+            raise UserError("this model has no length head.", "Use length 'search' or 'fixed'.")
+        ends_itself = spec.schedule is None or spec.attend.kind == "block"
+        if settings.length == "search" and ends_itself:
+            raise UserError(f"a model of family '{self.family_name}' ends its text itself.", "Leave length at 'auto'.")
+        if settings.length != "auto":
+            return settings.length
+        if spec.length_head:
+            return "head"
+        return "search" if self.conditional and not ends_itself else "fixed"
+
+    def _searched(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool) -> Drafting:
+        """Rows of the likeliest lengths by ``length.AnswerLength``, ``candidates`` of them per prompt."""
+        from redraft.length import AnswerLength, search
+
+        closing = [self.tokenizer.eos_id] if self.conditional else []
+        measure = AnswerLength(self.writer(), self.spec, self.prompt_ids(""), closing)
+        rows: list[list[int | None]] = []
+        owners, scores = [], []
+        for number, head in enumerate(heads):
+            most = max(1, settings.max_new_tokens - len(closing))
+            found = search(lambda lengths, head=head: measure.scores(head, lengths), most)  # type: ignore[misc]
+            total = torch.tensor(list(found.values())).logsumexp(0)
+            for length in sorted(found, key=lambda length: -found[length])[: settings.candidates]:
+                rows.append([*head, *[None] * length, *closing])
+                owners.append(number)
+                scores.append(found[length] - float(total))
+        prompts = [len(heads[owner]) for owner in owners]
+        drafting = self.prepare(rows, prompts, settings, keep_trace, length_known=True, owners=owners)
+        drafting.canvas.nfe += 2  # as ``search`` looks twice
+        drafting.canvas.score += torch.tensor(scores)
+        return drafting
+
+    def fill_rows(self, rows: Sequence[Row], prompts: Sequence[int], settings: Settings, free: int) -> Drafting:
+        """A generation of rows in which everything free is to be filled, at most ``free`` tokens a row."""
+        steps = settings.steps if settings.steps is None else min(settings.steps, free)
+        lowered = replace(settings, steps=steps, max_new_tokens=free)
+        return self.prepare(rows, prompts, lowered, length_known=True)
+
+    def prepare(
         self,
         rows: Sequence[Sequence[int | None]],
         prompts: Sequence[int],
         settings: Settings,
         keep_trace: bool = False,
         length_known: bool = False,
+        owners: Sequence[int] | None = None,
     ) -> Drafting:
+        """A generation of which nothing has run yet, from rows of ids with None at free positions.
+
+        Args:
+            prompts: length of each row's leading prompt. length_known: every free position is to be filled.
+            owners: the request of each row, where several rows are candidates for one.
+        Raises:
+            UserError: rows longer than the context, or settings that do not go with this model.
+        """
+        self.check_length(max(map(len, rows)))
         method, spec = self.method(settings), self.spec
         if settings.ignore_eos:
             spec = replace(spec, eos_id=-1)
         self._check_mask(spec)
-        guess = spec.length_head and min(prompts) > 0 and not length_known
+        guess = not length_known and self._length(settings) == "head"
         if settings.candidates > 1 and not guess and not length_known:
             raise UserError(
                 f"candidates = {settings.candidates}: this model does not choose its length beforehand.",
@@ -272,78 +398,169 @@ class Model:
             rows,
             prompts,
             spec,
-            seeds=[settings.seed + number for number in range(len(rows))],
+            seeds=_seeds(settings.seed, range(len(rows)) if owners is None else owners),
             copies=copies,
+            requests=owners,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
         )
-        loop = Loop({"main": self._writer(settings.weights == "int8")}, method, spec, Counter())
-        if guess:
-            loop.choose_lengths(board)
-        return Drafting(board, loop, self.tokenizer, method.sampler.width == 1, [] if keep_trace else None)
+        networks = {"main": self.writer(settings.weights)}
+        if self.drafter is not None:
+            networks["drafter"] = self.drafter.writer(settings.weights)
+        loop = Loop(networks, method, spec, Counter())
+        trace: list[Step] | None = [] if keep_trace else None
+        return Drafting(board, loop, self.tokenizer, method.sampler.width == 1, trace, guess)
 
-    def _writer(self, int8: bool) -> Network:
+    def writer(self, kind: Weights = "float32") -> Network:
         """The network in its fastest form for writing, kept for as long as its weights stay the same.
 
         Raises:
-            UserError: int8 weights for a network that has no such form here.
+            UserError: other weights than float32 for a network that has no such form here.
         """
         network = self.network.eval()
         if not Lean.fits(network):
-            if int8:
-                raise UserError("int8 weights are for float32 models on a CPU.", "Leave weights at float32.")
+            if kind != "float32":
+                raise UserError(f"{kind} weights are for float32 models on a CPU.", "Leave weights at float32.")
             return network
-        made_of = (int8, *(parameter._version for parameter in network.parameters()))
+        made_of = (kind, *(parameter._version for parameter in network.parameters()))
         if self._lean is None or self._lean[0] != made_of:
-            self._lean = made_of, Lean(network, int8)  # type: ignore[arg-type]
+            self._lean = made_of, Lean(network, kind)  # type: ignore[arg-type]
         return self._lean[1]
 
-    def infill(self, text: str, prompt: str | None = None, **settings: Any) -> Generation:
-        """Fill the holes of a text: ``"The [[3]] sat on [[2]]."`` has one of three and one of two tokens.
+    def infill(self, text: str, prompt: str = "", prefix: str = "", suffix: str = "", **settings: Any) -> Generation:
+        """Fill the holes of a text: ``"The [[3]] sat on [[1-4]], [[?]]."`` has one of three tokens, one of one to four,
+        and one of unknown length (1 to 12), which the model chooses.
+
+        Args:
+            prompt: what the text answers, for models of pairs. prefix, suffix: text before and after, taken as it is.
+        Raises:
+            UserError: no hole, one of no tokens, or a model that can't see what follows one.
+        """
+        from redraft import infilling
+
+        return infilling.fill(self, [prefix, *infilling.parse(text), suffix], prompt, self._filling(settings))
+
+    def edit(self, text: str, span: str | tuple[int, int], prompt: str = "", **settings: Any) -> Generation:
+        """Rewrite one part of a text and nothing else: the words ``span``, where they stand first, or the characters
+        from a to b. The new wording has half to twice the tokens of the old one.
 
         Raises:
-            UserError: no hole, one of no tokens, or a model that cannot see what follows one.
+            UserError: the text has no such part, or a model that can't see what follows it.
         """
-        if self.spec.shift:
+        from redraft import infilling
+
+        old = span if isinstance(span, str) else text[slice(*span)]
+        parts = infilling.without(text, span, len(self.tokenizer.encode(old)))
+        return infilling.fill(self, parts, prompt, self._filling(settings))
+
+    def _filling(self, given: Mapping[str, Any]) -> Settings:
+        """Settings for holes, whose sizes say how much is written."""
+        if "max_new_tokens" in given:
+            raise UserError("infilling has no option 'max_new_tokens'.", "The holes say how much is written.")
+        return self.settings(**given)
+
+    def with_holes(self, parts: Sequence[str | int], prompt: Sequence[int]) -> tuple[list[int | None], int]:
+        """A row from a prompt and the parts of a text, in which a number is a hole of that many tokens.
+
+        Returns:
+            the row, with None at free positions, and the length of its leading prompt.
+        Raises:
+            UserError: as ``infill``.
+        """
+        if self.spec.attend.kind == "causal":
             raise UserError(
                 "an autoregressive model can't see what follows a hole.", "Use a diffusion model to infill."
             )
-        parts = re.split(r"\[\[(\d+)\]\]", text)
-        if len(parts) < 3:
+        sizes = [part for part in parts if not isinstance(part, str)]
+        if not sizes:
             raise UserError("the text has no hole.", "Write a hole of three tokens as [[3]].")
-        holes = [int(size) for size in parts[1::2]]
-        if 0 in holes:
+        if min(sizes) < 1:
             raise UserError("a hole of no tokens can't be filled.", "Write a hole of three tokens as [[3]].")
-        self._check_length(sum(holes))
-        head = self._prompt_ids(prompt or "")
-        row: list[int | None] = list(head)
-        for number, part in enumerate(parts):
-            row += [None] * int(part) if number % 2 else self.tokenizer.encode(part)
+        self.check_length(sum(sizes))
+        row: list[int | None] = list(prompt)
+        for part in parts:
+            row += self.tokenizer.encode(part) if isinstance(part, str) else [None] * part
         if self.conditional:
             row.append(self.tokenizer.eos_id)
-        self._check_length(len(row))
-        chosen = self.settings(**{**settings, "max_new_tokens": sum(holes)})
-        drafting = self._drafting([row], [len(head)], chosen, length_known=True)
-        for _ in drafting:
-            pass
-        return drafting.results()[0]
+        return row, len(prompt)
 
-    def score(self, prompt: str, continuation: str, samples: int = 128, seed: int = 0) -> Bound:
+    def score(
+        self,
+        prompt: str,
+        continuation: str,
+        samples: int = 128,
+        seed: int = 0,
+        sampler: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Bound:
         """-log p(continuation | prompt): exact for AR, an upper bound with its Monte-Carlo error for diffusion.
 
-        A model trained on pairs is asked for the whole answer, end-of-text included.
+        A model trained on pairs is asked for the whole answer, end-of-text included. With ``sampler`` it is the
+        likelihood under that sampler (``likelihood.under``), exact for ``sampler="confidence"`` with an order such as
+        ``{"order": "margin"}``, and of as many passes as there are tokens unless ``steps`` says fewer.
         """
-        from redraft.likelihood import score
+        from redraft import likelihood
 
         encode = self.tokenizer.encode_target if self.conditional else self.tokenizer.encode
-        head, tail = self._prompt_ids(prompt), encode(continuation)
-        self._check_length(len(head) + len(tail))
-        size = len(continuation.encode())
-        objective = self.family.objective()
-        return score(self.network, head, tail, objective, self.spec, samples, seed, self.network.device, size)
+        head, tail = self.prompt_ids(prompt), encode(continuation)
+        self.check_length(len(head) + len(tail), most=self.room)
+        size, where = len(continuation.encode()), self.network.device
+        if sampler is None:
+            objective = self.family.objective()
+            return likelihood.score(self.network, head, tail, objective, self.spec, samples, seed, where, size)
+        batch = likelihood.one_row(head, tail, size)
+        settings = Settings(max_new_tokens=max(1, len(tail)), sampler=sampler, options=options or {})
+        if "steps" not in settings.options and "steps" in find("samplers", sampler).__dataclass_fields__:
+            settings = replace(settings, steps=max(1, len(tail)))
+        return likelihood.under(self.network, [batch], self.method(settings).sampler, self.spec, samples, seed)
 
-    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+    def rolling(self, text: str, stride: int = 0, samples: int = 4, seed: int = 0) -> Bound:
+        """-log p of a text of any length, read window by window (``likelihood.rolling``): exact for AR, else a bound.
+
+        Raises:
+            UserError: a model of pairs, or no text.
+        """
+        from redraft import likelihood
+
+        if self.conditional:
+            raise UserError("this model answers prompts: it has no likelihood of plain text.", "Use score.")
+        ids = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        window, where = self.network.config.max_length, self.network.device
+        objective, size = self.family.objective(), len(text.encode())
+        return likelihood.rolling(self.network, ids, objective, self.spec, window, stride, samples, seed, where, size)
+
+    def rank(
+        self,
+        prompt: str,
+        options: Sequence[str],
+        by: Literal["sum", "token", "byte"] = "sum",
+        samples: int = 128,
+        seed: int = 0,
+        sampler: str | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
+    ) -> list[Ranked]:
+        """Options of a multiple-choice question, the likeliest first.
+
+        Args:
+            by: what is compared: log p of the whole option, per token, or per byte of UTF-8 (the last two do not favour
+                short options). samples, seed, sampler, sampler_options: as in ``score``, alike for every option.
+        Raises:
+            UserError: fewer than two options, or an empty one.
+        """
+        if len(options) < 2:
+            raise UserError("there is nothing to choose from.", "Give two options or more.")
+        if by not in ("sum", "token", "byte"):
+            raise UserError(f"unknown measure '{by}'.", suggest(by, ("sum", "token", "byte")))
+        found = []
+        for option in options:
+            bound = self.score(prompt, option, samples, seed, sampler, sampler_options)
+            unit = {"sum": 1, "token": bound.tokens, "byte": max(1, bound.bytes)}[by]
+            found.append(Ranked(option, -bound.nats / unit, bound.stderr / unit))
+        return sorted(found, key=lambda one: -one.score)
+
+    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """A prompt as it was in training: with the separator or the beginning of text. Ids are taken as they are."""
         if not isinstance(prompt, str):
             return self._known_ids(prompt)
         return self.tokenizer.encode_prompt(prompt) if self.conditional else self.tokenizer.encode_opening(prompt)
@@ -361,8 +578,9 @@ class Model:
                 "this checkpoint's files don't name its mask token.", "Say which id it is: load(..., mask_id=...)."
             )
 
-    def _check_length(self, length: int, prompt: int = 0) -> None:
-        most = self.network.config.max_length
+    def check_length(self, length: int, prompt: int = 0, most: int = 0) -> None:
+        """Raises UserError for a text that is longer than ``most`` (0: the context)."""
+        most = most or self.network.config.max_length
         if length > most:
             what = f"prompt of {prompt} tokens and {length - prompt} new ones" if prompt else f"{length} tokens"
             raise UserError(
@@ -394,6 +612,18 @@ class Model:
             from safetensors.torch import save_file
 
             save_file(weights.pack(self.network.state_dict(), storage), str(new / "model.safetensors"))
+
+
+def holes(text: str) -> list[str | int]:
+    """``"The [[3]] sat."`` -> ``["The ", 3, " sat."]``."""
+    parts = re.split(r"\[\[(\d+)\]\]", text)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)]
+
+
+def _seeds(seed: int, owners: Sequence[int]) -> list[int]:
+    """One for each row: that of its request, moved on for its second, third ... candidate as for copies of a row."""
+    rank = [list(owners[:number]).count(owner) for number, owner in enumerate(owners)]
+    return [seed + owner + 0x5EED * place for owner, place in zip(owners, rank, strict=True)]
 
 
 def build_family(described: Mapping[str, Any]) -> tuple[str, Any]:

@@ -21,6 +21,7 @@ from redraft.errors import UserError
 from redraft.model import Model, load, read_json
 from redraft.registry import find
 from redraft.samplers import _open
+from redraft.samplers._blockwise import Blockwise
 from redraft.samplers.ancestral import Ancestral
 from redraft.samplers.threshold import Threshold
 from redraft.types import SEALED, Attend, Canvas, Forward, Network, Output, Sampler, Spec, Step
@@ -237,6 +238,8 @@ class Late:
 
     inner: CachePolicy
 
+    exact = False
+
     def narrow(self, ask: Forward, cells: Any, shift: int) -> Forward:
         assert ask.active is not None
         begun = int(ask.want[0, 0]) > int(ask.active[0, 0])
@@ -399,7 +402,7 @@ def adapted(reference: Reference) -> Iterator[Check]:
     """DiffuGPT and DiffuLLaMA."""
     model, values = reference.load(), reference.tensors("logits")
     note = ""
-    if reference.model == "diffugpt" and model.network.blocks[0].attention.qkv.bias is None:
+    if reference.model == "diffugpt" and not model.network.config.qkv_bias:
         _solve_biases(model, values["xt"], values["logits"])
         note = "the recorded file lacks c_attn.bias: solved for from these logits"
     output = answers(model, values["xt"])
@@ -426,7 +429,7 @@ def _solve_biases(model: Model, ids: Tensor, wanted: Tensor) -> None:
     from torch.func import functional_call, jacfwd
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    network = model.network.double()
+    network: Any = model.network.double()
     names = [f"blocks.{number}.attention.qkv.bias" for number in range(len(network.blocks))]
     size = network.blocks[0].attention.qkv.weight.shape[0]
     pos = torch.arange(ids.shape[1]).expand(ids.shape)
@@ -474,17 +477,13 @@ def llada2_moe(reference: Reference) -> Iterator[Check]:
     for case in reference.cases():
         settings, [prompt], count = case["settings"], case["prompt_ids"], case["settings"]["gen_length"]
         block, steps = settings["block_length"], settings["steps"]
-        sampler = find("samplers", "threshold")(threshold=settings["threshold"], block=block, least=block // steps)
-        # Blocks count from the prompt's beginning, so it is given text here, not a prompt; the last one is filled up.
-        rows = -(-(len(prompt) + count) // block) * block - len(prompt)
-        spec = replace(model.spec, attend=Attend("block", block), eos_id=-1)
-        canvas = make_canvas([[*prompt, *[None] * rows]], [0], spec, seeds=[0])
-        for _ in Loop({"main": model.network}, Method(sampler, find("caches", "exact")()), spec).run(canvas):
-            pass
-        found = canvas.ids[0, len(prompt) :].tolist()[:count]
+        sampler = Blockwise(find("samplers", "threshold")(threshold=settings["threshold"], least=block // steps))
+        spec = replace(model.spec, attend=Attend("block", block))
+        room = -(-(len(prompt) + count) // block) * block - len(prompt)  # the last block is filled up
+        written, passes = write(model.network, spec, sampler, [prompt], room, find("caches", "exact")())
+        found = written[0][len(prompt) :][:count]
         end = settings["eos_id"]
         found = found[: found.index(end) + 1] if end in found else found
-        passes = int(canvas.nfe[0])
         check = reference.same(f"its sampling, {case['name']}", [found], case["output_ids"], f"{passes} passes")
         yield replace(check, ok=check.ok and passes == case["nfe"])
 

@@ -1,4 +1,4 @@
-"""Device, threads and keyed noise, as explicit calls. Nothing here runs at import and nothing is a global."""
+"""Device, threads, keyed noise and drawing, as explicit calls. Nothing here runs at import and nothing is a global."""
 
 from __future__ import annotations
 
@@ -53,6 +53,31 @@ def _mix(z: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def inverse_cdf(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Smallest token whose cumulative probability exceeds the uniform, after temperature, top-k and top-p.
+
+    The cumulative sum is in float64: in float32 the tail of a large vocabulary is lost.
+
+    Args:
+        logits: [N, V]. uniform, temperature, top_k (0: off), top_p (1: off): [N].
+    Returns:
+        [N] tokens.
+    """
+    scaled = logits.float()
+    scaled = (scaled - scaled.amax(1, keepdim=True)) / temperature[:, None].float()  # no overflow near temperature 0
+    if bool((top_k > 0).any()) or bool((top_p < 1).any()):
+        value, order = scaled.sort(dim=-1, descending=True, stable=True)
+        rank = torch.arange(scaled.shape[1], device=scaled.device)
+        p = value.softmax(-1)
+        # A token is kept while the mass before it is below top_p; the first always is.
+        drop = (p.cumsum(-1) - p >= top_p[:, None]) & (rank > 0)
+        drop |= (top_k[:, None] > 0) & (rank >= top_k[:, None])
+        scaled = scaled.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
+    mass = scaled.softmax(-1).double().cumsum(-1)
+    drawn = torch.searchsorted(mass, (uniform.double() * mass[:, -1])[:, None], right=True)[:, 0]
+    return drawn.clamp(max=logits.shape[1] - 1)
 
 
 def peak_matmul(

@@ -59,6 +59,21 @@ class Batch:
 
 
 @dataclass
+class Clean:
+    """The clean text beside a noisy one: a second stream of the same pass (BD3-LM, arXiv:2503.09573).
+
+    With the stages of the request, a noisy position sees the noisy ones of its own stage and the clean ones of earlier
+    stages; a clean one sees the clean ones that ``attend`` shows it, and no noise. An isolated prompt is clean anyway:
+    it stands in the noisy stream alone, and both see it.
+    """
+
+    x: Tensor  # [R, C] token ids
+    pos: Tensor  # [R, C] positions, those of the noisy stream once more; -1 is padding
+    attend: Attend  # within this stream
+    want: Tensor | None = None  # [R, U] TARGET positions wanted of this stream, too; answered after those of the noisy
+
+
+@dataclass
 class Forward:
     """A request for one pass of a network. Methods ask, the loop answers."""
 
@@ -71,11 +86,30 @@ class Forward:
     net: str = "main"  # which network of the loop
     rows: Tensor | None = None  # [R] canvas rows; None outside a loop (training, scoring)
     stamp: Tensor | None = None  # [R] which keyed noise draws the tokens; None: the row's step, set by the loop
+    cell: Tensor | None = None  # [R, Q] what ``want`` calls each query, where a position runs twice; None: ``pos``
+    mask: Tensor | None = None  # [R, Q, Q] bool: who sees whom, in place of ``attend``; runs without a cache
     slot: Tensor | None = None  # [R] seat in the key-value store; set by the loop
     read: Tensor | None = None  # [R] cells below are visible without being asked; set by the cache policy
     active: Tensor | None = (
         None  # [R, 2] the region that the sampler is at work on: first position, and one past the last
     )
+    shift: int | None = None  # the logits of position p stand at p - shift; None: the network's own
+    whole: Tensor | None = None  # [R] positions from here on are one stage: what is being drafted behind causal text
+    number: bool = False  # a number is wanted, such as a length, and not a token: no id is forbidden
+    clean: Clean | None = None  # a second stream
+
+    def stage(self, pos: Tensor) -> Tensor:
+        """Stage of positions ``pos`` [R, K] -> [R, K]; see ``Attend``."""
+        if self.whole is not None:
+            pos = torch.minimum(pos, self.whole[:, None])
+        return self.attend.stage(pos, self.prompt)
+
+    @property
+    def streams(self) -> tuple[Tensor, Tensor]:
+        """Tokens and positions of all that runs, the noisy stream and then the clean one, [R, Q + C] each."""
+        if self.clean is None:
+            return self.x, self.pos
+        return torch.cat([self.x, self.clean.x], 1), torch.cat([self.pos, self.clean.pos], 1)
 
 
 @dataclass
@@ -85,6 +119,7 @@ class Output:
     log_p: Tensor  # [N, V] log-probabilities without the forbidden tokens; row by row over want >= 0
     token: Tensor  # [R, W] the drawn token, -1 where nothing was wanted
     conf: Tensor  # [R, W] log-probability of the drawn token at temperature 1, -inf where nothing was wanted
+    log_z: Tensor | None = None  # [N] log sum of exp(logits) over what may be drawn; of models with ``Spec.score``
 
 
 @dataclass
@@ -153,10 +188,14 @@ class Spec:
     timed: bool  # the network wants Forward.t
     schedule: Schedule | None  # None for autoregressive models
     forbidden: tuple[int, ...] = ()  # ids never drawn (mask, padding, markers)
+    process: str = "absorbing"  # the file of ``noise/`` whose noise it undoes
+    score: bool = False  # logits are log scores, whose sum means something: see ``objectives.score``
+    net: str = "main"  # which network of the loop is meant
+    drafter: Spec | None = None  # who drafts for it: another network, or the same one asked in another way
 
 
 class Network(Protocol):
-    """Maps a request to flat logits [N, V] in the order of ``want >= 0``."""
+    """Maps a request to flat logits [N, V] in the order of ``want >= 0``; those of a second stream come last."""
 
     def __call__(self, ask: Forward, store: Any | None = None) -> Tensor: ...
 
@@ -185,7 +224,12 @@ class LossTerms:
 
 
 class Objective(Protocol):
-    """batch -> loss, through one request."""
+    """batch -> loss, through one request.
+
+    One whose training draws noise or adds terms that are not those of its likelihood also has ``scoring() ->
+    Objective``, the one to score with; one that can lower its variance has ``candidates() -> Sequence[Objective]``, of
+    which training takes the least varying on the validation rows (see ``likelihood``).
+    """
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared: ...
     def loss(self, logits: Tensor, prepared: Prepared) -> LossTerms: ...
@@ -194,9 +238,12 @@ class Objective(Protocol):
 class Sampler(Protocol):
     """One rule for changing the canvas. It reads its state off the canvas and never calls a network."""
 
-    exact: bool  # draws exactly from the model's joint distribution at temperature 1, one token a step
-    retracts: bool  # may change what it wrote
-    width: int  # rows per request (beams)
+    @property
+    def exact(self) -> bool: ...  # draws exactly from the model's joint distribution at temperature 1
+    @property
+    def retracts(self) -> bool: ...  # may change what it wrote
+    @property
+    def width(self) -> int: ...  # rows per request (beams)
 
     def start(self, canvas: Canvas, spec: Spec) -> Any: ...
     def plan(self, canvas: Canvas, state: Any, spec: Spec) -> list[Forward]: ...

@@ -125,7 +125,7 @@ def test_a_text_does_not_depend_on_batch_size_or_neighbours() -> None:
     options = {"max_new_tokens": 16, "temperature": 1.0, "candidates": 2}
     together = [found.ids for found in model.generate(prompts, batch_size=4, **options)]
     assert together == [found.ids for found in model.generate(prompts, batch_size=1, **options)]
-    assert together == [found.ids for found in model.generate(prompts, cache=False, **options)]
+    assert together == [found.ids for found in model.generate(prompts, cache="none", **options)]
     assert together[2] == model.generate("x", seed=2, **options)[0].ids
 
 

@@ -9,7 +9,7 @@ from redraft.caches.exact import Exact
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.model import Model
-from redraft.models._lean import Lean
+from redraft.models._lean import Lean, Weights
 from redraft.models.transformer import Transformer
 from redraft.presets import preset
 from redraft.types import Attend, Forward
@@ -56,12 +56,12 @@ def test_lean_equals_the_network(shape: dict[str, object], attend: Attend, isola
     torch.testing.assert_close(lean(narrow, own), net(narrow, store), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_position_at_a_time_equals_the_network(shape: dict[str, object], int8: bool) -> None:
-    """What autoregressive decoding at batch 1 asks. int8 rounds: its error stays a small part of the logits' spread."""
+def test_one_position_at_a_time_equals_the_network(shape: dict[str, object], weights: Weights) -> None:
+    """As autoregressive decoding at batch 1 asks. Weights that round err by a small part of the logits' spread."""
     net = network(**shape)
-    lean, shift = Lean(net, int8), net.config.shift
+    lean, shift = Lean(net, weights), net.config.shift
     x = torch.randint(5, 40, (1, 12), generator=torch.Generator().manual_seed(2))
     own, store = lean.store(1, 12), net.store(1, 12)
     for end in range(1, 13 - shift):
@@ -75,7 +75,7 @@ def test_one_position_at_a_time_equals_the_network(shape: dict[str, object], int
             read=torch.tensor([begin]),
         )
         mine, theirs = lean(ask, own), net(ask, store)
-        if int8:
+        if weights != "float32":
             assert (mine - theirs).abs().max() < 0.15 * theirs.std()
             assert not torch.equal(mine, theirs)
         else:

@@ -20,12 +20,23 @@ from redraft.objectives.autoregressive import Autoregressive
 from redraft.objectives.masked import Masked
 from redraft.registry import find, names
 from redraft.types import Batch, Forward, Network, Prepared, Spec
-from tests.tiny import VOCABULARY, ArbitraryNetwork, Language, OracleNetwork, family, log_probabilities, pairs
+from tests.tiny import (
+    VOCABULARY,
+    ArbitraryNetwork,
+    Language,
+    OracleNetwork,
+    described,
+    families,
+    family,
+    knowing_family,
+    log_probabilities,
+    pairs,
+)
 
 A, B, C = VOCABULARY.letters
 EOS, SEP, BOS = VOCABULARY.eos_id, VOCABULARY.sep_id, VOCABULARY.bos_id
 
-each_family = pytest.mark.parametrize("name", names("families"))
+each_family = pytest.mark.parametrize("name", families())
 each_kind = pytest.mark.parametrize("conditional", [True, False], ids=["conditional", "plain"])
 
 
@@ -97,22 +108,33 @@ def test_prompt_and_padding_never_count(name: str, conditional: bool) -> None:
 @each_family
 @each_kind
 def test_a_request_leaves_what_is_given_and_asks_for_targets_alone(name: str, conditional: bool) -> None:
+    """Blocks are written whole: where they end behind an answer's end-of-text, more of these are asked for."""
     spec, objective = family(name, conditional)
     clean = batch(conditional)
-    column = torch.arange(clean.ids.shape[1]).expand(clean.ids.shape)
+    end = clean.valid.sum(1)
     for seed in range(10):
         prepared = objective.prepare(clean, spec, generator(seed))
-        ask = prepared.ask
-        assert torch.equal(ask.x[~clean.target], clean.ids[~clean.target])
-        assert torch.equal(ask.pos, torch.where(clean.valid, column, -1))
-        row, _ = (ask.want >= 0).nonzero(as_tuple=True)
+        ask, width = prepared.ask, clean.ids.shape[1]
+        given = clean.valid & ~clean.target
+        assert torch.equal(ask.x[:, :width][given], clean.ids[given])
+        column = torch.arange(ask.x.shape[1]).expand(ask.x.shape)
+        assert bool(((ask.pos == column) | (ask.pos == -1)).all())
+        assert torch.equal((ask.pos >= 0)[:, :width] | clean.valid, (ask.pos >= 0)[:, :width])
+        wants = [ask.want, *([ask.clean.want] if ask.clean is not None and ask.clean.want is not None else [])]
+        row = torch.cat([(want >= 0).nonzero()[:, 0] for want in wants])
+        position = torch.cat([want[want >= 0] for want in wants])
         assert torch.equal(row, prepared.row)
-        asked = torch.zeros_like(clean.target).index_put((row, ask.want[ask.want >= 0]), torch.tensor(True))
         if spec.length_head and clean.prompt is not None:
-            last = F.one_hot(clean.prompt - 1, clean.ids.shape[1]).bool()
-            assert bool(asked[last].all())
-            asked &= ~last
-        assert not bool((asked & ~clean.target).any())
+            length = position == clean.prompt[row] - 1
+            assert sorted(row[length].tolist()) == [0, 1, 2]
+            row, position, target = row[~length], position[~length], prepared.target[~length]
+        else:
+            target = prepared.target
+        behind = position >= end[row]
+        assert bool(clean.target[row[~behind], position[~behind]].all())
+        assert torch.equal(target[~behind], clean.ids[row[~behind], position[~behind]])
+        assert not bool(behind.any()) or (ask.attend.kind == "block" and conditional)
+        assert set(target[behind].tolist()) <= {EOS}
 
 
 @each_family
@@ -120,7 +142,8 @@ def test_a_request_leaves_what_is_given_and_asks_for_targets_alone(name: str, co
 def test_forbidden_tokens_have_no_probability(name: str, conditional: bool) -> None:
     """Their logits change nothing, and get no gradient; a length may have the number of a forbidden token."""
     spec, objective = family(name, conditional)
-    prepared = objective.prepare(batch(conditional), spec, generator(4))
+    drawn = (objective.prepare(batch(conditional), spec, generator(seed)) for seed in range(10))
+    prepared = next(p for p in drawn if len(p.target) > 4)
     is_length = prepared.extra.get("is_length", torch.zeros(len(prepared.target), dtype=torch.bool))
     banned = sorted({*spec.forbidden, spec.mask_id}) if spec.shift == 0 else list(spec.forbidden)
     logits = random_logits(prepared, spec).requires_grad_()
@@ -137,13 +160,14 @@ def test_forbidden_tokens_have_no_probability(name: str, conditional: bool) -> N
 @each_kind
 def test_an_oracle_reaches_the_exact_likelihood(name: str, conditional: bool) -> None:
     """The true conditionals make every exact objective exact and every bound tight: nats = -log p(text)."""
-    spec, objective = family(name, conditional)
+    spec, objective = knowing_family(name, conditional)
     language = Language.ended([A, B], 2) if conditional else Language.of_one_length([A, B, EOS], 3)
     prompt = [C, SEP] if conditional else [BOS]
     oracle = OracleNetwork(language, spec, len(prompt))
+    samples = 2000 if name in ("autoregressive", "masked", "sedd") else 12_000
     for seed, text in enumerate(language.texts[:12]):
-        found = likelihood.score(oracle, prompt, text, objective, spec, samples=2000, seed=seed)
-        assert found.stderr < 0.1
+        found = likelihood.score(oracle, prompt, text, objective, spec, samples=samples, seed=seed)
+        assert found.stderr < 0.2
         assert found.nats == pytest.approx(language.nll(text), abs=4.5 * found.stderr + 1e-4)
         assert found.is_bound or found.stderr == 0
 
@@ -151,7 +175,7 @@ def test_an_oracle_reaches_the_exact_likelihood(name: str, conditional: bool) ->
 @each_family
 def test_length_and_text_make_up_a_distribution(name: str) -> None:
     """exp(-nats) of an oracle sums to one over all texts of all lengths: nothing is left out of a conditional bound."""
-    spec, objective = family(name)
+    spec, objective = knowing_family(name)
     language = Language.ended([A, B], 2, seed=3)
     oracle = OracleNetwork(language, spec, 2)
     found = [likelihood.score(oracle, [C, SEP], text, objective, spec, samples=2000) for text in language.texts]
@@ -190,7 +214,7 @@ def test_training_options_leave_the_reported_nats_alone(options: dict[str, Any])
 
 
 def test_the_loss_of_weight_bound_is_the_bound_per_token() -> None:
-    spec, objective = family("masked", conditional=False)
+    spec, objective = family("masked", conditional=False, weight="bound")
     prepared = objective.prepare(batch(False), spec, generator(5))
     terms = objective.loss(random_logits(prepared, spec), prepared)
     torch.testing.assert_close(terms.loss, terms.nats.sum() / terms.tokens)
@@ -413,3 +437,156 @@ def test_what_cannot_be_scored_is_refused() -> None:
         likelihood.bound(network, [pairs([([], TEXT)])], Masked(), spec, samples=1)
     with pytest.raises(UserError):
         likelihood.score(network, [A], [], Masked(), spec)
+
+
+# ---- uniform noise and scores: what agrees with what, pointwise
+
+
+def questions(name: str, **fields: Any) -> tuple[Prepared, Spec, Any]:
+    """Sixteen noisy copies of the batch, asked about by a family."""
+    spec, objective = family(name, **fields)
+    rows = pairs([([A, B, SEP], [C, A, A, B, C, EOS]), ([C, SEP], [B, A, EOS])] * 16)
+    return objective.prepare(rows, spec, generator(3)), spec, objective
+
+
+def normalised(prepared: Prepared, spec: Spec) -> Tensor:
+    """Random log-probabilities over what may be predicted; the rest is noise that nothing may read."""
+    logits = random_logits(prepared, spec, scale=2.0)
+    banned = torch.tensor(sorted({*spec.forbidden, spec.mask_id}))
+    allowed = logits.index_fill(1, banned, -torch.inf).log_softmax(1)
+    return torch.where(allowed.isfinite(), allowed, logits)
+
+
+def test_absorbing_scores_that_add_up_have_the_masked_loss() -> None:
+    masked, spec, objective = questions("masked", timed=True)
+    scored, score_spec, score = questions("sedd", timed=True, schedule="linear")
+    assert torch.equal(masked.ask.x, scored.ask.x)
+    logits = normalised(masked, spec)
+    n = spec.vocab_size - len(spec.forbidden)
+    token = ~scored.extra["is_length"]
+    scores = logits + token[:, None] * math.log(n)
+    torch.testing.assert_close(score.loss(scores, scored).nats, objective.loss(logits.clone(), masked).nats)
+    off = (scores + 0.5 * token[:, None]).clone()
+    costs = score.loss(off, scored).nats - score.loss(scores, scored).nats
+    some = torch.zeros(scored.rows).index_add(0, scored.row, token.float()) > 0
+    assert bool((costs[some] > 0).all()), "a wrong total costs"
+
+
+def test_uniform_scores_of_a_prediction_have_its_loss_and_gradient() -> None:
+    """s_y = xbar_y / xbar_z, by way of f = log(alpha p + (1 - alpha) / n)."""
+    plain, spec, objective = questions("uniform", timed=True)
+    scored, _, score = questions("sedd-uniform", timed=True)
+    assert torch.equal(plain.ask.x, scored.ask.x)
+    logits = normalised(plain, spec).double().requires_grad_()
+    alpha, token = scored.extra["alpha"][:, None], ~scored.extra["is_length"][:, None]
+    banned = torch.tensor(sorted({*spec.forbidden, spec.mask_id}))
+    p = logits.index_fill(1, banned, -torch.inf).softmax(1)
+    f = torch.where(token, (alpha * p + (1 - alpha) / (spec.vocab_size - len(banned))).log(), logits)
+    terms = score.loss(f, scored), objective.loss(logits.float(), plain)
+    torch.testing.assert_close(terms[0].nats, terms[1].nats, rtol=1e-4, atol=1e-4)
+    slopes = [torch.autograd.grad(term.loss, logits)[0] for term in terms]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_a_uniform_step_costs_the_divergence_of_its_posteriors(steps: int) -> None:
+    """From the definition, with the posterior of ``noise``: T KL(q(x_s | x_t, x_0) || q(x_s | x_t, p))."""
+    prepared, spec, _ = questions("uniform")
+    objective, process = find("objectives", "uniform")(steps=steps), find("noise", "uniform")()
+    clean = pairs([([A, B, SEP], [C, A, A, B, C, EOS]), ([C, SEP], [B, A, EOS])] * 16)
+    prepared = objective.prepare(clean, replace(spec, length_head=False), generator(3))
+    logits = normalised(prepared, spec)
+    alpha_t, alpha_s, own = prepared.extra["alpha"], prepared.extra["before"], prepared.extra["own"]
+    truth = F.one_hot(prepared.target, spec.vocab_size).double()
+    p = logits.double().index_fill(1, torch.tensor(spec.forbidden), -torch.inf).softmax(1)
+    q = process.posterior(own, truth, alpha_s, alpha_t, spec)
+    model = process.posterior(own, p, alpha_s, alpha_t, spec)
+    divergence = steps * torch.where(q > 0, q * (q / model).log(), 0.0).sum(1)
+    expected = torch.zeros(prepared.rows, dtype=torch.float64).index_add(0, prepared.row, divergence)
+    torch.testing.assert_close(objective.loss(logits, prepared).nats.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["masked", "uniform"])
+def test_a_fine_grid_of_steps_costs_what_continuous_time_does(name: str) -> None:
+    """Pointwise, at the same times, noise and network output."""
+    spec, _ = family(name)
+    objective = find("objectives", name)
+    rows = pairs([([A, B, SEP], [C, A, A, B, C, EOS])] * 64)
+    can = rows.target & (rows.ids != EOS)
+    t = torch.linspace(0.1, 0.9, 64, dtype=torch.float64)
+    assert spec.schedule is not None
+    alpha, steps = spec.schedule.alpha(t), 100_000
+    before = spec.schedule.alpha(t - 1 / steps)
+    if name == "masked":
+        noisy = Absorbing().corrupt(rows.ids, alpha, can, spec, generator(1))
+        hidden = can & (noisy == spec.mask_id)
+        found = [objective(steps=k) for k in (0, steps)]
+        asked = [o.request(rows, spec, hidden, o.rate(spec, t), t) for o in found]
+    else:
+        noisy = find("noise", "uniform")().corrupt(rows.ids, alpha, can, spec, generator(1))
+        found = [objective(), objective(steps=steps)]
+        rate = torch.full_like(t, steps)
+        asked = [
+            found[0].request(rows, spec, can, noisy, t, alpha, -spec.schedule.dalpha(t) / alpha),
+            found[1].request(rows, spec, can, noisy, t, alpha, rate, before),
+        ]
+    logits = random_logits(asked[0], spec)
+    nats = [o.loss(logits.clone(), a).nats for o, a in zip(found, asked, strict=True)]
+    torch.testing.assert_close(nats[1], nats[0], rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["masked", "uniform", "sedd", "sedd-uniform"])
+def test_a_cut_span_of_time_is_trained_on_but_never_reported(name: str) -> None:
+    """Times between low and high only; and nats of a part are no bound."""
+    table = described(name)
+    built = find("families", table.pop("name"))(**table, low=0.4, high=0.6, timed=True)
+    spec = built.spec(VOCABULARY)
+    rows = pairs([([A, SEP], [B, C, EOS])] * 50)
+    whole, part = (kind.prepare(rows, spec, generator()) for kind in (built.objective(), built.training()))
+    assert float(whole.ask.t.min()) < 0.1 and float(whole.ask.t.max()) > 0.9
+    assert float(part.ask.t.min()) > 0.39 and float(part.ask.t.max()) <= 0.6
+    logits = random_logits(part, spec)
+    assert built.objective().loss(random_logits(whole, spec), whole).is_bound
+    assert not built.training().loss(logits, part).is_bound
+
+
+@pytest.mark.parametrize("wrong", [{"low": 0.5, "high": 0.4}, {"high": 1.2}, {"low": 0.2, "steps": 4}], ids=str)
+def test_impossible_spans_of_time_are_refused(wrong: dict[str, Any]) -> None:
+    for name in ("masked", "uniform"):
+        with pytest.raises(UserError):
+            find("objectives", name)(**wrong)
+
+
+def test_no_prediction_makes_a_score_infinite_or_its_gradient_vanish() -> None:
+    """A total that is absurdly large still costs more the larger it is."""
+    scored, spec, score = questions("sedd")
+    logits = torch.full((len(scored.target), spec.vocab_size), 200.0, requires_grad=True)
+    terms = score.loss(logits, scored)
+    terms.loss.backward()
+    assert bool(terms.loss.isfinite()) and logits.grad is not None
+    assert float(logits.grad[~scored.extra["is_length"]].sum()) > 0
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_sums_over_the_vocabulary_and_their_gradient_are_those_of_autograd(free: bool) -> None:
+    from redraft.objectives._mixture import mixture
+
+    logits = torch.randn(700, 900, generator=generator(), dtype=torch.float32)  # several chunks
+    forbidden, ids = torch.tensor([0, 3]), torch.randint(4, 900, (700, 2), generator=generator(1))
+    scale, floor = torch.rand(2, 700, generator=generator(2)) + 0.1
+    loose = torch.arange(700) % 5 == 0 if free else None
+    one, other = (logits.clone().requires_grad_() for _ in range(2))
+    total, log_p = mixture(one, forbidden, scale, floor, ids, loose)
+    barred = torch.zeros(700, 900, dtype=torch.bool)
+    barred[:, forbidden] = True
+    if loose is not None:
+        barred[loose] = False
+    expected = other.masked_fill(barred, -torch.inf).log_softmax(1)
+    sums = (scale[:, None] * expected.exp() + floor[:, None]).log().masked_fill(barred, 0.0).sum(1)
+    torch.testing.assert_close(log_p, expected.gather(1, ids))
+    torch.testing.assert_close(total, sums, rtol=1e-4, atol=1e-3)
+    weights = torch.randn(700, generator=generator(4))
+    (total * weights).sum().add((log_p * weights[:, None]).sum()).backward()
+    (sums * weights).sum().add((expected.gather(1, ids) * weights[:, None]).sum()).backward()
+    assert one.grad is not None and other.grad is not None
+    torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)

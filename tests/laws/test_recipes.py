@@ -55,9 +55,12 @@ def test_a_recipe_runs_two_updates_at_tiny_size(path: Path, tmp_path: Path) -> N
     assert model.parameters <= 7_000_000
 
 
-@pytest.mark.parametrize("path", [p for p in TRAINING if p.stem.endswith("masked")], ids=name)
+PEERS = [p for p in TRAINING if p.stem.rpartition("-")[2] in ("masked", "uniform", "sedd", "d3pm")]
+
+
+@pytest.mark.parametrize("path", PEERS, ids=name)
 def test_the_two_families_of_a_pair_differ_in_nothing_else(path: Path) -> None:
-    peer = path.with_name(path.name.replace("masked", "autoregressive"))
+    peer = path.with_name(path.name.replace(path.stem.rpartition("-")[2], "autoregressive"))
     one, other = (Recipe.load(p).tables() for p in (path, peer))
     del one["family"], other["family"]
     assert one == other

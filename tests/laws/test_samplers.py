@@ -24,8 +24,27 @@ from tests import tiny
 # Settings beyond the defaults under which the laws must hold too.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "autoregressive": [{"beams": 3}],
-    "confidence": [{"order": order} for order in ("margin", "entropy", "random", "left")] + [{"block": 3}],
+    "draft_verify": [{"block": 2}],
+    "confidence": [
+        *({"order": order} for order in ("peak", "margin", "entropy", "random", "left")),
+        {"block": 3},
+        {"schedule": "cosine"},
+        {"schedule": "cosine", "block": 3},
+        {"order": "margin", "position_temperature": 0.3},
+    ],
+    "entropy_bound": [{"gamma": 3.0, "order": "confidence"}, {"gamma": 3.0, "block": 3}],
+    "factor": [{"factor": 3.0}, {"factor": 3.0, "block": 3}],
+    "hierarchical": [{"threshold": 0.3, "low": 0.1}, {"threshold": 0.3, "low": 0.1, "block": 3}],
+    "joint_threshold": [{"threshold": 0.2, "edit": 0.1}, {"threshold": 0.2, "edit": 0.0, "rounds": 3, "block": 3}],
+    "prophet": [{"early": 1.0, "middle": 0.5, "late": 0.2}, {"early": 0.5, "block": 3}],
+    "remdm": [
+        {"steps": 30, "strategy": strategy, "eta": 0.3}
+        for strategy in ("cap", "rescale", "conf", "loop", "forward_backward")
+    ],
+    "slow_fast": [{"reach": 0.05, "threshold": 0.3}, {"reach": 0.05, "threshold": 0.3, "explore": 2, "block": 3}],
+    "wino": [{"threshold": 0.1, "verify": 0.3}, {"threshold": 0.1, "verify": 0.3, "block": 3}],
     "threshold": [{"threshold": 0.3}, {"threshold": 0.3, "block": 3}],
+    "predictor_corrector": [{"corrections": 3, "share": 0.5}, {"order": "random"}],
 }
 
 
@@ -40,12 +59,25 @@ def samplers() -> list[Any]:
     return cases
 
 
-def model_for(sampler: Sampler, conditional: bool = True) -> Model:
+# The family whose models a sampler is for, where that is not masked diffusion.
+HOMES = {
+    "Autoregressive": "autoregressive",
+    "Analytic": "sedd",
+    "DraftVerify": "hybrid",
+    "Posterior": "uniform",
+    "PredictorCorrector": "uniform",
+}
+
+
+def home(sampler: Sampler) -> str:
+    return HOMES.get(type(sampler).__name__, "masked")
+
+
+def model_for(sampler: Sampler, conditional: bool = True, family: str = "") -> Model:
     """A tiny untrained model that the sampler fits, with weights large enough to have opinions; in float64, so that
     batched and single rows can't differ by rounding."""
-    family = "autoregressive" if type(sampler).__name__ == "Autoregressive" else "masked"
-    tokenizer = Tokenizer.bytes()
-    model = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size), conditional, seed=1)
+    tokenizer, table = Tokenizer.bytes(), tiny.described(family or home(sampler))
+    model = Model.fresh(table, tokenizer, preset("toy", tokenizer.vocab_size), conditional, seed=1)
     for parameter in model.network.parameters():
         if parameter.ndim == 2:
             parameter.data.mul_(5)
@@ -151,7 +183,7 @@ def test_a_known_text_is_recovered(sampler: Sampler) -> None:
     """One text per length: the oracle is certain everywhere, so every order of writing leads to it."""
     eos = tiny.VOCABULARY.eos_id
     language = tiny.Language([[5, 6, 7, 5, 7, eos]], torch.ones(1, dtype=torch.float64))
-    spec, _ = tiny.family("autoregressive" if model_for(sampler).spec.shift else "masked")
+    spec, _ = tiny.knowing_family(home(sampler))
     network = tiny.OracleNetwork(language, spec, start=2)
     canvas = board(spec, sampler, [[6, 4, *[None] * 6]], [2])
     run(network, spec, sampler, canvas, cache=False)
@@ -164,7 +196,7 @@ def test_an_exact_sampler_draws_from_the_joint_distribution(sampler: Sampler) ->
     """Chi-square over all 27 texts of three letters; a correct sampler fails once in a thousand seeds, and this seed
     is fixed."""
     language = tiny.Language.of_one_length([5, 6, 7], 3)
-    spec, _ = tiny.family("autoregressive" if model_for(sampler).spec.shift else "masked")
+    spec, _ = tiny.knowing_family(home(sampler))
     network = tiny.OracleNetwork(language, spec, start=2)
     count = 6000
     canvas = board(spec, sampler, [[6, 4, None, None, None]] * count, [2] * count, temperature=1.0)
@@ -279,7 +311,7 @@ class Scripted:
 @pytest.mark.parametrize("sampler", samplers())
 def test_only_open_positions_are_written(sampler: Sampler) -> None:
     """An end-of-text turns what follows into padding, and a plan made before must not write there."""
-    spec, _ = tiny.family("autoregressive" if model_for(sampler).spec.shift else "masked", conditional=False)
+    spec, _ = tiny.family(home(sampler), conditional=False)
     canvas = board(spec, sampler, [[2, 6, *[None] * 8]] * 30, [2] * 30)
     network = Counted(Scripted(spec, end=3))
     before = canvas.open
@@ -295,7 +327,7 @@ def test_only_open_positions_are_written(sampler: Sampler) -> None:
 @pytest.mark.parametrize("sampler", samplers())
 def test_predictions_that_are_no_numbers_are_refused(sampler: Sampler) -> None:
     """Not waited for: no position ever gets certain enough."""
-    spec, _ = tiny.family("autoregressive" if model_for(sampler).spec.shift else "masked")
+    spec, _ = tiny.family(home(sampler))
     canvas = board(spec, sampler, [[6, 4, *[None] * 5]], [2])
     with pytest.raises(UserError, match="not numbers"):
         run(Scripted(spec, end=3, logit=float("nan")), spec, sampler, canvas, cache=False)
@@ -334,3 +366,123 @@ def test_an_end_of_text_inside_given_text_does_not_cut_it() -> None:
     sampler = registry.find("samplers", "confidence")(steps=2)
     run(Scripted(spec, end=3), spec, sampler, canvas, cache=False)
     assert completion(canvas, 0, spec.eos_id) == ([7, 5, 7], "length")
+
+
+# ---- uniform noise
+
+
+def total_variation(name: str, options: dict[str, Any], family: str = "uniform", count: int = 4000) -> float:
+    """Distance of what a sampler draws under an oracle from the true distribution of three letters."""
+    language = tiny.Language.of_one_length([5, 6, 7], 3)
+    spec, _ = tiny.knowing_family(family)
+    canvas = make_canvas(
+        [[6, 4, None, None, None]] * count, [2] * count, spec, seeds=list(range(count)), temperature=1.0
+    )
+    network = tiny.OracleNetwork(language, spec, start=2)
+    run(network, spec, registry.find("samplers", name)(**options), canvas, cache=False)
+    drawn = Counter(tuple(row) for row in canvas.ids[:, 2:].tolist())
+    found = torch.tensor([drawn[tuple(text)] / count for text in language.texts], dtype=torch.float64)
+    strays = 1 - float(found.sum())  # texts outside the language
+    return 0.5 * (float((found - language.p).abs().sum()) + strays)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("posterior", "uniform"), ("analytic", "uniform"), ("analytic", "sedd-uniform"), ("analytic", "sedd")],
+)
+def test_many_steps_draw_from_the_joint_distribution(name: str, family: str) -> None:
+    """Positions of one step are drawn independently, so that few steps are wrong and the error falls with their number.
+    Noise of 4000 draws over 27 texts alone is about 0.03."""
+    few, many = (total_variation(name, {"steps": steps}, family) for steps in (1, 48))
+    assert few > 0.15
+    assert many < 0.06
+
+
+def test_corrections_make_up_for_few_steps() -> None:
+    plain = total_variation("posterior", {"steps": 3})
+    assert total_variation("predictor_corrector", {"steps": 3, "corrections": 0}) == plain
+    options = {"steps": 3, "corrections": 4, "share": 0.3}
+    assert total_variation("predictor_corrector", {**options, "order": "random"}) < plain - 0.03
+
+
+def test_correcting_the_most_doubtful_tokens_sharpens() -> None:
+    """Texts get likelier than the language itself makes them, as confidence-guided sampling does."""
+    language, count = tiny.Language.of_one_length([5, 6, 7], 3), 2000
+    spec, _ = tiny.knowing_family("uniform")
+    sampler = registry.find("samplers", "predictor_corrector")(steps=8, corrections=2, share=0.3)
+    rows: list[list[int | None]] = [[6, 4, None, None, None]] * count
+    canvas = make_canvas(rows, [2] * count, spec, seeds=list(range(count)), temperature=1.0)
+    run(tiny.OracleNetwork(language, spec, start=2), spec, sampler, canvas, cache=False)
+    surprise = [language.nll(text) for text in canvas.ids[:, 2:].tolist() if text in language.texts]
+    entropy = float(-(language.p * language.p.log()).sum())
+    assert len(surprise) > 0.95 * count and sum(surprise) / len(surprise) < entropy - 0.1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("family", ["uniform", "sedd-uniform", "masked"])
+def test_the_analytic_sampler_keeps_the_laws_with_models_of_other_families(family: str, temperature: float) -> None:
+    sampler = registry.find("samplers", "analytic")(steps=4)
+    model = model_for(sampler, family=family)
+    together = board(model.spec, sampler, ROWS, [3, 2, 6], temperature=temperature)
+    before, given = together.ids.clone(), together.status == GIVEN
+    run(model.network, model.spec, sampler, together)
+    assert (together.ids[given] == before[given]).all() and not together.open.any()
+    assert not set(together.ids[together.status == SEALED].tolist()) & set(model.spec.forbidden)
+    for number, (row, prompt) in enumerate(zip(ROWS, [3, 2, 6], strict=True)):
+        alone = board(model.spec, sampler, [row], [prompt], seeds=[number], temperature=temperature)
+        run(model.network, model.spec, sampler, alone)
+        assert completion(together, number, model.spec.eos_id) == completion(alone, 0, model.spec.eos_id)
+
+
+def test_the_leap_of_a_predicting_model_is_the_posterior() -> None:
+    from redraft.samplers.analytic import leap
+
+    spec, _ = tiny.family("uniform")
+    generator = torch.Generator().manual_seed(0)
+    letters = torch.tensor([tiny.VOCABULARY.eos_id, *tiny.VOCABULARY.letters])
+    p = torch.zeros(40, spec.vocab_size, dtype=torch.float64)
+    p[:, letters] = torch.randn(40, len(letters), generator=generator, dtype=torch.float64).softmax(1)
+    own = letters[torch.randint(len(letters), (40,), generator=generator)]
+    low, high = torch.rand(2, 40, generator=generator, dtype=torch.float64).sort(0).values
+    high[:5] = 1.0  # the last step
+    expected = registry.find("noise", "uniform")().posterior(own, p, high, low, spec)
+    torch.testing.assert_close(leap(p.log(), own, low, high, spec).softmax(1), expected)
+
+
+def test_a_canvas_begins_as_noise_of_the_models_kind() -> None:
+    spec, _ = tiny.family("uniform")
+    rows: list[list[int | None]] = [[6, 4, *[None] * 6]] * 500
+    canvas = make_canvas(rows, [2] * 500, spec, seeds=list(range(500)))
+    counts = torch.bincount(canvas.ids[:, 2:].flatten(), minlength=spec.vocab_size)
+    letters = [tiny.VOCABULARY.eos_id, *tiny.VOCABULARY.letters]
+    assert chisquare(counts[letters].tolist()).pvalue > 1e-3 and int(counts[letters].sum()) == 3000
+    assert bool((canvas.ids[:, :2] == torch.tensor([6, 4])).all())
+    masked = make_canvas(rows, [2] * 500, tiny.family("masked")[0], seeds=list(range(500)))
+    assert bool((masked.ids[:, 2:] == spec.mask_id).all())
+
+
+@pytest.mark.parametrize("name", ["confidence", "threshold", "ancestral", "first_hitting", "mask_predict"])
+def test_samplers_that_fill_masks_refuse_a_model_of_uniform_noise(name: str) -> None:
+    spec, _ = tiny.family("uniform")
+    canvas = make_canvas([[6, 4, *[None] * 20]], [2], spec, seeds=[0])
+    with pytest.raises(UserError, match="uniform"):
+        run(Scripted(spec, end=3), spec, registry.find("samplers", name)(), canvas, cache=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "family"),
+    [
+        ("posterior", {}, "masked"),
+        ("posterior", {}, "sedd-uniform"),
+        ("posterior", {"steps": 0}, "uniform"),
+        ("analytic", {"steps": 0}, "sedd"),
+        ("predictor_corrector", {"corrections": -1}, "uniform"),
+        ("predictor_corrector", {"share": 0.0}, "uniform"),
+        ("predictor_corrector", {}, "masked"),
+    ],
+)
+def test_samplers_of_uniform_noise_refuse_what_they_cannot_do(name: str, options: dict[str, Any], family: str) -> None:
+    spec, _ = tiny.family(family)
+    canvas = make_canvas([[6, 4, *[None] * 20]], [2], spec, seeds=[0])
+    with pytest.raises(UserError):
+        run(Scripted(spec, end=3), spec, registry.find("samplers", name)(**options), canvas, cache=False)

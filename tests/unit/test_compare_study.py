@@ -132,3 +132,12 @@ def test_a_named_task_wins_and_a_wrong_name_is_refused() -> None:
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes" / "compare").glob("*.toml")))
 def test_every_study_that_is_shipped_can_be_read(path: Path) -> None:
     assert Study.load(path, {}).budget_tokens > 0
+
+
+def test_models_of_blocks_take_steps_a_block_and_hybrids_draft() -> None:
+    study = Study(data="d", steps=(1, 2, 4, 8, 16), blocks=(0, 4))
+    common = {"predicts_length": False, "paired": True, "longest": 64}
+    found = grid(study, "block", causal=False, block=4, **common)
+    assert [setting.options for setting in found] == [{"steps": 1}, {"steps": 2}, {"steps": 4}]
+    drafted = grid(study, "hybrid", causal=True, drafts=True, **common)
+    assert [setting.sampler for setting in drafted] == ["autoregressive", "autoregressive", "draft_verify"]

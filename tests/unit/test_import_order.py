@@ -16,14 +16,14 @@ SOURCE = Path(__file__).parents[2] / "src" / "redraft"
 TIERS = [
     {"errors", "types"},
     {"registry", "config", "runtime", "files"},
-    {"data", "noise", "models", "weights"},
+    {"data", "noise", "models", "weights", "length"},
     {"presets", "objectives", "samplers", "guidance", "caches", "constraints"},
-    {"canvas", "length", "decode", "likelihood"},
+    {"canvas", "decode", "likelihood"},
     {"families"},
     {"convert"},
-    {"model"},
+    {"model", "infilling"},
     {"train", "tasks", "metrics"},
-    {"compare", "serve", "interop"},
+    {"compare", "serve", "interop", "bench"},
     {"cli"},
 ]
 # Samplers take schedules by their protocol and know no network; networks know no noise; data know neither.

@@ -94,6 +94,20 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, whole: tu
     assert result.flops == whole[1].flops and result.tokens == whole[1].tokens
 
 
+def test_noise_chosen_on_the_way_survives_an_interruption(tmp_path: Path) -> None:
+    """The interval found at the second validation is gone on with, before and after a restart."""
+    searching = recipe("family.search=true", "train.save_every_tokens=1500", name="block")
+    train(searching, tmp_path / "whole", device="cpu")
+    lines = (tmp_path / "whole" / "train" / "metrics.jsonl").read_text().splitlines()
+    chosen = [line for line in map(json.loads, lines) if line["kind"] == "objective"]
+    assert chosen and all(0 <= line["low"] < line["high"] <= 1 for line in chosen)
+    with pytest.raises(Interrupted):
+        train(searching, tmp_path / "run", device="cpu", on_event=stop_after(chosen[0]["step"] + 1))
+    train(searching, tmp_path / "run", device="cpu")
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
 SCRIPT = """
 import sys
 from redraft.train.loop import train

@@ -28,7 +28,8 @@ def stage_start(ask: Forward, match: np.ndarray) -> np.ndarray:
     prompt = np.zeros_like(match) if ask.prompt is None else ask.prompt.numpy()
     after = match - prompt
     if ask.attend.kind == "causal":
-        return np.where(after >= 0, match, 0)
+        whole = match if ask.whole is None else np.minimum(match, ask.whole.numpy())
+        return np.where(after >= 0, whole, 0)
     if ask.attend.kind == "full":
         return np.where(after >= 0, prompt, 0)
     return np.where(after >= 0, prompt + after // ask.attend.block * ask.attend.block, 0)
@@ -40,7 +41,9 @@ def exact_prefix(ask: Forward, cells: np.ndarray, shift: int) -> np.ndarray:
         return np.zeros(len(ask.x), dtype=np.int64)
     want, width = ask.want.numpy(), ask.x.shape[1]
     first = want[:, 0] if want.shape[1] == 1 else np.where(want < 0, width + shift, want).min(1)
-    return stage_start(ask, np.minimum(prefix(matching(ask, cells)), first - shift))
+    # Holding ends where a stage begins; running need not: of a known prompt the last position alone can run.
+    result: np.ndarray = np.minimum(stage_start(ask, prefix(matching(ask, cells))), first - shift)
+    return result
 
 
 def drop_prefix(ask: Forward, keep: np.ndarray) -> Forward:

@@ -22,7 +22,21 @@ from typer.main import get_command
 
 from redraft.errors import UserError, suggest
 
-VERBS = ("demo", "generate", "infill", "train", "finetune", "evaluate", "compare", "models", "convert", "doctor")
+VERBS = (
+    "demo",
+    "generate",
+    "infill",
+    "train",
+    "finetune",
+    "evaluate",
+    "compare",
+    "serve",
+    "chat",
+    "bench",
+    "models",
+    "convert",
+    "doctor",
+)
 _RESUMED = ("demo", "train", "finetune", "compare")  # verbs that go on where they were stopped
 _BAD_INPUT, _INTERRUPTED = 2, 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -50,6 +50,15 @@ def compare(
     margin: Annotated[float | None, typer.Option(min=0, help="Largest difference that doesn't matter.")] = None,
     test_rows: Annotated[int | None, typer.Option(min=2, help="Most test rows.")] = None,
     price_per_hour: Annotated[float | None, typer.Option(min=0, help="Of this machine, for cost.")] = None,
+    rival_endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Also ask this service (OpenAI's interface); key: REDRAFT_RIVAL_KEY."),
+    ] = None,
+    rival_model: Annotated[str | None, typer.Option(metavar="NAME", help="Its model.")] = None,
+    rival_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="instruction, shots, price_in, price_out, concurrency ...; repeatable."),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of [train] for all; repeatable.")
     ] = None,
@@ -68,6 +77,8 @@ def compare(
       redraft compare --data my.jsonl --input question --target answer --minutes 30 --out runs/verdict
       redraft compare --data mt/tatoeba.en-de --input src --target ref --families autoregressive,masked \\
         --budget-tokens 15000000 --steps 4,8,16 --seeds 3 --price-per-hour 0.2 --out runs/tatoeba
+      redraft compare --data my.jsonl --input question --target answer --out runs/verdict \\
+        --rival-endpoint https://api.example.com/v1 --rival-model small --rival-option price_out=0.6
 
     Every family gets the same budget; quality, latency, compute and memory are measured. Without a budget the study
     is planned to end within ten minutes. OUT gets report.html, report.md and results.json.
@@ -75,6 +86,15 @@ def compare(
     from redraft import config
 
     names = listed(families) if families else None
+    if rival_endpoint is None and (rival_model or rival_option):
+        raise UserError("a rival needs an address.", "Give --rival-endpoint.")
+    rival = None
+    if rival_endpoint is not None:
+        rival = {
+            "endpoint": rival_endpoint,
+            "model": rival_model or "",
+            **config.parse_options(rival_option or [], "rival"),
+        }
     training = config.parse_options(set_ or [], "--set")
     given = t.table(
         data=data,
@@ -98,6 +118,7 @@ def compare(
         margin=margin,
         test_rows=test_rows,
         price_per_hour=price_per_hour,
+        rival=rival,
         train=training or None,
         seed=seed,
         device=device,

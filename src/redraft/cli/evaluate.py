@@ -12,7 +12,7 @@ import typer
 
 from redraft.cli import _training as t
 from redraft.cli._common import Device, Json, Seed, log
-from redraft.cli.generate import sampler_name
+from redraft.cli.generate import Drafter, pair, sampler_name, sampler_options
 from redraft.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def evaluate(
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
     ] = None,
+    drafter: Drafter = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="0 takes the likeliest token. Unset: the model's own; 1 for plain text.")
     ] = None,
@@ -55,7 +56,7 @@ def evaluate(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the cache policy; repeat for more.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="float32|int8", help="int8 is faster on CPUs one token at a time, and rounds.")
+        str | None, typer.Option(metavar="float32|bfloat16|int8", help="On CPUs: may be faster, and round.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts written at a time.")] = 32,
     samples: Annotated[int, typer.Option(min=2, help="Noise draws for the likelihood bound.")] = 4,
@@ -84,6 +85,7 @@ def evaluate(
     columns = Columns(text=text, input=input_, target=target)
     examples = _examples(data, data_root, split, columns if str(columns) else None, skip_bad_rows)
     loaded = redraft.load(model, device)
+    sampler = pair(loaded, drafter, sampler)
     if loaded.conditional == (examples[0].prompt is None):
         wanted = "pairs: name --input and --target" if loaded.conditional else "plain text: name --text"
         raise UserError(f"'{model}' is a model of {wanted.split(':')[0]}, the data are not.", f"It needs {wanted}.")
@@ -91,6 +93,7 @@ def evaluate(
         "model": model,
         "family": loaded.family_name,
         "parameters": loaded.parameters,
+        "drafter": drafter,
         "data": data,
         "rows": min(rows, len(examples)),
         "device": str(loaded.network.device),
@@ -138,7 +141,7 @@ def _likelihood(model: Model, examples: Sequence[Example], samples: int, seed: i
     from redraft.data.loader import batches, tokenise
     from redraft.likelihood import bound
 
-    length = model.network.config.max_length - 1  # a window's <bos>
+    length = model.room - 1  # a window's <bos>
     rows = batches(tokenise(examples, model.tokenizer), model.tokenizer, length, max(_BATCH_TOKENS, length + 1))
     found = bound(model.network, rows, model.family.objective(), model.spec, samples, seed, model.network.device)
     return {
@@ -195,7 +198,7 @@ def _quality(
         "inputs": len(asked),
         "metrics": metrics,
         "sampler": sampler_name(model.method(settings).sampler),
-        "sampler_options": vars(model.method(settings).sampler),
+        "sampler_options": sampler_options(model.method(settings).sampler),
         "temperature": settings.temperature,
         "weights": settings.weights,
         "cache": settings.cache,

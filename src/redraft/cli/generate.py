@@ -11,7 +11,12 @@ from redraft.cli._common import Device, Json, Seed, screen
 from redraft.errors import UserError
 
 if TYPE_CHECKING:
-    from redraft.model import Drafting
+    from redraft.model import Drafting, Model
+    from redraft.types import Sampler
+
+Drafter = Annotated[
+    str | None, typer.Option(help="A diffusion model that drafts for an autoregressive one (sampler draft_verify).")
+]
 
 
 def generate(
@@ -23,6 +28,7 @@ def generate(
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
     ] = None,
+    drafter: Drafter = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
     top_k: Annotated[int | None, typer.Option(min=0, help="Draw from the k likeliest tokens; 0 is off.")] = None,
     top_p: Annotated[
@@ -38,7 +44,7 @@ def generate(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the cache policy; repeat for more.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="float32|int8", help="int8 is faster on CPUs one token at a time, and rounds.")
+        str | None, typer.Option(metavar="float32|bfloat16|int8", help="On CPUs: may be faster, and round.")
     ] = None,
     pace: Annotated[float, typer.Option(min=0, help="Seconds each step stays on a terminal; not counted.")] = 0.05,
     as_json: Json = False,
@@ -52,6 +58,7 @@ def generate(
       redraft generate --model translate-en-de-masked --prompt "The weather is fine today."
       redraft generate --model translate-en-de-masked --prompt "I am tired." --steps 4 --json
       redraft generate --model runs/mine --prompt "It was" --sampler threshold --option threshold=0.8
+      redraft generate --model runs/ar --drafter runs/mine --sampler draft_verify --prompt "It was"
       echo "Where is my hat?" | redraft generate --model translate-en-de-autoregressive --prompt -
 
     Seconds and tokens per second are of the generation alone, without loading the model.
@@ -62,6 +69,7 @@ def generate(
     text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
     options = parse_options(option or [], "--option")
     loaded = redraft.load(model, device)
+    sampler = pair(loaded, drafter, sampler)
     settings = loaded.settings(
         max_new_tokens=max_new_tokens,
         sampler=sampler,
@@ -87,8 +95,12 @@ def generate(
         "nfe": found.nfe,
         "seconds": seconds,
         "tokens_per_second": len(found.ids) / seconds if seconds else 0.0,
+        "tokens_per_pass": len(found.ids) / found.nfe,
+        "drafted": drafting.loop.counter.drafted,
+        "accepted": drafting.loop.counter.accepted,
         "sampler": sampler_name(used),
-        "sampler_options": vars(used),
+        "sampler_options": sampler_options(used),
+        "drafter": drafter,
         "finish": found.finish,
         "log_probability": found.score,
         "max_new_tokens": settings.max_new_tokens,
@@ -130,6 +142,34 @@ def run(drafting: Drafting, pace: float, animated: bool) -> float:
     return timed.seconds
 
 
-def sampler_name(sampler: object) -> str:
+def pair(model: Model, drafter: str | None, sampler: str | None) -> str | None:
+    """Give the model its drafter, if one is named; the name of the sampler to use.
+
+    Raises:
+        UserError: another sampler than ``draft_verify``, which would leave the drafter idle, or one that can't draft.
+    """
+    if drafter is None:
+        return sampler
+    if sampler not in (None, "draft_verify"):
+        raise UserError(f"sampler '{sampler}' has no use for a drafter.", "Leave out --drafter, or use draft_verify.")
+    import redraft
+
+    model.draft_with(redraft.load(drafter, str(model.network.device)))
+    return "draft_verify"
+
+
+def sampler_name(sampler: Sampler) -> str:
     """The name that finds this sampler again: that of its file."""
-    return type(sampler).__module__.rsplit(".", 1)[-1]
+    return type(_inner(sampler)).__module__.rsplit(".", 1)[-1]
+
+
+def sampler_options(sampler: Sampler) -> dict[str, Any]:
+    """Its fields."""
+    return vars(_inner(sampler))
+
+
+def _inner(sampler: Sampler) -> Sampler:
+    """The sampler that was asked for, without what makes it write block by block."""
+    from redraft.samplers._blockwise import Blockwise
+
+    return sampler.inner if isinstance(sampler, Blockwise) else sampler

@@ -10,13 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from redraft.cli._common import Device, Json, Seed
+from redraft.errors import UserError
 
 
 def infill(
     model: Annotated[str, typer.Option(help="A diffusion model: a folder, or a shipped checkpoint.")],
-    text: Annotated[str, typer.Option(help="Text with holes: [[3]] is one of three tokens, [[ ]] one of --hole.")],
+    text: Annotated[
+        str,
+        typer.Option(help="Text with holes: [[3]] three tokens, [[1-8]] one to eight, [[?]] unknown, [[ ]] --hole."),
+    ],
     hole: Annotated[int, typer.Option(min=1, help="Tokens of a hole written [[ ]].")] = 4,
-    prompt: Annotated[str | None, typer.Option(help="What the text answers, for models trained on pairs.")] = None,
+    rewrite: Annotated[str | None, typer.Option(help="A part of --text to be written anew, instead of holes.")] = None,
+    prompt: Annotated[str, typer.Option(help="What the text answers, for models trained on pairs.")] = "",
+    prefix: Annotated[str, typer.Option(help="What stands before --text, taken as it is.")] = "",
+    suffix: Annotated[str, typer.Option(help="What stands after --text, taken as it is.")] = "",
     steps: Annotated[int | None, typer.Option(help="Denoising steps, at most the tokens in holes.")] = None,
     sampler: Annotated[str | None, typer.Option(help="See: redraft models. Unset: the model's own.")] = None,
     option: Annotated[
@@ -32,26 +39,37 @@ def infill(
     \b
     Examples:
       redraft infill --model translate-en-de-masked --prompt "I am very tired." --text "Ich bin [[2]]."
-      redraft infill --model runs/stories --text "The [[ ]] sat on [[3]] mat."
+      redraft infill --model translate-en-de-masked --prompt "I am tired." --text "Ich bin krank." --rewrite krank
+      redraft infill --model runs/stories --text "The [[?]] sat on [[1-4]] mat." --suffix " It was a black cat."
       redraft infill --model runs/stories --text "[[6]] and that was the end." --steps 6 --json
 
-    What stands stays as it is. - as the text reads it from stdin. Autoregressive models can't see what follows a hole.
+    What stands stays as it is. Where a size is open, the model chooses it. - as the text reads it from stdin.
+    Autoregressive models can't see what follows a hole.
     """
     import redraft
     from redraft.config import parse_options
 
     written = sys.stdin.read().rstrip("\n") if text == "-" else text
+    if rewrite is not None and re.search(r"\[\[.*?\]\]", written):
+        raise UserError("--rewrite is for a text without holes.", "Leave it out, or write no [[...]].")
     loaded = redraft.load(model, device)
     begin = time.perf_counter()
-    found = loaded.infill(
-        re.sub(r"\[\[\s*\]\]", f"[[{hole}]]", written),
-        prompt,
-        steps=steps,
-        sampler=sampler,
-        options=parse_options(option or [], "--option") or None,
-        temperature=temperature,
-        seed=seed,
-    )
+    given: dict[str, Any] = {
+        "steps": steps,
+        "sampler": sampler,
+        "options": parse_options(option or [], "--option") or None,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    if rewrite is None:
+        written = re.sub(r"\[\[\s*\]\]", f"[[{hole}]]", written)
+        found = loaded.infill(written, prompt, prefix, suffix, **given)
+    else:
+        begin_at = written.find(rewrite) if rewrite else -1
+        if begin_at < 0:
+            raise UserError(f"the text has no part '{rewrite}' to rewrite.", "Give a part of it as it stands there.")
+        at = len(prefix) + begin_at
+        found = loaded.edit(prefix + written + suffix, (at, at + len(rewrite)), prompt, **given)
     seconds = time.perf_counter() - begin
     if not as_json:
         typer.echo(found.text)

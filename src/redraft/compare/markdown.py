@@ -35,6 +35,8 @@ def markdown(found: Results) -> str:
         rows.append([floor["name"], *values, "", "floor", ""])
     parts += [f"## Quality (margin ±{task['margin']:g} {primary(found)})", "", *_table(head, rows), ""]
     parts += ["## Speed, compute and memory", "", *_speed_lines(found), ""]
+    if found.get("rival"):
+        parts += ["## Against a service", "", *_rival_lines(found), ""]
     parts += ["## Training", "", *_training_lines(found), ""]
     if found["missing"]:
         parts += ["## Missing", "", *[f"- {m['what']}: {m['why']}" for m in found["missing"]], ""]
@@ -75,6 +77,23 @@ def _speed_lines(found: Results) -> list[str]:
             line += ["" if cost is None else f"{cost:.3g}"]
         lines.append(line)
     return _table(head, lines)
+
+
+def _rival_lines(found: Results) -> list[str]:
+    rival = found["rival"]
+    lines = [f"{rival['model']} at {rival['endpoint']}: {rival['answered']} of {rival['asked']} items answered."]
+    if rival["p50"] is not None:
+        lines += [f"One request: p50 {seconds(rival['p50'])}, p95 {seconds(rival['p95'])}, network included."]
+    if rival["cost_per_thousand"] is not None:
+        lines += [f"Price per thousand requests: {rival['cost_per_thousand']:.3g}."]
+    lines += [f"Not answered: {entry['why']} ({entry['count']} times)." for entry in rival["failures"]]
+    rows = [
+        [entry["label"], f"{signed(entry['difference'])} ({signed(entry['low'])} to {signed(entry['high'])})"]
+        + [entry["verdict"]]
+        for entry in rival["against"]
+    ]
+    value = _plain_interval(rival["quality"].get(found["task"]["primary"]))
+    return [*lines, "", *_table(["ours against it", f"{primary(found)} (its own: {value})", "verdict"], rows)]
 
 
 def _training_lines(found: Results) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from redraft import config
+from redraft.canvas import make_canvas
 from redraft.compare import material, plan
 from redraft.compare.material import Item, Material
 from redraft.compare.plan import Plan
@@ -24,6 +25,7 @@ from redraft.files import disk_error, write_atomically
 from redraft.model import Model, build_family, load, read_json, resolve
 from redraft.models.transformer import Transformer
 from redraft.presets import preset as shape_of
+from redraft.registry import find
 from redraft.train.logging import Event
 from redraft.train.loop import train
 from redraft.train.recipe import Recipe
@@ -136,8 +138,19 @@ class Grounds:
                 predicts_length=spec.length_head,
                 paired=self.material.paired,
                 longest=self.new_tokens,
+                drafts=spec.drafter is not None,
+                block=spec.attend.block,
+                samplers=self._samplers(family, spec),
             )
         return found
+
+    def _samplers(self, family: str, spec: Spec) -> tuple[str, ...]:
+        """Those of the study that can write for this family; its own where none can, or where noise isn't masks."""
+        if spec.process == "absorbing" and not spec.score and not self.study.samplers:
+            return ()
+        suiting = tuple(name for name in self.study.samplers if _suits(name, spec))
+        own = type(build_family(self.family(family))[1].sampler()).__module__.rpartition(".")[2]
+        return suiting or (own,)
 
     # ---- planning
 
@@ -223,6 +236,16 @@ class Grounds:
             return steady[len(steady) // 2], model
 
         return probe
+
+
+def _suits(sampler: str, spec: Spec) -> bool:
+    """Does a sampler take models of this kind? It says so itself when it starts."""
+    built, canvas = find("samplers", sampler)(), make_canvas([[None] * 64], [0], spec, seeds=[0])
+    try:
+        built.start(canvas, spec)
+    except UserError:
+        return False
+    return True
 
 
 def _tokenizer(study: Study, raw: Material, out: Path) -> Tokenizer:

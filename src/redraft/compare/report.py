@@ -48,7 +48,7 @@ _TONES = {
 def html(found: Results) -> str:
     """One self-contained page."""
     style = files("redraft.compare").joinpath("report.css").read_text(encoding="utf-8")
-    sections = (_header, _verdict, _tiles, _pareto, _quality, _speed, _lengths, _samples, _training, _method)
+    sections = (_header, _verdict, _tiles, _pareto, _quality, _speed, _rival, _lengths, _samples, _training, _method)
     body = "\n".join(text for section in sections if (text := section(found)))
     title = escape(f"redraft: {' or '.join(found['study']['families'])}?")
     return (
@@ -243,6 +243,55 @@ def _timed(speed: Row | None, priced: bool) -> list[str]:
     ratio = f"{up['ratio']:.2f}x <small>{up['low']:.2f} to {up['high']:.2f}</small>" if up else ""
     cells = [f"{seconds(speed['p50'])}, {seconds(speed['p95'])}", f"{speed['tokens_per_second']:,.0f}", ratio]
     return cells + (["" if cost is None else f"{cost:.3g}"] if priced else [])
+
+
+def _rival(found: Results) -> str:
+    """A service beside our own chosen settings: quality on what it answered, latency, price."""
+    rival = found.get("rival")
+    if not rival:
+        return ""
+    name = found["task"]["primary"]
+    lead = f"{rival['model']} at {rival['endpoint']} answered {rival['answered']} of {rival['asked']} items"
+    lead += (
+        f" with {rival['shots']} examples shown. Differences are on the items that it answered; a positive one is ours."
+    )
+    lead += " Its latency contains the network."
+    for entry in rival["failures"]:
+        lead += f" Not answered: {entry['why']} ({entry['count']}), which is not scored."
+    rows = {row["id"]: row for row in found["settings"]}
+    cost = rival["cost_per_thousand"]
+    value = rival["quality"].get(name)
+    body: list[tuple[str, Sequence[str]]] = [
+        (
+            "baseline",
+            [
+                escape(rival["model"]),
+                "" if value is None else f"{value['value']:.1f} ({value['low']:.1f} to {value['high']:.1f})",
+                "",
+                "" if rival["p50"] is None else seconds(rival["p50"]),
+                "" if cost is None else f"{cost:.3g}",
+            ],
+        )
+    ]
+    for entry in rival["against"]:
+        row = rows[entry["setting"]]
+        speed = row["speed"][0] if row["speed"] else None
+        price = None if speed is None else row["speed"][-1]["cost_per_thousand"]
+        body.append(
+            (
+                "",
+                [
+                    escape(entry["label"]),
+                    f"{row['quality'][name]['value']:.1f}",
+                    f"{signed(entry['difference'])} ({signed(entry['low'])} to {signed(entry['high'])}): "
+                    f"{entry['verdict']}",
+                    "" if speed is None else seconds(speed["p50"]),
+                    "" if price is None else f"{price:.3g}",
+                ],
+            )
+        )
+    head = ["", primary(found), "difference (95 %)", "latency of one", "cost per 1000"]
+    return _section("Against a service", lead, _table(head, body))
 
 
 def _lengths(found: Results) -> str:

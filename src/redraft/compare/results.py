@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from redraft import __version__, config
-from redraft.compare import stats, verdict
+from redraft.compare import rival, stats, verdict
 from redraft.compare.material import Item
 from redraft.compare.plan import Plan
 from redraft.compare.study import Setting, Study
@@ -153,6 +153,7 @@ def summarise(record: Record) -> dict[str, Any]:
         "buckets": _buckets(record, chosen),
         "references": _references(record),
         "samples": _samples(record, chosen),
+        "rival": rival.summary(record, chosen),
     }
     found["verdict"] = _verdict(record, found, chosen, void)
     found["caveats"] = _caveats(record, found)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from redraft import runtime
-from redraft.compare import floors, markdown, material, plan, report, results
+from redraft.compare import floors, markdown, material, plan, report, results, rival
 from redraft.compare.material import Item, Material
 from redraft.compare.measure import machine, race, write_texts
 from redraft.compare.plan import Plan
@@ -63,6 +63,7 @@ def run(study: Study, tell: Tell, command: str = "") -> dict[str, Any]:
     for part, optional in ((chosen, False), (others, True)):
         for seed in job.seeds:
             job.texts("test", part, seed, optional=optional)
+    job.rival()
     found = results.summarise(job.record(command))
     job.write(found)
     return found
@@ -238,6 +239,27 @@ class Job:
             return {"entries": entries, "device": str(self.device), "threads": torch.get_num_threads()}
 
         self._cell(key, f"timing at batch {batch}", work)
+
+    def rival(self) -> None:
+        """Ask the service that the study names, if any, for the test items."""
+        service = self.study.rival
+        if service is None:
+            return
+        prompts = [item.prompt for item in self.test]
+        pairs = [e for e in self.material.train if e.prompt is not None] if self.material.paired else []
+        shots = [(e.prompt or "", e.target) for e in material.sample(pairs, service.shots)] if service.shots else []
+        key = {
+            "kind": "rival",
+            "service": dataclasses.asdict(service),
+            "shots": digest(shots),
+            "new_tokens": self.plan.new_tokens,
+            "items": digest(prompts),
+        }
+
+        def work() -> dict[str, Any]:
+            return rival.measure(service, prompts, shots, self.plan.new_tokens, self.plan.timed_calls)
+
+        self._cell(key, f"rival {service.model}", work)
 
     def split_settings(self) -> tuple[list[Setting], list[Setting]]:
         """The settings that validation chose, which must be tested, and the others, which only draw the curve."""

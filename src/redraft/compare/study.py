@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from redraft import config
+from redraft.compare.rival import Rival
 from redraft.errors import UserError
 from redraft.files import write_atomically
 from redraft.registry import find
@@ -59,6 +60,7 @@ class Study:
     batch_sizes: tuple[int, ...] = (1, 32)
     timed_calls: int = 12  # of each setting at each batch size
     price_per_hour: float = 0.0  # of the machine, in any currency; 0: no cost is reported
+    rival: Rival | None = None  # a service to compare with
     device: str = "auto"
     out: str = "comparison"
 
@@ -155,7 +157,16 @@ class Setting:
 
 
 def grid(
-    study: Study, family: str, *, causal: bool, predicts_length: bool, paired: bool, longest: int
+    study: Study,
+    family: str,
+    *,
+    causal: bool,
+    predicts_length: bool,
+    paired: bool,
+    longest: int,
+    samplers: tuple[str, ...] = (),
+    drafts: bool = False,
+    block: int = 0,
 ) -> list[Setting]:
     """The decoding settings of a family: steps x sampler x block x length candidates, or AR's own best ways.
 
@@ -164,21 +175,25 @@ def grid(
 
     Args:
         longest: tokens an answer may have; settings with more steps than that are left out.
+        samplers: of this family; empty: the study's, or what suits the task where noise is masks.
+        drafts: it can draft for itself. block: it writes in blocks of so many positions, and steps are steps a block.
     """
     draws = [(0.0, 1.0)] if paired else [(1.0, 1.0), (1.0, 0.9)]
     if causal:
         beams = [1, 4] if paired else [1]
         settings = [("autoregressive", {"beams": b} if b > 1 else {}, 1) for b in beams]
+        settings += [("draft_verify", {}, 1)] if drafts else []
     else:
         settings = []
-        for sampler in study.samplers or (("confidence",) if paired else ("ancestral",)):
+        for sampler in samplers or study.samplers or (("confidence",) if paired else ("ancestral",)):
             fields = getattr(find("samplers", sampler), "__dataclass_fields__", {})
-            steps = [s for s in study.steps if s <= longest] if "steps" in fields else [None]
-            blocks = [b for b in study.blocks if b < longest] if "block" in fields else [None]
+            steps = [s for s in study.steps if s <= (block or longest)] if "steps" in fields else [None]
+            own = "block" in fields and not block
+            blocks = [b for b in study.blocks if b < longest] if own else [None]
             tried = study.candidates if predicts_length and paired else (1,)
             for step in steps:
-                for block in blocks:
-                    options = {"steps": step, "block": block or None}
+                for size in blocks:
+                    options = {"steps": step, "block": size or None}
                     kept = {key: value for key, value in options.items() if value is not None}
                     settings += [(sampler, kept, c) for c in tried]
     return [Setting(family, name, options, c, t, p) for name, options, c in settings for t, p in draws]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from redraft.data.tokenizer import Tokenizer
@@ -32,6 +32,8 @@ class Masked:
     length_head: bool = True
     length_weight: float = 0.1
     label_smoothing: float = 0.0
+    low: float = 0.0  # training draws times from [low, high]; what is reported is always the whole bound
+    high: float = 1.0
     shift: Literal[0, 1] = 0  # 1: predictions stand one position earlier, as in the autoregressive model it once was
     block: int = 0  # 0: every position sees every other; else those of its own block and of the blocks before it
 
@@ -53,6 +55,9 @@ class Masked:
             length_weight=self.length_weight,
             label_smoothing=self.label_smoothing,
         )
+
+    def training(self) -> Objective:
+        return replace(self.objective(), low=self.low, high=self.high)
 
     def sampler(self) -> Confidence:
         return Confidence()

@@ -65,7 +65,8 @@ class RedraftModel(PreTrainedModel):
         if config.redraft_format != 1:
             raise UserError(f"format {config.redraft_format!r} is not known here.")
         made = empty(config.network, "config.json network")
-        self.network = type(made)(made.config)
+        kind: Any = type(made)
+        self.network = kind(made.config)
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from redraft.models.parts.backbone import pick
 from redraft.models.parts.store import KeyValueStore
 from redraft.models.transformer import Config, Transformer
 from redraft.types import Forward
+
+Weights = Literal["float32", "bfloat16", "int8"]
 
 
 class Lean:
@@ -27,17 +29,19 @@ class Lean:
       as they do in both), so that a rotation is one multiplication of complex numbers;
     - the last layer mixes and transforms only what a prediction is wanted of.
 
-    Equal to the network it is made of up to rounding; weights are copied, so make a new one when they change.
+    Equal to the network it is made of up to rounding, that of ``weights`` included; they are copied, so make a new one
+    when they change.
     """
 
-    def __init__(self, network: Transformer, int8: bool = False) -> None:
+    def __init__(self, network: Transformer, weights: Weights = "float32") -> None:
         if not Lean.fits(network):
             raise ValueError("lean inference is for float32 networks on a CPU that are not told the time")
         self.network, self.config = network, network.config
+        matrix = _MATRICES[weights]
         with torch.no_grad():
-            self.layers = [_Layer(block, network, int8) for block in network.blocks]
+            self.layers = [_Layer(block, network, matrix) for block in network.blocks]
             head = network.embedding.weight if network.head is None else network.head.weight
-            self.head = _Matrix(head * network.norm.weight, int8)
+            self.head = matrix(head * network.norm.weight)
             self.rotary = torch.complex(network.rotary[:, 0], network.rotary[:, 1])
 
     @staticmethod
@@ -60,9 +64,10 @@ class Lean:
     def __call__(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
         """Flat logits [N, V] in the order of ``ask.want >= 0``."""
         net, c = self.network, self.config
-        x = F.embedding(ask.x, net.embedding.weight)
+        tokens, pos = ask.streams
+        x = F.embedding(tokens, net.embedding.weight)
         if net.answer is not None and ask.prompt is not None:
-            x = torch.addcmul(x, (ask.pos >= ask.prompt[:, None]).to(x.dtype)[..., None], net.answer)
+            x = torch.addcmul(x, (pos >= ask.prompt[:, None]).to(x.dtype)[..., None], net.answer)
         sight = see(ask, self.rotary, store, c.restart)
         for layer in self.layers[:-1]:
             x = layer(x, sight)
@@ -78,20 +83,20 @@ def _plain(c: Config) -> bool:
 class _Layer:
     """One block: [R, Q, D] -> [R, Q, D], or [N, D] where ``picked`` takes the N positions that matter after it."""
 
-    def __init__(self, block: Any, network: Transformer, int8: bool) -> None:
+    def __init__(self, block: Any, network: Transformer, matrix: type[_Matrix]) -> None:
         c, attention = network.config, block.attention
         self.index, self.eps = attention.layer, c.norm_eps
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
         turned = self.heads + self.kv_heads
         qkv = (attention.qkv.weight * block.attention_norm.weight).view(-1, self.head_dim, c.dim)
-        self.qkv = _Matrix(torch.cat([_side_by_side(qkv[:turned], 1), qkv[turned:]]).flatten(0, 1), int8)
+        self.qkv = matrix(torch.cat([_side_by_side(qkv[:turned], 1), qkv[turned:]]).flatten(0, 1))
         self.bias = None
         if attention.qkv.bias is not None:
             bias = attention.qkv.bias.view(-1, self.head_dim)
             self.bias = torch.cat([_side_by_side(bias[:turned], 1), bias[turned:]]).flatten()
-        self.out, self.down = _Matrix(attention.out.weight, int8), _Matrix(block.mlp.down.weight, int8)
+        self.out, self.down = matrix(attention.out.weight), matrix(block.mlp.down.weight)
         gate_up = (block.mlp.gate_up.weight * block.mlp_norm.weight).chunk(2)
-        self.gate, self.up = (_Matrix(half, int8) for half in gate_up)
+        self.gate, self.up = (matrix(half) for half in gate_up)
         self.gain = None  # [H + Hk, Dh] of the query and key norms
         if attention.q_norm is not None and attention.k_norm is not None:
             gains = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.kv_heads, -1)]
@@ -129,48 +134,77 @@ class _Layer:
 
 
 class _Matrix:
-    """y = W x for ``weight`` [out, in] and x [..., in], packed, in the forms a layer needs.
+    """y = W x for ``weight`` [out, in] and x [..., in], packed for oneDNN, in the forms a layer needs."""
 
-    With ``int8``, W is rounded to s * integer, one s a row (s = max|row| / 127). A single vector is multiplied by the
-    integers themselves, which takes a quarter of the memory traffic, in bfloat16; several by the packed product, where
-    traffic matters less and integers would be converted again and again.
-    """
-
-    def __init__(self, weight: Tensor, int8: bool) -> None:
-        self.integers: Tensor | None = None
-        if int8:
-            self.scale = weight.abs().amax(1).clamp(min=1e-12) / 127
-            self.integers = (weight / self.scale[:, None]).round().to(torch.int8)
-            self.ones = torch.ones(len(weight), dtype=torch.bfloat16)
-            weight = self.integers * self.scale[:, None]
+    def __init__(self, weight: Tensor) -> None:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
     def __call__(self, x: Tensor) -> Tensor:
-        if (vector := self._vector(x)) is not None:
-            return vector
         return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, None, "none", [], "")
 
     def silu(self, x: Tensor) -> Tensor:
-        if (vector := self._vector(x)) is not None:
-            return F.silu(vector, inplace=True)
         return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, None, "swish", [], "")
 
     def add(self, x: Tensor, other: Tensor) -> Tensor:
-        if (vector := self._vector(x)) is not None:
-            return vector.add_(other)
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, None, "add")
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
-        if (vector := self._vector(x)) is not None:
-            return vector.mul_(other)
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, None, "mul")
 
+
+class _Half(_Matrix):
+    """W and x in bfloat16, sums in float32; what goes in and comes out is float32."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight.bfloat16())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x.bfloat16()).float()
+
+    def silu(self, x: Tensor) -> Tensor:
+        return super().silu(x.bfloat16())
+
+    def add(self, x: Tensor, other: Tensor) -> Tensor:
+        return other + super().__call__(x.bfloat16())
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        return super().times(x.bfloat16(), other.bfloat16())
+
+
+class _Integer(_Matrix):
+    """W rounded to s * integer, one s a row (s = max|row| / 127).
+
+    A single vector is multiplied by the integers themselves, which takes a quarter of the memory traffic, in bfloat16;
+    several by the packed product, where traffic matters less and integers would be converted again and again.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.scale = weight.abs().amax(1).clamp(min=1e-12) / 127
+        self.integers = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.ones = torch.ones(len(weight), dtype=torch.bfloat16)
+        super().__init__(self.integers * self.scale[:, None])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) if (vector := self._vector(x)) is None else vector
+
+    def silu(self, x: Tensor) -> Tensor:
+        return super().silu(x) if (vector := self._vector(x)) is None else F.silu(vector, inplace=True)
+
+    def add(self, x: Tensor, other: Tensor) -> Tensor:
+        return super().add(x, other) if (vector := self._vector(x)) is None else vector.add_(other)
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        return super().times(x, other) if (vector := self._vector(x)) is None else vector.mul_(other)
+
     def _vector(self, x: Tensor) -> Tensor | None:
-        """The product by integers, where it is the one to take."""
-        if self.integers is None or x.numel() != x.shape[-1]:
+        """The product by integers, if x is a single vector."""
+        if x.numel() != x.shape[-1]:
             return None
         product = torch._weight_int8pack_mm(x.view(1, -1).bfloat16(), self.integers, self.ones)
         return torch.mul(product, self.scale).view(*x.shape[:-1], -1)
+
+
+_MATRICES = {"float32": _Matrix, "bfloat16": _Half, "int8": _Integer}
 
 
 def _normal(x: Tensor, eps: float) -> Tensor:

@@ -35,3 +35,7 @@ class Process(Protocol):
     def prior(self, spec: Spec) -> Tensor:
         """The distribution at alpha = 0, [V]."""
         ...
+
+    def draw(self, seed: Tensor, stamp: Tensor, pos: Tensor, spec: Spec) -> Tensor:
+        """Tokens of pure noise, keyed like all drawing: ``seed`` [R], ``stamp`` [R], ``pos`` [R, W] -> [R, W]."""
+        ...

@@ -36,3 +36,6 @@ class Absorbing:
 
     def prior(self, spec: Spec) -> Tensor:
         return F.one_hot(torch.tensor(spec.mask_id), spec.vocab_size).float()
+
+    def draw(self, seed: Tensor, stamp: Tensor, pos: Tensor, spec: Spec) -> Tensor:
+        return torch.full_like(pos, spec.mask_id)

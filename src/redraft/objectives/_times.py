@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from redraft.errors import UserError
+
 
 def stratify(uniform: Tensor) -> Tensor:
     """One time in each of n equal strata of [0, 1): ``t_i = (i + u_i) / n``.
@@ -31,3 +33,11 @@ def continuous(n: int, generator: torch.Generator, device: torch.device | None =
 def discrete(n: int, steps: int, generator: torch.Generator, device: torch.device | None = None) -> Tensor:
     """n times from the grid {1/T, 2/T, ..., 1}, T = ``steps``, spread like ``continuous``. Returns [n] float64."""
     return torch.ceil(continuous(n, generator, device) * steps).clamp_(1, steps) / steps
+
+
+def check_span(low: float, high: float, steps: int) -> None:
+    """Raise UserError unless times may be drawn from [low, high]; a grid of steps is not cut short."""
+    if not 0 <= low < high <= 1:
+        raise UserError(f"times from low {low} to high {high} are no part of [0, 1].", "For example 0.3 and 0.8.")
+    if steps and (low, high) != (0.0, 1.0):
+        raise UserError("low and high cut continuous time, but steps ask for a grid.", "Set steps to 0.")

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from redraft.errors import UserError
 from redraft.noise.absorbing import Absorbing
+from redraft.objectives import _noise as noise
 from redraft.objectives import _times as times
 from redraft.objectives._cross_entropy import check_smoothing, cross_entropy, per_row
-from redraft.types import Batch, Forward, LossTerms, Prepared, Schedule, Spec
+from redraft.types import Batch, Forward, LossTerms, Prepared, Spec
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Masked:
             whatever their noise level. The reported nats are the bound's either way.
         length_weight: weight in the loss of the length head's cross-entropy (mean over rows).
         label_smoothing: in the loss only, never in the reported nats.
+        low, high: the span of time that t is drawn from, for training with less variance (``families``' ``training``).
+            With anything but 0 and 1 the nats are those of this span alone, and no bound.
 
     **Length.** With a length head, the prediction at the last prompt position is a distribution over ids that are
     read as numbers of target tokens, end-of-text counted. The reported nats are then -log p(n) - log p(x | n), of
@@ -49,9 +52,12 @@ class Masked:
     weight: Literal["bound", "flat"] = "bound"
     length_weight: float = 0.1
     label_smoothing: float = 0.0
+    low: float = 0.0
+    high: float = 1.0
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
+        times.check_span(self.low, self.high, self.steps)
         if self.steps < 0:
             raise UserError(f"objective masked: steps {self.steps} is negative.", "Use 0 for continuous time.")
         if self.weight not in ("bound", "flat"):
@@ -59,12 +65,12 @@ class Masked:
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
         """Draw noise for the target positions of ``batch`` and ask for what it hid. Works on the batch's device."""
-        schedule, rows, where = _stretched(spec), batch.ids.shape[0], batch.ids.device
+        schedule, rows, where = noise.stretched(spec), batch.ids.shape[0], batch.ids.device
         if self.steps:
             t = times.discrete(rows, self.steps, generator, where)
         else:
-            t = times.continuous(rows, generator, where)
-        can = _hideable(batch, spec)
+            t = self.low + (self.high - self.low) * times.continuous(rows, generator, where)
+        can = noise.noisable(batch, spec)
         if self.steps or spec.timed:
             x = Absorbing().corrupt(batch.ids, schedule.alpha(t), can, spec, generator)
             return self.request(batch, spec, can & (x == spec.mask_id), self.rate(spec, t), t)
@@ -75,7 +81,7 @@ class Masked:
 
     def rate(self, spec: Spec, t: Tensor) -> Tensor:
         """Weight in the bound of a token masked at time ``t`` [B], where each is masked by chance -> [B]."""
-        schedule = _stretched(spec)
+        schedule = noise.stretched(spec)
         alpha = schedule.alpha(t)
         if not self.steps:
             return -schedule.dalpha(t) / (1 - alpha)
@@ -133,42 +139,8 @@ class Masked:
             loss=(train * prepared.weight).sum() / max(prepared.tokens, 1),
             nats=per_row(nll * extra["bound"], prepared.row, prepared.rows),
             tokens=prepared.tokens,
-            is_bound=True,
+            is_bound=(self.low, self.high) == (0.0, 1.0),
         )
-
-
-@dataclass(frozen=True)
-class _Stretched:
-    """A schedule whose alpha is moved to run from exactly 1 to exactly 0."""
-
-    schedule: Schedule
-
-    def alpha(self, t: Tensor) -> Tensor:
-        first, last = self._ends(t)
-        return (self.schedule.alpha(t) - last) / (first - last)
-
-    def dalpha(self, t: Tensor) -> Tensor:
-        first, last = self._ends(t)
-        return self.schedule.dalpha(t) / (first - last)
-
-    def _ends(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        first, last = self.schedule.alpha(torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
-        return first, last
-
-
-def _stretched(spec: Spec) -> _Stretched:
-    if spec.schedule is None:
-        raise ValueError("masked diffusion needs a model with a noise schedule")
-    return _Stretched(spec.schedule)
-
-
-def _hideable(batch: Batch, spec: Spec) -> Tensor:
-    """Target positions that noise may touch: all, or all but a closing end-of-text that the length gives away."""
-    if not spec.length_head or batch.prompt is None:
-        return batch.target
-    seen = batch.target.cumsum(1)
-    closing = (seen == seen[:, -1:]) & (batch.ids == spec.eos_id)
-    return batch.target & ~closing
 
 
 def _choose(can: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:

@@ -50,14 +50,33 @@ def _region(prompt: Tensor, used: Tensor, first: Tensor, block: int) -> Tensor:
     return torch.stack([begin, torch.minimum(begin + block, end)], 1)
 
 
-def free_in_block(canvas: Canvas, block: int) -> Tensor:
-    """[B, L] bool: the free positions of each row's leftmost unfinished block (of all, for block 0)."""
+def free_in_block(canvas: Canvas, block: int, spec: Spec | None = None) -> Tensor:
+    """[B, L] bool: the free positions of each row's leftmost unfinished block (of all, for block 0).
+
+    With ``spec``, those that stand after an end-of-text already written are left out: nobody will read them.
+    """
     free = canvas.status == FREE
+    return in_block(canvas, free if spec is None else free & ~after_end(canvas, spec), block)
+
+
+def in_block(canvas: Canvas, chosen: Tensor, block: int) -> Tensor:
+    """[B, L] bool: the positions of ``chosen`` [B, L] in the leftmost block of each row that has any (block 0: all)."""
     if block == 0:
-        return free
-    number = (torch.arange(free.shape[1])[None] - canvas.prompt[:, None]).div(block, rounding_mode="floor")
-    current = torch.where(free, number, number.max() + 1).amin(1, keepdim=True)
-    return free & (number == current)
+        return chosen
+    number = (torch.arange(chosen.shape[1])[None] - canvas.prompt[:, None]).div(block, rounding_mode="floor")
+    current = torch.where(chosen, number, number.max() + 1).amin(1, keepdim=True)
+    return chosen & (number == current)
+
+
+def after_end(canvas: Canvas, spec: Spec) -> Tensor:
+    """[B, L] bool: positions after a sealed end-of-text. One before a later given token ends nothing."""
+    ends = (canvas.ids == spec.eos_id) & (canvas.status == SEALED)
+    if not bool(ends.any()):
+        return torch.zeros_like(ends)
+    columns = torch.arange(ends.shape[1])
+    given = torch.where((canvas.status == GIVEN) & (canvas.ids != spec.eos_id), columns, -1).amax(1, keepdim=True)
+    first = torch.where(ends & (columns > given), columns, len(columns)).amin(1, keepdim=True)
+    return columns > first
 
 
 def best(scores: Tensor, count: Tensor) -> Tensor:
@@ -115,6 +134,16 @@ def time_of_share(spec: Spec, share: Tensor) -> Tensor:
 
 def check_diffusion(spec: Spec) -> None:
     """Raises UserError for a model that was never taught to fill masks."""
+    check_noise(spec)
+    if spec.process != "absorbing":
+        raise UserError(
+            f"this sampler fills masks, and this diffusion model knows {spec.process} noise only.",
+            "Use the sampler posterior, analytic or predictor_corrector.",
+        )
+
+
+def check_noise(spec: Spec) -> None:
+    """Raises UserError for a model without a noise schedule."""
     if spec.schedule is None:
         raise UserError(
             "this sampler needs a diffusion model: this one has no noise schedule.", "Use the autoregressive sampler."
@@ -127,6 +156,12 @@ def check_block(block: int) -> None:
         raise UserError(f"block = {block} must be at least 0.", "0 is one block as long as the text.")
 
 
+def check_share(name: str, value: float, least: float = 0.0) -> None:
+    """Raises UserError for a probability outside of (``least``, 1]."""
+    if not least < value <= 1:
+        raise UserError(f"{name} = {value} must lie in ({least:g}, 1].")
+
+
 def check_steps(steps: int, canvas: Canvas, spec: Spec) -> None:
     """Raises UserError when there are no steps, or more than the tokens that may be written.
 
@@ -135,6 +170,8 @@ def check_steps(steps: int, canvas: Canvas, spec: Spec) -> None:
     if steps < 1:
         raise UserError(f"steps = {steps} must be at least 1.")
     most = int((canvas.ids == spec.mask_id).sum(1).max()) + spec.length_head
+    if spec.attend.kind == "block":  # steps are steps a block (see ``Blockwise``)
+        most = spec.attend.block
     if steps > most:
         raise UserError(
             f"steps = {steps} is larger than the {most} tokens to write: a step writes at least one.",

@@ -36,6 +36,7 @@ class Ancestral:
     exact = False  # several tokens a turn are drawn independently of each other
     retracts = False
     width = 1
+    positions = "noise"  # what decides where is written (see ``likelihood.under``)
 
     def start(self, canvas: Canvas, spec: Spec) -> State:
         _open.check_diffusion(spec)

@@ -2,90 +2,102 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from redraft.errors import UserError, suggest
-from redraft.runtime import keyed_uniform
-from redraft.samplers import _open
-from redraft.types import PAD, Canvas, Forward, Output, Spec, Step
+from redraft.samplers import _open, _scores
+from redraft.types import DRAFT, FREE, PAD, SEALED, Canvas, Forward, Output, Spec, Step
 
 
 @dataclass(frozen=True)
 class Confidence:
     """Top-k by confidence (MaskGIT, Chang et al. 2022, arXiv:2202.04200; LLaDA's low-confidence remasking).
 
-    At each of ``steps`` steps every free position is predicted and the k highest-scoring are written, with
-    k = ceil(free / steps left). With ``block`` > 0 the choice is confined to the leftmost unfinished block of that
-    many positions (semi-autoregressive), and the steps are shared out evenly over the blocks.
+    At each of ``steps`` steps every free position is predicted and the k highest-scoring are written. With ``block``
+    > 0 the choice is confined to the leftmost unfinished block of that many positions (semi-autoregressive), and the
+    steps are shared out evenly over the blocks.
 
-    ``order``: confidence p(x), margin p(1st) - p(2nd), entropy (lowest first), random, or left (leftmost first).
+    ``order``: confidence p(x) of the drawn token, peak p(1st) of the likeliest, margin p(1st) - p(2nd), entropy
+    (lowest first), random, or left (leftmost first).
+
+    ``schedule``: linear, k = ceil(free / steps left), or cosine (MaskGIT): after step s of T floor(n cos(pi s / 2T)) of
+    n positions are left, so that little is written while little is known. At least one a step.
+
+    ``position_temperature`` > 0 draws the positions instead, in proportion to exp(score / temperature), the score being
+    p for confidence and peak (Dream's ``alg_temp``).
     """
 
     steps: int = 16
     order: str = "confidence"
     block: int = 0
+    schedule: str = "linear"
+    position_temperature: float = 0.0
 
     exact = False
     retracts = False
     width = 1
 
+    @property
+    def positions(self) -> Literal["noise", "distribution", "draw"]:
+        """What decides where is written (see ``likelihood.under``)."""
+        if self.order in _scores.BY_DRAW:
+            return "draw"
+        return "noise" if self.order == "random" or self.position_temperature > 0 else "distribution"
+
     def start(self, canvas: Canvas, spec: Spec) -> None:
         _open.check_diffusion(spec)
         _open.check_block(self.block)
-        if self.order not in _SCORES:
-            raise UserError(f"unknown order '{self.order}'.", suggest(self.order, _SCORES))
+        _scores.check(self.order)
+        if self.schedule not in ("linear", "cosine"):
+            raise UserError(f"unknown schedule '{self.schedule}'.", suggest(self.schedule, ("linear", "cosine")))
+        if not 0 <= self.position_temperature < math.inf:
+            raise UserError(f"position_temperature = {self.position_temperature} must be a number of at least 0.")
         _open.check_steps(self.steps, canvas, spec)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
-        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block), self.block)
+        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block, spec), self.block)
 
     def apply(
         self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]
     ) -> tuple[None, Step]:
-        ask, out = asks[0], outs[0]
-        scores = _SCORES[self.order](canvas, ask, out)
-        return None, _open.write(ask, out, _open.best(scores, self._count(canvas, ask)))
+        return None, _open.write(asks[0], outs[0], self.chosen(canvas, asks[0], outs[0]))
+
+    def chosen(self, canvas: Canvas, ask: Forward, out: Output) -> Tensor:
+        """[R, W] bool: what is written now."""
+        scores = _scores.scores(self.order, canvas, ask, out)
+        scores = _scores.shuffled(scores, self.order, self.position_temperature, canvas, ask)
+        return _open.best(scores, self._count(canvas, ask))
 
     def _count(self, canvas: Canvas, ask: Forward) -> Tensor:
-        """Positions to write now: what is free in the block, over the steps left for the block, rounded up."""
+        """[R] positions to write now."""
         assert ask.rows is not None
-        rows, free = ask.rows, (ask.want >= 0).sum(1)
+        free, step = (ask.want >= 0).sum(1), canvas.step[ask.rows]
+        begin, end, total = self._share(canvas, ask)
+        if self.schedule == "linear":
+            return -(-free // (end - step).clamp(min=1))
+        progress = ((step + 1 - begin) / (end - begin).clamp(min=1)).clamp(max=1).double()
+        keep = (total * torch.cos(progress * math.pi / 2)).floor().long()
+        return (free - keep).clamp(min=1)
+
+    def _share(self, canvas: Canvas, ask: Forward) -> tuple[Tensor, Tensor, Tensor]:
+        """[R] each: the first step of the block at work, the one it ends before, and how many positions it has to
+        write in all, those written before included."""
+        assert ask.rows is not None
+        rows, status = ask.rows, canvas.status[ask.rows]
+        mine = (status == FREE) | (status == DRAFT) | (status == SEALED)
+        zero, steps = torch.zeros_like(rows), torch.full_like(rows, self.steps)
         if self.block == 0:
-            left = self.steps - canvas.step[rows]
-        else:
-            first = canvas.prompt[rows]
-            end = (canvas.status[rows] != PAD).long() * torch.arange(canvas.ids.shape[1])
-            blocks = (end.amax(1) + 1 - first + self.block - 1).div(self.block, rounding_mode="floor").clamp(min=1)
-            current = (ask.want.clamp(min=0).amax(1) - first).div(self.block, rounding_mode="floor")
-            # Block b of n ends with step floor((b + 1) * steps / n).
-            left = ((current + 1) * self.steps).div(blocks, rounding_mode="floor") - canvas.step[rows]
-        return -(-free // left.clamp(min=1))
-
-
-def _confidence(canvas: Canvas, ask: Forward, out: Output) -> Tensor:
-    return out.conf
-
-
-def _margin(canvas: Canvas, ask: Forward, out: Output) -> Tensor:
-    first, second = out.log_p.topk(2, -1).values.exp().unbind(-1)
-    return _open.rectangle(first - second, ask, -torch.inf)
-
-
-def _entropy(canvas: Canvas, ask: Forward, out: Output) -> Tensor:
-    return _open.rectangle((out.log_p.exp() * out.log_p.clamp(min=-1e4)).sum(-1), ask, -torch.inf)
-
-
-def _random(canvas: Canvas, ask: Forward, out: Output) -> Tensor:
-    assert ask.rows is not None
-    drawn = keyed_uniform(canvas.seed[ask.rows], canvas.step[ask.rows] + _open.ORDER_STREAM, ask.want.clamp(min=0))
-    return drawn.masked_fill(ask.want < 0, -torch.inf)
-
-
-def _left(canvas: Canvas, ask: Forward, out: Output) -> Tensor:
-    return torch.where(ask.want < 0, -torch.inf, -ask.want.double())
-
-
-_SCORES = {"confidence": _confidence, "margin": _margin, "entropy": _entropy, "random": _random, "left": _left}
+            return zero, steps, mine.sum(1)
+        first, columns = canvas.prompt[rows], torch.arange(status.shape[1])
+        end = ((status != PAD).long() * columns).amax(1) + 1
+        blocks = (end - first + self.block - 1).div(self.block, rounding_mode="floor").clamp(min=1)
+        current = (ask.want.clamp(min=0).amax(1) - first).div(self.block, rounding_mode="floor")
+        here = (columns - first[:, None]).div(self.block, rounding_mode="floor") == current[:, None]
+        # Block b of n ends with step floor((b + 1) * steps / n).
+        until = [(current + more) * self.steps // blocks for more in (0, 1)]
+        return until[0], until[1], (mine & here).sum(1)

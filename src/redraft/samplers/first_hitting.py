@@ -22,6 +22,7 @@ class FirstHitting:
     exact = True
     retracts = False
     width = 1
+    positions = "noise"  # what decides where is written (see ``likelihood.under``)
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         _open.check_diffusion(spec)

@@ -31,11 +31,10 @@ class Threshold:
         _open.check_block(self.block)
         if self.least < 1:
             raise UserError(f"least = {self.least} must be at least 1.")
-        if not 0 < self.threshold <= 1:
-            raise UserError(f"threshold = {self.threshold} must lie in (0, 1].")
+        _open.check_share("threshold", self.threshold)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
-        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block), self.block)
+        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block, spec), self.block)
 
     def apply(
         self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]

@@ -23,6 +23,7 @@ class Event:
                     clock tokens_per_second, share_of_peak, seconds, eta_seconds
         validation  nats_per_token, nats_error (one standard error), bits_per_byte, bits_error, is_bound, rows, passes,
                     best
+        objective   the fields it goes on with, where one was chosen by the variance of the loss
         checkpoint  path
         done        the fields of ``Result``
     """
@@ -37,7 +38,7 @@ Watcher = Callable[[Event], None]
 
 
 class MetricsFile:
-    """``metrics.jsonl``: every update and validation as one JSON line, in order and without repeats after a restart."""
+    """``metrics.jsonl``: what happens in a run, as JSON lines in order, without repeats after a restart."""
 
     def __init__(self, path: Path, step: int) -> None:
         """Open for appending after dropping what a killed run wrote past ``step``, the step it is resumed from."""
@@ -46,7 +47,7 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def __call__(self, event: Event) -> None:
-        if event.kind in ("update", "validation"):
+        if event.kind in ("update", "validation", "objective"):
             line = {"kind": event.kind, "step": event.step, "tokens": event.tokens, **event.values}
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
@@ -111,7 +112,7 @@ class Progress:
     def __call__(self, event: Event) -> None:
         if event.kind == "update":
             self._bar.update(self._task, completed=event.values["progress"], line=describe(event))
-        elif event.kind in ("start", "validation", "done"):
+        elif event.kind in ("start", "validation", "objective", "done"):
             self._console.print(describe(event), markup=False, highlight=False)
             if event.kind == "start":
                 self._bar.update(self._task, line="the first updates")
@@ -134,6 +135,8 @@ def describe(event: Event) -> str:
             f"step {event.step}  validation {bound} {v['nats_per_token']:.4f} +- {v['nats_error']:.4f} nats/token, "
             f"{v['bits_per_byte']:.4f} +- {v['bits_error']:.4f} bits/byte{'  (best)' if v['best'] else ''}"
         )
+    if event.kind == "objective":
+        return f"step {event.step}  varies least with {', '.join(f'{name} = {value}' for name, value in v.items())}"
     if event.kind == "done":
         return f"done: {event.step} updates, {event.tokens:,} tokens in {_clock(v['seconds'])}"
     return f"{event.kind} at step {event.step}"

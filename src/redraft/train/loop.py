@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redraft import runtime
+from redraft import config, runtime
 from redraft.errors import UserError
 from redraft.files import disk_error, write_atomically
-from redraft.likelihood import bound
+from redraft.likelihood import bound, spread
 from redraft.metrics.memory import peak_resident
 from redraft.train import checkpoint, optim
 from redraft.train.device import to_device
@@ -69,13 +69,16 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
 
         # 1. The parts, as the recipe names them, and the state, as the last checkpoint left it.
         parts = prepare(recipe, work, where)
-        objective, spec, state = parts.model.family.objective(), parts.model.spec, _fresh(recipe, parts, where)
+        family, spec, state = parts.model.family, parts.model.spec, _fresh(recipe, parts, where)
+        objective = family.objective()  # what validation scores by; training may look at part of it only
+        taught = family.training() if hasattr(family, "training") else objective
         low = saved[1]["bfloat16"] if saved else _low_precision(table.dtype, where)
         arithmetic = Arithmetic.of(state.network)
         peak = runtime.peak_matmul(where, torch.bfloat16 if low else torch.float32)
         if saved:  # after everything else that may draw random numbers
             _check_data(saved[1]["data_sha256"], parts)
             state.unpack(*saved)
+            objective = _configured(objective, state.objective)
         begun -= state.seconds  # so that now - begun counts all starts together
         tell = stack.enter_context(_watchers(work, state.step, on_event))
         tell(_started(parts, state, peak, low, resumed=saved is not None))
@@ -95,9 +98,9 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             # 4. Corrupt them on the host, ask the network to repair them, gather the gradient.
             loss = torch.zeros((), device=where)
             for batch in batches:
-                prepared = objective.prepare(batch, spec, state.noise)
+                prepared = taught.prepare(batch, spec, state.noise)
                 state.flops += arithmetic.training(prepared)
-                loss += backward(state.network, objective, to_device(prepared, where), prepared.tokens / targets, low)
+                loss += backward(state.network, taught, to_device(prepared, where), prepared.tokens / targets, low)
 
             # 5. One step of the optimizer, and of the average that follows it.
             norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), table.clip or float("inf"), foreach=True)
@@ -113,6 +116,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
                 tell(_update(state, rate, spent, speed, peak, time.monotonic() - begun))
             if parts.validation and not last and _crossed(table.validate_every, before, state.tokens):
                 tell(_validated(recipe, state, parts, objective))
+                objective = _steadiest(state, parts, objective, tell)
             due = time.monotonic() - saved_at >= table.save_every_seconds
             if last or due or _crossed(table.save_every_tokens, before, state.tokens):
                 state.seconds = time.monotonic() - begun
@@ -306,6 +310,26 @@ def _validated(recipe: Recipe, state: State, parts: Parts, objective: Objective)
             if recipe.train.keep_best:
                 state.best_weights = {name: t.detach().cpu().clone() for name, t in unshared(state.network).items()}
     return Event("validation", state.step, state.tokens, {**values, "best": best})
+
+
+def _steadiest(state: State, parts: Parts, objective: Objective, tell: Watcher) -> Objective:
+    """Of an objective's variants, where it has any, the one whose loss varies least on the validation rows."""
+    found: Sequence[Objective] = objective.candidates() if hasattr(objective, "candidates") else []
+    if not found:
+        return objective
+    rows, network = parts.validation[:_SEARCH_BATCHES], state.network
+    best = min(found, key=lambda o: spread(network, rows, o, parts.model.spec, device=state.device))
+    state.objective = config.to_mapping(best)
+    tell(Event("objective", state.step, state.tokens, state.objective))
+    return best
+
+
+_SEARCH_BATCHES = 2  # validation batches that variants of an objective are compared on
+
+
+def _configured(objective: Objective, fields: Mapping[str, Any]) -> Objective:
+    """The objective with the fields that training had come to; its own where there are none."""
+    return config.build(type(objective), fields, "checkpoint's objective") if fields else objective
 
 
 def _save(work: Path, state: State, parts: Parts, low: bool) -> Event:

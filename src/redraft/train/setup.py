@@ -96,7 +96,8 @@ def _tokenizer(recipe: Recipe, training: Sequence[Example], folder: Path) -> Tok
 
 def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, conditional: bool) -> Model:
     """A fresh model of the recipe's shape, or the recipe's family over a checkpoint's weights."""
-    table, needed = recipe.model, recipe.data.length + 1  # a window's <bos>
+    beyond = build_family(recipe.family)[1].spec(tokenizer).attend.block - 1  # of an answer's last block
+    table, needed = recipe.model, recipe.data.length + max(1, beyond)  # a window's <bos>
     if start is None:
         shape = preset(table.preset, tokenizer.vocab_size)
         changes = {"max_length": max(needed, shape.max_length), **table.config}

@@ -32,6 +32,7 @@ class State:
     latest: dict[str, Any] | None = None  # values of the last validation
     best: dict[str, Any] | None = None  # of the best so far ...
     best_weights: dict[str, Tensor] = field(default_factory=dict)  # ... and its weights, where they are to be kept
+    objective: dict[str, Any] = field(default_factory=dict)  # fields of the objective, where training has changed them
 
     def spent(self, train: TrainTable, tokens: int, seconds: float) -> float:
         """Share of the budget gone, 0..1, with ``tokens`` read in ``seconds``: the greatest of those that are set."""
@@ -66,6 +67,7 @@ class State:
             "ema_updates": self.ema.updates if self.ema else 0,
             "window": self.window.pack(),
             "loader": self.loader.state_dict(),
+            "objective": self.objective,
         }
         return tensors, values
 
@@ -88,7 +90,7 @@ class State:
         if self.device.type == "cuda" and "random.device" in tensors:
             torch.cuda.set_rng_state(tensors["random.device"], self.device)
         self.step, self.tokens, self.flops = values["step"], values["tokens"], values["flops"]
-        self.seconds, self.best = values["seconds"], values["best"]
+        self.seconds, self.best, self.objective = values["seconds"], values["best"], values.get("objective", {})
         self.window.unpack(values["window"], self.device)
         self.loader.load_state_dict(values["loader"])
 

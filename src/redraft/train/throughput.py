@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from redraft import runtime
 from redraft.types import Forward, Prepared
@@ -36,18 +37,30 @@ class Arithmetic:
 
     def training(self, prepared: Prepared) -> int:
         """FLOPs of one forward and backward pass over a prepared batch."""
-        positions = int((prepared.ask.pos >= 0).sum())
-        wanted = int((prepared.ask.want >= 0).sum())
+        positions = int((prepared.ask.streams[1] >= 0).sum())
+        wanted = len(prepared.target)
         return 6 * self.body * positions + 6 * self.head * wanted + 12 * self.pairs * seen_pairs(prepared.ask)
 
 
 def seen_pairs(ask: Forward) -> int:
     """How many (query, key) pairs of a request attend, by its ``Attend``; padding is in none of them."""
-    real = ask.pos >= 0
+    real, stage = ask.pos >= 0, ask.stage(ask.pos)
+    seen = _below(stage, real, stage, True)
+    if ask.clean is None:
+        return int(seen[real].sum())
+    # The second stream (``types.Clean``): noise sees its own stage, and clean text what came before it.
+    clean, order = ask.clean.pos >= 0, ask.clean.attend.stage(ask.clean.pos, ask.prompt)
+    prompt = torch.zeros_like(stage) if ask.prompt is None else ask.prompt[:, None].expand_as(stage)
+    own = seen - _below(stage, real, stage, False) + prompt.masked_fill(ask.pos < prompt, 0)
+    before = _below(ask.stage(ask.clean.pos), clean, stage, False)
+    theirs = _below(order, clean, order, True) + prompt[:, :1]
+    return int((own + before)[real].sum() + theirs[clean].sum())
+
+
+def _below(keys: Tensor, real: Tensor, queries: Tensor, equal: bool) -> Tensor:
+    """How many real ``keys`` [R, K] of its row are below each of ``queries`` [R, Q], or equal to it -> [R, Q]."""
     last = torch.iinfo(torch.int64).max
-    stage = ask.attend.stage(ask.pos, ask.prompt).masked_fill(~real, last)
-    seen = torch.searchsorted(stage.sort(dim=1).values, stage, right=True)
-    return int(seen[real].sum())
+    return torch.searchsorted(keys.masked_fill(~real, last).sort(1).values, queries, right=equal)
 
 
 class Meter:

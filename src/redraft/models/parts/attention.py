@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redraft.models.parts import streams
 from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.positions import rotate
 from redraft.models.parts.store import KeyValueStore, Window
@@ -24,28 +25,36 @@ class Sight:
     causal: bool  # the plain causal triangle
     store: KeyValueStore | None
     window: Window | None
+    blocks: Any = None  # a BlockMask instead of a mask: attention is FlexAttention's
 
 
 def place(ask: Forward, restart: bool) -> Tensor:
     """[R, Q] the number by which each position is rotated; with ``restart``, counted from the answer's beginning."""
+    _, pos = ask.streams
     if restart and ask.prompt is not None:
-        return torch.where(ask.pos >= ask.prompt[:, None], ask.pos - ask.prompt[:, None], ask.pos).clamp(min=0)
-    return ask.pos.clamp(min=0)
+        return torch.where(pos >= ask.prompt[:, None], pos - ask.prompt[:, None], pos).clamp(min=0)
+    return pos.clamp(min=0)
 
 
 def see(ask: Forward, rotary: Tensor, store: KeyValueStore | None, restart: bool) -> Sight:
     """Resolve a request's ``Attend`` into the cheapest form attention can take."""
     table = rotary[place(ask, restart).to(rotary.device)]
+    if ask.clean is not None:
+        if rotary.device.type == "cuda":
+            return Sight(table, None, False, None, None, streams.flex(ask, rotary.device))
+        return Sight(table, streams.dense(ask).to(rotary.device), False, None, None)
+    if ask.mask is not None:
+        return Sight(table, ask.mask[:, None].to(rotary.device), False, None, None)
     if store is not None:
         window = store.window(ask)
         return Sight(table, window.mask, False, store, window)
-    if ask.attend.kind == "causal" and ask.prompt is None:
+    if ask.attend.kind == "causal" and ask.prompt is None and ask.whole is None:
         # Right padding comes after everything real, so the triangle alone hides it.
         return Sight(table, None, ask.pos.shape[1] > 1, None, None)
     valid = ask.pos >= 0
     if ask.attend.kind == "full" and ask.prompt is None and bool(valid.all()):
         return Sight(table, None, False, None, None)
-    stage = ask.attend.stage(ask.pos, ask.prompt)
+    stage = ask.stage(ask.pos)
     mine = stage.masked_fill(~valid, torch.iinfo(stage.dtype).max)  # padding queries see something: no NaN
     mask = (stage[:, None] <= mine[:, :, None]) & valid[:, None]
     return Sight(table, mask[:, None].to(rotary.device), False, None, None)
@@ -87,7 +96,11 @@ class Attention(nn.Module):
         else:
             keys, values = key.transpose(1, 2), value.transpose(1, 2)
         query = query.transpose(1, 2)
-        if _short(query, keys):
+        if sight.blocks is not None:
+            attend = streams.flex_attention(compiled=query.device.type == "cuda")
+            gqa = self.heads != self.kv_heads
+            mixed = attend(query, keys, values, block_mask=sight.blocks, enable_gqa=gqa)
+        elif _short(query, keys):
             mixed = _ShortAttention.apply(query, keys, values, sight.mask, sight.causal)
         else:
             gqa = self.heads != self.kv_heads

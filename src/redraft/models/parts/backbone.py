@@ -52,8 +52,9 @@ class Backbone(nn.Module):
         )
 
     def embed(self, ask: Forward) -> Tensor:
-        """Vectors of the tokens of a request, [R, Q, D]."""
-        return F.embedding(ask.x.to(self.device), self.embedding.weight)
+        """Vectors of the tokens of a request, [R, Q, D], both streams."""
+        tokens, _ = ask.streams
+        return F.embedding(tokens.to(self.device), self.embedding.weight)
 
     def run(self, x: Tensor, sight: Sight, condition: Tensor | None = None) -> Tensor:
         """[R, Q, D] through all blocks."""
@@ -69,18 +70,21 @@ def pick(x: Tensor, ask: Forward, shift: int) -> Tensor:
     """Hidden states [R, Q, D] -> [N, D], those from which the wanted positions are predicted."""
     if ask.want.shape == (1, 1) and ask.pos.shape[1] == 1:
         return x[:, 0]
-    source = ask.want - shift
-    wanted = ask.want >= 0
-    row, column = wanted.nonzero(as_tuple=True)
-    query = _query_index(ask.pos, source)[row, column]
+    pos = ask.pos if ask.cell is None else ask.cell
+    length = int(pos.max()) + 1
+    index = torch.zeros(len(pos), length + 1, dtype=torch.int64, device=pos.device)
+    row, query = _locate(index, pos, 0, ask.want, shift if ask.shift is None else ask.shift)
+    if ask.clean is not None and ask.clean.want is not None:  # what is in both streams is read from the clean one
+        more = _locate(index, ask.clean.pos, ask.pos.shape[1], ask.clean.want, shift)
+        row, query = torch.cat([row, more[0]]), torch.cat([query, more[1]])
     return x[row.to(x.device), query.to(x.device)]
 
 
-def _query_index(pos: Tensor, source: Tensor) -> Tensor:
-    """Column of ``pos`` [R, Q] that holds each position of ``source`` [R, W]; position 0 also speaks for what is
-    before it, so that with a shift it predicts itself."""
-    length = int(pos.max()) + 1
-    index = torch.zeros(pos.shape[0], length + 1, dtype=torch.int64, device=pos.device)
-    columns = torch.arange(pos.shape[1], device=pos.device).expand_as(pos)
+def _locate(index: Tensor, pos: Tensor, begin: int, want: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """Enter the columns, from ``begin`` on, of positions ``pos`` [R, K] into ``index`` [R, length + 1]; then rows and
+    columns [N] from which the positions ``want`` [R, W] are predicted: with a shift, position 0 by itself."""
+    length = index.shape[1] - 1
+    columns = torch.arange(begin, begin + pos.shape[1], device=pos.device).expand_as(pos)
     index.scatter_(1, torch.where(pos < 0, length, pos), columns)
-    return index.gather(1, source.clamp(0, length))
+    row, column = (want >= 0).nonzero(as_tuple=True)
+    return row, index[row, (want[row, column] - shift).clamp(0, length)]

@@ -74,7 +74,7 @@ class KeyValueStore:
         if ask.pos.shape[1] == 1 and int(ask.pos.min()) == extent - 1:
             return True
         first, last = ask.pos[:, :1], torch.full_like(ask.pos[:, :1], extent - 1)
-        return bool((ask.attend.stage(first, ask.prompt) >= ask.attend.stage(last, ask.prompt)).all())
+        return bool((ask.stage(first) >= ask.stage(last)).all())
 
     def _mask(self, ask: Forward, extent: int) -> Tensor:
         assert ask.read is not None
@@ -82,8 +82,8 @@ class KeyValueStore:
         asked = torch.zeros(ask.pos.shape[0], extent + 1, dtype=torch.bool)
         asked.scatter_(1, torch.where(ask.pos < 0, extent, ask.pos), True)
         visible = asked[:, :extent] | (cells < ask.read[:, None])
-        stage = ask.attend.stage(cells.expand(len(ask.pos), -1), ask.prompt)
-        mine = ask.attend.stage(ask.pos, ask.prompt).masked_fill(ask.pos < 0, torch.iinfo(torch.int64).max)
+        stage = ask.stage(cells.expand(len(ask.pos), -1))
+        mine = ask.stage(ask.pos).masked_fill(ask.pos < 0, torch.iinfo(torch.int64).max)
         return (visible[:, None] & (stage[:, None] <= mine[:, :, None]))[:, None].to(self.device)
 
     def put(self, layer: int, window: Window, pair: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,10 @@ class KeyValueStore:
         return keys, values
 
     def record(self, ask: Forward) -> None:
-        """Note the tokens just written, and forget every cell beyond what is known to hold."""
+        """Note the tokens just written, and forget every cell beyond what is known to hold.
+
+        What was only drafted (``ask.whole``) saw what comes after it, so that no later pass may take it for causal.
+        """
         assert ask.slot is not None and ask.read is not None
         slot, pos, x = ask.slot.numpy(), ask.pos.numpy(), ask.x.numpy()
         if pos.shape[1] == 1 and pos.min() >= 0:
@@ -108,6 +111,8 @@ class KeyValueStore:
             row, column = np.nonzero(pos >= 0)
             self.tokens[slot[row], pos[row, column]] = x[row, column]
             beyond = np.maximum(ask.read.numpy(), pos.max(1) + 1)
+        if ask.whole is not None:
+            beyond = np.minimum(beyond, ask.whole.numpy())
         for seat, start in zip(slot.tolist(), beyond.tolist(), strict=True):
             self.tokens[seat, start:] = -1
 

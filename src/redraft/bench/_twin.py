@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 
-from redraft.models.transformer import Transformer
 
-
-def llama_twin(network: Transformer) -> Any:
+def llama_twin(network: Any) -> Any:
     """A ``LlamaForCausalLM`` that computes what ``network`` computes under causal attention."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,0 +1,225 @@
+"""Filling holes: reading them, choosing how long they are, writing them, and putting the text together again."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from redraft.errors import UserError
+from redraft.length import Row, best_lengths, first_look, length_request
+from redraft.types import PAD, Generation
+
+if TYPE_CHECKING:
+    from redraft.model import Model, Settings
+
+UNKNOWN = 12  # tokens that a hole of unknown length may have at most
+_HOLE = re.compile(r"\[\[\s*(\?|\d+(?:\s*-\s*\d+)?)\s*\]\]")
+_NEAR = 2  # given tokens on each side of a hole that must go with its length
+_TOGETHER = 64  # combinations of lengths that are all tried; where there are more, one hole is varied at a time
+
+
+@dataclass(frozen=True)
+class Hole:
+    """From ``least`` to ``most`` tokens that are missing."""
+
+    least: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if self.least < 1:
+            raise UserError("a hole of no tokens can't be filled.", "Write a hole of three tokens as [[3]].")
+        if self.most < self.least:
+            raise UserError(
+                f"a hole of {self.least} to {self.most} tokens.", "Write the smaller number first: [[1-8]]."
+            )
+
+
+Parts = Sequence[str | Hole]
+
+
+def parse(text: str) -> list[str | Hole]:
+    """``"The [[3]] sat on [[1-4]]."`` -> text and holes in turn; ``[[?]]`` has 1 to 12 tokens.
+
+    Raises:
+        UserError: a hole of no tokens.
+    """
+    parts: list[str | Hole] = []
+    for number, part in enumerate(_HOLE.split(text)):
+        if number % 2 == 0:
+            parts.append(part)
+        elif part == "?":
+            parts.append(Hole(1, UNKNOWN))
+        else:
+            low, _, high = part.partition("-")
+            parts.append(Hole(int(low), int(high or low)))
+    return parts
+
+
+def without(text: str, span: str | tuple[int, int], size: int) -> list[str | Hole]:
+    """A text with a hole in place of ``span``: a part of it, or the characters from a to b. The new wording may have
+    half to twice the ``size`` tokens of the old one.
+
+    Raises:
+        UserError: the text has no such part.
+    """
+    if isinstance(span, str):
+        begin = text.find(span) if span else -1
+        end = begin + len(span)
+    else:
+        begin, end = span
+    if not 0 <= begin < end <= len(text):
+        raise UserError(f"the text has no part {span!r} to rewrite.", "Give a part of it as it stands there.")
+    return [text[:begin], Hole(max(1, math.ceil(size / 2)), max(1, 2 * size)), text[end:]]
+
+
+def fill(model: Model, parts: Parts, prompt: str, settings: Settings) -> Generation:
+    """Choose the lengths of the holes, write them, and return the whole text. What stands is left as it is.
+
+    Raises:
+        UserError: no hole, a model that can't see what follows one, or more than its context holds.
+    """
+    if model.spec.attend.kind == "causal":
+        raise UserError("an autoregressive model can't see what follows a hole.", "Use a diffusion model to infill.")
+    holes = [part for part in parts if isinstance(part, Hole)]
+    if not holes:
+        raise UserError("the text has no hole.", "Write a hole of three tokens as [[3]], of unknown length as [[?]].")
+    layout = Layout.of(model, parts, prompt)
+    layout.check([hole.most for hole in holes])
+    sizes, passes = choose_sizes(model, layout, holes)
+    drafting = model.fill_rows([layout.row(sizes)], [len(layout.head)], settings, sum(sizes))
+    drafting.canvas.nfe += passes
+    for _ in drafting:
+        pass
+    found = drafting.results()[0]
+    canvas = drafting.canvas
+    written = torch.where(canvas.status[0] == PAD, model.tokenizer.pad_id, canvas.ids[0]).tolist()
+    fillings = [written[begin:end] for begin, end in layout.spans(sizes)]
+    if found.finish == "stop" and parts[-1] == "":  # what a last hole holds after an end-of-text is no part of the text
+        last = fillings[-1]
+        fillings[-1] = last[: last.index(model.tokenizer.eos_id)] if model.tokenizer.eos_id in last else last
+    return replace(found, text=layout.text(fillings))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A text with holes in tokens.
+
+    Many tokenizers glue a space to the word behind it. A space before a hole is then better left to the hole, whose
+    first token will bring it; ``text`` puts it back where it does not.
+    """
+
+    model: Model
+    head: list[int]  # the prompt
+    texts: list[str]  # before, between and after the holes
+    pieces: list[list[int]]  # the same as tokens, without a space that a hole is to bring
+    bring: list[bool]  # by hole: is it to bring a space?
+    tail: list[int]  # what ends the answer
+
+    @classmethod
+    def of(cls, model: Model, parts: Parts, prompt: str) -> Layout:
+        texts = [""]
+        for part in parts:
+            if isinstance(part, Hole):
+                texts.append("")
+            else:
+                texts[-1] += part
+        glues = len(model.tokenizer.encode(" a")) == len(model.tokenizer.encode("a"))
+        bring = [glues and text.endswith(" ") for text in texts[:-1]]
+        short = [text[:-1] if space else text for text, space in zip(texts, [*bring, False], strict=True)]
+        tail = [model.tokenizer.eos_id] if model.conditional else []
+        return cls(model, model.prompt_ids(prompt), texts, model.tokenizer.encode_batch(short), bring, tail)
+
+    def row(self, sizes: Sequence[int]) -> list[int | None]:
+        row: list[int | None] = list(self.head)
+        for piece, size in zip(self.pieces, [*sizes, 0], strict=True):
+            row += [*piece, *[None] * size]
+        return [*row, *self.tail]
+
+    def spans(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
+        """First position of each hole, and one past its last."""
+        found, at = [], len(self.head)
+        for piece, size in zip(self.pieces[:-1], sizes, strict=True):
+            found.append((at + len(piece), at + len(piece) + size))
+            at += len(piece) + size
+        return found
+
+    def text(self, fillings: Sequence[Sequence[int]]) -> str:
+        whole = ""
+        for text, filling, space in zip(self.texts, fillings, self.bring, strict=False):
+            new = self.model.tokenizer.decode(filling)
+            whole += text + (new.removeprefix(" ") if space else new)
+        return whole + self.texts[-1]
+
+    def check(self, sizes: Sequence[int]) -> None:
+        """Raises UserError where holes of these sizes do not fit the context."""
+        self.model.check_length(sum(sizes))
+        self.model.check_length(len(self.row(sizes)))
+
+
+def choose_sizes(model: Model, layout: Layout, holes: Sequence[Hole]) -> tuple[list[int], int]:
+    """The likeliest sizes of holes whose size is open, and the passes that it took.
+
+    Of each combination two rows are looked at, with nothing written in the holes, and the sum is taken of
+
+    - minus the mean entropy of the hole's predictions, in nats: a hole of the right length is easy to fill (CAL, Liu et
+      al. 2026, arXiv:2602.00476, takes the mean confidence);
+    - log p of the two given tokens on each side of it, masked with it: they fit the rest only at the right distance;
+    - log p of the whole length, where the model has a length head.
+    """
+    ranges = [range(hole.least, hole.most + 1) for hole in holes]
+    if math.prod(len(sizes) for sizes in ranges) == 1:
+        return [sizes[0] for sizes in ranges], 0
+    free = [index for index, sizes in enumerate(ranges) if len(sizes) > 1]
+    by_length = _length_scores(model, layout, [hole.most for hole in holes])
+    passes = 0 if by_length is None else 1
+    if math.prod(len(sizes) for sizes in ranges) <= _TOGETHER:
+        combinations = [list(sizes) for sizes in itertools.product(*ranges)]
+        return _best(model, layout, combinations, free, by_length), passes + 2
+    sizes = [(hole.least + hole.most) // 2 for hole in holes]
+    for index in [*free, *(free if len(free) > 1 else [])]:  # twice, since they depend on each other
+        combinations = [[*sizes[:index], size, *sizes[index + 1 :]] for size in ranges[index]]
+        sizes = _best(model, layout, combinations, free, by_length)
+        passes += 2
+    return sizes, passes
+
+
+def _best(
+    model: Model, layout: Layout, combinations: list[list[int]], free: list[int], by_length: list[float] | None
+) -> list[int]:
+    writer, spec = model.writer(), model.spec
+    rows = [layout.row(sizes) for sizes in combinations]
+    masked: list[Row] = []
+    for sizes, row in zip(combinations, rows, strict=True):
+        spans = [span for index, span in enumerate(layout.spans(sizes)) if index in free]
+        near = {place for a, b in spans for place in [*range(a - _NEAR, a), *range(b, b + _NEAR)]}
+        close = near & set(range(len(layout.head), len(row) - len(layout.tail)))
+        masked.append([None if place in close else token for place, token in enumerate(row)])
+    heads = [len(layout.head)] * len(rows)
+    fits = first_look(writer, masked, heads, spec, rows)
+    looks = first_look(writer, rows, heads, spec)
+    scores = [fit.truth - look.entropy for fit, look in zip(fits, looks, strict=True)]
+    if by_length is not None:
+        scores = [score + by_length[len(row)] for score, row in zip(scores, rows, strict=True)]
+    return combinations[max(range(len(rows)), key=scores.__getitem__)]
+
+
+def _length_scores(model: Model, layout: Layout, most: Sequence[int]) -> list[float] | None:
+    """log p of a row's length by the length head, by length of the row; None where there is no length head."""
+    if not model.spec.length_head:
+        return None
+    prompt = torch.tensor([len(layout.head)])
+    longest = len(layout.row(most))
+    with torch.inference_mode():
+        logits = model.writer()(length_request(torch.tensor([layout.head]), prompt, model.spec))
+        log_p, lengths = best_lengths(logits, longest, longest)
+    found = [-math.inf] * (longest + 1)
+    for value, length in zip(log_p[0].tolist(), lengths[0].tolist(), strict=True):
+        if length + len(layout.head) <= longest:
+            found[length + len(layout.head)] = value
+    return found

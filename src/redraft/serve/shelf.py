@@ -1,0 +1,117 @@
+"""The models of a server: loaded when first asked for, put away when nobody has asked for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from redraft.errors import UserError, suggest
+from redraft.model import Model, load, read_json, resolve
+from redraft.serve.chat import template_of
+from redraft.serve.engine import Engine, Limits
+
+
+@dataclass
+class Entry:
+    """A model by name. Requests name it by this name alone: no path ever comes from outside."""
+
+    name: str
+    folder: Path
+    template: str | None
+    created: int
+    engine: Engine | None = None
+    used: float = 0.0  # time.monotonic()
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def model(self) -> Model:
+        assert self.engine is not None
+        return self.engine.model
+
+    def describe(self) -> dict[str, Any]:
+        """For /v1/models, from the folder alone where the model is not loaded."""
+        config = read_json(self.folder / "config.json")
+        defaults = self.folder / "generation_config.json"
+        causal = config["family"]["name"] == "autoregressive"
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "redraft",
+            "family": config["family"]["name"],
+            "context": config["network"].get("max_length"),
+            "conditional": bool(config["conditional"]),
+            "infill": not causal,
+            "chat_template": self.template is not None,
+            "samplers": ["autoregressive"] if causal else _diffusion_samplers(),
+            "defaults": read_json(defaults) if defaults.is_file() else {},
+            "loaded": self.engine is not None,
+        }
+
+
+class Shelf:
+    """All models of a server."""
+
+    def __init__(self, models: Sequence[str], device: str, limits: Limits) -> None:
+        """
+        Raises:
+            UserError: no such model, or two of the same name.
+        """
+        self.device, self.limits = device, limits
+        self.entries: dict[str, Entry] = {}
+        for name in models:
+            folder = resolve(name).resolve()
+            if folder.name in self.entries:
+                raise UserError(f"two models are called '{folder.name}'.", "Rename one folder.")
+            created = int((folder / "config.json").stat().st_mtime)
+            self.entries[folder.name] = Entry(folder.name, folder, template_of(folder), created)
+
+    def find(self, name: str) -> Entry:
+        """
+        Raises:
+            UserError: not one of this server's models.
+        """
+        if name not in self.entries:
+            raise UserError(f"the model '{name}' is not served here.", suggest(name, self.entries))
+        return self.entries[name]
+
+    async def open(self, entry: Entry) -> Engine:
+        """The engine of a model, loaded if need be."""
+        async with entry.lock:
+            entry.used = time.monotonic()
+            if entry.engine is None:
+                entry.engine = await asyncio.to_thread(self.load, entry)
+            return entry.engine
+
+    def load(self, entry: Entry) -> Engine:
+        return Engine(load(entry.folder, self.device), self.limits)
+
+    async def put_away(self, idle: float) -> list[str]:
+        """Unload models that have had nothing to do for ``idle`` seconds; their names."""
+        gone = []
+        for entry in self.entries.values():
+            async with entry.lock:
+                engine = entry.engine
+                if engine is not None and engine.idle and time.monotonic() - entry.used > idle:
+                    entry.engine = None
+                    await asyncio.to_thread(engine.close)
+                    gone.append(entry.name)
+        if gone:
+            gc.collect()
+        return gone
+
+    async def close(self, patience: float) -> None:
+        """Finish what is under way within ``patience`` seconds."""
+        engines = [entry.engine for entry in self.entries.values() if entry.engine is not None]
+        await asyncio.gather(*(asyncio.to_thread(engine.close, patience) for engine in engines))
+
+
+def _diffusion_samplers() -> list[str]:
+    from redraft.registry import names
+
+    return [name for name in names("samplers") if name != "autoregressive"]

@@ -1,0 +1,47 @@
+// The server's interface: requests, streams of server-sent events, errors in words.
+
+export const key = {
+  get value() { return sessionStorage.getItem("key") || ""; },
+  set value(text) { sessionStorage.setItem("key", text); },
+};
+
+function headers() {
+  return { "Content-Type": "application/json", ...(key.value ? { Authorization: `Bearer ${key.value}` } : {}) };
+}
+
+async function check(response) {
+  if (response.ok) return response;
+  let message = `${response.status} ${response.statusText}`;
+  try { message = (await response.json()).error.message; } catch { /* not an error of the interface */ }
+  const wait = response.headers.get("Retry-After");
+  throw new Error(wait ? `${message}; try again in ${wait} s` : message);
+}
+
+export async function models() {
+  return (await (await check(await fetch("/v1/models", { headers: headers() }))).json()).data;
+}
+
+export async function ask(path, body, signal) {
+  const options = { method: "POST", headers: headers(), body: JSON.stringify(body), signal };
+  return (await check(await fetch(path, options))).json();
+}
+
+// Calls seen(chunk) for every event of a stream.
+export async function stream(path, body, seen, signal) {
+  const options = { method: "POST", headers: headers(), body: JSON.stringify({ ...body, stream: true }), signal };
+  const response = await check(await fetch(path, options));
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data: ") || line === "data: [DONE]") continue;
+      const chunk = JSON.parse(line.slice(6));
+      if (chunk.error) throw new Error(chunk.error.message);
+      seen(chunk);
+    }
+  }
+}

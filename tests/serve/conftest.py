@@ -1,0 +1,79 @@
+"""Tiny untrained models behind a real server: in this process, or listening where a real client connects."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("sse_starlette")
+pytest.importorskip("prometheus_client")
+
+WORDS = ["the cat sat on a mat", "a dog ran to the house", "where is the bird that sang all day", "mat cat dog on to"]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models for pairs and for plain text of both families, in float32 as served, with opinions of their own."""
+    from redraft.data.tokenizer import Tokenizer
+    from redraft.model import Model
+    from redraft.presets import preset
+
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = Tokenizer.train(WORDS * 20, 300)
+    shape = preset("toy", tokenizer.vocab_size, dim=32, max_length=128)
+    found = {}
+    for family in ("masked", "autoregressive"):
+        for name, conditional in (("pairs", True), ("text", False)):
+            model = Model.fresh({"name": family}, tokenizer, shape, conditional, seed=1)
+            for parameter in model.network.parameters():
+                if parameter.ndim == 2:
+                    parameter.data.mul_(5)
+            found[f"{name}-{family}"] = root / f"{name}-{family}"
+            model.save(found[f"{name}-{family}"])
+    return found
+
+
+def settings(folders: dict[str, Path], **changes: Any) -> Any:
+    from redraft.serve.settings import Settings
+
+    chosen: dict[str, Any] = {"models": tuple(map(str, folders.values())), "batch": 8, "device": "cpu", "patience": 5.0}
+    return Settings(**{**chosen, **changes})
+
+
+@pytest.fixture(scope="session")
+def client(folders: dict[str, Path]) -> Iterator[Any]:
+    """The application in this process."""
+    from fastapi.testclient import TestClient
+
+    from redraft.serve.app import create_app
+
+    with TestClient(create_app(settings(folders))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def address(folders: dict[str, Path]) -> Iterator[str]:
+    """A server that listens on a free port of this machine."""
+    import uvicorn
+
+    from redraft.serve.app import create_app
+    from redraft.serve.run import listen
+
+    chosen = settings(folders, port=0)
+    listener = listen(chosen)
+    server = uvicorn.Server(uvicorn.Config(create_app(chosen), log_config=None, timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    end = time.monotonic() + 30
+    while not server.started and time.monotonic() < end:
+        time.sleep(0.02)
+    assert server.started
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)

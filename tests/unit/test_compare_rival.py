@@ -1,0 +1,163 @@
+"""A rival service: asked politely, its failures counted and never scored."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+
+from redraft.compare import rival as rivals
+from redraft.compare.rival import Client, Rival, measure
+from redraft.errors import UserError
+from tests.unit._studies import record
+
+pytest.importorskip("httpx2")
+
+Answer = tuple[int, dict[str, str], Any]
+
+
+@contextmanager
+def service(answer: Callable[[int, dict[str, Any]], Answer]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A service on this machine: ``answer`` gets the number of the call and its body."""
+    seen: list[dict[str, Any]] = []
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                seen.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
+                number = len(seen)
+            status, headers, content = answer(number, body)
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def said(text: Any, finish: str = "stop") -> Answer:
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return 200, {}, {"choices": [choice], "usage": {"prompt_tokens": 20, "completion_tokens": 5}}
+
+
+def refused(status: int, message: str, wait: str = "") -> Answer:
+    return status, {"Retry-After": wait} if wait else {}, {"error": {"message": message}}
+
+
+def ask(address: str, **fields: Any) -> rivals.Reply:
+    client = Client(Rival(address, "small", **fields), key="secret", patience=0.0)
+    try:
+        return client.ask([{"role": "user", "content": "hi"}], 9)
+    finally:
+        client.close()
+
+
+def test_it_is_asked_as_openai_would_be() -> None:
+    with service(lambda number, body: said(" hello ")) as (address, seen):
+        reply = ask(address)
+    assert (reply.text, reply.tokens_in, reply.tokens_out, reply.tries) == ("hello", 20, 5, 1)
+    assert seen[0]["path"] == "/v1/chat/completions" and seen[0]["key"] == "Bearer secret"
+    assert seen[0]["model"] == "small" and seen[0]["max_tokens"] == 9 and seen[0]["temperature"] == 0
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_passing_failures_are_tried_again(status: int) -> None:
+    with service(lambda n, body: refused(status, "busy", "0") if n < 3 else said("at last")) as (address, seen):
+        assert ask(address).text == "at last"
+    assert len(seen) == 3
+
+
+def test_what_fails_for_good_is_a_failure_and_not_an_answer() -> None:
+    for answer, why in [
+        (refused(400, "too long"), "400 too long"),
+        (said(None), "withheld"),
+        (said("partly", "content_filter"), "withheld"),
+        ((200, {}, b"not json"), "OpenAI's shape"),
+        ((200, {}, {"choices": []}), "OpenAI's shape"),
+        (refused(429, "slow down"), "429 slow down"),
+    ]:
+        with service(lambda number, body, answer=answer: answer) as (address, _):
+            reply = ask(address, tries=2)
+        assert reply.text is None and why in reply.failure
+
+
+def test_a_wrong_key_ends_it_at_once() -> None:
+    with (
+        service(lambda number, body: refused(401, "no such key")) as (address, seen),
+        pytest.raises(UserError, match="refuses"),
+    ):
+        ask(address)
+    assert len(seen) == 1
+
+
+def test_nobody_there_is_said() -> None:
+    with pytest.raises(UserError, match="does not answer"):
+        measure(Rival("http://127.0.0.1:9/v1", "small", tries=1), ["a"], [], 5, 1)
+
+
+def test_examples_are_shown_as_earlier_turns() -> None:
+    with service(lambda number, body: said("x")) as (address, seen):
+        found = measure(Rival(address, "small", instruction="Translate."), ["a", "b", "c"], [("q", "r")], 5, alone=1)
+    assert [one["text"] for one in found["replies"]] == ["x"] * 3
+    assert len(found["alone"]) == 1 and found["requests_per_second"] > 0
+    roles = [(m["role"], m["content"]) for m in seen[1]["messages"]]
+    assert roles == [("system", "Translate."), ("user", "q"), ("assistant", "r"), ("user", "a")]
+
+
+def test_failures_are_left_out_of_the_comparison() -> None:
+    """A rival that says what one of our settings says, and fails on some items: no difference on what it answered."""
+    made = record(seeds=1)
+    ours = next(c for c in made.cells if c["kind"] == "texts" and c["part"] == "test")
+    replies = [rivals.Reply(text, 0.5, 10, 4) for text in ours["texts"]]
+    for number in range(0, len(replies), 20):
+        replies[number] = rivals.Reply(None, 9.0, failure="429 slow down")
+    service = Rival("http://x/v1", "small", price_in=1.0, price_out=2.0)
+    made.cells.append(
+        {
+            "kind": "rival",
+            "rival": vars(service),
+            "replies": [vars(reply) for reply in replies],
+            "alone": [0.4, 0.5, 0.6],
+            "requests_per_second": 8.0,
+        }
+    )
+    found = rivals.summary(made, {ours["family"]: (ours["id"], ours["id"])})
+    assert found is not None
+    assert found["answered"] == sum(reply.text is not None for reply in replies) < found["asked"]
+    assert found["failures"][0]["why"] == "429 slow down"
+    assert found["against"][0]["difference"] == 0.0 and found["against"][0]["verdict"] == "same"
+    assert found["p50"] == 0.5
+    assert found["cost_per_thousand"] == pytest.approx(1000 * (10 * 1.0 + 4 * 2.0) / 1e6)
+    for number in range(len(replies) // 2):
+        replies[number] = rivals.Reply(None, 9.0, failure="429 slow down")
+    made.cells[-1]["replies"] = [vars(reply) for reply in replies]
+    again = rivals.summary(made, {ours["family"]: (ours["id"], ours["id"])})
+    assert again is not None and again["against"][0]["verdict"] == "undecided", "too few answers for a verdict"
+    assert np.isfinite(again["quality"][made.primary.name]["value"])
+
+
+@pytest.mark.parametrize("wrong", [{"endpoint": "host/v1"}, {"model": ""}, {"tries": 0}, {"price_in": -1}])
+def test_a_wrong_rival_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        Rival(**{"endpoint": "http://x/v1", "model": "small", **wrong})
