@@ -117,7 +117,7 @@ class RedraftLM(LM):
         """A task's generation_kwargs as our settings, which those of ``model_args`` override, and what ends a text."""
         until = wanted.pop("until", [])
         settings: dict[str, Any] = {"max_new_tokens": int(wanted.pop("max_gen_toks", self.max_gen_toks))}
-        drawn = {key: wanted.pop(key) for key in ("temperature", "top_p", "top_k") if key in wanted}
+        drawn: dict[str, Any] = {key: wanted.pop(key) for key in ("temperature", "top_p", "top_k") if key in wanted}
         if wanted.pop("do_sample", bool(drawn.get("temperature"))):
             settings |= drawn
         if wanted:
