@@ -18,7 +18,7 @@ from torch import Tensor
 from redraft import canvas as canvases
 from redraft import config as configs
 from redraft import models, runtime, weights
-from redraft.decode import CachePolicy, Counter, Loop, Method, Turns
+from redraft.decode import CachePolicy, Constraint, Counter, Guidance, Loop, Method, Turns
 from redraft.errors import UserError, suggest
 from redraft.files import atomic_folder, write_atomically
 from redraft.models._lean import Lean, Weights
@@ -45,6 +45,9 @@ class Settings:
     sampler: str | None = None
     steps: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields of the sampler
+    constraint: Mapping[str, Any] = field(default_factory=dict)  # kind -> text; all of them hold (constraints/)
+    guidance: str | None = None
+    guide: Mapping[str, Any] = field(default_factory=dict)  # fields of the guidance
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -286,7 +289,7 @@ class Model:
         return chosen
 
     def method(self, settings: Settings) -> Method:
-        """Resolve settings into a sampler and a cache policy."""
+        """Resolve settings into a sampler, a cache policy, guidance and constraints."""
         default = self.family.sampler()
         kind = type(default) if settings.sampler is None else find("samplers", settings.sampler)
         own = configs.to_mapping(default) if settings.sampler is None else {}
@@ -304,7 +307,21 @@ class Model:
         sampler: Sampler = configs.build(kind, options, f"sampler '{name}'")
         if self.spec.attend.kind == "block":
             sampler = Blockwise(sampler)
-        return Method(sampler, _cache(settings))
+        return Method(sampler, _cache(settings), self._guidance(settings), self._constraint(settings))
+
+    def _constraint(self, settings: Settings) -> Constraint | None:
+        from redraft.constraints import build_all
+
+        return build_all(settings.constraint, self.tokenizer) if settings.constraint else None
+
+    def _guidance(self, settings: Settings) -> Guidance | None:
+        if settings.guidance is None:
+            if settings.guide:
+                raise UserError("options of a guidance need its name.", "For example --guidance classifier_free.")
+            return None
+        kind = find("guidance", settings.guidance)
+        built: Guidance = configs.build(kind, settings.guide, f"guidance '{settings.guidance}'").ready(self.tokenizer)
+        return built
 
     def draft(self, prompts: Sequence[str | Sequence[int]], settings: Settings, keep_trace: bool = False) -> Drafting:
         """Set up a generation without running it."""
@@ -328,11 +345,15 @@ class Model:
         spec = self.spec
         if settings.length == "head" and not spec.length_head:
             raise UserError("this model has no length head.", "Use length 'search' or 'fixed'.")
+        if settings.ignore_eos and settings.length in ("head", "search"):
+            raise UserError(f"length '{settings.length}' needs the end-of-text.", "Leave ignore_eos out.")
         ends_itself = spec.schedule is None or spec.attend.kind == "block"
         if settings.length == "search" and ends_itself:
             raise UserError(f"a model of family '{self.family_name}' ends its text itself.", "Leave length at 'auto'.")
         if settings.length != "auto":
             return settings.length
+        if settings.ignore_eos:
+            return "fixed"
         if spec.length_head:
             return "head"
         return "search" if self.conditional and not ends_itself else "fixed"
@@ -343,11 +364,14 @@ class Model:
 
         closing = [self.tokenizer.eos_id] if self.conditional else []
         measure = AnswerLength(self.writer(), self.spec, self.prompt_ids(""), closing)
+        constraint = self._constraint(settings)
         rows: list[list[int | None]] = []
         owners, scores = [], []
         for number, head in enumerate(heads):
             most = max(1, settings.max_new_tokens - len(closing))
             found = search(lambda lengths, head=head: measure.scores(head, lengths), most)  # type: ignore[misc]
+            if constraint is not None:
+                found = _completable(found, constraint.lengths(settings.max_new_tokens), len(closing))
             total = torch.tensor(list(found.values())).logsumexp(0)
             for length in sorted(found, key=lambda length: -found[length])[: settings.candidates]:
                 rows.append([*head, *[None] * length, *closing])
@@ -560,7 +584,11 @@ class Model:
         return sorted(found, key=lambda one: -one.score)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        """A prompt as it was in training: with the separator or the beginning of text. Ids are taken as they are."""
+        """A prompt as it was in training: ids, and the separator or the beginning of text. Ids are taken as they are.
+
+        Raises:
+            UserError: an id that is not in the vocabulary.
+        """
         if not isinstance(prompt, str):
             return self._known_ids(prompt)
         return self.tokenizer.encode_prompt(prompt) if self.conditional else self.tokenizer.encode_opening(prompt)
@@ -764,6 +792,20 @@ def _progress(files: weights.Files) -> Iterator[Callable[[int, int], None] | Non
 
 
 _LARGE = 1 << 28  # bytes of weights
+
+
+def _completable(scores: dict[int, float], feasible: Tensor, closing: int) -> dict[int, float]:
+    """Of lengths without their ``closing`` tokens, those that a constraint allows; the nearest one if it allows none.
+
+    ``feasible`` is as ``Constraint.lengths`` has it. Where nothing closes a text, it may end before its row does.
+    """
+    fits = feasible if closing else feasible.cumsum(0) > 0
+    kept = {length: score for length, score in scores.items() if fits[length + closing - 1]}
+    if kept:
+        return kept
+    allowed = (fits.nonzero()[:, 0] + 1 - closing).clamp(min=1).tolist()
+    best = max(scores, key=lambda length: scores[length])
+    return {min(allowed, key=lambda length: abs(length - best)): 0.0}
 
 
 def _cache(settings: Settings) -> CachePolicy | None:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redraft.canvas import make_canvas
 from redraft.decode import CachePolicy, Loop, Method
 from redraft.errors import UserError
 from redraft.model import Model, load, read_json
+from redraft.models.parts.attention import Attention
 from redraft.registry import find
 from redraft.samplers import _open
 from redraft.samplers._blockwise import Blockwise
@@ -402,7 +403,7 @@ def adapted(reference: Reference) -> Iterator[Check]:
     """DiffuGPT and DiffuLLaMA."""
     model, values = reference.load(), reference.tensors("logits")
     note = ""
-    if reference.model == "diffugpt" and not model.network.config.qkv_bias:
+    if reference.model == "diffugpt" and _qkv(model.network.blocks[0]).bias is None:
         _solve_biases(model, values["xt"], values["logits"])
         note = "the recorded file lacks c_attn.bias: solved for from these logits"
     output = answers(model, values["xt"])
@@ -424,6 +425,13 @@ def adapted(reference: Reference) -> Iterator[Check]:
     yield reference.same("its sampling, draws replayed", [found[0][1:]], run["output_ids"].tolist())
 
 
+def _qkv(block: nn.Module) -> nn.Linear:
+    """The projection of a block to queries, keys and values."""
+    attention = block.attention
+    assert isinstance(attention, Attention)
+    return attention.qkv
+
+
 def _solve_biases(model: Model, ids: Tensor, wanted: Tensor) -> None:
     """Least squares for query, key and value biases that a file lacks (Gauss-Newton with damping)."""
     from torch.func import functional_call, jacfwd
@@ -431,11 +439,11 @@ def _solve_biases(model: Model, ids: Tensor, wanted: Tensor) -> None:
 
     network: Any = model.network.double()
     names = [f"blocks.{number}.attention.qkv.bias" for number in range(len(network.blocks))]
-    size = network.blocks[0].attention.qkv.weight.shape[0]
+    size = _qkv(network.blocks[0]).out_features
     pos = torch.arange(ids.shape[1]).expand(ids.shape)
     ask = Forward(x=ids, pos=pos, want=pos + model.spec.shift, attend=model.spec.attend)
     for block in network.blocks:
-        block.attention.qkv.bias = torch.nn.Parameter(torch.zeros(size, dtype=torch.float64), requires_grad=False)
+        _qkv(block).bias = torch.nn.Parameter(torch.zeros(size, dtype=torch.float64), requires_grad=False)
 
     def gap(bias: Tensor) -> Tensor:
         state = dict(zip(names, bias.split(size), strict=True))
@@ -456,7 +464,7 @@ def _solve_biases(model: Model, ids: Tensor, wanted: Tensor) -> None:
         if error.abs().max() < 2e-5:
             break
     for block, part in zip(network.blocks, bias.split(size), strict=True):
-        block.attention.qkv.bias.data.copy_(part)
+        _qkv(block).bias.data.copy_(part)
     network.float()
 
 

@@ -84,6 +84,7 @@ class Forward:
     prompt: Tensor | None = None  # [R] prompt lengths, for a prompt that must not see the answer
     t: Tensor | None = None  # [R] noise time, for networks conditioned on it
     net: str = "main"  # which network of the loop
+    branch: int = 0  # which cache of the row: guidance asks about the same row twice
     rows: Tensor | None = None  # [R] canvas rows; None outside a loop (training, scoring)
     stamp: Tensor | None = None  # [R] which keyed noise draws the tokens; None: the row's step, set by the loop
     cell: Tensor | None = None  # [R, Q] what ``want`` calls each query, where a position runs twice; None: ``pos``

@@ -156,7 +156,7 @@ def test_prompts_of_other_lengths_forget_a_seat(folders: dict[str, Path]) -> Non
     from redraft.models.parts.store import KeyValueStore
 
     store = KeyValueStore(1, 2, 8, 1, 2, torch.device("cpu"), torch.float32)
-    seats = Seats(2, {"main": store})
+    seats = Seats(2, {("main", 0): store})
     store.tokens[1, :4] = [5, 6, 7, 4]
     seats._isolated[1] = 4
     assert seats.take(1, [5, 6, 7, 4], 4) == [1]

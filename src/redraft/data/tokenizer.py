@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 import re
@@ -176,7 +177,7 @@ class Tokenizer:
     def byte_lengths(self) -> np.ndarray:
         """[vocab_size] int32: UTF-8 bytes each token stands for. Exact for byte-level and byte-fallback vocabularies;
         for others (WordPiece) what the token alone decodes to."""
-        kinds = set(re.findall(r'"type":"(\w+)"', _compact(json.loads(self.backend.to_str())["decoder"])))
+        kinds = self._decoders
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         extra = self.backend.get_added_tokens_decoder()
         for token, i in self.backend.get_vocab(with_added_tokens=True).items():
@@ -191,6 +192,48 @@ class Tokenizer:
             else:
                 lengths[i] = len(self.backend.decode([i]).encode())
         return lengths
+
+    @cached_property
+    def token_bytes(self) -> tuple[builtins.bytes | None, ...]:
+        """The bytes each id adds to a text, for vocabularies whose text is the bytes of its tokens side by side.
+
+        None for special tokens, which add nothing, and for ids that are not in use.
+
+        Raises:
+            UserError: a vocabulary of another kind (WordPiece), where what a token adds depends on its neighbours.
+        """
+        kinds = self._decoders
+        if not kinds & {"ByteLevel", "ByteFallback", "Metaspace"}:
+            raise UserError(
+                "this tokenizer does not say which bytes a token stands for.",
+                "Constraints need a byte-level or SentencePiece vocabulary.",
+            )
+        extra = self.backend.get_added_tokens_decoder()
+        values = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+        found: list[bytes | None] = [None] * self.vocab_size
+        for token, i in self.backend.get_vocab(with_added_tokens=True).items():
+            if i in extra:
+                found[i] = None if extra[i].special else token.encode()
+            elif "ByteLevel" in kinds:
+                known = all(symbol in values for symbol in token)
+                found[i] = bytes(values[symbol] for symbol in token) if known else None
+            elif _BYTE_TOKEN.fullmatch(token):
+                found[i] = None if token == "<0x20>" else bytes([int(token[3:5], 16)])  # the space has a token
+            else:
+                found[i] = token.replace("\u2581", " ").encode()
+        return tuple(found)
+
+    @cached_property
+    def drops_first_space(self) -> bool:
+        """Does a text lose one leading space when it is decoded (SentencePiece)?"""
+        spaced = (i for i, text in enumerate(self.token_bytes) if text is not None and text[:1] == b" " and text[1:])
+        first = next(spaced, None)
+        return first is not None and not self.decode([first]).startswith(" ")
+
+    @cached_property
+    def _decoders(self) -> set[str]:
+        """The kinds of decoder that turn tokens into text."""
+        return set(re.findall(r'"type":"(\w+)"', _compact(json.loads(self.backend.to_str())["decoder"])))
 
     @cached_property
     def fingerprint(self) -> str:

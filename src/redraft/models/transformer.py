@@ -136,10 +136,9 @@ class Transformer(Backbone):
     def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
         """Flat logits [N, V] in the order of ``ask.want >= 0``."""
         sight = see(ask, self.rotary, store, self.config.restart)
-        _, pos = ask.streams
         x = self.embed(ask)
         if self.answer is not None and ask.prompt is not None:
-            x = x + (pos >= ask.prompt[:, None]).to(self.device)[..., None] * self.answer
+            x = x + (ask.streams[1] >= ask.prompt[:, None]).to(self.device)[..., None] * self.answer
         condition = self._condition(ask)
         x = self.run(x, sight, condition)
         x = self.norm(pick(x, ask, self.config.shift))

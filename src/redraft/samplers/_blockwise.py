@@ -55,13 +55,13 @@ class Blockwise:
 
     def plan(self, canvas: Canvas, state: State, spec: Spec) -> list[Forward]:
         view, state = self._now(canvas, state, spec)
-        return self.inner.plan(view, state.inner, spec)
+        return self.inner.plan(view, state.inner, _endless(spec))
 
     def apply(
         self, canvas: Canvas, state: State, spec: Spec, asks: list[Forward], outs: list[Output]
     ) -> tuple[State, Step]:
         view, state = self._now(canvas, state, spec)
-        inner, step = self.inner.apply(view, state.inner, spec, asks, outs)
+        inner, step = self.inner.apply(view, state.inner, _endless(spec), asks, outs)
         return replace(state, inner=inner), step
 
     def _now(self, canvas: Canvas, state: State, spec: Spec) -> tuple[Canvas, State]:
@@ -75,9 +75,14 @@ class Blockwise:
         view = _view(canvas, spec, stage, block, begun)
         inner = state.inner
         if bool(moved.any()):
-            fresh = self.inner.start(view, spec)
+            fresh = self.inner.start(view, _endless(spec))
             inner = fresh if bool((state.block < 0).all()) else _merged(fresh, inner, moved)
         return view, State(block, begun, inner)
+
+
+def _endless(spec: Spec) -> Spec:
+    """Within a block no end-of-text ends anything: later blocks, which the view hides, have a say in that."""
+    return replace(spec, eos_id=-1)
 
 
 def _current(canvas: Canvas, spec: Spec) -> tuple[Tensor, Tensor]:

@@ -29,9 +29,9 @@ class Threshold:
     def start(self, canvas: Canvas, spec: Spec) -> None:
         _open.check_diffusion(spec)
         _open.check_block(self.block)
+        _open.check_share("threshold", self.threshold)
         if self.least < 1:
             raise UserError(f"least = {self.least} must be at least 1.")
-        _open.check_share("threshold", self.threshold)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
         return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block, spec), self.block)

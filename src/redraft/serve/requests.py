@@ -130,14 +130,12 @@ def constraint(wanted: schema.ResponseFormat | None) -> dict[str, Any]:
     """What a ``response_format`` demands, as generation settings hold it: kind -> text. Empty: anything may be written.
 
     Raises:
-        UserError: there is no such constraint in this build.
+        UserError: there is no such constraint.
     """
     if wanted is None or wanted.type == "text":
         return {}
     if wanted.type == "json_object":
         raise UserError("response_format 'json_object' is not available.", "Give a json_schema.")
-    if "constraint" not in Generation.__dataclass_fields__:
-        raise UserError(f"response_format '{wanted.type}' is not available in this build.", "Leave it out.")
     if wanted.json_schema is not None:
         return {"json_schema": json.dumps(wanted.json_schema.schema_)}
     return {"regex": wanted.pattern}
@@ -178,7 +176,7 @@ def _generation(
         cache=own.cache,
         cache_options=own.cache_options or None,
         seed=secrets.randbits(48) if request.seed is None else request.seed,
-        **({"constraint": form} if form else {}),
+        constraint=form or None,
     )
     return chosen
 

@@ -17,7 +17,7 @@ class Seats:
     forgotten when that changes. So it is before and after an approximate policy, whose cells are of its own text only.
     """
 
-    def __init__(self, count: int, stores: Mapping[str, KeyValueStore]) -> None:
+    def __init__(self, count: int, stores: Mapping[tuple[str, int], KeyValueStore]) -> None:
         self.count, self.stores = count, stores
         self._free = np.ones(count, dtype=bool)
         self._isolated = np.zeros(count, dtype=np.int64)

@@ -52,9 +52,8 @@ class Backbone(nn.Module):
         )
 
     def embed(self, ask: Forward) -> Tensor:
-        """Vectors of the tokens of a request, [R, Q, D], both streams."""
-        tokens, _ = ask.streams
-        return F.embedding(tokens.to(self.device), self.embedding.weight)
+        """Vectors of the tokens of a request, of both streams if there are two, [R, Q, D]."""
+        return F.embedding(ask.streams[0].to(self.device), self.embedding.weight)
 
     def run(self, x: Tensor, sight: Sight, condition: Tensor | None = None) -> Tensor:
         """[R, Q, D] through all blocks."""
@@ -82,7 +81,7 @@ def pick(x: Tensor, ask: Forward, shift: int) -> Tensor:
 
 def _locate(index: Tensor, pos: Tensor, begin: int, want: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     """Enter the columns, from ``begin`` on, of positions ``pos`` [R, K] into ``index`` [R, length + 1]; then rows and
-    columns [N] from which the positions ``want`` [R, W] are predicted: with a shift, position 0 by itself."""
+    columns [N] from which the positions ``want`` [R, W] are predicted."""
     length = index.shape[1] - 1
     columns = torch.arange(begin, begin + pos.shape[1], device=pos.device).expand_as(pos)
     index.scatter_(1, torch.where(pos < 0, length, pos), columns)
