@@ -277,7 +277,7 @@ def _admit(constraint: Constraint, canvas: Canvas, asks: list[Forward], outs: li
             continue
         assert ask.rows is not None
         row, column = (ask.want >= 0).nonzero(as_tuple=True)
-        at = ask.rows[row], ask.want[row, column]
+        at = ask.rows[row], ask.about[row, column]
         useful = torch.from_numpy(np.isin(at[0].numpy(), idle)) & (canvas.status[at] == FREE)
         row, column = row[useful], column[useful]
         sealed = torch.full_like(row, SEALED)

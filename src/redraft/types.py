@@ -106,6 +106,16 @@ class Forward:
         return self.attend.stage(pos, self.prompt)
 
     @property
+    def about(self) -> Tensor:
+        """[R, W] the text positions that ``want`` is about: the same, but for a query that goes by another ``cell``."""
+        if self.cell is None:
+            return self.want
+        shift = self.shift or 0
+        same = self.cell[:, None, :] == (self.want - shift)[:, :, None]
+        pos = self.pos.gather(1, same.to(torch.int8).argmax(2)) + shift
+        return torch.where(same.any(2) & (self.want >= 0), pos, self.want)
+
+    @property
     def streams(self) -> tuple[Tensor, Tensor]:
         """Tokens and positions of all that runs, the noisy stream and then the clean one, [R, Q + C] each."""
         if self.clean is None:

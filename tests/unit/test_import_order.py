@@ -16,14 +16,14 @@ SOURCE = Path(__file__).parents[2] / "src" / "redraft"
 TIERS = [
     {"errors", "types"},
     {"registry", "config", "runtime", "files"},
-    {"data", "noise", "models", "weights", "length"},
-    {"presets", "objectives", "samplers", "guidance", "caches", "constraints"},
-    {"canvas", "decode", "likelihood"},
+    {"data", "noise", "models", "weights"},
+    {"presets", "objectives", "samplers", "guidance", "caches", "constraints", "canvas", "length"},
+    {"decode", "likelihood"},
     {"families"},
     {"convert"},
     {"model", "infilling"},
     {"train", "tasks", "metrics"},
-    {"compare", "serve", "interop", "bench"},
+    {"compare", "serve", "interop", "bench", "parity"},
     {"cli"},
 ]
 # Samplers take schedules by their protocol and know no network; networks know no noise; data know neither.

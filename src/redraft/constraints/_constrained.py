@@ -77,7 +77,7 @@ class Constrained:
         assert ask.rows is not None
         rows = ask.rows.numpy()
         row, column = np.nonzero(ask.want.numpy() >= 0)
-        at = ask.want.numpy()[row, column] - canvas.prompt.numpy()[rows[row]]
+        at = ask.about.numpy()[row, column] - canvas.prompt.numpy()[rows[row]]
         final, size = self._canvas(canvas, rows, drafts=False)
         shown = self._shown(canvas, ask, final)
         before = self._alpha(rows, shown, int(at.max()))

@@ -72,7 +72,7 @@ class Steered:
         answer = text & (ask.pos >= canvas.prompt[ask.rows, None])
         row, column = (ask.want >= 0).nonzero(as_tuple=True)
         scores = self.bag.scores(ask.x, answer)[row]  # [N, Y]
-        mine = (ask.pos[row] == ask.want[row, column][:, None]) & answer[row]  # a token about to be replaced
+        mine = (ask.pos[row] == ask.about[row, column][:, None]) & answer[row]  # a token about to be replaced
         scores = scores - (self.bag.weight[ask.x[row]] * mine[..., None]).sum(1)
         gain = self.bag.exact(scores, self.label) if self.order == "exact" else self.bag.first_order(scores, self.label)
         given = logits[0].float()
