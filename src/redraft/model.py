@@ -601,7 +601,7 @@ class Model:
         return [int(i) for i in ids]
 
     def _check_mask(self, spec: Spec) -> None:
-        if spec.schedule is not None and not self.tokenizer.has("mask"):
+        if spec.schedule is not None and spec.process == "absorbing" and not self.tokenizer.has("mask"):
             raise UserError(
                 "this checkpoint's files don't name its mask token.", "Say which id it is: load(..., mask_id=...)."
             )

@@ -22,6 +22,7 @@ from redraft.model import Model, load, read_json
 from redraft.models.parts.attention import Attention
 from redraft.registry import find
 from redraft.samplers import _open
+from redraft.samplers._blockwise import Blockwise
 from redraft.samplers.ancestral import Ancestral
 from redraft.samplers.threshold import Threshold
 from redraft.types import SEALED, Attend, Canvas, Forward, Network, Output, Sampler, Spec, Step
@@ -237,6 +238,7 @@ class Late:
     """A cache policy that also keeps the position before a block, once the block's first position is written."""
 
     inner: CachePolicy
+
     exact = False
 
     def narrow(self, ask: Forward, cells: Any, shift: int) -> Forward:
@@ -435,7 +437,7 @@ def _solve_biases(model: Model, ids: Tensor, wanted: Tensor) -> None:
     from torch.func import functional_call, jacfwd
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    network = model.network.double()
+    network: Any = model.network.double()
     names = [f"blocks.{number}.attention.qkv.bias" for number in range(len(network.blocks))]
     size = _qkv(network.blocks[0]).out_features
     pos = torch.arange(ids.shape[1]).expand(ids.shape)
@@ -483,17 +485,13 @@ def llada2_moe(reference: Reference) -> Iterator[Check]:
     for case in reference.cases():
         settings, [prompt], count = case["settings"], case["prompt_ids"], case["settings"]["gen_length"]
         block, steps = settings["block_length"], settings["steps"]
-        sampler = find("samplers", "threshold")(threshold=settings["threshold"], block=block, least=block // steps)
-        # Blocks count from the prompt's beginning, so it is given text here, not a prompt; the last one is filled up.
-        rows = -(-(len(prompt) + count) // block) * block - len(prompt)
-        spec = replace(model.spec, attend=Attend("block", block), eos_id=-1)
-        canvas = make_canvas([[*prompt, *[None] * rows]], [0], spec, seeds=[0])
-        for _ in Loop({"main": model.network}, Method(sampler, find("caches", "exact")()), spec).run(canvas):
-            pass
-        found = canvas.ids[0, len(prompt) :].tolist()[:count]
+        sampler = Blockwise(find("samplers", "threshold")(threshold=settings["threshold"], least=block // steps))
+        spec = replace(model.spec, attend=Attend("block", block))
+        room = -(-(len(prompt) + count) // block) * block - len(prompt)  # the last block is filled up
+        written, passes = write(model.network, spec, sampler, [prompt], room, find("caches", "exact")())
+        found = written[0][len(prompt) :][:count]
         end = settings["eos_id"]
         found = found[: found.index(end) + 1] if end in found else found
-        passes = int(canvas.nfe[0])
         check = reference.same(f"its sampling, {case['name']}", [found], case["output_ids"], f"{passes} passes")
         yield replace(check, ok=check.ok and passes == case["nfe"])
 
@@ -515,15 +513,10 @@ def mdlm(reference: Reference) -> Iterator[Check]:
         found = each * weight[:, None]
         yield reference.close(f"bound, {name}", found, losses[f"{name}.nelbo_tokens"], rtol=2e-4)
     step = reference.tensors("sampler_steps")
-    probabilities = _reverse(
-        model, step["x"], 1 - step["t"][:, 0] * (1 - _EPS), 1 - (step["t"] - step["dt"])[:, 0] * (1 - _EPS)
-    )
-    # Theirs are times 1 - alpha(t) at masks, and untouched ids are certain.
-    chance = (step["t"] * (1 - _EPS))[..., None]
-    at = (step["x"] == spec.mask_id)[..., None]
-    yield reference.close(
-        "one reverse step", torch.where(at, probabilities * chance, probabilities), step["ddpm_cache.probs"], 1e-3, 1e-5
-    )
+    t, dt, at = step["t"][:, 0], step["dt"], step["x"] == spec.mask_id
+    for name, most in (("ddpm", 1 - _EPS), ("ddpm_cache", 1.0)):  # theirs are not normalised, and matter at masks alone
+        found = _reverse(model, step["x"], 1 - t * most, 1 - (t - dt) * most) * (t * most)[:, None, None]
+        yield reference.close(f"one reverse step, {name}", found[at], step[f"{name}.probs"][at], 1e-3, 1e-5)
     run = reference.tensors("sampler_run")
     for name in ("ddpm", "ddpm_cache"):
         yield reference.same(
@@ -583,27 +576,21 @@ def _mdlm_run(model: Model, draws: Tensor, name: str) -> list[list[int]]:
 
 
 def sedd(reference: Reference) -> Iterator[Check]:
-    """Both graphs; their losses and samplers are checked beside the objectives (``tests/numerics``)."""
-    from redraft import models, weights
-    from redraft.convert import open_foreign
-
+    """Both graphs, as log-scores that are 0 for the current token."""
     for graph in ("absorb", "uniform"):
         part = Reference(reference.folder / graph)
-        folder, values = part.folder / "checkpoint", part.tensors("model")
-        found = open_foreign(folder, read_json(folder / "config.json"))
-        models.allocate(found.network, torch.float32, torch.device("cpu"))
-        weights.fill(found.network, found.files, found.plan.layout)
-        network = found.network.eval()
-        x, sigma, c = values["xt"], values["sigma"], found.network.config
-        for name, ids, noise in (
-            ("log_score", x, sigma),
-            ("log_score_low_sigma", values["x0"], torch.full_like(sigma, 1e-3)),
-        ):
+        model, values = part.load(), part.tensors("model")
+        c, sigma = model.network.config, values["sigma"]
+        low = torch.full_like(sigma, 1e-3)
+        for name, ids, noise in (("log_score", values["xt"], sigma), ("log_score_low_sigma", values["x0"], low)):
             t = -torch.expm1(-noise) / (1 - c.epsilon)
             if c.noise == "geometric":
-                t = (noise / c.sigma_min).log() / torch.log(torch.tensor(c.sigma_max / c.sigma_min))
-            output = logits(network, ids, Attend("full"), 0, t)
-            yield replace(reference.close(f"{name}, {graph}", output, values[name]), model="sedd")
+                t = (noise / c.sigma_min).log() / math.log(c.sigma_max / c.sigma_min)
+            found = answers(model, ids, t=t)
+            if graph == "absorb":
+                size = torch.expm1(noise).log() + math.log(c.vocab_size - 1)
+                found = (found - size[:, None, None]).scatter(2, ids[..., None], 0.0)
+            yield replace(reference.close(f"{name}, {graph}", found, values[name]), model="sedd")
 
 
 def bd3lm(reference: Reference) -> Iterator[Check]:

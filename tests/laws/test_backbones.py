@@ -22,7 +22,10 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "experts": Experts(8, 3, 12, score="sigmoid", groups=4, top_groups=2, normalise=True, scale=2.5)},
     ],
     "gpt": [{"heads": 2}, {"heads": 2, "tied": False, "qkv_bias": False, "shift": 0}],
-    "dit": [{"heads": 2, "condition_dim": 8, "noise": "linear"}, {"heads": 2, "noise": "geometric", "score": True}],
+    "dit": [
+        {"heads": 2, "condition_dim": 8, "noise": "linear"},
+        {"heads": 2, "noise": "geometric", "score": "uniform"},
+    ],
     "bert": [{"heads": 2}],
     "modern_bert": [{"heads": 2, "layers": 3, "distant": (0,), "window": 4, "mlp_dim": 20}],
 }

@@ -28,7 +28,7 @@ ROTARY = (".rotary_emb.inv_freq",)  # computed from the configuration, stored by
 def shape(keys: Keys, mlp_dim: int | None = None, head_dim: int | None = None, **more: Any) -> Config:
     """The keys that Llama, Qwen and their kin have in common; ``more`` are fields that only some have."""
     keys.must("hidden_act", "silu", "swish")
-    keys.silent("attention_dropout", "hidden_dropout", "max_window_layers", "pretraining_tp")
+    keys.silent("attention_dropout", "hidden_dropout", "max_window_layers", "pretraining_tp", "is_causal")
     windows(keys)
     theta, stretch = rope(keys)
     heads = keys.get("num_attention_heads", int)
@@ -191,6 +191,7 @@ def describe(c: Config) -> dict[str, Any]:
         "tie_word_embeddings": c.tied,
         "attention_bias": c.qkv_bias,
         "rope_scaling": None,
+        "is_causal": True,
     }
     if c.stretch is not None:
         s = c.stretch

@@ -74,16 +74,13 @@ def _layout(c: Config, names: Collection[str]) -> Layout:
             places[f"{theirs}.intermediate.dense.{ending}"] = Place(f"{ours}.mlp.up.{ending}")
             places[f"{theirs}.output.dense.{ending}"] = Place(f"{ours}.mlp.down.{ending}")
             places[f"{theirs}.output.LayerNorm.{norm[ending]}"] = Place(f"{ours}.mlp_norm.{ending}")
-    twins = {f"{head}.decoder.bias": f"{head}.bias"}
-    if c.tied:
-        twins[f"{head}.decoder.weight"] = f"{bottom}.word_embeddings.weight"
-    else:
+    twins = {f"{head}.decoder.bias": f"{head}.bias", f"{head}.decoder.weight": f"{bottom}.word_embeddings.weight"}
+    unused: tuple[str, ...] = ("position_ids", "pooler.dense.weight", "pooler.dense.bias")
+    unused += ("seq_relationship.weight", "seq_relationship.bias")
+    if not c.tied:
+        twins = {}
         places[f"{head}.decoder.weight"] = Place("head.weight")
-    unused = (
-        "position_ids",
-        "pooler.dense.weight",
-        "pooler.dense.bias",
-        "seq_relationship.weight",
-        "seq_relationship.bias",
-    )
+        if f"{head}.decoder.bias" in names:
+            places[f"{head}.decoder.bias"] = places.pop(f"{head}.bias")
+            unused += (f"{head}.bias",)
     return Layout(places, twins, unused)

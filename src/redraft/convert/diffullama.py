@@ -20,7 +20,7 @@ class Diffullama:
 
     @staticmethod
     def fits(config: Mapping[str, Any], ids: Ids) -> bool:
-        return config.get("model_type") == "llama" and ids.mask >= 0
+        return bool(config.get("model_type") == "llama" and not config.get("is_causal", ids.mask < 0))
 
     @staticmethod
     def read(keys: Keys, names: Collection[str], ids: Ids) -> Plan:

@@ -23,7 +23,8 @@ class Llama:
 
     @staticmethod
     def fits(config: Mapping[str, Any], ids: Ids) -> bool:
-        return config.get("model_type") == "llama" and ids.mask < 0  # with a mask it is a DiffuLLaMA
+        causal = config.get("is_causal", ids.mask < 0)  # one with a mask is a DiffuLLaMA, unless it says otherwise
+        return bool(config.get("model_type") == "llama" and causal)
 
     @staticmethod
     def read(keys: Keys, names: Collection[str], ids: Ids) -> Plan:

@@ -8,15 +8,13 @@ from typing import Any
 from redraft import config
 from redraft.convert import Plan, _dit
 from redraft.convert._keys import Keys
+from redraft.convert.llada import MASKED
 from redraft.data.vocabulary import Ids
 from redraft.models.dit import Config
 
 
 class Sedd:
-    """Lou et al. 2024 (arXiv:2310.16834). The network answers with log-scores.
-
-    At a mask, log-scores of absorbing noise are log-probabilities up to a constant: it samples as a masked model.
-    """
+    """Lou et al. 2024 (arXiv:2310.16834). The network answers with scores, in the terms of ``objectives.score``."""
 
     summary = "SEDD, absorbing and uniform"
     citation = "arXiv:2310.16834"
@@ -45,14 +43,13 @@ class Sedd:
             noise=schedule,
             sigma_min=low,
             sigma_max=high,
-            score=True,
+            score="absorbing" if absorbing else "uniform",
             scale_by_sigma=model.get("scale_by_sigma", bool),
         )
         for table in (graph, noise, model):
             table.finish()
-        family = {"name": "masked", "isolate_prompt": False, "length_head": False, "timed": True, "schedule": schedule}
-        if not absorbing:
-            family = {"name": "uniform", "timed": True, "schedule": schedule}
+        process = "absorbing" if absorbing else "uniform"
+        family = {**MASKED, "name": "sedd", "process": process, "timed": True, "schedule": schedule}
         described = {"name": "dit", **config.to_mapping(c)}
         mask = c.vocab_size - 1 if absorbing else None
         return Plan(described, family, _dit.layout(c), forbid_mask=True, mask=mask)

@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, Pretrained
 from transformers.utils import ModelOutput
 
 from redraft.errors import UserError
-from redraft.models import empty
+from redraft.models import describe, empty
+from redraft.models.parts.backbone import Backbone
 from redraft.types import Attend, Forward
 
 
@@ -69,7 +70,11 @@ class RedraftModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
-        """Networks initialise themselves."""
+        """Networks initialise themselves; what they compute from their shape is lost in loading, and made again."""
+        if isinstance(module, Backbone):
+            computed = dict(empty(describe(module), "network").named_buffers())
+            for name, buffer in module.named_buffers():
+                buffer.copy_(computed[name])
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, t: Tensor | None = None, **_: Any

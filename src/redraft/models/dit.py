@@ -38,8 +38,8 @@ class Config:
     epsilon: float = 1e-3
     sigma_min: float = 1e-4
     sigma_max: float = 20.0
-    score: bool = False  # answers are log-scores (see ``Dit.log_score``) instead of logits
-    scale_by_sigma: bool = False
+    score: Literal["none", "absorbing", "uniform"] = "none"  # answers are scores for that noise (``Dit.scores``)
+    scale_by_sigma: bool = False  # they were learned relative to 1 / ((e^sigma - 1) (V - 1))
 
     shift = 0
     tied = False
@@ -88,14 +88,14 @@ class Dit(Backbone):
         self.register_buffer("rotary", table, persistent=False)
 
     def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
-        """Flat logits [N, V], or log-scores, in the order of ``ask.want >= 0``."""
+        """Flat logits [N, V], or scores, in the order of ``ask.want >= 0``."""
         sigma = self.sigma(ask)
         condition = self.time(sigma)
         x = self.run(self.embed(ask), see(ask, self.rotary, store, restart=False), condition)
         row = (ask.want >= 0).nonzero()[:, 0].to(self.device)
         shift, scale = (part[row, 0] for part in self.final_modulation(condition))
         logits = self.head(torch.addcmul(shift, self.norm(pick(x, ask, 0)), 1 + scale))
-        return self.log_score(logits, ask, sigma[row]) if self.config.score else logits
+        return logits if self.config.score == "none" else self.scores(logits, ask, sigma[row])
 
     def sigma(self, ask: Forward) -> Tensor:
         """[R] the noise that the network is told."""
@@ -109,13 +109,13 @@ class Dit(Backbone):
             return -torch.log1p(-(1 - c.epsilon) * t)
         return c.sigma_min ** (1 - t) * c.sigma_max**t
 
-    def log_score(self, logits: Tensor, ask: Forward, sigma: Tensor) -> Tensor:
-        """Log-scores: log of p_t(y) / p_t(x) for each token y in the place of the current one, x, whose own is 0.
+    def scores(self, logits: Tensor, ask: Forward, sigma: Tensor) -> Tensor:
+        """SEDD's outputs in the terms of ``objectives.score``. [N, V], ``sigma`` [N] -> [N, V].
 
-        With ``scale_by_sigma`` the network learned them relative to 1 / ((e^sigma - 1) (V - 1)): the score of absorbing
-        noise is of that size. [N, V], sigma [N] -> [N, V].
+        Absorbing: f with scores exp(f) / ((e^sigma - 1) (V - 1)). Uniform: log-scores, that of the current token 0.
         """
-        if self.config.scale_by_sigma:
-            logits = logits - (torch.expm1(sigma).log() + math.log(logits.shape[-1] - 1))[:, None].to(logits.dtype)
+        size = (torch.expm1(sigma).log() + math.log(logits.shape[-1] - 1))[:, None].to(logits.dtype)
+        if self.config.score == "absorbing":
+            return logits if self.config.scale_by_sigma else logits + size
         own = pick(ask.x[..., None], ask, 0).to(logits.device)
-        return logits.scatter(1, own, 0.0)
+        return (logits - size if self.config.scale_by_sigma else logits).scatter(1, own, 0.0)
