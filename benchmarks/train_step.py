@@ -17,8 +17,8 @@ import time
 from functools import partial
 
 import torch
-from llama_twin import llama_twin
 
+from redraft.bench._twin import llama_twin
 from redraft.models.transformer import Transformer
 from redraft.objectives.autoregressive import Autoregressive
 from redraft.presets import preset

@@ -64,7 +64,8 @@ def family(name: str, conditional: bool = True, **fields: Any) -> tuple[Spec, Ob
     """
     table = {**described(name), **fields}
     kind = registry.find("families", table.pop("name"))
-    built = kind(**({"block": 2} if "block" in kind.__dataclass_fields__ else {}) | table)
+    written = kind.__dataclass_fields__.get("block")  # 0 where a family writes in blocks only if told to
+    built = kind(**({"block": 2} if written is not None and written.default else {}) | table)
     spec = built.spec(VOCABULARY)
     return spec if conditional else replace(spec, isolate_prompt=False, length_head=False), built.objective()
 

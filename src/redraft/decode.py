@@ -25,12 +25,30 @@ class CachePolicy(Protocol):
     def narrow(self, ask: Forward, cells: np.ndarray, shift: int) -> Forward: ...
 
 
+class Guidance(Protocol):
+    """Turns one request into several, and their answers into one."""
+
+    def expand(self, canvas: Canvas, ask: Forward, spec: Spec) -> list[Forward]: ...
+    def combine(self, canvas: Canvas, ask: Forward, logits: list[Tensor]) -> Tensor: ...  # [N, V] each -> [N, V]
+
+
+class Constraint(Protocol):
+    """Keeps a canvas within a language: before drawing, and once more when several tokens are written together."""
+
+    def start(self, canvas: Canvas) -> None: ...  # UserError where a row can't be completed
+    def lengths(self, most: int) -> Tensor: ...  # [most] bool: which lengths 1, 2 ... are feasible, end-of-text counted
+    def mask(self, canvas: Canvas, ask: Forward, logits: Tensor) -> Tensor: ...
+    def admit(self, canvas: Canvas, step: Step) -> Step: ...  # drops ops that are not jointly feasible
+
+
 @dataclass(frozen=True)
 class Method:
-    """How a canvas is filled: a sampler, and what may be reused between its passes (None: nothing)."""
+    """How a canvas is filled: a sampler, what may be reused between its passes, and what steers it (None: nothing)."""
 
     sampler: Sampler
     cache: CachePolicy | None = None
+    guidance: Guidance | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass
@@ -70,7 +88,8 @@ class Loop:
     spec: Spec
     counter: Counter = field(default_factory=Counter)
     others: dict[str, Counter] = field(default_factory=dict)  # the work of networks other than ``main``, by name
-    stores: dict[str, KeyValueStore] = field(default_factory=dict)  # by network; one that is missing is made
+    # by network and branch (see ``Forward``); one that is missing is made
+    stores: dict[tuple[str, int], KeyValueStore] = field(default_factory=dict)
     room: tuple[int, int] | None = None  # seats and cells of a store; None: those of the canvas
     watch: Callable[[Forward, Output], None] | None = None  # told of every answer, before it is applied
     _forbidden: Tensor | None = None
@@ -84,6 +103,8 @@ class Loop:
         sampler = self.method.sampler
         state = sampler.start(canvas, self.spec)
         ending = _Ending(canvas, self.spec.eos_id)
+        if self.method.constraint is not None:
+            self.method.constraint.start(canvas)
         while True:
             asks = sampler.plan(canvas, state, self.spec)
             if not asks:
@@ -94,6 +115,10 @@ class Loop:
             state, step = sampler.apply(canvas, state, self.spec, asks, outs)
             for ask in asks:
                 _bump(canvas.step, ask.rows)
+            if step.parents is not None:
+                self._reorder(canvas, step.parents)
+            if self.method.constraint is not None:
+                step = _admit(self.method.constraint, canvas, asks, outs, step)
             self._commit(canvas, step)
             ending.close(canvas, step)
             yield step
@@ -116,17 +141,28 @@ class Loop:
 
     def answer(self, canvas: Canvas, ask: Forward) -> Turns[Output]:
         """Have one request run: predictions and drawn tokens at the wanted positions."""
-        logits = yield from self._forward(canvas, ask)
+        logits = yield from self._guided(canvas, ask)
         if self.spec.forbidden and not ask.number:
             if self._forbidden is None:
                 self._forbidden = torch.tensor(self.spec.forbidden, device=logits.device)
             logits.index_fill_(1, self._forbidden, -torch.inf)
         log_z = logits.float().logsumexp(-1) if self.spec.score else None
+        if self.method.constraint is not None and not ask.number:
+            logits = self.method.constraint.mask(canvas, ask, logits)
         out = draw(canvas, ask, logits.float().log_softmax(-1))
         out.log_z = log_z
         if self.watch is not None:
             self.watch(ask, out)
         return out
+
+    def _guided(self, canvas: Canvas, ask: Forward) -> Turns[Tensor]:
+        guidance = self.method.guidance
+        if guidance is None or ask.number:
+            return (yield from self._forward(canvas, ask))
+        found = []
+        for each in guidance.expand(canvas, ask, self.spec):
+            found.append((yield from self._forward(canvas, each)))
+        return guidance.combine(canvas, ask, found)
 
     def _forward(self, canvas: Canvas, ask: Forward) -> Turns[Tensor]:
         assert ask.rows is not None
@@ -134,7 +170,7 @@ class Loop:
         if ask.stamp is None:
             ask.stamp = canvas.step[ask.rows]
         if self.method.cache is not None and ask.mask is None:
-            store = self._store(ask.net, canvas)
+            store = self._store(ask.net, ask.branch, canvas)
             ask.slot = canvas.slot[ask.rows]
             shift = self.spec.shift if ask.shift is None else ask.shift
             narrow = self.method.cache.narrow(ask, store.tokens[ask.slot.numpy()], shift)
@@ -160,8 +196,9 @@ class Loop:
         most = int(((canvas.status == FREE).sum(1)).max())
         owner = torch.searchsorted(first, torch.arange(len(canvas.ids)), right=True) - 1
         rank = torch.arange(len(canvas.ids)) - first[owner]
+        feasible = None if self.method.constraint is None else self.method.constraint.lengths(most)
         logits = yield from self._forward(canvas, ask)
-        log_p, likeliest = best_lengths(logits, most, int(rank.max()) + 1)
+        log_p, likeliest = best_lengths(logits, most, int(rank.max()) + 1, feasible)
         canvas.nfe = canvas.nfe[first][owner]
         choice = owner, rank.clamp(max=likeliest.shape[1] - 1)
         length = likeliest.cpu()[choice]
@@ -175,10 +212,11 @@ class Loop:
             if len(others):
                 store.copy(canvas.slot[first[owner[others]]], canvas.slot[others])
 
-    def _store(self, net: str, canvas: Canvas) -> KeyValueStore:
-        if net not in self.stores:
-            self.stores[net] = self.networks[net].store(*(self.room or canvas.ids.shape))  # type: ignore[attr-defined]
-        return self.stores[net]
+    def _store(self, net: str, branch: int, canvas: Canvas) -> KeyValueStore:
+        if (net, branch) not in self.stores:
+            made = self.networks[net].store(*(self.room or canvas.ids.shape))  # type: ignore[attr-defined]
+            self.stores[net, branch] = made
+        return self.stores[net, branch]
 
     def _count(self, ask: Forward) -> None:
         queries = np.count_nonzero(ask.pos.numpy() >= 0, axis=1)
@@ -190,8 +228,6 @@ class Loop:
         counter.wanted += int(np.count_nonzero(ask.want.numpy() >= 0))
 
     def _commit(self, canvas: Canvas, step: Step) -> None:
-        if step.parents is not None:
-            self._reorder(canvas, step.parents)
         # numpy's views of the same memory: a small change costs a quarter of what it does through torch
         row, pos, status = step.row.numpy(), step.pos.numpy(), step.status.numpy()
         if self.method.sampler.retracts:
@@ -224,6 +260,47 @@ class Loop:
         if source:
             for store in self.stores.values():
                 store.copy(torch.tensor(source), torch.tensor(target))
+
+
+def _admit(constraint: Constraint, canvas: Canvas, asks: list[Forward], outs: list[Output], step: Step) -> Step:
+    """What of a step may land. A row that would write nothing of what it meant to writes its surest prediction."""
+    kept = constraint.admit(canvas, step)
+    if kept is step:
+        return step
+    idle = np.setdiff1d(step.row.numpy(), kept.row.numpy())
+    idle = idle[(canvas.status.numpy()[idle] == FREE).any(1)]
+    if not len(idle):
+        return kept
+    spare: list[Step] = []
+    for ask, out in zip(asks, outs, strict=True):
+        if ask.number:
+            continue
+        assert ask.rows is not None
+        row, column = (ask.want >= 0).nonzero(as_tuple=True)
+        at = ask.rows[row], ask.about[row, column]
+        useful = torch.from_numpy(np.isin(at[0].numpy(), idle)) & (canvas.status[at] == FREE)
+        row, column = row[useful], column[useful]
+        sealed = torch.full_like(row, SEALED)
+        spare.append(Step(at[0][useful], at[1][useful], out.token[row, column], sealed, out.conf[row, column]))
+    whole = _joined(spare)
+    order = whole.conf.sort(descending=True, stable=True).indices
+    first = np.unique(whole.row[order].numpy(), return_index=True)[1]
+    # Its surest prediction was drawn where only it is written, so it is feasible alone, unless its context was not.
+    surest = constraint.admit(canvas, _part(whole, order[torch.from_numpy(first)]))
+    if len(surest.row) < len(idle):
+        raise RuntimeError("a sampler proposes nothing that the constraint allows")
+    return _joined([kept, surest])
+
+
+def _part(step: Step, index: Tensor) -> Step:
+    """Some of a step's changes."""
+    return Step(step.row[index], step.pos[index], step.token[index], step.status[index], step.conf[index])
+
+
+def _joined(steps: list[Step]) -> Step:
+    return Step(
+        *(torch.cat([getattr(step, name) for step in steps]) for name in ("row", "pos", "token", "status", "conf"))
+    )
 
 
 def _bump(counts: Tensor, rows: Tensor | None) -> None:

@@ -84,7 +84,7 @@ def fill(model: Model, parts: Parts, prompt: str, settings: Settings) -> Generat
     Raises:
         UserError: no hole, a model that can't see what follows one, or more than its context holds.
     """
-    if model.spec.shift:
+    if model.spec.attend.kind == "causal":
         raise UserError("an autoregressive model can't see what follows a hole.", "Use a diffusion model to infill.")
     holes = [part for part in parts if isinstance(part, Hole)]
     if not holes:

@@ -35,12 +35,20 @@ def length_request(ids: Tensor, prompt: Tensor, spec: Spec, rows: Tensor | None 
     )
 
 
-def best_lengths(logits: Tensor, most: int, count: int) -> tuple[Tensor, Tensor]:
+def best_lengths(logits: Tensor, most: int, count: int, feasible: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The ``count`` likeliest lengths in 1..most, likeliest first: [R, V] -> log-probabilities and lengths [R, count].
 
     A length counts the tokens of the answer including end-of-text (Mask-Predict's length beam, arXiv:1904.09324).
+
+    Args:
+        feasible: [most] bool, which lengths may be chosen; fewer than ``count`` give fewer columns.
     """
-    log_p, index = logits[:, 1 : most + 1].float().log_softmax(-1).topk(min(count, most, logits.shape[1] - 1), -1)
+    scores, fewest = logits[:, 1 : most + 1].float(), min(count, most, logits.shape[1] - 1)
+    if feasible is not None:
+        allowed = feasible[: scores.shape[1]].to(scores.device)
+        scores = scores.clamp(min=-1e30).masked_fill(~allowed, -torch.inf)  # one of these, however unlikely
+        fewest = min(fewest, int(allowed.sum()))
+    log_p, index = scores.log_softmax(-1).topk(fewest, -1)
     return log_p, index + 1
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,11 +17,12 @@ from torch import Tensor
 
 from redraft import canvas as canvases
 from redraft import config as configs
-from redraft import runtime, weights
-from redraft.decode import CachePolicy, Counter, Loop, Method, Turns
+from redraft import models, runtime, weights
+from redraft.decode import CachePolicy, Constraint, Counter, Guidance, Loop, Method, Turns
 from redraft.errors import UserError, suggest
 from redraft.files import atomic_folder, write_atomically
 from redraft.models._lean import Lean, Weights
+from redraft.models.parts.backbone import Backbone
 from redraft.models.transformer import Config, Transformer
 from redraft.registry import find
 from redraft.samplers._blockwise import Blockwise
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from redraft.likelihood import Bound
 
 _FORMAT = 1
+_TYPE, _ARCHITECTURE = "redraft", "RedraftModel"  # what transformers calls it (``interop.transformers``)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Settings:
     sampler: str | None = None
     steps: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields of the sampler
+    constraint: Mapping[str, Any] = field(default_factory=dict)  # kind -> text; all of them hold (constraints/)
+    guidance: str | None = None
+    guide: Mapping[str, Any] = field(default_factory=dict)  # fields of the guidance
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -51,6 +58,7 @@ class Settings:
     cache: str = "exact"  # what passes may reuse: a file of caches/, or none
     cache_options: Mapping[str, Any] = field(default_factory=dict)  # fields of the cache policy
     weights: Weights = "float32"  # on CPUs: bfloat16, or int8 for passes over one position, may be faster, and round
+    ignore_eos: bool = False  # write all max_new_tokens; an end-of-text is a token like any other
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +81,9 @@ class _Described:
     family: dict[str, Any]
     network: dict[str, Any]
     conditional: bool
+    vocabulary: dict[str, Any] | None = None  # of a public checkpoint (``data.vocabulary.Ids``); else the tokenizer's
+    model_type: str = _TYPE  # these two are for transformers
+    architectures: tuple[str, ...] = (_ARCHITECTURE,)
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ class Model:
 
     def __init__(
         self,
-        network: Transformer,
+        network: Backbone,
         tokenizer: Tokenizer,
         family: Any,
         family_name: str,
@@ -224,13 +235,13 @@ class Model:
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str | Sequence[int]],
         batch_size: int = 32,
         keep_trace: bool = False,
         on_batch: Callable[[int], None] | None = None,
         **settings: Any,
     ) -> list[Generation]:
-        """Write a text for every prompt. ``settings`` are the fields of ``Settings``.
+        """Write a text for every prompt, given as text or as ids. ``settings`` are the fields of ``Settings``.
 
         A text depends on its prompt, the settings and the seed, never on its neighbours: row i uses seed + i.
         ``on_batch`` is told after each batch how many texts are written.
@@ -253,7 +264,7 @@ class Model:
                 on_batch(len(found))
         return found
 
-    def stream(self, prompt: str, **settings: Any) -> Iterator[Step]:
+    def stream(self, prompt: str | Sequence[int], **settings: Any) -> Iterator[Step]:
         """The steps of one generation as they happen."""
         yield from self.draft([prompt], self.settings(**settings))
 
@@ -278,7 +289,7 @@ class Model:
         return chosen
 
     def method(self, settings: Settings) -> Method:
-        """Resolve settings into a sampler and a cache policy."""
+        """Resolve settings into a sampler, a cache policy, guidance and constraints."""
         default = self.family.sampler()
         kind = type(default) if settings.sampler is None else find("samplers", settings.sampler)
         own = configs.to_mapping(default) if settings.sampler is None else {}
@@ -296,17 +307,34 @@ class Model:
         sampler: Sampler = configs.build(kind, options, f"sampler '{name}'")
         if self.spec.attend.kind == "block":
             sampler = Blockwise(sampler)
-        return Method(sampler, _cache(settings))
+        return Method(sampler, _cache(settings), self._guidance(settings), self._constraint(settings))
 
-    def draft(self, prompts: Sequence[str], settings: Settings, keep_trace: bool = False) -> Drafting:
+    def _constraint(self, settings: Settings) -> Constraint | None:
+        from redraft.constraints import build_all
+
+        return build_all(settings.constraint, self.tokenizer) if settings.constraint else None
+
+    def _guidance(self, settings: Settings) -> Guidance | None:
+        if settings.guidance is None:
+            if settings.guide:
+                raise UserError("options of a guidance need its name.", "For example --guidance classifier_free.")
+            return None
+        kind = find("guidance", settings.guidance)
+        built: Guidance = configs.build(kind, settings.guide, f"guidance '{settings.guidance}'").ready(self.tokenizer)
+        return built
+
+    def draft(self, prompts: Sequence[str | Sequence[int]], settings: Settings, keep_trace: bool = False) -> Drafting:
         """Set up a generation without running it."""
-        heads = [self.prompt_ids(prompt) for prompt in prompts]
+        return self.compose([self.prompt_ids(prompt) for prompt in prompts], settings, keep_trace).begin()
+
+    def compose(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool = False) -> Drafting:
+        """A generation from prompts as ids. Nothing of it has run yet but a search for its length, if it takes one."""
         for head in heads:
             self.check_length(len(head) + settings.max_new_tokens, prompt=len(head))
         if self._length(settings) == "search":
             return self._searched(heads, settings, keep_trace)
         rows = [[*head, *[None] * settings.max_new_tokens] for head in heads]
-        return self.prepare(rows, [len(head) for head in heads], settings, keep_trace).begin()
+        return self.prepare(rows, [len(head) for head in heads], settings, keep_trace)
 
     def _length(self, settings: Settings) -> str:
         """How output lengths come about.
@@ -317,11 +345,15 @@ class Model:
         spec = self.spec
         if settings.length == "head" and not spec.length_head:
             raise UserError("this model has no length head.", "Use length 'search' or 'fixed'.")
+        if settings.ignore_eos and settings.length in ("head", "search"):
+            raise UserError(f"length '{settings.length}' needs the end-of-text.", "Leave ignore_eos out.")
         ends_itself = spec.schedule is None or spec.attend.kind == "block"
         if settings.length == "search" and ends_itself:
             raise UserError(f"a model of family '{self.family_name}' ends its text itself.", "Leave length at 'auto'.")
         if settings.length != "auto":
             return settings.length
+        if settings.ignore_eos:
+            return "fixed"
         if spec.length_head:
             return "head"
         return "search" if self.conditional and not ends_itself else "fixed"
@@ -332,11 +364,14 @@ class Model:
 
         closing = [self.tokenizer.eos_id] if self.conditional else []
         measure = AnswerLength(self.writer(), self.spec, self.prompt_ids(""), closing)
+        constraint = self._constraint(settings)
         rows: list[list[int | None]] = []
         owners, scores = [], []
         for number, head in enumerate(heads):
             most = max(1, settings.max_new_tokens - len(closing))
             found = search(lambda lengths, head=head: measure.scores(head, lengths), most)  # type: ignore[misc]
+            if constraint is not None:
+                found = _completable(found, constraint.lengths(settings.max_new_tokens), len(closing))
             total = torch.tensor(list(found.values())).logsumexp(0)
             for length in sorted(found, key=lambda length: -found[length])[: settings.candidates]:
                 rows.append([*head, *[None] * length, *closing])
@@ -373,6 +408,9 @@ class Model:
         """
         self.check_length(max(map(len, rows)))
         method, spec = self.method(settings), self.spec
+        if settings.ignore_eos:
+            spec = replace(spec, eos_id=-1)
+        self._check_mask(spec)
         guess = not length_known and self._length(settings) == "head"
         if settings.candidates > 1 and not guess and not length_known:
             raise UserError(
@@ -411,7 +449,7 @@ class Model:
             return network
         made_of = (kind, *(parameter._version for parameter in network.parameters()))
         if self._lean is None or self._lean[0] != made_of:
-            self._lean = made_of, Lean(network, kind)
+            self._lean = made_of, Lean(network, kind)  # type: ignore[arg-type]
         return self._lean[1]
 
     def infill(self, text: str, prompt: str = "", prefix: str = "", suffix: str = "", **settings: Any) -> Generation:
@@ -454,7 +492,7 @@ class Model:
         Raises:
             UserError: as ``infill``.
         """
-        if self.spec.shift:
+        if self.spec.attend.kind == "causal":
             raise UserError(
                 "an autoregressive model can't see what follows a hole.", "Use a diffusion model to infill."
             )
@@ -545,11 +583,28 @@ class Model:
             found.append(Ranked(option, -bound.nats / unit, bound.stderr / unit))
         return sorted(found, key=lambda one: -one.score)
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """A prompt as it was in training: ids, and the separator or the beginning of text."""
-        if self.conditional:
-            return self.tokenizer.encode_prompt(prompt)
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """A prompt as it was in training: ids, and the separator or the beginning of text. Ids are taken as they are.
+
+        Raises:
+            UserError: an id that is not in the vocabulary.
+        """
+        if not isinstance(prompt, str):
+            return self._known_ids(prompt)
+        return self.tokenizer.encode_prompt(prompt) if self.conditional else self.tokenizer.encode_opening(prompt)
+
+    def _known_ids(self, ids: Sequence[int]) -> list[int]:
+        size = self.network.config.vocab_size
+        for i in ids:
+            if not 0 <= i < size:
+                raise UserError(f"prompt id {i} lies beyond the vocabulary of {size}.")
+        return [int(i) for i in ids]
+
+    def _check_mask(self, spec: Spec) -> None:
+        if spec.schedule is not None and spec.process == "absorbing" and not self.tokenizer.has("mask"):
+            raise UserError(
+                "this checkpoint's files don't name its mask token.", "Say which id it is: load(..., mask_id=...)."
+            )
 
     def check_length(self, length: int, prompt: int = 0, most: int = 0) -> None:
         """Raises UserError for a text that is longer than ``most`` (0: the context)."""
@@ -564,13 +619,19 @@ class Model:
 
     def save(self, folder: str | Path, storage: str = "float32", card: str = "") -> None:
         """Write a model folder (config, generation settings, weights, tokenizer, card), whole or not at all."""
+        from redraft.data.vocabulary import Vocabulary
+
         with atomic_folder(Path(folder)) as new:
             described = {
                 "redraft_format": _FORMAT,
                 "family": {"name": self.family_name, **configs.to_mapping(self.family)},
-                "network": {"name": "transformer", **configs.to_mapping(self.network.config)},
+                "network": models.describe(self.network),
                 "conditional": self.conditional,
+                "model_type": _TYPE,
+                "architectures": [_ARCHITECTURE],
             }
+            if isinstance(self.tokenizer, Vocabulary):
+                described["vocabulary"] = configs.to_mapping(self.tokenizer.ids)
             write_atomically(new / "config.json", json.dumps(described, indent=2) + "\n")
             write_atomically(new / "generation_config.json", json.dumps(self.defaults, indent=2) + "\n")
             self.tokenizer.save(new)
@@ -622,39 +683,129 @@ def resolve(name_or_path: str | Path) -> Path:
         return known[str(name_or_path)]
     if path.is_dir():
         raise UserError(f"'{path}' has no config.json: it is no model folder.")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)) and not path.parent.exists():
+        return _from_hub(str(name_or_path))
     raise UserError(f"unknown model '{name_or_path}'.", suggest(str(name_or_path), known))
 
 
-def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32) -> Model:
-    """Load a model folder or a shipped checkpoint by name.
+def _from_hub(name: str) -> Path:
+    """A snapshot of a repository of the Hugging Face hub, from its cache where it is there already.
 
+    Raises:
+        UserError: no such repository, or it can't be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"'{name}' is neither a folder nor a model that the Hugging Face hub gave: {reason}",
+            "Check the name and the network, or give the path of a folder.",
+        ) from None
+
+
+def load(
+    name_or_path: str | Path,
+    device: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    mask_id: int | None = None,
+) -> Model:
+    """Load a model: a folder, a shipped checkpoint by name, or a public checkpoint (``redraft.convert``) from a folder
+    or from the Hugging Face hub, whose usual variables (HF_HOME, HF_HUB_OFFLINE) hold.
+
+    Weights are mapped into memory and read file by file into a network of type ``dtype`` on ``device``.
+
+    Args:
+        mask_id: the mask token of a public checkpoint whose files don't name it.
     Raises:
         UserError: unknown model, corrupt file, or a configuration that is not understood.
     """
-    from redraft.data.tokenizer import Tokenizer
-
     folder = resolve(name_or_path)
+    values = read_json(folder / "config.json")
+    if "redraft_format" in values:
+        if mask_id is not None:
+            raise UserError("mask_id is for public checkpoints: this one knows its own.", "Leave it out.")
+        network, files, layout, rest = _open_own(folder, values)
+    else:
+        network, files, layout, rest = _open_foreign(folder, values, mask_id)
+    models.allocate(network, dtype, runtime.device(device))
+    with _progress(files) as told:
+        weights.fill(network, files, layout, told)
+    return Model(network.requires_grad_(False).eval(), *rest)
+
+
+_Opened = tuple[Backbone, weights.Files, weights.Layout, tuple[Any, ...]]
+
+
+def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
+    """A folder of our own format: its network without weights, and the other arguments of ``Model``."""
+    from redraft.data.tokenizer import Tokenizer
+    from redraft.data.vocabulary import Ids, Vocabulary
+
     file = folder / "config.json"
-    values = read_json(file)
-    if values.get("redraft_format") != _FORMAT:
-        raise UserError(f"{file}: format {values.get('redraft_format')!r} is not known here.")
+    if values["redraft_format"] != _FORMAT:
+        raise UserError(f"{file}: format {values['redraft_format']!r} is not known here.")
     described = configs.build(_Described, values, str(file))
     family_name, family = build_family(described.family)
-    shape = dict(described.network)
-    if (kind := shape.pop("name", None)) != "transformer":
-        raise UserError(f"{file}: network {kind!r} is not known here.", "Known: transformer.")
-    network = Transformer(configs.build(Config, shape, f"{file} network"))
-    tokenizer = Tokenizer.load(folder)
+    network = models.empty(described.network, f"{file} network")
+    if described.vocabulary is None:
+        tokenizer = Tokenizer.load(folder)
+    else:
+        tokenizer = Vocabulary(configs.build(Ids, described.vocabulary, f"{file} vocabulary"), folder)
     _check_vocabulary(network.config, tokenizer, str(file))
     spec = family.spec(tokenizer)
     if (network.config.shift, network.config.timed) != (spec.shift, spec.timed):
         raise UserError(f"{file}: this network was not made for family '{family_name}' with these options.")
-    state = weights.read(folder / "model.safetensors", dtype)
-    weights.load_into(network.to(dtype), state, folder / "model.safetensors")
     defaults = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     configs.build(Settings, defaults, str(folder / "generation_config.json"))  # checked here, used later
-    network.to(runtime.device(device)).requires_grad_(False).eval()
-    return Model(network, tokenizer, family, family_name, described.conditional, defaults)
+    rest = (tokenizer, family, family_name, described.conditional, defaults)
+    return network, weights.Files(folder), weights.Layout.own(network), rest
+
+
+def _open_foreign(folder: Path, values: Mapping[str, Any], mask_id: int | None) -> _Opened:
+    """A public checkpoint: the same."""
+    from redraft.convert import open_foreign
+
+    found = open_foreign(folder, values, {} if mask_id is None else {"mask": mask_id})
+    family_name, family = build_family(found.plan.family)
+    rest = (found.vocabulary, family, family_name, False, found.plan.defaults)
+    return found.network, found.files, found.plan.layout, rest
+
+
+@contextmanager
+def _progress(files: weights.Files) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal for what takes more than a moment."""
+    if files.size < _LARGE or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=files.size)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+_LARGE = 1 << 28  # bytes of weights
+
+
+def _completable(scores: dict[int, float], feasible: Tensor, closing: int) -> dict[int, float]:
+    """Of lengths without their ``closing`` tokens, those that a constraint allows; the nearest one if it allows none.
+
+    ``feasible`` is as ``Constraint.lengths`` has it. Where nothing closes a text, it may end before its row does.
+    """
+    fits = feasible if closing else feasible.cumsum(0) > 0
+    kept = {length: score for length, score in scores.items() if fits[length + closing - 1]}
+    if kept:
+        return kept
+    allowed = (fits.nonzero()[:, 0] + 1 - closing).clamp(min=1).tolist()
+    best = max(scores, key=lambda length: scores[length])
+    return {min(allowed, key=lambda length: abs(length - best)): 0.0}
 
 
 def _cache(settings: Settings) -> CachePolicy | None:

@@ -84,6 +84,7 @@ class Forward:
     prompt: Tensor | None = None  # [R] prompt lengths, for a prompt that must not see the answer
     t: Tensor | None = None  # [R] noise time, for networks conditioned on it
     net: str = "main"  # which network of the loop
+    branch: int = 0  # which cache of the row: guidance asks about the same row twice
     rows: Tensor | None = None  # [R] canvas rows; None outside a loop (training, scoring)
     stamp: Tensor | None = None  # [R] which keyed noise draws the tokens; None: the row's step, set by the loop
     cell: Tensor | None = None  # [R, Q] what ``want`` calls each query, where a position runs twice; None: ``pos``
@@ -103,6 +104,16 @@ class Forward:
         if self.whole is not None:
             pos = torch.minimum(pos, self.whole[:, None])
         return self.attend.stage(pos, self.prompt)
+
+    @property
+    def about(self) -> Tensor:
+        """[R, W] the text positions that ``want`` is about: the same, but for a query that goes by another ``cell``."""
+        if self.cell is None:
+            return self.want
+        shift = self.shift or 0
+        same = self.cell[:, None, :] == (self.want - shift)[:, :, None]
+        pos = self.pos.gather(1, same.to(torch.int8).argmax(2)) + shift
+        return torch.where(same.any(2) & (self.want >= 0), pos, self.want)
 
     @property
     def streams(self) -> tuple[Tensor, Tensor]:

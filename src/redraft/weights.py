@@ -1,9 +1,14 @@
-"""Weights on disk: safetensors only, in float32, bfloat16 or int8 with a scale per row."""
+"""Weights on disk: safetensors, in one file or in shards, mapped into memory and read one tensor at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +17,175 @@ from redraft.errors import UserError
 
 STORAGES = ("float32", "bfloat16", "int8")
 _SCALE = ".int8_scale"
+_REMEDY = "config.json and the weights do not belong together."
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stored tensor goes: the whole of a network's tensor, or a part of it.
+
+    ``at`` picks an element of the first axis (one expert); ``start`` and ``rows`` then a range of the next (queries,
+    keys and values side by side). ``transposed``: it is stored as [in, out].
+    """
+
+    name: str
+    at: int | None = None
+    start: int = 0
+    rows: int | None = None  # None: all
+    transposed: bool = False
+
+    def view(self, whole: Tensor) -> Tensor:
+        """The part of the network's tensor, in the shape of the stored one."""
+        part = whole if self.at is None else whole[self.at]
+        if self.rows is not None:
+            part = part[self.start : self.start + self.rows]
+        return part.T if self.transposed else part
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How stored tensors and a network's belong together."""
+
+    places: Mapping[str, Place]  # stored name -> where it goes
+    twins: Mapping[str, str] = field(default_factory=dict)  # may be stored too, and then equals the other
+    unused: tuple[str, ...] = ()  # endings of names that are no weights, or of heads that nothing here asks
+
+    @classmethod
+    def own(cls, network: torch.nn.Module) -> Layout:
+        """Our own: every tensor under its own name."""
+        return cls({name: Place(name) for name, _ in network.named_parameters()})
+
+
+class Files:
+    """The tensors of a model folder by name. Opening reads the headers alone.
+
+    Taken are ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists; failing these, pickled
+    ``pytorch_model.bin`` files, of which nothing but tensors is ever unpickled.
+
+    Raises:
+        UserError: no weights, or a file that is missing, truncated or corrupt.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.where: dict[str, Path] = {}  # tensor -> file
+        self.pickled = False
+        for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
+            single, index = folder / f"{stem}.{ending}", folder / f"{stem}.{ending}.index.json"
+            if single.is_file() or index.is_file():
+                self.pickled = ending == "bin"
+                break
+        else:
+            raise UserError(f"checkpoint file '{folder / 'model.safetensors'}' does not exist.")
+        if self.pickled:
+            warnings.warn(
+                f"{folder}: weights are pickled. Only tensors are read from them, but safetensors load faster and need "
+                "less memory: redraft convert makes them.",
+                stacklevel=2,
+            )
+        listed = {} if single.is_file() else _index(index)
+        self.shards = [single] if single.is_file() else sorted({folder / file for file in listed.values()})
+        for shard in self.shards:
+            for name in self._names(shard):
+                if listed and listed.get(name) != shard.name:
+                    continue
+                self.where[name] = shard
+        for name, file in listed.items():
+            if name not in self.where:
+                raise UserError(f"{folder / file}: tensor '{name}' is missing, though {index.name} lists it there.")
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in self.where if not name.endswith(_SCALE)]
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(shard.stat().st_size for shard in self.shards)
+
+    def __iter__(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        """Names with a function that reads the tensor, one shard open at a time."""
+        for shard in self.shards:
+            with _open(shard, self.pickled) as opened:
+                for name in self.names:
+                    if self.where[name] == shard:
+                        yield name, partial(self._read, opened, shard, name)
+
+    def get(self, name: str) -> Tensor:
+        """One tensor by itself."""
+        with _open(self.where[name], self.pickled) as opened:
+            return self._read(opened, self.where[name], name).clone()
+
+    def _names(self, shard: Path) -> list[str]:
+        with _open(shard, self.pickled) as opened:
+            return list(opened.keys())
+
+    def _read(self, opened: Any, shard: Path, name: str) -> Tensor:
+        try:
+            tensor: Tensor = opened.get_tensor(name)
+            if tensor.dtype == torch.int8 and name + _SCALE in self.where:
+                tensor = tensor.float() * opened.get_tensor(name + _SCALE)
+        except Exception as error:  # safetensors raises its own, and whatever the system does
+            raise UserError(f"{shard}: tensor '{name}' can't be read: {error}.", "Copy the file again.") from None
+        return tensor
+
+
+def fill(
+    network: torch.nn.Module, files: Files, layout: Layout, told: Callable[[int, int], None] | None = None
+) -> None:
+    """Read every tensor into its place in a network whose memory is there already, and insist that all match.
+
+    Beyond the network no more than one file is in memory. ``told`` hears of bytes read and bytes in all.
+
+    Raises:
+        UserError: names the first missing, unexpected or misshapen tensor and its file.
+    """
+    own = dict(network.named_parameters())
+    first = files.shards[0]
+    for name, place in layout.places.items():
+        if name not in files.where:
+            raise UserError(
+                f"{first if len(files.shards) == 1 else files.folder}: tensor '{name}' is missing.", _REMEDY
+            )
+        if place.name not in own:
+            raise KeyError(f"layout: the network has no tensor '{place.name}'")
+    filled, done, total = dict.fromkeys(own, 0), 0, files.size
+    with torch.no_grad():
+        for name, read in files:
+            shard = files.where[name]
+            if name in layout.places:
+                tensor, place = read(), layout.places[name]
+                part = place.view(own[place.name])
+                if tensor.shape != part.shape:
+                    found, wanted = list(tensor.shape), list(part.shape)
+                    what = f"{shard}: tensor '{name}' has shape {found}, the configuration needs {wanted}."
+                    raise UserError(what, _REMEDY)
+                part.copy_(tensor)
+                filled[place.name] += tensor.numel()
+                done += tensor.numel() * tensor.element_size()
+                if told is not None:
+                    told(done, total)
+            elif name not in layout.twins and not name.endswith(layout.unused):
+                raise UserError(f"{shard}: unexpected tensor '{name}'.", _REMEDY)
+    for name, count in filled.items():
+        if count != own[name].numel():
+            raise KeyError(f"layout: {count} of {own[name].numel()} numbers of '{name}' come from the files")
+    _check_twins(files, layout)
+
+
+def _check_twins(files: Files, layout: Layout) -> None:
+    for name, other in layout.twins.items():
+        if name in files.where and other in files.where and not torch.equal(files.get(name), files.get(other)):
+            raise UserError(
+                f"{files.where[name]}: tensor '{name}' differs from '{other}', but the configuration ties them.",
+                _REMEDY,
+            )
+
+
+def stored(network: torch.nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """The way back: a network's tensors under the names and in the shapes of a layout."""
+    own = dict(network.named_parameters())
+    return {name: place.view(own[place.name]).detach().cpu().contiguous() for name, place in layout.places.items()}
 
 
 def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
@@ -34,45 +208,72 @@ def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
     return packed
 
 
-def read(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Read and unpack a safetensors file.
+class _Pickled:
+    """A pickled file, opened like a safetensors one: tensors alone, mapped into memory where its format allows."""
 
-    Raises:
-        UserError: missing, truncated or corrupt file.
-    """
+    def __init__(self, path: Path) -> None:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            what = f"checkpoint file '{path}' is corrupt, or holds more than tensors: {reason}"
+            raise UserError(what, "Convert it to safetensors where it comes from.") from None
+        state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
+        self.tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+    def __enter__(self) -> _Pickled:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tensors.clear()
+
+    def keys(self) -> list[str]:
+        return list(self.tensors)
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+def _is_zip(path: Path) -> bool:
+    import zipfile
+
+    return zipfile.is_zipfile(path)
+
+
+def _open(path: Path, pickled: bool) -> Any:
     from safetensors import SafetensorError, safe_open
 
-    state: dict[str, Tensor] = {}
+    if not path.is_file():
+        raise UserError(f"checkpoint file '{path}' does not exist.")
+    if pickled:
+        return _Pickled(path)
     try:
-        with safe_open(str(path), framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-                if not name.endswith(_SCALE):
-                    tensor = file.get_tensor(name)
-                    if tensor.dtype == torch.int8:
-                        tensor = tensor.float() * file.get_tensor(name + _SCALE)
-                    state[name] = tensor.to(dtype)
-    except FileNotFoundError:
-        raise UserError(f"checkpoint file '{path}' does not exist.") from None
+        return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"checkpoint file '{path}' is corrupt or truncated: {error}.", "Copy it again.") from None
-    return state
+        cut = _first_cut(path)
+        what = f"checkpoint file '{path}' is corrupt or truncated" + (f", from tensor '{cut}' on" if cut else "")
+        raise UserError(f"{what}: {error}.", "Copy it again.") from None
 
 
-def load_into(network: torch.nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state and insist that every tensor matches.
+def _first_cut(path: Path) -> str | None:
+    """The first tensor of a safetensors file whose bytes are not all there; None where even the header is broken."""
+    with path.open("rb") as file:
+        try:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < path.stat().st_size else {}
+            ends = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+    room = path.stat().st_size - 8 - length
+    return next((name for name, (_, end) in sorted(ends.items(), key=lambda entry: entry[1]) if end > room), None)
 
-    Raises:
-        UserError: names the first missing, unexpected or misshapen tensor.
-    """
-    expected = network.state_dict()
-    remedy = "config.json and the weights do not belong together."
-    for name, tensor in expected.items():
-        if name not in state:
-            raise UserError(f"{path}: tensor '{name}' is missing.", remedy)
-        if state[name].shape != tensor.shape:
-            found, wanted = list(state[name].shape), list(tensor.shape)
-            raise UserError(f"{path}: tensor '{name}' has shape {found}, the configuration needs {wanted}.", remedy)
-    for name in state:
-        if name not in expected:
-            raise UserError(f"{path}: unexpected tensor '{name}'.", remedy)
-    network.load_state_dict(dict(state))
+
+def _index(path: Path) -> dict[str, str]:
+    """Tensor -> file name, of an index of shards."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(file, str) and Path(file).name == file for file in found.values()):
+            raise ValueError("a shard must lie beside its index")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"'{path}' is corrupt: {error!r}.", "Copy it again.") from None
+    return dict(found)

@@ -76,7 +76,7 @@ def test_generate_with_every_contracted_option(redraft: Redraft) -> None:
     options = ("--steps", 3, "--sampler", "confidence", "--seed", 5, "--option", "order=margin", "--temperature", 0.5)
     found = redraft("generate", "--model", "base-masked", *PROMPT, *options, "--json").json
     assert found["sampler"] == "confidence"
-    assert found["sampler_options"] == {"steps": 3, "order": "margin", "block": 0}
+    assert {"steps": 3, "order": "margin", "block": 0}.items() <= found["sampler_options"].items()
     assert found["nfe"] <= 3
 
 
@@ -299,7 +299,7 @@ def test_interrupted_training_goes_on(pairs: Path, tmp_path: Path, redraft: Redr
     assert "Traceback" not in err and "The same command goes on" in err
     again = redraft(*arguments)
     assert again.code == 0, again.err
-    assert "resumed" in again.err
+    assert "resumed" in again.err, again.err
     assert (out / "model.safetensors").is_file()
 
 

@@ -18,6 +18,7 @@ SHAPES = [
     pytest.param({}, id="default"),
     pytest.param({"heads": 4, "kv_heads": 2, "qk_norm": True, "tied": False}, id="grouped-qknorm-untied"),
     pytest.param({"shift": 1, "restart": False}, id="shifted"),
+    pytest.param({"qkv_bias": True, "head_dim": 24}, id="biased-wide"),
 ]
 SIGHTS = [Attend("full"), Attend("causal"), Attend("block", 3)]
 

@@ -148,7 +148,7 @@ def test_rolling_counts_every_token_once_with_what_precedes_it(stride: int) -> N
     for begin in range(1, len(ids), stride):
         first = max(0, begin + stride - 16)
         window = torch.tensor([ids[first : begin + stride]])
-        logits = model.logits(window)
+        logits = model.logits(window).clone()
         logits[..., list(model.spec.forbidden)] = -torch.inf
         log_p = logits.log_softmax(-1)
         for place in range(begin, min(begin + stride, len(ids))):

@@ -30,6 +30,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
         {"sampler": "confidence", "steps": 6, "options": {"block": 4}, "cache": "dual"},
         {"sampler": "confidence", "steps": 5, "cache": "delayed", "temperature": 1.0},
         {"sampler": "mask_predict", "steps": 4, "cache": "none"},
+        {"sampler": "wino"},
     ],
     "autoregressive": [{}, {"temperature": 1.0}, {"options": {"beams": 3}}, {"temperature": 1.0, "cache": "none"}],
 }
@@ -70,7 +71,7 @@ def double(folder: Path) -> Model:
 def job(model: Model, prompt: str, heard: Heard, seed: int = 0, **way: Any) -> Job:
     chosen = model.settings(max_new_tokens=12, seed=seed, **way)
     head = model.prompt_ids(prompt)
-    drafting = model.prepare([[*head, *[None] * 12]], [len(head)], chosen)
+    drafting = model.compose([head], chosen)
     return Job(drafting, Span(len(head), len(head) + 12), heard)
 
 
@@ -181,7 +182,7 @@ def test_prompts_of_other_lengths_forget_a_seat(folders: dict[str, Path]) -> Non
     from redraft.models.parts.store import KeyValueStore
 
     store = KeyValueStore(1, 2, 8, 1, 2, torch.device("cpu"), torch.float32)
-    seats = Seats(2, {"main": store})
+    seats = Seats(2, {("main", 0): store})
     store.tokens[1, :4] = [5, 6, 7, 4]
     seats._isolated[1] = 4
     assert seats.take(1, [5, 6, 7, 4], 4) == [1]
@@ -276,6 +277,17 @@ def test_what_can_never_fit_is_refused_at_once(folders: dict[str, Path]) -> None
     with pytest.raises(UserError, match="at most 2"):
         engine.submit("one", [job(model, "the cat", heard, options={"beams": 3})])
     engine.close()
+
+
+def test_every_field_of_a_request_has_its_place_in_a_pool() -> None:
+    """A field that is added to requests must not get lost where they are laid together."""
+    from dataclasses import fields
+
+    from redraft.serve import pool
+    from redraft.types import Forward
+
+    known = {*pool._PADDED, *pool._JOINED, *pool._SHARED, *pool._UNREAD, "mask"}
+    assert {one.name for one in fields(Forward)} <= known
 
 
 def test_clients_take_turns() -> None:

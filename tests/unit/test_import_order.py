@@ -17,12 +17,13 @@ TIERS = [
     {"errors", "types"},
     {"registry", "config", "runtime", "files"},
     {"data", "noise", "models", "weights"},
-    {"presets", "objectives", "samplers", "guidance", "caches", "constraints"},
-    {"canvas", "length", "decode", "likelihood"},
+    {"presets", "objectives", "samplers", "guidance", "caches", "constraints", "canvas", "length"},
+    {"decode", "likelihood"},
     {"families"},
+    {"convert"},
     {"model", "infilling"},
-    {"train", "convert", "tasks", "metrics"},
-    {"compare", "serve", "interop", "bench"},
+    {"train", "tasks", "metrics"},
+    {"compare", "serve", "interop", "bench", "parity"},
     {"cli"},
 ]
 # Samplers take schedules by their protocol and know no network; networks know no noise; data know neither.

@@ -36,5 +36,5 @@ def model() -> Model:
 )
 def test_steps_that_are_named_win_over_the_models_own(model: Model, given: dict[str, Any], passes: int) -> None:
     """A comparison names steps as an option of the sampler."""
-    [found] = model.generate("abc", max_new_tokens=16, **given)
+    [found] = model.generate("abc", max_new_tokens=16, length="fixed", **given)
     assert found.nfe == passes

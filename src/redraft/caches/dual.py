@@ -29,7 +29,8 @@ class Dual:
         begin, end = _narrow.region(ask)
         real, columns = ask.pos.numpy() >= 0, np.arange(ask.x.shape[1])
         inside = (columns >= begin[:, None] - shift) & (columns < end[:, None])
-        holds = (_narrow.matching(ask, cells) | inside | ~real).all(1) & ~_narrow.due(ask, self.refresh)
+        open_ = inside & (columns >= begin[:, None])  # the position before is run for its prediction: it must hold, too
+        holds = (_narrow.matching(ask, cells) | open_ | ~real).all(1) & ~_narrow.due(ask, self.refresh)
         if not holds.any():
             return _narrow.drop_prefix(ask, certain)
         run = real & np.where(holds[:, None], inside, columns >= certain[:, None])

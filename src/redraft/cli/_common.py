@@ -6,12 +6,55 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from redraft.errors import UserError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+
+
+Constraint = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--constraint", metavar="KIND=TEXT", help="What the text must satisfy; =@FILE reads a file; repeat for more."
+    ),
+]
+Guidance = Annotated[str | None, typer.Option("--guidance", metavar="NAME", help="See: redraft models.")]
+Guide = Annotated[
+    list[str] | None, typer.Option("--guide", metavar="KEY=VALUE", help="A field of the guidance; repeat for more.")
+]
+
+
+def constraints(pairs: list[str] | None) -> dict[str, str]:
+    """``["regex=[0-9]+", "json_schema=@schema.json"]`` -> mapping from kind to text.
+
+    Raises:
+        UserError: not KIND=TEXT, a kind named twice, a file that can't be read.
+    """
+    from pathlib import Path
+
+    from redraft.registry import find
+
+    found: dict[str, str] = {}
+    for pair in pairs or []:
+        kind, sep, text = pair.partition("=")
+        if not sep or not kind:
+            raise UserError(f"--constraint: '{pair}' is not KIND=TEXT.", "For example --constraint 'regex=[0-9]+'.")
+        find("constraints", kind)
+        if kind in found:
+            raise UserError(f"--constraint: '{kind}' is named twice.", "Write it as one.")
+        if text.startswith("@"):
+            try:
+                text = Path(text[1:]).read_text(encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"--constraint: can't read '{text[1:]}': {error.strerror}.") from None
+            except UnicodeDecodeError:
+                raise UserError(f"--constraint: '{text[1:]}' is not UTF-8 text.") from None
+        found[kind] = text
+    return found
 
 
 def log(text: str) -> None:

@@ -34,6 +34,7 @@ VERBS = (
     "chat",
     "bench",
     "models",
+    "convert",
     "doctor",
 )
 _RESUMED = ("demo", "train", "finetune", "compare")  # verbs that go on where they were stopped

@@ -11,7 +11,7 @@ from redraft.errors import UserError
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="decode, train ...")],
+    name: Annotated[str, typer.Argument(help="decode")],
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the benchmark; repeat for more.")
     ] = None,
@@ -25,7 +25,6 @@ def bench(
     Examples:
       redraft bench decode
       redraft bench decode --option preset=7m --option new_tokens=128 --json
-      redraft bench train --option rows=16
 
     Every contender is run in turn, round after round, and compared with the yardstick round by round. --seed and
     --device are taken for the sake of scripts; weights are random and always the same, and the CPU is measured.

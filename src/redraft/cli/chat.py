@@ -156,7 +156,7 @@ class _Talk:
         settings = model.settings(**{**self.chosen, "max_new_tokens": most, "seed": self.seed})
         heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
         live = console.is_terminal
-        drafting = model.prepare([[*head, *[None] * most]], [len(head)], settings)
+        drafting = model.compose([head], settings)
         span = Span(len(head), len(head) + most)
         job = Job(drafting, span, heard.put, stops, frames=(lambda: True) if live else None)
         self.engine.submit("terminal", [job])

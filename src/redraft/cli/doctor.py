@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,17 +39,30 @@ class Problem:
     remedy: str
 
 
-def doctor(as_json: Json = False, device: Device = "auto", seed: Seed = 0) -> dict[str, Any]:
+def doctor(
+    parity: Annotated[
+        Path | None, typer.Option(help="Folder of recorded outputs of public checkpoints: are ours the same?")
+    ] = None,
+    as_json: Json = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> dict[str, Any]:
     """Check this machine, and say what is off.
 
     \b
     Examples:
       redraft doctor
       redraft doctor --json --device cpu
+      redraft doctor --parity ../shared/parity
 
     Shown are versions, devices, measured speed and the state of the shipped checkpoints. Speeds are measured for
-    about two seconds; --seed draws the matrices. Nothing is changed.
+    about two seconds; --seed draws the matrices. Nothing is changed. With --parity only the comparison with
+    recorded outputs is made, on the CPU, and a table in Markdown is shown.
     """
+    if parity is not None:
+        from redraft.cli._parity import compare
+
+        return compare(parity, as_json)
     import torch
 
     from redraft import runtime

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli._common import Device, Json, Seed, screen
+from redraft.cli._common import Constraint, Device, Guidance, Guide, Json, Seed, constraints, screen
 from redraft.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ def generate(
     weights: Annotated[
         str | None, typer.Option(metavar="float32|bfloat16|int8", help="On CPUs: may be faster, and round.")
     ] = None,
+    constraint: Constraint = None,
+    guidance: Guidance = None,
+    guide: Guide = None,
     pace: Annotated[float, typer.Option(min=0, help="Seconds each step stays on a terminal; not counted.")] = 0.05,
     as_json: Json = False,
     seed: Seed = 0,
@@ -59,7 +62,11 @@ def generate(
       redraft generate --model translate-en-de-masked --prompt "I am tired." --steps 4 --json
       redraft generate --model runs/mine --prompt "It was" --sampler threshold --option threshold=0.8
       redraft generate --model runs/ar --drafter runs/mine --sampler draft_verify --prompt "It was"
+      redraft generate --model runs/mine --prompt "When?" --constraint 'regex=[0-9]{4}-[0-9]{2}'
+      redraft generate --model runs/mine --prompt "Who?" --guidance classifier_free --guide scale=2
       echo "Where is my hat?" | redraft generate --model translate-en-de-autoregressive --prompt -
+
+    Constraints (redraft models lists them) always hold in the finished text; several hold together.
 
     Seconds and tokens per second are of the generation alone, without loading the model.
     """
@@ -82,6 +89,9 @@ def generate(
         cache=cache,
         cache_options=parse_options(cache_option or [], "--cache-option") or None,
         weights=weights,
+        constraint=constraints(constraint) or None,
+        guidance=guidance,
+        guide=parse_options(guide or [], "--guide") or None,
         seed=seed,
     )
     drafting = loaded.draft([text], settings)
@@ -108,6 +118,8 @@ def generate(
         "weights": settings.weights,
         "cache": settings.cache,
         "cache_options": dict(settings.cache_options),
+        "constraint": dict(settings.constraint),
+        "guidance": settings.guidance,
         "seed": seed,
         "model": model,
         "family": loaded.family_name,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from redraft.cli._common import Device, Json, Seed
+from redraft.cli._common import Constraint, Device, Json, Seed, constraints
 from redraft.errors import UserError
 
 
@@ -30,6 +30,7 @@ def infill(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
+    constraint: Constraint = None,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -59,6 +60,7 @@ def infill(
         "sampler": sampler,
         "options": parse_options(option or [], "--option") or None,
         "temperature": temperature,
+        "constraint": constraints(constraint) or None,
         "seed": seed,
     }
     if rewrite is None:

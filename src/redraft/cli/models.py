@@ -15,7 +15,7 @@ _TRAINING_BYTES = 16  # a float32 weight, its gradient and AdamW's two moments
 
 
 def models(as_json: Json = False, device: Device = "auto", seed: Seed = 0) -> dict[str, Any]:
-    """List families, samplers, shapes and shipped checkpoints.
+    """List families, samplers, constraints, guidance, shapes and shipped checkpoints.
 
     \b
     Examples:
@@ -28,6 +28,8 @@ def models(as_json: Json = False, device: Device = "auto", seed: Seed = 0) -> di
     found = {
         "families": _families(),
         "samplers": _samplers(),
+        "constraints": _named("constraints"),
+        "guidance": _named("guidance"),
         "presets": _presets(device),
         "checkpoints": _checkpoints(),
     }
@@ -54,6 +56,13 @@ def _samplers() -> list[dict[str, Any]]:
         {"name": name, "summary": _headline(cls), "exact": cls.exact, "options": _options(cls)}
         for name, cls in classes.items()
     ]
+
+
+def _named(folder: str) -> list[dict[str, Any]]:
+    from redraft.registry import find, names
+
+    classes = {name: find(folder, name) for name in names(folder)}
+    return [{"name": name, "summary": _headline(cls), "options": _options(cls)} for name, cls in classes.items()]
 
 
 def _headline(cls: type) -> str:
@@ -107,6 +116,13 @@ def _show(found: dict[str, Any]) -> None:
     for sampler in found["samplers"]:
         options = ", ".join(f"{key}={value}" for key, value in sampler["options"].items())
         typer.echo(f"  {sampler['name']:20} {sampler['summary']}{f' ({options})' if options else ''}")
+    typer.echo("\nConstraints (--constraint NAME=TEXT)")
+    for constraint in found["constraints"]:
+        typer.echo(f"  {constraint['name']:20} {constraint['summary']}")
+    typer.echo("\nGuidance (--guidance NAME --guide KEY=VALUE)")
+    for guidance in found["guidance"]:
+        options = ", ".join(f"{key}={value}" for key, value in guidance["options"].items())
+        typer.echo(f"  {guidance['name']:20} {guidance['summary']}{f' ({options})' if options else ''}")
     typer.echo("\nShapes, with a vocabulary of 8192 (model.preset in a recipe)")
     for shape in found["presets"]:
         fits = "" if shape["trains_here"] else ", too large to train on this device"

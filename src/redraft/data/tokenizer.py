@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 import re
@@ -49,7 +50,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.encode_special_tokens = True  # the backend's name for "treat them as ordinary text"
         before = set(backend.get_vocab(with_added_tokens=True))
-        names = _name_specials(backend, specials or {})
+        names = name_specials(backend, specials or {})
         backend.add_special_tokens([AddedToken(names[key], special=True, normalized=False) for key in SPECIALS])
         self.backend = backend
         self.names = names
@@ -113,8 +114,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the backend raises plain Exception
             raise UserError(f"{file}: not a tokenizer.json that can be read: {error}.") from None
-        named = [_read_names(file.parent / name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
-        return cls(backend, named[0] | named[1])
+        return cls(backend, read_specials(file.parent))
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``; transformers' AutoTokenizer reads them too."""
@@ -126,6 +126,10 @@ class Tokenizer:
         write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     # using one
+
+    def has(self, key: str) -> bool:
+        """Is there this special token (``"mask"``)? Always, save for public checkpoints (``data.vocabulary``)."""
+        return True
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; no special tokens are added."""
@@ -149,6 +153,10 @@ class Tokenizer:
             raise
         return [encoding.ids for encoding in found]
 
+    def encode_opening(self, text: str) -> list[int]:
+        """The beginning of a plain text: bos, then its tokens."""
+        return [self.bos_id, *self.encode(text)]
+
     def encode_prompt(self, text: str) -> list[int]:
         """The prompt of a row: its tokens, then sep."""
         return [*self.encode(text), self.sep_id]
@@ -169,7 +177,7 @@ class Tokenizer:
     def byte_lengths(self) -> np.ndarray:
         """[vocab_size] int32: UTF-8 bytes each token stands for. Exact for byte-level and byte-fallback vocabularies;
         for others (WordPiece) what the token alone decodes to."""
-        kinds = set(re.findall(r'"type":"(\w+)"', _compact(json.loads(self.backend.to_str())["decoder"])))
+        kinds = self._decoders
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         extra = self.backend.get_added_tokens_decoder()
         for token, i in self.backend.get_vocab(with_added_tokens=True).items():
@@ -184,6 +192,48 @@ class Tokenizer:
             else:
                 lengths[i] = len(self.backend.decode([i]).encode())
         return lengths
+
+    @cached_property
+    def token_bytes(self) -> tuple[builtins.bytes | None, ...]:
+        """The bytes each id adds to a text, for vocabularies whose text is the bytes of its tokens side by side.
+
+        None for special tokens, which add nothing, and for ids that are not in use.
+
+        Raises:
+            UserError: a vocabulary of another kind (WordPiece), where what a token adds depends on its neighbours.
+        """
+        kinds = self._decoders
+        if not kinds & {"ByteLevel", "ByteFallback", "Metaspace"}:
+            raise UserError(
+                "this tokenizer does not say which bytes a token stands for.",
+                "Constraints need a byte-level or SentencePiece vocabulary.",
+            )
+        extra = self.backend.get_added_tokens_decoder()
+        values = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+        found: list[bytes | None] = [None] * self.vocab_size
+        for token, i in self.backend.get_vocab(with_added_tokens=True).items():
+            if i in extra:
+                found[i] = None if extra[i].special else token.encode()
+            elif "ByteLevel" in kinds:
+                known = all(symbol in values for symbol in token)
+                found[i] = bytes(values[symbol] for symbol in token) if known else None
+            elif _BYTE_TOKEN.fullmatch(token):
+                found[i] = None if token == "<0x20>" else bytes([int(token[3:5], 16)])  # the space has a token
+            else:
+                found[i] = token.replace("\u2581", " ").encode()
+        return tuple(found)
+
+    @cached_property
+    def drops_first_space(self) -> bool:
+        """Does a text lose one leading space when it is decoded (SentencePiece)?"""
+        spaced = (i for i, text in enumerate(self.token_bytes) if text is not None and text[:1] == b" " and text[1:])
+        first = next(spaced, None)
+        return first is not None and not self.decode([first]).startswith(" ")
+
+    @cached_property
+    def _decoders(self) -> set[str]:
+        """The kinds of decoder that turn tokens into text."""
+        return set(re.findall(r'"type":"(\w+)"', _compact(json.loads(self.backend.to_str())["decoder"])))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -238,13 +288,20 @@ def _byte_symbols() -> list[str]:
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
 
 
-def _name_specials(backend: tokenizers.Tokenizer, given: Mapping[str, str]) -> dict[str, str]:
+def name_specials(backend: tokenizers.Tokenizer, given: Mapping[str, str]) -> dict[str, str]:
+    """Texts of the special tokens: those given, else marked tokens with a usual name, else names of our own."""
     marked = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     names = {}
     for key in SPECIALS:
         known = next((alias for alias in _ALIASES[key] if alias in marked), _own(key))
         names[key] = given.get(key) or known
     return names
+
+
+def read_specials(folder: Path) -> dict[str, str]:
+    """What a folder's tokenizer files call their special tokens, by the names in ``SPECIALS``."""
+    named = [_read_names(folder / name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    return named[0] | named[1]
 
 
 def _read_names(file: Path) -> dict[str, str]:

@@ -34,14 +34,16 @@ class Masked:
     label_smoothing: float = 0.0
     low: float = 0.0  # training draws times from [low, high]; what is reported is always the whole bound
     high: float = 1.0
+    shift: Literal[0, 1] = 0  # 1: predictions stand one position earlier, as in the autoregressive model it once was
+    block: int = 0  # 0: every position sees every other; else those of its own block and of the blocks before it
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         return Spec(
             **vocabulary(tokenizer),
-            attend=Attend("full"),
+            attend=Attend("block", self.block) if self.block else Attend("full"),
             isolate_prompt=self.isolate_prompt,
             length_head=self.length_head,
-            shift=0,
+            shift=self.shift,
             timed=self.timed,
             schedule=find("noise.schedules", self.schedule)(),
         )

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from redraft.models.parts.attention import Sight, see
+from redraft.models.parts.backbone import pick
 from redraft.models.parts.store import KeyValueStore
-from redraft.models.transformer import Block, Transformer, pick
+from redraft.models.transformer import Config, Transformer
 from redraft.types import Forward
 
 Weights = Literal["float32", "bfloat16", "int8"]
@@ -38,7 +39,7 @@ class Lean:
         self.network, self.config = network, network.config
         matrix = _MATRICES[weights]
         with torch.no_grad():
-            self.layers = [_Layer(block, network, matrix) for block in network.blocks]  # type: ignore[arg-type]
+            self.layers = [_Layer(block, network, matrix) for block in network.blocks]
             head = network.embedding.weight if network.head is None else network.head.weight
             self.head = matrix(head * network.norm.weight)
             self.rotary = torch.complex(network.rotary[:, 0], network.rotary[:, 1])
@@ -48,7 +49,7 @@ class Lean:
         """Is there a lean form of this network, as it stands, on this machine?"""
         return (
             isinstance(network, Transformer)
-            and not network.config.timed
+            and _plain(network.config)
             and not network.training
             and network.embedding.weight.device.type == "cpu"
             and network.embedding.weight.dtype == torch.float32
@@ -74,16 +75,25 @@ class Lean:
         return self.head(_normal(x, c.norm_eps))
 
 
+def _plain(c: Config) -> bool:
+    """Nothing but what ``Lean`` does: no time, no biases but Qwen's, whole heads rotated, one MLP a layer."""
+    return not (c.timed or c.out_bias or c.mlp_bias or c.head_bias or c.experts or c.rotary_dim)
+
+
 class _Layer:
     """One block: [R, Q, D] -> [R, Q, D], or [N, D] where ``picked`` takes the N positions that matter after it."""
 
-    def __init__(self, block: Block, network: Transformer, matrix: type[_Matrix]) -> None:
+    def __init__(self, block: Any, network: Transformer, matrix: type[_Matrix]) -> None:
         c, attention = network.config, block.attention
         self.index, self.eps = attention.layer, c.norm_eps
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
         turned = self.heads + self.kv_heads
         qkv = (attention.qkv.weight * block.attention_norm.weight).view(-1, self.head_dim, c.dim)
         self.qkv = matrix(torch.cat([_side_by_side(qkv[:turned], 1), qkv[turned:]]).flatten(0, 1))
+        self.bias = None
+        if attention.qkv.bias is not None:
+            bias = attention.qkv.bias.view(-1, self.head_dim)
+            self.bias = torch.cat([_side_by_side(bias[:turned], 1), bias[turned:]]).flatten()
         self.out, self.down = matrix(attention.out.weight), matrix(block.mlp.down.weight)
         gate_up = (block.mlp.gate_up.weight * block.mlp_norm.weight).chunk(2)
         self.gate, self.up = (matrix(half) for half in gate_up)
@@ -94,7 +104,10 @@ class _Layer:
 
     def __call__(self, x: Tensor, sight: Sight, picked: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         rows, width, _ = x.shape
-        qkv = self.qkv(_normal(x, self.eps)).view(rows, width, -1, self.head_dim)
+        qkv = self.qkv(_normal(x, self.eps))
+        if self.bias is not None:
+            qkv.add_(self.bias)
+        qkv = qkv.view(rows, width, -1, self.head_dim)
         pair = self._turned(qkv, sight.table)
         if sight.store is not None and sight.window is not None:
             keys, values = sight.store.put(self.index, sight.window, pair)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.types import GIVEN, PAD, Canvas, Forward, Output, Sampler, Spec, Step
+from redraft.types import PAD, Canvas, Forward, Output, Sampler, Spec, Step
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class State:
 
 @dataclass(frozen=True)
 class Blockwise:
-    """Shows a sampler the canvas up to the end of each row's leftmost unfinished block, as if nothing were free beyond.
+    """Shows a sampler the canvas up to the end of each row's leftmost unfinished block, as if there were no more.
 
     Every block is a task of its own: the sampler starts anew, and its steps are steps a block. So the canvas may be as
     long as it likes: nothing beyond the block at work is run, and once an end-of-text is written nothing ever is.
@@ -55,13 +55,13 @@ class Blockwise:
 
     def plan(self, canvas: Canvas, state: State, spec: Spec) -> list[Forward]:
         view, state = self._now(canvas, state, spec)
-        return [_cut(ask, state.block) for ask in self.inner.plan(view, state.inner, spec)]
+        return self.inner.plan(view, state.inner, _endless(spec))
 
     def apply(
         self, canvas: Canvas, state: State, spec: Spec, asks: list[Forward], outs: list[Output]
     ) -> tuple[State, Step]:
         view, state = self._now(canvas, state, spec)
-        inner, step = self.inner.apply(view, state.inner, spec, asks, outs)
+        inner, step = self.inner.apply(view, state.inner, _endless(spec), asks, outs)
         return replace(state, inner=inner), step
 
     def _now(self, canvas: Canvas, state: State, spec: Spec) -> tuple[Canvas, State]:
@@ -72,12 +72,17 @@ class Blockwise:
         stage, block = _current(canvas, spec)
         moved = block != state.block
         begun = torch.where(moved, canvas.step, state.begun)
-        view = _view(canvas, stage, block, begun)
+        view = _view(canvas, spec, stage, block, begun)
         inner = state.inner
         if bool(moved.any()):
-            fresh = self.inner.start(view, spec)
+            fresh = self.inner.start(view, _endless(spec))
             inner = fresh if bool((state.block < 0).all()) else _merged(fresh, inner, moved)
         return view, State(block, begun, inner)
+
+
+def _endless(spec: Spec) -> Spec:
+    """Within a block no end-of-text ends anything: later blocks, which the view hides, have a say in that."""
+    return replace(spec, eos_id=-1)
 
 
 def _current(canvas: Canvas, spec: Spec) -> tuple[Tensor, Tensor]:
@@ -87,23 +92,9 @@ def _current(canvas: Canvas, spec: Spec) -> tuple[Tensor, Tensor]:
     return stage, torch.where(canvas.open, stage, stage[:, -1:]).amin(1)
 
 
-def _view(canvas: Canvas, stage: Tensor, block: Tensor, begun: Tensor) -> Canvas:
-    """Given text beyond the block stays in sight, because no end-of-text before it ends anything."""
-    status = canvas.status.masked_fill((stage > block[:, None]) & (canvas.status != GIVEN), PAD)
+def _view(canvas: Canvas, spec: Spec, stage: Tensor, block: Tensor, begun: Tensor) -> Canvas:
+    status = canvas.status.masked_fill(stage > block[:, None], PAD)
     return replace(canvas, status=status, step=canvas.step - begun)
-
-
-def _cut(ask: Forward, block: Tensor) -> Forward:
-    """The request without what lies beyond the block, which its positions can't see."""
-    assert ask.rows is not None
-    if ask.mask is not None:
-        return ask
-    pos = ask.pos.masked_fill(ask.stage(ask.pos) > block[ask.rows, None], -1)
-    width = int((pos >= 0).any(0).nonzero()[-1]) + 1
-    active = ask.active
-    if active is not None:
-        active = torch.minimum(active, pos.amax(1, keepdim=True) + 1)
-    return replace(ask, x=ask.x[:, :width], pos=pos[:, :width], active=active)
 
 
 def _merged(fresh: Any, old: Any, moved: Tensor) -> Any:

@@ -81,7 +81,8 @@ class Autoregressive:
         live[ask.rows] = True
         gain[ask.rows, 1:], tokens[ask.rows, 1:] = log_p.cpu().double(), token.cpu()
         score[~live, 0] = self._normal(canvas.score[~live], written[~live])
-        score[live, 1:] = self._normal(canvas.score[live, None] + gain[live, 1:], written[live, None] + 1)
+        ahead = self._normal(canvas.score[live, None] + gain[live, 1:], written[live, None] + 1)
+        score[live, 1:] = ahead.clamp(min=-1e30)  # where a constraint leaves fewer than k, the impossible fill the beam
         twin = (written == 0) & (torch.arange(batch) % k != 0)  # at the start all beams are equal: expand one
         score[twin & live] = -torch.inf
         top = score.view(-1, k * (fan + 1)).topk(k, -1).indices

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from redraft.errors import UserError
+from redraft.length import length_request
 from redraft.samplers import _open
 from redraft.types import DRAFT, FREE, SEALED, Canvas, Forward, Output, Spec, Step
 
@@ -180,20 +181,8 @@ def _verified(canvas: Canvas, spec: Spec, ask: Forward, out: Output) -> Step:
 
 def _length(canvas: Canvas, drafter: Spec, rows: Tensor) -> Forward:
     """Ask the drafter how long these answers will be."""
-    prompt = canvas.prompt[rows]
-    columns = torch.arange(int(prompt.max()))
-    return Forward(
-        x=canvas.ids[rows, : len(columns)],
-        pos=torch.where(columns < prompt[:, None], columns, -1),
-        want=prompt[:, None] - 1,
-        attend=drafter.attend,
-        prompt=prompt,
-        t=torch.zeros(len(rows)) if drafter.timed else None,
-        net=drafter.net,
-        rows=rows,
-        shift=drafter.shift,
-        number=True,
-    )
+    ask = length_request(canvas.ids[rows], canvas.prompt[rows], drafter, rows)
+    return replace(ask, net=drafter.net, shift=drafter.shift, number=True)
 
 
 def _measured(canvas: Canvas, state: State, ask: Forward, out: Output) -> State:

@@ -52,7 +52,8 @@ class MaskPredict:
         at = real.nonzero(as_tuple=True)[0], ask.want[real]
         fresh[at], token[at], conf[at] = True, out.token[real], out.conf[real]
         open_ = canvas.open[rows]
-        again = (state.total[rows] * (self.steps - 1 - canvas.step[rows])).div(self.steps, rounding_mode="floor")
+        left = (self.steps - 1 - canvas.step[rows]).clamp(min=0)  # beyond the last where a constraint dropped some
+        again = (state.total[rows] * left).div(self.steps, rounding_mode="floor")
         doubtful = _open.best((-conf).masked_fill(~open_, -torch.inf), again)
         status = torch.where((again == 0)[:, None], SEALED, DRAFT).expand_as(token)
         changed = (fresh & ~doubtful) | (open_ & (again == 0)[:, None])

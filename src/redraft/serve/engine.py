@@ -131,7 +131,7 @@ class Engine:
             self.networks["drafter"] = model.drafter.writer()
         self.cells = min(limits.cells or model.network.config.max_length, model.network.config.max_length)
         self.slack = _SLACK.get(model.network.device.type, 4096) if slack is None else slack
-        self.stores: dict[str, KeyValueStore] = {}  # of all texts; the loops make them
+        self.stores: dict[tuple[str, int], KeyValueStore] = {}  # of all texts; the loops make them
         self.seats = Seats(limits.rows, self.stores)
         self.counts: Counter[str] = Counter()  # what has happened so far
         self._queue: FairQueue[Job] = FairQueue(limits.queue)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,25 +42,27 @@ def groups(calls: Sequence[Call], slack: int) -> list[list[int]]:
     return found
 
 
+# How the fields of a request are laid together. A test holds this list against ``Forward``.
+_PADDED = {"x": 0, "pos": -1, "want": -1, "cell": -1}  # rectangles, and what they are padded with
+_JOINED = ("prompt", "t", "slot", "read", "whole")  # a number a row
+_SHARED = ("attend", "net", "shift")  # the same in all
+# for samplers, cache policies, stores and training: no network reads them here
+_UNREAD = ("rows", "stamp", "active", "branch", "number", "clean")
+
+
 def merge(calls: Sequence[Call]) -> Forward:
     """Several requests as one: rows below one another, padded on the right to the widest."""
     asks = [call.ask for call in calls]
     if len(asks) == 1:
         return asks[0]
-    first = asks[0]
-    return Forward(
-        x=_stack([ask.x for ask in asks], 0),
-        pos=_stack([ask.pos for ask in asks], -1),
-        want=_stack([ask.want for ask in asks], -1),
-        attend=first.attend,
-        prompt=_join([ask.prompt for ask in asks]),
-        t=_join([ask.t for ask in asks]),
-        net=first.net,
-        shift=first.shift,
-        whole=_join([ask.whole for ask in asks]),
-        slot=_join([ask.slot for ask in asks]),
-        read=_join([ask.read for ask in asks]),
-    )
+    made: dict[str, Any] = {name: getattr(asks[0], name) for name in _SHARED}
+    for name, fill in _PADDED.items():
+        made[name] = _stack([getattr(ask, name) for ask in asks], fill)
+    for name in _JOINED:
+        made[name] = _join([getattr(ask, name) for ask in asks])
+    if asks[0].mask is not None:
+        made["mask"] = _squares([ask.mask for ask in asks if ask.mask is not None])
+    return Forward(**made)
 
 
 def split(logits: Tensor, calls: Sequence[Call]) -> list[Tensor]:
@@ -72,17 +75,19 @@ def split(logits: Tensor, calls: Sequence[Call]) -> list[Tensor]:
 
 def _kind(call: Call) -> Hashable:
     ask = call.ask
-    own = None if ask.mask is None else id(ask)
-    given = tuple(part is None for part in (ask.prompt, ask.t, ask.read, ask.whole))
-    return ask.net, ask.attend, ask.shift, id(call.store), own, given
+    absent = tuple(getattr(ask, name) is None for name in ("prompt", "t", "read", "cell", "mask", "whole"))
+    return ask.net, ask.attend, ask.shift, id(call.store), absent
 
 
 def _seat(call: Call) -> int:
     return -1 if call.ask.slot is None else int(call.ask.slot[0])
 
 
-def _stack(parts: Sequence[Tensor], fill: int) -> Tensor:
+def _stack(given: Sequence[Tensor | None], fill: int) -> Tensor | None:
     """[R, w] each -> [sum R, max w]."""
+    parts = [part for part in given if part is not None]
+    if not parts:
+        return None
     width = parts[0].shape[1]
     if all(part.shape[1] == width for part in parts):
         return torch.cat(list(parts))
@@ -98,3 +103,14 @@ def _stack(parts: Sequence[Tensor], fill: int) -> Tensor:
 def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
     real = [part for part in parts if part is not None]
     return torch.cat(real) if real else None
+
+
+def _squares(parts: Sequence[Tensor]) -> Tensor:
+    """[R, q, q] bool each -> [sum R, max q, max q]. Padding sees itself alone: seeing nothing it is no number."""
+    width = max(part.shape[1] for part in parts)
+    whole = torch.eye(width, dtype=torch.bool).repeat(sum(len(part) for part in parts), 1, 1)
+    row = 0
+    for part in parts:
+        whole[row : row + len(part), : part.shape[1], : part.shape[1]] = part
+        row += len(part)
+    return whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -61,8 +61,9 @@ class Reader:
     def __init__(
         self, drafting: Drafting, span: Span, stop: tuple[str, ...] = (), top: int = 0, guesses: bool = False
     ) -> None:
-        self.drafting, self.span, self.stop, self.top = drafting, span, stop, top
         board = drafting.canvas
+        self.drafting, self.stop, self.top = drafting, stop, top
+        self.span = replace(span, end=min(span.end, board.ids.shape[1]))  # a searched length may be shorter
         shape = board.ids.shape
         self.eos_id = drafting.loop.spec.eos_id
         self.text = ""  # handed out so far
@@ -82,12 +83,15 @@ class Reader:
     def _watch(self, ask: Forward, out: Output) -> None:
         assert ask.rows is not None
         row, column = (ask.want >= 0).nonzero(as_tuple=True)
+        own = (ask.want[row, column] < self._conf.shape[1]).nonzero()[:, 0]  # without shadows (types.Forward.cell)
+        row, column = row[own], column[own]
         place = ask.rows[row], ask.want[row, column]
         if self._guess is not None:
             self._guess[0][place] = out.token[row, column]
             self._guess[1][place] = out.conf[row, column].float()
         if self.top:
-            value, index = out.log_p.topk(min(self.top, out.log_p.shape[1]), -1)
+            log_p = out.log_p[own.to(out.log_p.device)]
+            value, index = log_p.topk(min(self.top, log_p.shape[1]), -1)
             for spot, values, tokens in zip(
                 zip(*(part.tolist() for part in place), strict=True), value.tolist(), index.tolist(), strict=True
             ):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redraft.errors import UserError, suggest
@@ -33,7 +32,6 @@ class Wanted:
     top: int
     copies: int  # answers to each prompt
     filled: bool  # gaps between given texts, whose length is known
-    constraint: Any = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -59,10 +57,11 @@ class Wanted:
         return made
 
     def _drafting(self, prompt: int, number: int) -> Drafting:
-        from dataclasses import replace
-
         drawn = replace(self.generation, seed=self.generation.seed + number)
-        return self.model.prepare([self.rows[prompt]], [self.heads[prompt]], drawn, length_known=self.filled)
+        row, head = self.rows[prompt], self.heads[prompt]
+        if self.filled:
+            return self.model.prepare([row], [head], drawn, length_known=True)
+        return self.model.compose([[token for token in row[:head] if token is not None]], drawn)
 
 
 def completion(request: schema.CompletionRequest, model: Model, limits: Settings) -> Wanted:
@@ -124,33 +123,26 @@ def _wanted(
         top=top,
         copies=request.n,
         filled=suffix is not None,
-        constraint=constraint(request.response_format, model),
     )
 
 
-def constraint(wanted: schema.ResponseFormat | None, model: Model) -> Any:
-    """What a ``response_format`` allows to be written; None: anything.
+def constraint(wanted: schema.ResponseFormat | None) -> dict[str, Any]:
+    """What a ``response_format`` demands, as generation settings hold it: kind -> text. Empty: anything may be written.
 
     Raises:
-        UserError: there is no such constraint in this build, or it can't be met.
+        UserError: there is no such constraint.
     """
     if wanted is None or wanted.type == "text":
-        return None
+        return {}
     if wanted.type == "json_object":
         raise UserError("response_format 'json_object' is not available.", "Give a json_schema.")
-    try:
-        module = importlib.import_module("redraft.constraints")
-    except ImportError:
-        module = None
-    if module is None or not hasattr(module, "build") or "constraint" not in Generation.__dataclass_fields__:
-        raise UserError(f"response_format '{wanted.type}' is not available in this build.", "Leave it out.")
     if wanted.json_schema is not None:
-        return module.build("json_schema", json.dumps(wanted.json_schema.schema_), model.tokenizer)
-    return module.build("regex", wanted.pattern, model.tokenizer)
+        return {"json_schema": json.dumps(wanted.json_schema.schema_)}
+    return {"regex": wanted.pattern}
 
 
 def _generation(
-    request: schema._Request,
+    request: schema.CompletionRequest | schema.ChatRequest | schema.InfillRequest,
     model: Model,
     limits: Settings,
     given: int,
@@ -170,6 +162,7 @@ def _generation(
     if most is None:
         most = min(room, model.settings().max_new_tokens, limits.max_tokens or room)
     _check_options(request, model)
+    form = constraint(None if isinstance(request, schema.InfillRequest) else request.response_format)
     chosen = model.settings(
         max_new_tokens=most,
         sampler=own.sampler,
@@ -179,9 +172,11 @@ def _generation(
         top_k=own.top_k,
         top_p=request.top_p,
         candidates=own.candidates if suffix is None else None,
+        length=own.length,
         cache=own.cache,
         cache_options=own.cache_options or None,
         seed=secrets.randbits(48) if request.seed is None else request.seed,
+        constraint=form or None,
     )
     return chosen
 

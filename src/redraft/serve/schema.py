@@ -72,6 +72,7 @@ class Own(_Strict):
     steps: Annotated[int, Field(ge=1, le=1 << 16)] | None = Field(None, description="Denoising steps.")
     options: dict[str, bool | int | float | str] = Field({}, description="Further fields of the sampler.")
     candidates: Annotated[int, Field(ge=1, le=256)] | None = Field(None, description="Output lengths tried.")
+    length: Literal["auto", "head", "search", "fixed"] | None = Field(None, description="How the length comes about.")
     top_k: Annotated[int, Field(ge=0, le=1 << 20)] | None = Field(None, description="Draw from the k likeliest.")
     cache: Name | None = Field(None, description="What passes may reuse: exact (default), none, or a file of caches/.")
     cache_options: dict[str, bool | int | float | str] = Field({}, description="Fields of the cache policy.")

@@ -17,7 +17,7 @@ class Seats:
     forgotten when that changes. So it is before and after an approximate policy, whose cells are of its own text only.
     """
 
-    def __init__(self, count: int, stores: Mapping[str, KeyValueStore]) -> None:
+    def __init__(self, count: int, stores: Mapping[tuple[str, int], KeyValueStore]) -> None:
         self.count, self.stores = count, stores
         self._free = np.ones(count, dtype=bool)
         self._isolated = np.zeros(count, dtype=np.int64)
@@ -36,7 +36,7 @@ class Seats:
         open_ = np.flatnonzero(self._free)
         if len(open_) < rows:
             raise ValueError(f"{rows} seats wanted, {len(open_)} free")
-        main = self.stores.get("main")
+        main = next(iter(self.stores.values()), None)
         if main is not None and rows == 1 and exact:
             known = main.tokens[open_, : len(ids)] == np.asarray(ids)[: main.cells]
             length = np.logical_and.accumulate(known, 1).sum(1) * (self._isolated[open_] == isolated)

@@ -20,6 +20,7 @@ from torch import Tensor
 from redraft import config, runtime
 from redraft.errors import UserError
 from redraft.files import disk_error, write_atomically
+from redraft.guidance._condition import drop_prompts
 from redraft.likelihood import bound, spread
 from redraft.metrics.memory import peak_resident
 from redraft.train import checkpoint, optim
@@ -98,6 +99,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             # 4. Corrupt them on the host, ask the network to repair them, gather the gradient.
             loss = torch.zeros((), device=where)
             for batch in batches:
+                batch = drop_prompts(batch, spec, table.drop_prompt, state.noise)
                 prepared = taught.prepare(batch, spec, state.noise)
                 state.flops += arithmetic.training(prepared)
                 loss += backward(state.network, taught, to_device(prepared, where), prepared.tokens / targets, low)

@@ -78,6 +78,7 @@ class TrainTable:
     clip: float = 1.0  # greatest norm of the gradient; 0 is off
     ema: float = 0.0  # decay of the averaged weights; 0 is off
     dropout: float = 0.0
+    drop_prompt: float = 0.0  # share of rows that lose their prompt: what classifier-free guidance needs
     dtype: str = "auto"  # auto | float32 | bfloat16; auto is bfloat16 where that is at least twice as fast, as measured
     compile: bool = False  # torch.compile: faster steps after some ten seconds of compiling
     recompute: bool = False  # activation checkpointing: less memory, about a third more time
@@ -97,7 +98,7 @@ class TrainTable:
         for name, low in (("batch_tokens", 1), ("accumulate", 1), ("log_every", 1)):
             if getattr(self, name) < low:
                 raise UserError(f"[train] {name} = {getattr(self, name)} must be at least {low}.")
-        for name in ("ema", "dropout", "min_lr"):
+        for name in ("ema", "dropout", "drop_prompt", "min_lr"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"[train] {name} = {getattr(self, name)} must be at least 0 and below 1.")
         for name, known in (("dtype", ("auto", "float32", "bfloat16")), ("schedule", ("cosine", "wsd", "constant"))):

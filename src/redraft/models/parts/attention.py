@@ -20,7 +20,7 @@ from redraft.types import Forward
 class Sight:
     """What every layer of one pass shares: rotations, who sees whom, and the store if there is one."""
 
-    table: Tensor  # [R or 1, Q, 2, Dh / 2] rotary cos and sin
+    table: Tensor  # [R or 1, Q, 2, Dr / 2] rotary cos and sin of the first Dr numbers of a head
     mask: Tensor | None  # [R, 1, Q, K] bool; None: no mask needed
     causal: bool  # the plain causal triangle
     store: KeyValueStore | None
@@ -63,11 +63,22 @@ def see(ask: Forward, rotary: Tensor, store: KeyValueStore | None, restart: bool
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(Dh)) v with ``kv_heads`` shared keys (Ainslie et al. 2023, arXiv:2305.13245)."""
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, qk_norm: bool, eps: float, layer: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        qk_norm: bool,
+        eps: float,
+        layer: int,
+        head_dim: int = 0,  # 0: dim / heads
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+    ) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim, self.layer = heads, kv_heads, dim // heads, layer
-        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.heads, self.kv_heads, self.head_dim, self.layer = heads, kv_heads, head_dim or dim // heads, layer
+        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=qkv_bias)
+        self.out = nn.Linear(heads * self.head_dim, dim, bias=out_bias)
         self.q_norm = RMSNorm(self.head_dim, eps) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, eps) if qk_norm else None
 

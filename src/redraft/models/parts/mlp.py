@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,10 @@ class _GatedSiLU(torch.autograd.Function):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202), gate and up in one product."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, bias: bool = False) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=bias)
+        self.down = nn.Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         both = self.gate_up(x)
@@ -43,3 +43,42 @@ class SwiGLU(nn.Module):
             return self.down(_GatedSiLU.apply(both))
         gate, up = both.chunk(2, -1)
         return self.down(F.silu(gate) * up)
+
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The named function; ``gelu_tanh`` is the approximation of GPT-2 (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    if activation == "gelu":
+        return F.gelu(x)
+    if activation == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    return F.relu(x) if activation == "relu" else F.silu(x)
+
+
+class Mlp(nn.Module):
+    """down(act(up(x))), with biases (Vaswani et al. 2017, arXiv:1706.03762)."""
+
+    def __init__(self, dim: int, hidden: int, activation: Activation) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+        self.activation: Activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(activate(self.up(x), self.activation))
+
+
+class Gated(nn.Module):
+    """down(act(gate(x)) * up(x)) for any activation; with SiLU take ``SwiGLU``."""
+
+    def __init__(self, dim: int, hidden: int, activation: Activation, bias: bool) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=bias)
+        self.down = nn.Linear(hidden, dim, bias=bias)
+        self.activation: Activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(activate(gate, self.activation) * up)

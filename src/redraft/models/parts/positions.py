@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 
-def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
-    """cos and sin of every position and pair: [length, 2, head_dim / 2]."""
-    rate = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
+@dataclass(frozen=True)
+class Stretch:
+    """Slower rotations, for contexts longer than the one a model was first trained on (``original`` positions).
+
+    ``linear`` divides every rate by ``factor`` (Chen et al. 2023, arXiv:2306.15595). ``llama3`` divides those whose
+    wavelength is above original / low, keeps those below original / high, and blends in between (Llama 3, 2407.21783).
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192
+
+    def __call__(self, rate: Tensor) -> Tensor:
+        if self.kind == "linear":
+            return rate / self.factor
+        turns = self.original * rate / (2 * math.pi)  # within the original context
+        keep = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return keep * rate + (1 - keep) * rate / self.factor
+
+
+def rotary_table(length: int, head_dim: int, theta: float, stretch: Stretch | None = None) -> Tensor:
+    """cos and sin of every position and pair: [length, 2, head_dim / 2].
+
+    Always on the host, also where a network is built without memory (on the meta device): it is computed, not stored.
+    """
+    pair = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
+    rate = theta ** (-pair / max(head_dim, 1))
+    angle = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * (stretch(rate) if stretch else rate)
     return torch.stack([angle.cos(), angle.sin()], 1).float()
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotate the halves (a, b) of ``x`` [R, Q, H, Dh] into (a cos - b sin, b cos + a sin).
 
-    ``table`` [R or 1, Q, 2, Dh / 2].
+    ``table`` [R or 1, Q, 2, Dr / 2]. Where Dr < Dh, the numbers beyond the first Dr stay (partial rotary).
     """
+    turned = 2 * table.shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat([rotate(x[..., :turned], table), x[..., turned:]], -1) if turned else x
     if torch.is_grad_enabled() and x.requires_grad:
         result: Tensor = _Rotate.apply(x, table)
         return result

@@ -1,0 +1,55 @@
+"""What a finished text must satisfy: one file a kind; ``build`` compiles one, or several at once, for a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from redraft.constraints._constrained import Constrained
+    from redraft.constraints._kind import Kind
+    from redraft.constraints._tokens import TokenAutomaton
+    from redraft.data.tokenizer import Tokenizer
+
+
+def build(kind: str, value: Any, tokenizer: Tokenizer) -> Constrained:
+    """Compile one constraint: ``build("regex", r"\\d{4}", tokenizer)``, ``build("json_schema", schema, tokenizer)``.
+
+    Args:
+        value: text as on the command line, or what the kind takes besides (a mapping for ``json_schema``, a list for
+            ``keywords``).
+    Raises:
+        UserError: unknown kind (with the nearest known one), or a value that it can't use.
+    """
+    return build_all({kind: value}, tokenizer)
+
+
+def build_all(wanted: Mapping[str, Any], tokenizer: Tokenizer) -> Constrained:
+    """Compile several constraints, all of which must hold; compiled automata are kept per kinds and tokenizer.
+
+    Raises:
+        UserError: as ``build``; or no text satisfies all of them.
+    """
+    from redraft.constraints._constrained import Constrained
+    from redraft.registry import find
+
+    kinds: list[Kind] = [find("constraints", name).of(value) for name, value in wanted.items()]
+    least = max((kind.least for kind in kinds), default=0)
+    bounds = [kind.most for kind in kinds if kind.most >= 0]
+    automaton = _compiled(tokenizer, tuple(kinds))
+    return Constrained(automaton, tokenizer.eos_id, tokenizer.mask_id, least, min(bounds, default=-1))
+
+
+@lru_cache(maxsize=64)
+def _compiled(tokenizer: Tokenizer, kinds: tuple[Kind, ...]) -> TokenAutomaton:
+    from functools import reduce
+
+    from redraft.constraints import _bytes as languages
+    from redraft.constraints._tokens import over_tokens
+
+    found = [automaton for kind in kinds if (automaton := kind.automaton()) is not None]
+    language = reduce(languages.both, found) if found else languages.anything()
+    if tokenizer.drops_first_space:
+        language = languages.spaced(language)
+    return over_tokens(language, tokenizer.token_bytes, tokenizer.eos_id)

@@ -1,0 +1,203 @@
+"""What the formats that follow Llama's names share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from redraft.convert._keys import Keys
+from redraft.errors import UserError
+from redraft.models.parts.backbone import Backbone
+from redraft.models.parts.mlp import Activation
+from redraft.models.parts.positions import Stretch
+from redraft.models.transformer import Config, Transformer
+from redraft.types import Spec
+from redraft.weights import Layout, Place
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+ROTARY = (".rotary_emb.inv_freq",)  # computed from the configuration, stored by older writers
+
+
+def shape(keys: Keys, mlp_dim: int | None = None, head_dim: int | None = None, **more: Any) -> Config:
+    """The keys that Llama, Qwen and their kin have in common; ``more`` are fields that only some have."""
+    keys.must("hidden_act", "silu", "swish")
+    keys.silent("attention_dropout", "hidden_dropout", "max_window_layers", "pretraining_tp", "is_causal")
+    windows(keys)
+    theta, stretch = rope(keys)
+    heads = keys.get("num_attention_heads", int)
+    return Config(
+        vocab_size=keys.get("vocab_size", int),
+        dim=keys.get("hidden_size", int),
+        layers=keys.get("num_hidden_layers", int),
+        heads=heads,
+        kv_heads=keys.get("num_key_value_heads", int, heads),
+        max_length=keys.get("max_position_embeddings", int),
+        rope_theta=theta,
+        stretch=stretch,
+        norm_eps=keys.get("rms_norm_eps", float),
+        tied=keys.get("tie_word_embeddings", bool, False),
+        restart=False,
+        mlp_dim=keys.get("intermediate_size", int) if mlp_dim is None else mlp_dim,
+        head_dim=keys.get("head_dim", int, 0) if head_dim is None else head_dim,
+        **more,
+    )
+
+
+def windows(keys: Keys) -> None:
+    """Attention that sees only nearby positions is not here.
+
+    Raises:
+        UserError: it is asked for.
+    """
+    keys.must("use_sliding_window", False)
+    keys.silent("sliding_window")  # means something only with use_sliding_window
+    if any(kind != "full_attention" for kind in keys.get("layer_types", list, [])):
+        raise keys.unsupported("layer_types", "Only full_attention is.")
+
+
+def rope(keys: Keys, default: float = 10_000.0) -> tuple[float, Stretch | None]:
+    """Rotary base and stretch: ``rope_theta`` and ``rope_scaling``, or ``rope_parameters``, which holds both."""
+    theta = keys.get("rope_theta", float, default)
+    for key in ("rope_scaling", "rope_parameters"):
+        if keys.maybe(key) is None:
+            continue
+        table = keys.table(key)
+        theta = table.get("rope_theta", float, theta)
+        table.must("partial_rotary_factor", 1, 1.0)
+        kind = table.maybe("rope_type") or table.maybe("type") or "default"
+        table.silent("type", "rope_type")
+        stretch = None
+        if kind == "linear":
+            stretch = Stretch("linear", table.get("factor", float))
+        elif kind == "llama3":
+            stretch = Stretch(
+                "llama3",
+                table.get("factor", float),
+                table.get("low_freq_factor", float),
+                table.get("high_freq_factor", float),
+                table.get("original_max_position_embeddings", int),
+            )
+        elif kind != "default":
+            raise keys.unsupported(key, "Supported: default, linear, llama3.")
+        table.finish()
+        return theta, stretch
+    return theta, None
+
+
+def attention(places: dict[str, Place], block: str, theirs: Mapping[str, str], c: Config, bias: bool) -> None:
+    """Queries, keys and values side by side. ``theirs``: names of q, k, v and o."""
+    start = 0
+    for key, heads in (("q", c.heads), ("k", c.key_heads), ("v", c.key_heads)):
+        rows = heads * c.head_width
+        for ending in ("weight", "bias") if bias else ("weight",):
+            places[f"{theirs[key]}.{ending}"] = Place(f"{block}.attention.qkv.{ending}", start=start, rows=rows)
+        start += rows
+    places[f"{theirs['o']}.weight"] = Place(f"{block}.attention.out.weight")
+    if c.out_bias:
+        places[f"{theirs['o']}.bias"] = Place(f"{block}.attention.out.bias")
+
+
+def swiglu(places: dict[str, Place], mlp: str, theirs: Mapping[str, str], hidden: int, bias: bool = False) -> None:
+    """Gate and up side by side. ``theirs``: names of gate, up and down."""
+    for ending in ("weight", "bias") if bias else ("weight",):
+        for number, key in enumerate(("gate", "up")):
+            places[f"{theirs[key]}.{ending}"] = Place(f"{mlp}.gate_up.{ending}", start=number * hidden, rows=hidden)
+        places[f"{theirs['down']}.{ending}"] = Place(f"{mlp}.down.{ending}")
+
+
+def experts(places: dict[str, Place], mlp: str, theirs: str, c: Config) -> None:
+    """Router and experts under the names of OLMoE and DeepSeek."""
+    assert c.experts is not None
+    places[f"{theirs}.gate.weight"] = Place(f"{mlp}.router.weight")
+    for number in range(c.experts.count):
+        for half, key in enumerate(("gate_proj", "up_proj")):
+            places[f"{theirs}.experts.{number}.{key}.weight"] = Place(
+                f"{mlp}.experts_gate_up", at=number, start=half * c.experts.hidden, rows=c.experts.hidden
+            )
+        places[f"{theirs}.experts.{number}.down_proj.weight"] = Place(f"{mlp}.experts_down", at=number)
+
+
+def names(prefix: str, *keys: str) -> dict[str, str]:
+    """``names("a.mlp", "gate", "up")`` -> ``{"gate": "a.mlp.gate_proj", "up": "a.mlp.up_proj"}``."""
+    return {key: f"{prefix}.{key}_proj" for key in keys}
+
+
+def layout(c: Config) -> Layout:
+    """Llama's names, with the biases, head norms and experts that a shape has."""
+    places = {
+        "model.embed_tokens.weight": Place("embedding.weight"),
+        "model.norm.weight": Place("norm.weight"),
+    }
+    for number in range(c.layers):
+        ours, theirs = f"blocks.{number}", f"model.layers.{number}"
+        places[f"{theirs}.input_layernorm.weight"] = Place(f"{ours}.attention_norm.weight")
+        places[f"{theirs}.post_attention_layernorm.weight"] = Place(f"{ours}.mlp_norm.weight")
+        attention(places, ours, names(f"{theirs}.self_attn", "q", "k", "v", "o"), c, c.qkv_bias)
+        if c.qk_norm:
+            for key in ("q_norm", "k_norm"):
+                places[f"{theirs}.self_attn.{key}.weight"] = Place(f"{ours}.attention.{key}.weight")
+        if c.experts is not None and number not in c.experts.dense:
+            experts(places, f"{ours}.mlp", f"{theirs}.mlp", c)
+        else:
+            swiglu(places, f"{ours}.mlp", names(f"{theirs}.mlp", "gate", "up", "down"), c.hidden, c.mlp_bias)
+    if not c.tied:
+        places["lm_head.weight"] = Place("head.weight")
+    return Layout(places, {"lm_head.weight": "model.embed_tokens.weight"} if c.tied else {}, ROTARY)
+
+
+def plain(network: Backbone, spec: Spec) -> Config:
+    """The shape of a network that Llama's and Qwen's code computes.
+
+    Raises:
+        UserError: says what it can't.
+    """
+    c = network.config
+    reason = ""
+    if not isinstance(network, Transformer):
+        reason = f"its network is a {type(network).__name__}"
+    elif c.timed or c.experts or c.rotary_dim or c.head_bias:
+        reason = "its network is told the time, or has experts or biases that Llama lacks"
+    elif spec.attend.kind != "causal":
+        reason = "it does not write from left to right"
+    elif spec.isolate_prompt:
+        reason = "its prompts see themselves whole (isolate_prompt)"
+    if reason:
+        raise UserError(f"this model can't be written so: {reason}.", "Take --to redraft.")
+    assert isinstance(c, Config)
+    return c
+
+
+def describe(c: Config) -> dict[str, Any]:
+    """The keys that ``shape`` reads."""
+    described = {
+        "hidden_act": "silu",
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.dim,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.key_heads,
+        "head_dim": c.head_width,
+        "intermediate_size": c.hidden,
+        "max_position_embeddings": c.max_length,
+        "rms_norm_eps": c.norm_eps,
+        "rope_theta": c.rope_theta,
+        "tie_word_embeddings": c.tied,
+        "attention_bias": c.qkv_bias,
+        "rope_scaling": None,
+        "is_causal": True,
+    }
+    if c.stretch is not None:
+        s = c.stretch
+        scaling: dict[str, Any] = {"rope_type": s.kind, "factor": s.factor}
+        if s.kind == "llama3":
+            scaling |= {"low_freq_factor": s.low, "high_freq_factor": s.high}
+            scaling["original_max_position_embeddings"] = s.original
+        described["rope_scaling"] = scaling
+    return described

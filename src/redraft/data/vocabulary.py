@@ -1,0 +1,151 @@
+"""The vocabulary of a public checkpoint: its tokenizer as it is, with whatever special tokens it has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from redraft.data.tokenizer import SPECIALS, Tokenizer, name_specials, read_specials
+from redraft.errors import UserError
+
+NONE = -1  # the id of a special token that a checkpoint does not have
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+)
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Size of the network's vocabulary, special tokens by id (-1: there is none), and ids never to be generated."""
+
+    size: int
+    pad: int = NONE
+    eos: int = NONE
+    bos: int = NONE
+    mask: int = NONE
+    sep: int = NONE
+    forbidden: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in SPECIALS:
+            if not NONE <= getattr(self, name) < self.size:
+                raise UserError(f"vocabulary: {name} id {getattr(self, name)} lies beyond its {self.size} ids.")
+
+
+class Vocabulary(Tokenizer):
+    """Ids of a checkpoint, and its tokenizer if it has one. Nothing is appended: the network has no room for it.
+
+    Prompts begin as the tokenizer's own template makes a text begin (with a ``<s>``, or with nothing), and nothing is
+    put between prompt and answer. Without a ``tokenizer.json`` prompts are lists of ids and texts are ids in words.
+    """
+
+    def __init__(self, ids: Ids, folder: Path | None = None) -> None:
+        self.ids, self.folder = ids, folder
+        self.vocab_size, self.markers = ids.size, ids.forbidden
+        self.eos_id = ids.eos  # -1 ends no text
+        # Where the others are missing, another id holds their place, so that every id can be embedded.
+        self.pad_id = next((i for i in (ids.pad, ids.eos) if i >= 0), 0)
+        self.bos_id = next((i for i in (ids.bos, ids.eos) if i >= 0), self.pad_id)
+        self.mask_id, self.sep_id = (i if i >= 0 else self.pad_id for i in (ids.mask, ids.sep))
+        self.added = ()
+        self._backend: tokenizers.Tokenizer | None = None
+        if folder is not None and (folder / "tokenizer.json").is_file():
+            self._backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self._backend.no_padding()
+            self._backend.no_truncation()
+            self._backend.encode_special_tokens = True
+        elif folder is not None and any((folder / name).is_file() for name in _FILES):
+            raise UserError(
+                f"{folder}: its tokenizer is not a tokenizer.json.",
+                "Make one: transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...).",
+            )
+        self.names = read_specials(folder) if folder is not None else {}
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:  # type: ignore[override]
+        if self._backend is None:
+            raise UserError(
+                "this checkpoint has no tokenizer.json: it can be used by ids only.", "Put its tokenizer beside it."
+            )
+        return self._backend
+
+    def has(self, key: str) -> bool:
+        return bool(getattr(self.ids, key) >= 0)
+
+    def save(self, folder: str | Path) -> None:
+        """The tokenizer's files as they are."""
+        if self.folder is None:
+            return
+        for name in _FILES:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, Path(folder) / name)
+
+    def encode_opening(self, text: str) -> list[int]:
+        """A text from its beginning, with what the tokenizer's own template puts there."""
+        found: list[int] = self.backend.encode("", add_special_tokens=True).ids
+        if found and found[-1] == self.eos_id:
+            found = found[:-1]
+        return [*found, *self.encode(text)]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return self.encode_opening(text)
+
+    def encode_target(self, text: str) -> list[int]:
+        return [*self.encode(text), *([self.eos_id] if self.eos_id >= 0 else [])]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; without a tokenizer the ids themselves, in words."""
+        return super().decode(ids) if self._backend is not None else " ".join(str(int(i)) for i in ids)
+
+
+def find_ids(folder: Path, config: Mapping[str, Any], size: int, given: Mapping[str, int]) -> Ids:
+    """Special tokens of a checkpoint from its files: those given; then ``*_token_id`` of config.json and
+    generation_config.json; then the tokenizer's ``*_token`` or the usual name, looked up in tokenizer.json.
+
+    Raises:
+        UserError: an id that is no number.
+    """
+    generation = _read(folder / "generation_config.json")
+    by_name: dict[str, int | None] = {}
+    if (folder / "tokenizer.json").is_file():
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        by_name = {
+            key: backend.token_to_id(name) for key, name in name_specials(backend, read_specials(folder)).items()
+        }
+    found: dict[str, Any] = {}
+    for key in SPECIALS:
+        entry = f"{key}_token_id"
+        values = [given.get(key), config.get(entry), generation.get(entry), by_name.get(key)]
+        value = next((value for value in values if value is not None), None)
+        if isinstance(value, list):  # several ends: the first
+            value = value[0] if value else None
+        if value is None:
+            continue
+        if not isinstance(value, int):
+            raise UserError(f"{folder}: {key}_token_id = {value!r} is not an id.")
+        found[key] = value
+    return replace(Ids(size), **{key: value for key, value in found.items() if 0 <= value < size})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"'{file}' is corrupt: {error}.") from None
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,199 @@
+"""Models of ours in the lm-evaluation-harness.
+
+    python -m redraft.interop.lm_eval --model redraft --model_args pretrained=base-masked,steps=16 --tasks TASK ...
+
+The command is the harness's own with this class registered; in Python, ``import redraft.interop.lm_eval`` does that.
+
+``model_args``: pretrained, device, dtype, mask_id (``redraft.load``); max_gen_toks; samples (noise draws of a bound);
+seed; check_greedy; sampler, steps, temperature ... (generation settings); and any further option of the sampler.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+import redraft
+from redraft import likelihood
+from redraft.errors import UserError
+from redraft.model import Settings
+from redraft.types import Batch
+
+_OWN = set(Settings.__dataclass_fields__) - {"options", "seed", "max_new_tokens"}
+
+
+@register_model("redraft")
+class RedraftLM(LM):
+    """Exact log-likelihoods of autoregressive models, the negated bound of diffusion models; texts by any sampler.
+
+    No result depends on the batch size: noise is keyed by request, and bounds are estimated one request at a time.
+    ``is_greedy`` is exact for autoregressive models. For diffusion models it costs a pass for every token, so it is
+    False unless ``check_greedy`` asks whether the model's own sampler, at temperature 0, writes the continuation.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        device: str | None = None,
+        dtype: str = "float32",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        mask_id: int | None = None,
+        max_gen_toks: int = 128,
+        samples: int = 128,
+        seed: int = 0,
+        check_greedy: bool = False,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        kind = getattr(torch, dtype, None)
+        if not isinstance(kind, torch.dtype):
+            raise UserError(f"dtype '{dtype}' is not one of torch's.", "For example bfloat16.")
+        self.model = redraft.load(pretrained, device, kind, mask_id)
+        self.pretrained, self.rows = pretrained, int(batch_size) if str(batch_size).isdigit() else 8
+        self.max_gen_toks, self.samples, self.seed, self.check_greedy = max_gen_toks, samples, seed, check_greedy
+        own = {key: value for key, value in settings.items() if key in _OWN}
+        options = {key: value for key, value in settings.items() if key not in _OWN}
+        self.settings = {**own, **({"options": options} if options else {})}
+        chosen = self.model.settings(**self.settings, max_new_tokens=max_gen_toks)
+        self.sampler = self.model.method(chosen).sampler  # refuses a misspelt option now, not after an hour
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the results record of the model and of how it was asked."""
+        bound = self.model.spec.schedule is not None
+        return {
+            "pretrained": self.pretrained,
+            "family": self.model.family_name,
+            "model_num_parameters": self.model.parameters,
+            "sampler": type(self.sampler).__module__.rsplit(".", 1)[-1],
+            "sampler_settings": {key: str(value) for key, value in vars(self.sampler).items()},
+            "generation_settings": {key: str(value) for key, value in self.settings.items()},
+            "likelihood": f"bound, {self.samples} noise draws" if bound else "exact",
+            "seed": self.seed,
+        }
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        pairs = [self._split(*request.args) for request in requests]
+        if self.model.spec.schedule is None:
+            found = []
+            for begin in range(0, len(pairs), self.rows):
+                found += self._exact(pairs[begin : begin + self.rows])
+        else:
+            found = [self._bound(head, tail) for head, tail in pairs]
+        for request, answer in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request.args, answer)
+        return found
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        found = []
+        for request in requests:
+            (text,) = request.args
+            found.append(-self.model.rolling(text, samples=max(2, self.samples // 16), seed=self.seed).nats)
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
+        return found
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Texts, those of equal settings in batches; request n of a kind draws with seed + n, whatever the batch."""
+        kinds: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            kinds.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        found = [""] * len(requests)
+        for kind, numbers in kinds.items():
+            settings, until = self._wanted(json.loads(kind))
+            heads = [self._head(requests[number].args[0], settings["max_new_tokens"]) for number in numbers]
+            texts = self.model.generate(heads, self.rows, seed=self.seed, **settings)
+            for number, text in zip(numbers, texts, strict=True):
+                ends = [text.text.find(stop) for stop in until if stop and stop in text.text]
+                found[number] = text.text[: min(ends)] if ends else text.text
+                self.cache_hook.add_partial("generate_until", requests[number].args, found[number])
+        return found
+
+    def _wanted(self, wanted: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """A task's generation_kwargs as our settings, which those of ``model_args`` override, and what ends a text."""
+        until = wanted.pop("until", [])
+        settings: dict[str, Any] = {"max_new_tokens": int(wanted.pop("max_gen_toks", self.max_gen_toks))}
+        drawn: dict[str, Any] = {key: wanted.pop(key) for key in ("temperature", "top_p", "top_k") if key in wanted}
+        if wanted.pop("do_sample", bool(drawn.get("temperature"))):
+            settings |= drawn
+        if wanted:
+            raise UserError(f"the task's generation_kwargs hold {', '.join(wanted)}, which redraft does not know.")
+        return {**settings, **self.settings}, [until] if isinstance(until, str) else list(until)
+
+    def _head(self, context: str, count: int) -> list[int]:
+        """Ids of a prompt, cut from the left so that ``count`` more fit."""
+        most = self.model.room - count
+        if most < 1:
+            raise UserError(f"max_gen_toks = {count} fills the whole context of {most + count}.", "Lower it.")
+        return self.model.prompt_ids(context)[-most:]
+
+    def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of context and continuation, cut from the left to the context of the network.
+
+        A plain-text model reads both as one text, so that a word is not split where the context ends in a space.
+        """
+        model = self.model
+        if model.conditional:
+            head, tail = model.prompt_ids(context), model.tokenizer.encode_target(continuation.strip())
+        else:
+            spaces = len(context) - len(context.rstrip())
+            context, continuation = context[: len(context) - spaces], context[len(context) - spaces :] + continuation
+            head, whole = model.prompt_ids(context), model.prompt_ids(context + continuation)
+            tail = whole[len(head) :] if whole[: len(head)] == head else model.tokenizer.encode(continuation)
+        if not tail:
+            raise UserError("a continuation to score is empty.")
+        most = model.room - len(tail)
+        if most < 1:
+            raise UserError(f"a continuation of {len(tail)} tokens fills the whole context.")
+        return (head or [model.tokenizer.bos_id])[-most:], tail
+
+    def _exact(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """Chain rule, several rows a pass."""
+        model = self.model
+        width = max(len(head) + len(tail) for head, tail in pairs)
+        start = torch.tensor([len(head) for head, _ in pairs])
+        end = torch.tensor([len(head) + len(tail) for head, tail in pairs])
+        columns = torch.arange(width)
+        ids = torch.tensor(
+            [[*head, *tail, *[model.spec.pad_id] * (width - len(head) - len(tail))] for head, tail in pairs]
+        )
+        target = (columns >= start[:, None]) & (columns < end[:, None])
+        batch = Batch(ids, target, columns < end[:, None], start, end - start)
+        prepared = model.family.objective().prepare(batch, model.spec, torch.Generator())
+        with torch.inference_mode():
+            logits = model.network(prepared.ask).float().cpu()
+        forbidden = torch.tensor(model.spec.forbidden, dtype=torch.long)
+        log_p = logits.index_fill(1, forbidden, -torch.inf).log_softmax(-1)
+        each = log_p.gather(1, prepared.target[:, None])[:, 0].double()
+        best = log_p.argmax(-1) == prepared.target
+        return [(float(each[prepared.row == n].sum()), bool(best[prepared.row == n].all())) for n in range(len(pairs))]
+
+    def _bound(self, head: list[int], tail: list[int]) -> tuple[float, bool]:
+        model = self.model
+        objective, where = model.family.objective(), model.network.device
+        found = likelihood.score(model.network, head, tail, objective, model.spec, self.samples, self.seed, where)
+        return -found.nats, self.check_greedy and self._writes(head, tail)
+
+    def _writes(self, head: list[int], tail: list[int]) -> bool:
+        """Would the model's own sampler write just this, one token a pass?"""
+        given: Mapping[str, Any] = {**self.settings, "temperature": 0.0, "steps": len(tail)}
+        settings = self.model.settings(**given, max_new_tokens=len(tail), ignore_eos=True)
+        drafting = self.model.fill_rows([[*head, *[None] * len(tail)]], [len(head)], settings, len(tail))
+        for _ in drafting:
+            pass
+        return bool(drafting.canvas.ids[0, len(head) :].tolist() == tail)
+
+
+def main() -> None:
+    """The harness's command line, which now knows ``--model redraft``."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The BERT encoder with its language-modelling head: post-norm, learned positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from redraft.errors import UserError
+from redraft.models.parts.attention import Attention, Sight, place, see
+from redraft.models.parts.backbone import Backbone, pick
+from redraft.models.parts.mlp import Activation, Mlp, activate
+from redraft.models.parts.store import KeyValueStore
+from redraft.types import Forward
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a ``Bert``. ``mlp_dim`` of 0 means 4 dim."""
+
+    vocab_size: int
+    dim: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_dim: int = 0
+    max_length: int = 512
+    segments: int = 2
+    norm_eps: float = 1e-12
+    activation: Activation = "gelu"
+    tied: bool = True
+
+    shift = 0
+    timed = False
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise UserError(f"model: dim {self.dim} does not split into {self.heads} heads.")
+
+    @property
+    def key_heads(self) -> int:
+        return self.heads
+
+    @property
+    def hidden(self) -> int:
+        return self.mlp_dim or 4 * self.dim
+
+
+class PostNormBlock(nn.Module):
+    """norm(x + attention(x)), then norm(x + mlp(x)) (Vaswani et al. 2017, arXiv:1706.03762)."""
+
+    def __init__(self, c: Config, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(c.dim, c.heads, c.heads, False, 0.0, layer, qkv_bias=True, out_bias=True)
+        self.attention_norm = nn.LayerNorm(c.dim, c.norm_eps)
+        self.mlp = Mlp(c.dim, c.hidden, c.activation)
+        self.mlp_norm = nn.LayerNorm(c.dim, c.norm_eps)
+        self.dropout = 0.0
+
+    def forward(self, x: Tensor, sight: Sight, condition: Tensor | None) -> Tensor:
+        x = self.attention_norm(x + self._drop(self.attention(x, sight)))
+        return self.mlp_norm(x + self._drop(self.mlp(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
+
+
+class Bert(Backbone):
+    """Devlin et al. 2018 (arXiv:1810.04805). The whole text is the first segment."""
+
+    unrotated: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        c = self.config = config
+        self.embedding = nn.Embedding(c.vocab_size, c.dim)
+        self.positions = nn.Embedding(c.max_length, c.dim)
+        self.segments = nn.Embedding(c.segments, c.dim)
+        self.embedding_norm = nn.LayerNorm(c.dim, c.norm_eps)
+        self.blocks = nn.ModuleList(PostNormBlock(c, layer) for layer in range(c.layers))
+        self.transform = nn.Linear(c.dim, c.dim)
+        self.norm = nn.LayerNorm(c.dim, c.norm_eps)
+        self.head = None if c.tied else nn.Linear(c.dim, c.vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(c.vocab_size))
+        self.register_buffer("unrotated", torch.empty(c.max_length, 2, 0, device="cpu"), persistent=False)
+
+    def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
+        """Flat logits [N, V] in the order of ``ask.want >= 0``."""
+        sight = see(ask, self.unrotated, store, restart=False)
+        x = self.embed(ask) + self.positions(place(ask, restart=False).to(self.device))
+        x = pick(self.run(self.embedding_norm(x + self.segments.weight[0]), sight), ask, 0)
+        x = self.norm(activate(self.transform(x), self.config.activation))
+        return F.linear(x, self.embedding.weight if self.head is None else self.head.weight, self.bias)

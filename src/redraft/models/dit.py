@@ -1,0 +1,121 @@
+"""The diffusion transformer of MDLM, SEDD and BD3-LM: every block is shifted, scaled and gated by the noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from redraft.errors import UserError
+from redraft.models.parts.attention import Attention, see
+from redraft.models.parts.backbone import Backbone, pick
+from redraft.models.parts.block import Block
+from redraft.models.parts.mlp import Mlp
+from redraft.models.parts.positions import rotary_table
+from redraft.models.parts.store import KeyValueStore
+from redraft.models.parts.time import Modulation, TimeEmbedding
+from redraft.types import Forward
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a ``Dit``.
+
+    ``noise`` says what total noise sigma(t) = -log alpha(t) the network is told: that of the ``linear`` schedule
+    (alpha = 1 - (1 - epsilon) t), of the ``geometric`` one (sigma_min^(1 - t) sigma_max^t), or ``none``: 0 at any time.
+    """
+
+    vocab_size: int
+    dim: int = 768
+    condition_dim: int = 128
+    layers: int = 12
+    heads: int = 12
+    max_length: int = 1024
+    noise: Literal["none", "linear", "geometric"] = "none"
+    epsilon: float = 1e-3
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+    score: Literal["none", "absorbing", "uniform"] = "none"  # answers are scores for that noise (``Dit.scores``)
+    scale_by_sigma: bool = False  # they were learned relative to 1 / ((e^sigma - 1) (V - 1))
+
+    shift = 0
+    tied = False
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise UserError(f"model: dim {self.dim} does not split into {self.heads} heads of even width.")
+
+    @property
+    def timed(self) -> bool:
+        return self.noise != "none"
+
+    @property
+    def key_heads(self) -> int:
+        return self.heads
+
+    @property
+    def hidden(self) -> int:
+        return 4 * self.dim
+
+
+class Dit(Backbone):
+    """DiT (Peebles & Xie 2022, arXiv:2212.09748) for text, as in SEDD (Lou et al. 2024, arXiv:2310.16834)."""
+
+    rotary: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        c = self.config = config
+        self.embedding = nn.Embedding(c.vocab_size, c.dim)
+        self.time = TimeEmbedding(c.condition_dim, scale=1.0)
+        self.blocks = nn.ModuleList(
+            Block(
+                nn.LayerNorm(c.dim, bias=False),
+                Attention(c.dim, c.heads, c.heads, False, 0.0, layer),
+                nn.LayerNorm(c.dim, bias=False),
+                Mlp(c.dim, c.hidden, "gelu_tanh"),
+                Modulation(c.dim, 6, c.condition_dim),
+            )
+            for layer in range(c.layers)
+        )
+        self.norm = nn.LayerNorm(c.dim, bias=False)
+        self.final_modulation = Modulation(c.dim, 2, c.condition_dim)
+        self.head = nn.Linear(c.dim, c.vocab_size)
+        table = rotary_table(c.max_length, c.dim // c.heads, 10_000.0)
+        self.register_buffer("rotary", table, persistent=False)
+
+    def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
+        """Flat logits [N, V], or scores, in the order of ``ask.want >= 0``."""
+        sigma = self.sigma(ask)
+        condition = self.time(sigma)
+        x = self.run(self.embed(ask), see(ask, self.rotary, store, restart=False), condition)
+        row = (ask.want >= 0).nonzero()[:, 0].to(self.device)
+        shift, scale = (part[row, 0] for part in self.final_modulation(condition))
+        logits = self.head(torch.addcmul(shift, self.norm(pick(x, ask, 0)), 1 + scale))
+        return logits if self.config.score == "none" else self.scores(logits, ask, sigma[row])
+
+    def sigma(self, ask: Forward) -> Tensor:
+        """[R] the noise that the network is told."""
+        c = self.config
+        if not c.timed:
+            return torch.zeros(len(ask.x), device=self.device)
+        if ask.t is None:
+            raise ValueError("this network is conditioned on time, but the request carries no t")
+        t = ask.t.to(self.device).float()
+        if c.noise == "linear":
+            return -torch.log1p(-(1 - c.epsilon) * t)
+        return c.sigma_min ** (1 - t) * c.sigma_max**t
+
+    def scores(self, logits: Tensor, ask: Forward, sigma: Tensor) -> Tensor:
+        """SEDD's outputs in the terms of ``objectives.score``. [N, V], ``sigma`` [N] -> [N, V].
+
+        Absorbing: f with scores exp(f) / ((e^sigma - 1) (V - 1)). Uniform: log-scores, that of the current token 0.
+        """
+        size = (torch.expm1(sigma).log() + math.log(logits.shape[-1] - 1))[:, None].to(logits.dtype)
+        if self.config.score == "absorbing":
+            return logits if self.config.scale_by_sigma else logits + size
+        own = pick(ask.x[..., None], ask, 0).to(logits.device)
+        return (logits - size if self.config.scale_by_sigma else logits).scatter(1, own, 0.0)

@@ -1,0 +1,112 @@
+"""The ModernBERT encoder with its language-modelling head: rotary positions, GeGLU, most layers see only nearby."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from redraft.errors import UserError
+from redraft.models.parts.attention import Attention, Sight, see
+from redraft.models.parts.backbone import Backbone, pick
+from redraft.models.parts.block import Block
+from redraft.models.parts.mlp import Activation, Gated, activate
+from redraft.models.parts.positions import rotary_table
+from redraft.models.parts.store import KeyValueStore
+from redraft.types import Forward
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a ``ModernBert``. The ``distant`` layers see everything, others up to ``window`` / 2 positions away."""
+
+    vocab_size: int
+    dim: int = 768
+    layers: int = 22
+    heads: int = 12
+    mlp_dim: int = 1152
+    max_length: int = 8192
+    distant: tuple[int, ...] = ()
+    window: int = 128
+    distant_theta: float = 160_000.0
+    near_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    activation: Activation = "gelu"
+    head_activation: Activation = "gelu"
+    norm_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    transform_bias: bool = False
+    vocabulary_bias: bool = True
+    tied: bool = True
+
+    shift = 0
+    timed = False
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise UserError(f"model: dim {self.dim} does not split into {self.heads} heads of even width.")
+
+    @property
+    def key_heads(self) -> int:
+        return self.heads
+
+    @property
+    def hidden(self) -> int:
+        return self.mlp_dim
+
+
+class ModernBert(Backbone):
+    """Warner et al. 2024 (arXiv:2412.13663)."""
+
+    distant: Tensor
+    near: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        c = self.config = config
+        self.embedding = nn.Embedding(c.vocab_size, c.dim)
+        self.embedding_norm = nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias)
+        self.blocks = nn.ModuleList(self._block(layer) for layer in range(c.layers))
+        self.final_norm = nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias)
+        self.transform = nn.Linear(c.dim, c.dim, c.transform_bias)
+        self.norm = nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias)
+        self.head = None if c.tied else nn.Linear(c.dim, c.vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(c.vocab_size)) if c.vocabulary_bias else None
+        for name, theta in (("distant", c.distant_theta), ("near", c.near_theta)):
+            self.register_buffer(name, rotary_table(c.max_length, c.dim // c.heads, theta), persistent=False)
+
+    def _block(self, layer: int) -> Block:
+        c, bias = self.config, self.config.attention_bias
+        return Block(
+            nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias)
+            if layer
+            else nn.Identity(),  # the embedding's is the first
+            Attention(c.dim, c.heads, c.heads, False, 0.0, layer, qkv_bias=bias, out_bias=bias),
+            nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias),
+            Gated(c.dim, c.hidden, c.activation, c.mlp_bias),
+        )
+
+    def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
+        """Flat logits [N, V] in the order of ``ask.want >= 0``."""
+        far = see(ask, self.distant, store, restart=False)
+        close = self._close(ask, far)
+        x = self.embedding_norm(self.embed(ask))
+        for layer, block in enumerate(self.blocks):
+            x = block(x, far if layer in self.config.distant else close, None)
+        x = self.transform(self.final_norm(pick(x, ask, 0)))
+        x = self.norm(activate(x, self.config.head_activation))
+        return F.linear(x, self.embedding.weight if self.head is None else self.head.weight, self.bias)
+
+    def _close(self, ask: Forward, far: Sight) -> Sight:
+        """The sight of the layers that see only what is nearby; cells of the store stand at their positions."""
+        pos = ask.pos.clamp(min=0).to(self.device)
+        keys = pos[:, None] if far.window is None else torch.arange(far.window.extent, device=self.device)
+        mask = ((pos[:, :, None] - keys).abs() <= self.config.window // 2)[:, None]
+        if far.causal:
+            mask = mask & torch.ones(mask.shape[-2:], dtype=torch.bool, device=self.device).tril()
+        mask = mask if far.mask is None else mask & far.mask
+        itself = torch.eye(*mask.shape[-2:], dtype=torch.bool, device=self.device)  # padding sees something: no NaN
+        return replace(far, table=self.near[pos], mask=mask | itself if far.window is None else mask, causal=False)

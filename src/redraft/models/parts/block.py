@@ -1,0 +1,41 @@
+"""The pre-norm residual block that most networks are stacks of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from redraft.models.parts.attention import Attention, Sight
+from redraft.models.parts.time import Modulation
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); with time conditioning, norms are shifted, scaled and gated."""
+
+    def __init__(
+        self,
+        attention_norm: nn.Module,
+        attention: Attention,
+        mlp_norm: nn.Module,
+        mlp: nn.Module,
+        modulation: Modulation | None = None,
+    ) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = attention_norm, attention
+        self.mlp_norm, self.mlp = mlp_norm, mlp
+        self.modulation = modulation
+        self.dropout = 0.0
+
+    def forward(self, x: Tensor, sight: Sight, condition: Tensor | None) -> Tensor:
+        if self.modulation is None or condition is None:
+            x = x + self._drop(self.attention(self.attention_norm(x), sight))
+            return x + self._drop(self.mlp(self.mlp_norm(x)))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)
+        y = torch.addcmul(shift_a, self.attention_norm(x), 1 + scale_a)
+        x = torch.addcmul(x, gate_a, self._drop(self.attention(y, sight)))
+        y = torch.addcmul(shift_m, self.mlp_norm(x), 1 + scale_m)
+        return torch.addcmul(x, gate_m, self._drop(self.mlp(y)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x

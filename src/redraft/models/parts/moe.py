@@ -1,0 +1,90 @@
+"""Mixture of experts: each token goes through a few of many small MLPs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from redraft.errors import UserError
+from redraft.models.parts.mlp import SwiGLU
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How tokens are routed.
+
+    ``softmax``: probabilities over all experts, of which the ``active`` largest are taken (Switch, arXiv:2101.03961;
+    OLMoE, 2409.02060). ``sigmoid``: each expert's score by itself. A ``bias`` is added for the choice alone, to balance
+    the load (DeepSeek-V3, 2412.19437). With ``groups`` > 1 only experts of the ``top_groups`` groups whose two best
+    scores have the largest sum may be chosen. ``normalise``: the weights of the chosen sum to one. All are times
+    ``scale``.
+    """
+
+    count: int
+    active: int
+    hidden: int  # width of one expert
+    shared: int = 0  # width of an expert that every token goes through; 0: none
+    dense: tuple[int, ...] = ()  # layers with one plain MLP instead
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    bias: bool = False
+    normalise: bool = False
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.active <= self.count:
+            raise UserError(f"experts: active {self.active} of {self.count} can't be chosen.")
+        if not 0 < self.top_groups <= self.groups or self.count % self.groups:
+            raise UserError(
+                f"experts: {self.count} do not split into {self.groups} groups with {self.top_groups} taken."
+            )
+
+
+class MixtureOfExperts(nn.Module):
+    """sum over the chosen experts e of w_e down_e(silu(gate_e x) * up_e x), plus the shared expert."""
+
+    def __init__(self, dim: int, experts: Experts) -> None:
+        super().__init__()
+        self.experts = experts
+        self.router = nn.Linear(dim, experts.count, bias=False)
+        self.balance = nn.Parameter(torch.zeros(experts.count)) if experts.bias else None
+        self.experts_gate_up = nn.Parameter(torch.empty(experts.count, 2 * experts.hidden, dim).normal_(std=0.02))
+        self.experts_down = nn.Parameter(torch.empty(experts.count, dim, experts.hidden).normal_(std=0.02))
+        self.shared = SwiGLU(dim, experts.shared) if experts.shared else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        weight, chosen = self.route(flat)
+        total = torch.zeros_like(flat) if self.shared is None else self.shared(flat)
+        active = self.experts.active
+        order = chosen.flatten().argsort()  # all that one expert works on, side by side
+        token, weight = order.div(active, rounding_mode="floor"), weight.flatten()[order].to(x.dtype)
+        sizes = torch.bincount(chosen.flatten(), minlength=self.experts.count).tolist()
+        for expert, (part, share) in enumerate(zip(token.split(sizes), weight.split(sizes), strict=True)):
+            if len(part):
+                gate, up = F.linear(flat[part], self.experts_gate_up[expert]).chunk(2, -1)
+                y = F.linear(F.silu(gate) * up, self.experts_down[expert])
+                total = total.index_add(0, part, y * share[:, None])
+        return total.view_as(x)
+
+    def route(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, D] -> weights and numbers of the chosen experts, [T, active] each; in float32 at least."""
+        e, exact = self.experts, torch.promote_types(flat.dtype, torch.float32)
+        logits = F.linear(flat.to(exact), self.router.weight.to(exact))
+        score = logits.softmax(-1) if e.score == "softmax" else logits.sigmoid()
+        rank = score if self.balance is None else score + self.balance
+        if e.groups > 1:
+            grouped = rank.view(len(rank), e.groups, -1)
+            best = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1).topk(e.top_groups, -1).indices
+            open_ = torch.zeros(len(rank), e.groups, dtype=torch.bool, device=rank.device).scatter_(1, best, True)
+            rank = grouped.masked_fill(~open_[..., None], -torch.inf).view_as(rank)
+        chosen = rank.topk(e.active, -1).indices
+        weight = score.gather(1, chosen)
+        if e.normalise:
+            weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
+        return weight * e.scale, chosen

@@ -1,0 +1,109 @@
+"""The lm-evaluation-harness asks our models: through its own evaluator, on a task made here, without a network."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from redraft.data.tokenizer import Tokenizer
+from redraft.errors import UserError
+from redraft.model import Model
+from redraft.presets import preset
+
+pytest.importorskip("lm_eval")
+
+FAMILIES = [{"name": "autoregressive", "isolate_prompt": False}, {"name": "masked", "length_head": False}]
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: str(family["name"]))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = Tokenizer.bytes()
+    model = Model.fresh(request.param, tokenizer, preset("toy", tokenizer.vocab_size, dim=32, max_length=64), False)
+    for parameter in model.network.parameters():
+        if parameter.ndim == 2:
+            parameter.data.mul_(4)
+    path = tmp_path_factory.mktemp("lm") / "m"
+    model.save(path)
+    return path
+
+
+def asked(*arguments: Any) -> Any:
+    return [SimpleNamespace(args=one) for one in arguments]
+
+
+def make(folder: Path, **more: Any) -> Any:
+    from redraft.interop.lm_eval import RedraftLM
+
+    return RedraftLM(str(folder), "cpu", max_gen_toks=8, samples=16, **more)
+
+
+REQUESTS = [("The cat", " sat"), ("A ", "dog"), ("", "bird"), ("It was a long day, so we", " went home at last")]
+
+
+def test_nothing_depends_on_the_batch_size(folder: Path) -> None:
+    together, alone = make(folder, batch_size=4), make(folder, batch_size=1)
+    for one, other in zip(together.loglikelihood(asked(*REQUESTS)), alone.loglikelihood(asked(*REQUESTS)), strict=True):
+        assert one[0] == pytest.approx(other[0], abs=1e-4) and one[1] == other[1]
+    texts = [(context, {"until": ["\n"], "max_gen_toks": 6}) for context, _ in REQUESTS]
+    assert together.generate_until(asked(*texts)) == alone.generate_until(asked(*texts))
+
+
+def test_log_likelihoods_are_those_of_the_model(folder: Path) -> None:
+    lm = make(folder)
+    if lm.model.spec.schedule is not None:
+        pytest.skip("an estimate")
+    [(found, greedy)] = lm.loglikelihood(asked(("ab", "cd")))
+    tokenizer = lm.model.tokenizer
+    ids = torch.tensor([[tokenizer.bos_id, *tokenizer.encode("abcd")]])
+    logits = lm.model.logits(ids)[0].index_fill(1, torch.tensor(lm.model.spec.forbidden), -math.inf)
+    log_p = logits.log_softmax(-1)
+    assert found == pytest.approx(float(log_p[2, ids[0, 3]] + log_p[3, ids[0, 4]]), abs=1e-4)
+    assert greedy == bool((logits[2:4].argmax(-1) == ids[0, 3:5]).all())
+    [rolled] = lm.loglikelihood_rolling(asked(("abcd",)))
+    assert rolled == pytest.approx(float(log_p[:4].gather(1, ids[0, 1:, None]).sum()), abs=1e-4)
+
+
+def test_texts_end_where_the_task_says(folder: Path) -> None:
+    lm = make(folder)
+    [whole] = lm.generate_until(asked(("ab", {"until": []})))
+    stop = whole[len(whole) // 2 :][:1]
+    [cut] = lm.generate_until(asked(("ab", {"until": [stop], "do_sample": False})))
+    assert whole.startswith(cut) and stop not in cut
+    with pytest.raises(UserError, match="beam_width"):
+        lm.generate_until(asked(("ab", {"until": [], "beam_width": 3})))
+
+
+def test_a_misspelt_setting_is_refused_at_once(folder: Path) -> None:
+    with pytest.raises(UserError, match="stepz"):
+        make(folder, stepz=3)
+
+
+def test_through_the_harness(folder: Path, tmp_path: Path) -> None:
+    """A task from a file, its metrics, and the settings on record."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    rows = [
+        {"question": "2 + 2 =", "choices": ["4", "5"], "answer": 0},
+        {"question": "a b", "choices": ["c", "z"], "answer": 0},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "sums.yaml").write_text(
+        "task: redraft_sums\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\n"
+        "doc_to_choice: '{{choices}}'\ndoc_to_target: '{{answer}}'\nmetric_list: [{metric: acc}]\n"
+    )
+    lm = make(folder, temperature=0.0)
+    found = lm_eval.simple_evaluate(
+        model=lm, tasks=["redraft_sums"], task_manager=TaskManager(include_path=str(tmp_path)), bootstrap_iters=0
+    )
+    assert 0 <= found["results"]["redraft_sums"]["acc,none"] <= 1
+    info = lm.get_model_info()
+    assert info["sampler"] in ("autoregressive", "confidence") and "temperature" in info["generation_settings"]

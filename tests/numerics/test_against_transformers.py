@@ -1,0 +1,131 @@
+"""Public formats against the code of transformers itself, on tiny random models of many shapes; and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from redraft.data.tokenizer import Tokenizer
+from redraft.errors import UserError
+from redraft.model import Model, load
+from redraft.parity import answers
+from redraft.presets import preset
+
+transformers = pytest.importorskip("transformers")
+
+_SMALL = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "vocab_size": 50,
+}
+_LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+CASES = [
+    ("Llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    ("Llama", {"num_key_value_heads": 1, "head_dim": 8, "attention_bias": True, "mlp_bias": True}),
+    (
+        "Llama",
+        {"rope_parameters": {**_LLAMA3, "original_max_position_embeddings": 16, "rope_theta": 500.0}},
+    ),
+    ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 10_000.0}}),
+    ("Qwen2", {"num_key_value_heads": 2}),
+    ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16}),
+    ("GPT2", {"n_embd": 24, "n_head": 2, "n_layer": 2, "n_positions": 64, "n_inner": 30, "vocab_size": 50}),
+    ("Bert", {"num_attention_heads": 2}),
+    ("Bert", {"tie_word_embeddings": False, "hidden_act": "relu"}),
+    ("ModernBert", {"local_attention": 8, "global_attn_every_n_layers": 2}),
+    ("ModernBert", {"local_attention": 6, "norm_bias": True, "attention_bias": True, "mlp_bias": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "more"), CASES, ids=[f"{kind}-{n}" for n, (kind, _) in enumerate(CASES)])
+def test_logits(kind: str, more: dict[str, Any], tmp_path: Path) -> None:
+    base = {} if kind == "GPT2" else _SMALL
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    special |= {"cls_token_id": 1, "sep_token_id": 2} if kind == "ModernBert" else {}
+    config = getattr(transformers, f"{kind}Config")(**{**base, **special, **more})
+    head = {"GPT2": "GPT2LMHeadModel", "Bert": "BertForMaskedLM", "ModernBert": "ModernBertForMaskedLM"}
+    theirs = getattr(transformers, head.get(kind, f"{kind}ForCausalLM"))(config).eval()
+    torch.manual_seed(0)
+    for parameter in theirs.parameters():
+        parameter.data.normal_(std=0.3)
+    theirs.save_pretrained(tmp_path)
+    ids = torch.randint(3, 50, (2, 20))
+    with torch.no_grad():
+        expected = theirs(input_ids=ids).logits
+    ours = load(tmp_path, "cpu", mask_id=49 if "Bert" in kind else None)
+    torch.testing.assert_close(answers(ours, ids), expected, rtol=1e-4, atol=1e-4)
+
+
+def plain(**shape: Any) -> Model:
+    tokenizer = Tokenizer.bytes()
+    family = {"name": "autoregressive"}
+    model = Model.fresh(family, tokenizer, preset("toy", tokenizer.vocab_size, dim=32, **shape), conditional=False)
+    for parameter in model.network.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("to", "shape"),
+    [
+        ("llama", {}),
+        ("llama", {"heads": 4, "kv_heads": 2, "tied": False}),
+        ("qwen3", {"qk_norm": True, "head_dim": 12}),
+    ],
+)
+def test_plain_autoregressive_models_go_out_and_come_back(to: str, shape: dict[str, Any], tmp_path: Path) -> None:
+    from redraft.convert import export
+
+    model, ids = plain(**shape), torch.randint(5, 260, (2, 20))
+    export(to, model.network, model.tokenizer, model.spec, tmp_path / "out", "float32", "# card\n")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.no_grad():
+        found = theirs(input_ids=ids).logits
+    torch.testing.assert_close(found, model.logits(ids), rtol=1e-4, atol=1e-4)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("It was", add_special_tokens=False).input_ids == model.tokenizer.encode("It was")
+    again = load(tmp_path / "out")
+    assert torch.equal(again.logits(ids), model.logits(ids))
+    assert (again.tokenizer.eos_id, again.tokenizer.bos_id) == (model.tokenizer.eos_id, model.tokenizer.bos_id)
+
+
+def test_what_no_llama_computes_is_not_written_as_one() -> None:
+    from redraft.convert import export
+
+    tokenizer = Tokenizer.bytes()
+    shape = preset("toy", tokenizer.vocab_size, dim=32)
+    for family, conditional, says in (("masked", False, "left to right"), ("autoregressive", True, "isolate_prompt")):
+        model = Model.fresh({"name": family}, tokenizer, shape, conditional)
+        with pytest.raises(UserError, match=says):
+            export("llama", model.network, tokenizer, model.spec, Path("nowhere"), "float32", "")
+    with pytest.raises(UserError, match="qwen3"):
+        model = plain(qk_norm=True)
+        export("llama", model.network, model.tokenizer, model.spec, Path("nowhere"), "float32", "")
+
+
+@pytest.mark.parametrize("family", ["autoregressive", "masked"])
+def test_our_folders_are_read_by_the_auto_classes(family: str, tmp_path: Path) -> None:
+    import redraft.interop.transformers  # noqa: F401
+
+    tokenizer = Tokenizer.bytes()
+    model = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size, dim=32), conditional=False)
+    model.save(tmp_path / "m")
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "m").eval()
+    ids = torch.randint(5, 260, (2, 9))
+    real = torch.ones_like(ids)
+    real[1, :3] = 0  # padded on the left
+    with torch.no_grad():
+        found = theirs(input_ids=ids, attention_mask=real).logits
+    torch.testing.assert_close(found[0], model.logits(ids[:1])[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1, 3:], model.logits(ids[1:, 3:])[0], rtol=1e-5, atol=1e-5)
+    theirs.save_pretrained(tmp_path / "n")
+    model.tokenizer.save(tmp_path / "n")
+    again = transformers.AutoModel.from_pretrained(tmp_path / "n").eval()
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, theirs(input_ids=ids).logits)
