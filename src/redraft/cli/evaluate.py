@@ -49,6 +49,12 @@ def evaluate(
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Output lengths to try; the model keeps the likeliest text.")
     ] = None,
+    length: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|head|search|fixed", help="Where the output length comes from: see docs/choosing.md."
+        ),
+    ] = None,
     cache: Annotated[
         str | None, typer.Option(help="What passes may reuse; see: redraft models. none: nothing.")
     ] = None,
@@ -107,6 +113,7 @@ def evaluate(
         options=parse_options(option or [], "--option") or None,
         temperature=temperature if loaded.conditional or temperature is not None else 1.0,
         candidates=candidates,
+        length=length,
         cache=cache,
         cache_options=parse_options(cache_option or [], "--cache-option") or None,
         weights=weights,

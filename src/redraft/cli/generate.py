@@ -37,6 +37,12 @@ def generate(
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Output lengths to try; the model keeps the likeliest text.")
     ] = None,
+    length: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|head|search|fixed", help="Where the output length comes from: see docs/choosing.md."
+        ),
+    ] = None,
     cache: Annotated[
         str | None, typer.Option(help="What passes may reuse; see: redraft models. none: nothing.")
     ] = None,
@@ -86,6 +92,7 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         candidates=candidates,
+        length=length,
         cache=cache,
         cache_options=parse_options(cache_option or [], "--cache-option") or None,
         weights=weights,

@@ -1,0 +1,195 @@
+"""Laws of infilling and of lengths that are looked for: what stands stays, and a clear sign of a length is followed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from redraft import infilling, length
+from redraft.data.tokenizer import Tokenizer
+from redraft.errors import UserError
+from redraft.infilling import Hole
+from redraft.model import Model
+from redraft.presets import preset
+from redraft.types import Forward, Spec
+from tests import tiny
+
+SENTENCES = ["the cat sat on the mat", "the dog sat on the cat", "a cat and a dog", "on the mat the cat sat"] * 8
+
+
+def words() -> Tokenizer:
+    """A tokenizer that glues spaces to the words behind them."""
+    return Tokenizer.train(SENTENCES, 300)
+
+
+def fresh(tokenizer: Tokenizer, conditional: bool = False, **family: Any) -> Model:
+    return Model.fresh(
+        {"name": "masked", **family}, tokenizer, preset("toy", tokenizer.vocab_size), conditional, seed=1
+    )
+
+
+def test_holes_are_read() -> None:
+    assert infilling.parse("a [[3]] b [[?]][[ 1 - 8 ]]") == [
+        "a ",
+        Hole(3, 3),
+        " b ",
+        Hole(1, infilling.UNKNOWN),
+        "",
+        Hole(1, 8),
+        "",
+    ]
+    assert infilling.parse("no hole [[x]] [3] [[]]") == ["no hole [[x]] [3] [[]]"]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("a [[0]]", "no tokens"), ("a [[0-3]]", "no tokens"), ("a [[5-3]]", "smaller")]
+)
+def test_impossible_holes_are_refused(text: str, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        fresh(words()).infill(text)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("tokenizer", [words(), Tokenizer.bytes()], ids=["words", "bytes"])
+def test_what_stands_stays(tokenizer: Tokenizer, conditional: bool) -> None:
+    """Whatever an untrained model writes, spaces around holes included."""
+    model = fresh(tokenizer, conditional)
+    for parts in (["the ", " sat on ", " mat"], ["", " sat  ", "\n"], ["ein", "ö ", ""], ["a  ", "", " b"]):
+        for seed in range(3):
+            holes = ["[[2]]", "[[1-3]]"]
+            text = parts[0] + holes[0] + parts[1] + holes[1] + parts[2]
+            found = model.infill(text, temperature=1.0, seed=seed)
+            rest = found.text
+            assert rest.startswith(parts[0]) and rest.endswith(parts[2])
+            assert parts[1] in rest[len(parts[0]) : len(rest) - len(parts[2])]
+
+
+def test_prefix_and_suffix_are_text_around_the_text() -> None:
+    model = fresh(words(), True)
+    whole = model.infill("the cat [[2]] on the [[1]] mat", "a dog")
+    split = model.infill("cat [[2]] on the [[1]]", "a dog", prefix="the ", suffix=" mat")
+    assert (whole.text, whole.ids) == (split.text, split.ids)
+    literal = model.infill("[[1]]", prefix="[[2]] ", suffix=" [[?]]").text
+    assert literal.startswith("[[2]] ") and literal.endswith(" [[?]]")
+
+
+def test_an_edit_rewrites_its_span_alone() -> None:
+    model = fresh(words())
+    text = "the cat sat on the mat"
+    found = model.edit(text, "cat sat", temperature=1.0).text
+    assert found.startswith("the ") and found.endswith(" on the mat")
+    assert found == model.edit(text, (4, 11), temperature=1.0).text
+    for span in ("dog", "", (5, 5), (3, 99)):
+        with pytest.raises(UserError, match="no part"):
+            model.edit(text, span)
+
+
+def test_infilling_takes_no_max_new_tokens() -> None:
+    with pytest.raises(UserError, match="max_new_tokens"):
+        fresh(words()).infill("a [[1]]", max_new_tokens=4)
+
+
+class SureOf:
+    """Certain of one letter where the number of masks of a row is the right one, else of nothing."""
+
+    def __init__(self, spec: Spec, letter: int, right: Callable[[torch.Tensor], int]) -> None:
+        self.spec, self.letter, self.right = spec, letter, right
+
+    def __call__(self, ask: Forward, store: object = None) -> torch.Tensor:
+        row = (ask.want >= 0).nonzero()[:, 0]
+        masks = ((ask.x == self.spec.mask_id) & (ask.pos >= 0)).sum(1)
+        logits = torch.zeros(len(row), self.spec.vocab_size)
+        for number, r in enumerate(row.tolist()):
+            if int(masks[r]) <= self.right(ask.x[r]):  # later passes have fewer masks
+                logits[number, self.letter] = 9.0 + int(masks[r]) - self.right(ask.x[r])
+        return logits
+
+
+def with_network(model: Model, right: Callable[[torch.Tensor], int], letter: str) -> Model:
+    network = SureOf(model.spec, model.tokenizer.encode(letter)[0], right)
+    model.writer = lambda *_: network  # type: ignore[method-assign,assignment,return-value]
+    return model
+
+
+@pytest.mark.parametrize("size", [1, 4, 11])
+def test_a_hole_takes_the_size_that_the_model_is_sure_of(size: int) -> None:
+    model = with_network(fresh(Tokenizer.bytes()), lambda x: size, "z")
+    assert model.infill("ab[[?]]cd", cache="none").text == "ab" + "z" * size + "cd"
+    narrow = model.infill(f"ab[[{size}-{size + 2}]]cd", cache="none")
+    assert narrow.text == "ab" + "z" * size + "cd"
+    assert narrow.nfe <= 2 + size
+
+
+def test_several_holes_are_sized_together() -> None:
+    model = with_network(fresh(Tokenizer.bytes()), lambda x: 7, "z")
+    found = model.infill("ab[[1-6]]cd[[1-6]]ef[[2]]", cache="none").text
+    assert found.count("z") == 7
+    many = model.infill("ab[[?]]cd[[?]]ef[[1]]", cache="none").text  # more combinations than are tried at once
+    assert many.count("z") >= 3
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 64])
+def test_a_search_of_lengths_finds_a_single_peak(most: int) -> None:
+    for peak in range(1, most + 1):
+        calls: list[list[int]] = []
+
+        def score(lengths: Any, peak: int = peak, calls: list[list[int]] = calls) -> list[float]:
+            calls.append(list(lengths))
+            return [-abs(n - peak) for n in lengths]
+
+        found = length.search(score, most)
+        assert max(found, key=found.__getitem__) == peak
+        assert len(calls) <= 2 and len(found) <= 30
+        assert all(1 <= n <= most for n in found)
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_a_model_of_pairs_without_a_length_head_looks_for_the_length(candidates: int) -> None:
+    """Its network is sure where there are as many masks as the prompt has bytes."""
+    model = fresh(Tokenizer.bytes(), True, length_head=False)
+    sep = model.tokenizer.sep_id
+    model = with_network(model, lambda x: int((x == sep).nonzero()[0, 0]), "z")
+    prompts = ["abc", "abcdefg", "a"]
+    found = model.generate(prompts, max_new_tokens=20, candidates=candidates, cache="none")
+    assert [one.text for one in found] == ["z" * len(prompt) for prompt in prompts]
+    assert all(one.finish == "stop" for one in found)
+    assert [
+        one.text
+        for one in model.generate(prompts, max_new_tokens=20, candidates=candidates, cache="none", batch_size=1)
+    ] == [one.text for one in found]
+
+
+def test_lengths_come_about_as_settings_say() -> None:
+    headed, headless, plain = fresh(words(), True), fresh(words(), True, length_head=False), fresh(words())
+    fixed = headed.draft(["the cat"], headed.settings(length="fixed", max_new_tokens=9)).canvas
+    assert int((fixed.status[0] == 2).sum()) == 9
+    assert len(plain.draft(["the"], plain.settings(length="search", max_new_tokens=9, candidates=3)).canvas.ids) == 3
+    for model, asked, word in ((headless, "head", "length head"), (plain, "head", "length head")):
+        with pytest.raises(UserError, match=word):
+            model.generate("the", length=asked, max_new_tokens=9)
+    autoregressive = Model.fresh({"name": "autoregressive"}, words(), preset("toy", 300), True)
+    with pytest.raises(UserError, match="ends its text"):
+        autoregressive.generate("the", length="search", max_new_tokens=9)
+
+
+def test_a_look_is_the_networks_prediction() -> None:
+    """Confidence, entropy and named tokens against the oracle's own tables, in a batch of different lengths."""
+    language = tiny.Language.of_one_length([5, 6, 7], 3)
+    spec, _ = tiny.family("masked", conditional=False)
+    network = tiny.OracleNetwork(language, spec, start=2)
+    rows = [[2, 6, None, 5, None], [2, 6, None, None, None]]
+    truths = [[2, 6, None, 5, 7], [2, 6, 6, None, None]]
+    found = length.first_look(network, rows, [2, 2], spec, truths)
+    for row, truth, look in zip(rows, truths, found, strict=True):
+        x = torch.tensor([[spec.mask_id if token is None else token for token in row]])
+        p = tiny.log_probabilities(network, spec, x, 2)[0].exp()
+        named = [place for place in range(2, 5) if row[place] is None and truth[place] is not None]
+        free = [place for place in range(2, 5) if row[place] is None and truth[place] is None]
+        assert look.truth == pytest.approx(sum(float(p[place - 2, truth[place]].log()) for place in named), abs=1e-4)
+        top = torch.stack([p[place - 2].max() for place in free]).mean()
+        entropy = torch.stack([-torch.special.xlogy(p[place - 2], p[place - 2]).sum() for place in free]).mean()
+        assert look.confidence == pytest.approx(float(top), abs=1e-4)
+        assert look.entropy == pytest.approx(float(entropy), abs=1e-4)
