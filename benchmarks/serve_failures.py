@@ -60,7 +60,7 @@ def long(model: str) -> dict:
         "n": 8,
         "temperature": 1.0,
         "stream": True,
-        "redraft": {"sampler": "first_hitting", "length": "fixed"},
+        "redraft": {"sampler": "first_hitting", "length": "fixed", "candidates": 1},
     }
 
 
@@ -176,6 +176,8 @@ def malformed(address: str, model: str, count: int) -> str:
 
 
 def fuzzed(address: str, examples: int) -> str:
+    if not examples:
+        return "no fuzzing"
     program = shutil.which("schemathesis") or str(Path(sys.executable).with_name("schemathesis"))
     if not Path(program).exists():
         return "schemathesis is not installed"

@@ -322,3 +322,21 @@ def test_a_stop_text_ends_the_answer_and_is_not_sent(folders: dict[str, Path], s
             assert end.result.text == heard.streamed(one) == text[:at]
             assert at == len(text) or end.result.finish == "stop"
         engine.close()
+
+
+def test_an_error_of_ours_fails_texts_but_not_the_engine(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from redraft.serve import pool
+
+    model = double(folders["text-masked"])
+    engine, heard = Engine(model, Limits(rows=4)), Heard()
+    with monkeypatch.context() as broken:
+        broken.setattr(pool, "groups", lambda *_: 1 / 0)
+        engine.submit("one", [job(model, "the cat", heard, seed) for seed in range(2)])
+        ends = heard.wait(2)
+    assert {end.kind for end in ends if isinstance(end, Failed)} == {"bug"}
+    engine.submit("one", [job(model, "a dog", heard)])
+    assert isinstance(heard.wait(3)[-1], Done)
+    assert engine.seats.free == 4
+    engine.close()

@@ -101,7 +101,7 @@ def test_a_race_is_run_and_judged(visit: Callable[..., Any]) -> None:
     page.select_option("#left-model", "pairs-autoregressive")
     page.select_option("#right-model", "pairs-masked")
     page.click("#race-run")
-    page.wait_for_function("document.getElementById('race-verdict').textContent.includes('faster')")
+    page.wait_for_function("() => document.getElementById('race-verdict').textContent.includes('faster')")
     for lane in ("#lane-left", "#lane-right"):
         assert "tokens/s" in page.locator(f"{lane} .numbers").inner_text()
     assert page.locator(".lane.first").count() >= 1
@@ -113,7 +113,7 @@ def test_what_is_selected_is_written_anew_and_the_rest_stays(visit: Callable[...
     page.fill("#infill-text", "the cat sat on a mat")
     page.evaluate("() => { const t = document.getElementById('infill-text'); t.focus(); t.setSelectionRange(4, 11); }")
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("document.getElementById('infill-numbers').textContent.includes('pass')")
+    page.wait_for_function("() => document.getElementById('infill-numbers').textContent.includes('pass')")
     text = page.input_value("#infill-text")
     assert text.startswith("the") and text.endswith(" on a mat") and "[[" not in text
     page.click("#infill-undo")
@@ -130,7 +130,7 @@ def test_a_story_goes_on_and_offers_ways(visit: Callable[..., Any]) -> None:
     page.wait_for_selector("#story-ways button")
     assert page.locator("#story-ways button").count() == 3
     page.locator("#story-ways button").first.click()
-    page.wait_for_function("document.querySelectorAll('#story-text .model').length === 2")
+    page.wait_for_function("() => document.querySelectorAll('#story-text .model').length === 2")
     page.click("#story-undo")
     assert page.locator("#story-text .model").count() == 1
 
@@ -141,7 +141,7 @@ def test_code_is_completed_by_tab(visit: Callable[..., Any]) -> None:
     page.click("#code-text")
     before = page.input_value("#code-text")
     page.keyboard.press("Tab")
-    page.wait_for_function("document.getElementById('code-numbers').textContent.includes('pass')")
+    page.wait_for_function("() => document.getElementById('code-numbers').textContent.includes('pass')")
     page.keyboard.press("Tab")
     after = page.input_value("#code-text")
     assert len(after) >= len(before)

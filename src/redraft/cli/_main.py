@@ -158,4 +158,7 @@ def run() -> None:
     """Entry point of the ``redraft`` script."""
     # Read when torch is loaded. Threads that spin while they wait make short passes ten times slower on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # oneDNN keeps a compiled product for every shape it meets, up to 1,024 unless told otherwise: with batches of ever
+    # new shapes that is half a gigabyte, and it looks like a leak.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     sys.exit(main(sys.argv[1:]))

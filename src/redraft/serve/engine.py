@@ -212,11 +212,15 @@ class Engine:
                     if self._stopped or self.idle:
                         break
                     leaving, entering = self._leaving(), self._entering()
-                for job in leaving:
-                    self._give_up(job)
-                for job in entering:
-                    self._enter(job)
-                self._round()
+                try:
+                    for job in leaving:
+                        self._give_up(job)
+                    for job in entering:
+                        self._enter(job)
+                    self._round()
+                except Exception:  # an error of ours outside of any one text: nobody may be left waiting
+                    for job in list(self._active):
+                        self._blame(job)
             for job in [*self._active, *self._queue]:
                 self._fail(job, "closed", "the server was shut down before this text was finished")
 
@@ -249,9 +253,9 @@ class Engine:
         """Seat a text and take it to its first call."""
         job.begun = time.monotonic()
         prompt, loop = job.prompt, job.drafting.loop
-        exact = loop.method.cache is None or loop.method.cache.exact
-        job.seats = self.seats.take(job.rows, prompt, len(prompt) if loop.spec.isolate_prompt else 0, exact)
         try:
+            exact = loop.method.cache is None or loop.method.cache.exact
+            job.seats = self.seats.take(job.rows, prompt, len(prompt) if loop.spec.isolate_prompt else 0, exact)
             job.drafting.canvas.slot = torch.tensor(job.seats)
             loop.stores, loop.room = self.stores, (self.limits.rows, self.cells)
             job.reader = Reader(job.drafting, job.span, job.stop, job.top, job.frames is not None)
