@@ -163,7 +163,8 @@ def test_decimals_between_bounds(low: int | None, high: int | None, above: bool,
 
 # ---- masks and joint feasibility, against enumeration
 
-SPEC = Spec(261, 0, 1, 3, Attend("full"), False, False, 0, False, None, forbidden=(0, 2, 3, 4))
+LINEAR = registry.find("noise.schedules", "linear")()
+SPEC = Spec(261, 0, 1, 3, Attend("full"), False, False, 0, False, LINEAR, forbidden=(0, 2, 3, 4))
 BYTES = Tokenizer.bytes()
 TEXTS = ["abc", "abd", "bac", "b", "cab", "cabd", "dd"]  # a small language, by its texts
 LANGUAGE = build("regex", "|".join(TEXTS), BYTES)
@@ -374,7 +375,7 @@ def test_what_can_not_be_followed_is_refused(wanted: dict[str, Any], says: str) 
         ({"type": "string", "pattern": "b"}, ['"abc"', '"b"'], ['"ac"']),
         ({"prefixItems": [{"type": "null"}], "items": False}, ["[]", "[null]"], ["[1]", "[null,null]"]),
         ({"$ref": "#/$defs/x", "$defs": {"x": {"enum": ["a", "ab", 1.5]}}}, ['"a"', '"ab"', "1.5"], ['"b"']),
-        (True, ['"a"', "-1.5e3", '{"k": [1,{}]}', "[[1]]"], ["[[[1]]]", "01"]),
+        (True, ['"a"', "-1.5e3", '{"k": [1, true]}', "[[1]]"], ["[[[1]]]", '{"k":[{}]}', "01"]),
         ({"type": ["integer", "null"], "minimum": 7}, ["7", "null", "123"], ["6", "07"]),
     ],
 )  # fmt: skip
