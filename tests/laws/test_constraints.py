@@ -375,7 +375,7 @@ def test_what_can_not_be_followed_is_refused(wanted: dict[str, Any], says: str) 
         ({"type": "string", "pattern": "b"}, ['"abc"', '"b"'], ['"ac"']),
         ({"prefixItems": [{"type": "null"}], "items": False}, ["[]", "[null]"], ["[1]", "[null,null]"]),
         ({"$ref": "#/$defs/x", "$defs": {"x": {"enum": ["a", "ab", 1.5]}}}, ['"a"', '"ab"', "1.5"], ['"b"']),
-        (True, ['"a"', "-1.5e3", "[[1]]"], ["[[[1]]]", "01"]),
+        (True, ['"a"', "-1.5e3", '{"k": [1, true]}', "[[1]]"], ["[[[1]]]", '{"k":[{}]}', "01"]),
         ({"type": ["integer", "null"], "minimum": 7}, ["7", "null", "123"], ["6", "07"]),
     ],
 )  # fmt: skip

@@ -7,6 +7,8 @@ infinite, and a weak model would never stop writing digits.
 from __future__ import annotations
 
 MOST = 15  # digits that a double holds exactly
+FRACTION = 6  # digits behind the point of a bounded number: with more, 21.0000000000000001 would be read as 21
+LARGEST = 10**9  # of a bound that is excluded, for the same reason
 
 
 def integers(low: int | None, high: int | None) -> str:
@@ -38,7 +40,7 @@ def _fractions(low: int, high: int | None, above: bool, below: bool) -> str:
     """Decimals of a magnitude from ``low`` to ``high``: whole part below the upper bound, then any fraction."""
     if high is not None and (low > high or (low == high and (above or below))):
         return ""
-    fraction, positive = rf"(?:\.[0-9]{{1,{MOST}}})?", rf"\.[0-9]{{0,{MOST - 1}}}[1-9]"
+    fraction, positive = rf"(?:\.[0-9]{{1,{FRACTION}}})?", rf"\.[0-9]{{0,{FRACTION - 1}}}[1-9]"
     parts = []
     if high is None or low < high:
         parts.append(f"{low}{positive}" if above else f"{low}{fraction}")

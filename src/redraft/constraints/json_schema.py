@@ -54,7 +54,7 @@ class JsonSchema(Kind):
     - properties come in the order of the schema, and none that it does not name (unless it names none);
     - one space may follow a comma or colon, and there is no other white space;
     - a value of which nothing is said nests at most two levels; strings have the short escapes only;
-    - a number without bounds has up to 15 digits on either side of its point.
+    - a number has up to 15 digits on either side of its point, 6 behind it where it has bounds.
 
     A schema is turned into a regular expression, so recursion, ``not``, ``uniqueItems`` and the like are refused, never
     ignored.
@@ -363,6 +363,8 @@ def _number(schema: Mapping[str, Any], path: str, whole: bool) -> str:
             raise UserError(
                 f"json_schema: {path}: only whole bounds of a number can be followed.", "Use whole numbers."
             )
+        if any(abs(bound or 0) > numbers.LARGEST for bound, strict in ((low, above), (high, below)) if strict):
+            raise UserError(f"json_schema: {path}: bounds of a number that are excluded must be below 10^9.")
         found = numbers.decimals(_whole(low), _whole(high), above, below)
     if not found:
         raise UserError(f"json_schema: {path}: no number lies between its bounds.")
