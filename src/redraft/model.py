@@ -378,7 +378,10 @@ class Model:
                 owners.append(number)
                 scores.append(found[length] - float(total))
         prompts = [len(heads[owner]) for owner in owners]
-        drafting = self.prepare(rows, prompts, settings, keep_trace, length_known=True, owners=owners)
+        free = max(1, max(row.count(None) for row in rows))
+        steps = None if settings.steps is None else min(settings.steps, free)
+        lowered = replace(settings, steps=steps, max_new_tokens=free)  # no more steps than there is to write
+        drafting = self.prepare(rows, prompts, lowered, keep_trace, length_known=True, owners=owners)
         drafting.canvas.nfe += 2  # as ``search`` looks twice
         drafting.canvas.score += torch.tensor(scores)
         return drafting
