@@ -55,7 +55,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             theirs.save_pretrained(folder)
             model = redraft.load(folder, "cpu")
-        network, ids = model._writer(int8=False), torch.randint(0, 8192, (1, args.length))
+        network, ids = model.writer(), torch.randint(0, 8192, (1, args.length))
         pos = torch.arange(args.length)[None]
         ask = Forward(x=ids, pos=pos, want=pos + 1, attend=model.spec.attend)
         calls = {

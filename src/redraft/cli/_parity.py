@@ -39,7 +39,7 @@ def table(checks: list[Check]) -> str:
         texts = [check for check in mine if check.tolerance == "equal ids"]
         worst = max(numbers, key=lambda check: check.difference)
         kinds = "; ".join(dict.fromkeys(check.what for check in numbers))
-        equal = f"{sum(check.ok for check in texts)} of {len(texts)}" if texts else "none recorded"
+        equal = f"{sum(check.ok for check in texts)} of {len(texts)}" if texts else "elsewhere"
         groups = "; ".join(dict.fromkeys(check.what.split(",")[0] for check in texts)) or "-"
         passed = "yes" if all(check.ok for check in mine) else "NO"
         rows.append(
