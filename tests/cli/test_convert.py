@@ -1,0 +1,51 @@
+"""``redraft convert``: into our format, out as Llama, and mistakes in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from redraft.model import load
+from tests.cli.door import Redraft
+
+
+def test_our_own_format(redraft: Redraft, zoo: Path, tmp_path: Path) -> None:
+    answer = redraft("convert", "translate-en-de-masked", tmp_path / "m", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["family"] == "masked"
+    ids = torch.arange(5, 25)[None]
+    before, after = load(zoo / "translate-en-de-masked"), load(tmp_path / "m")
+    assert torch.equal(before.logits(ids), after.logits(ids)) and before.spec == after.spec
+    assert "translate-en-de-masked" in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_out_as_llama_and_in_again(redraft: Redraft, zoo: Path, tmp_path: Path) -> None:
+    assert redraft("convert", "base-autoregressive", tmp_path / "m", "--to", "llama", "--storage", "bfloat16").code == 0
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    written = redraft("generate", "--model", tmp_path / "m", "--prompt", "the cat", "--max-new-tokens", "4", "--json")
+    assert written.code == 0 and written.json["family"] == "autoregressive"
+
+
+def test_what_can_not_be_written_is_said(redraft: Redraft, tmp_path: Path) -> None:
+    for words, says in (
+        (("base-masked", tmp_path / "m", "--to", "llama"), "left to right"),
+        (("translate-en-de-autoregressive", tmp_path / "m", "--to", "llama"), "isolate_prompt"),
+        (("base-autoregressive", tmp_path / "m", "--to", "lama"), "Did you mean 'llama'?"),
+        (("base-autoregressive", tmp_path / "m", "--to", "llama", "--storage", "int8"), "int8"),
+        (("base-autoregressive", tmp_path / "m", "--storage", "int3"), "int3"),
+        (("base-autoregressive", tmp_path / "m", "--mask-id", "3"), "mask_id"),
+    ):
+        answer = redraft("convert", *words)
+        assert answer.code == 2 and says in answer.err, answer.err
+    assert not (tmp_path / "m").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    answer = redraft("convert", "base-autoregressive", tmp_path / "full")
+    assert answer.code == 2 and "not empty" in answer.err
+
+
+def test_a_folder_without_references(redraft: Redraft, tmp_path: Path) -> None:
+    answer = redraft("doctor", "--parity", tmp_path)
+    assert answer.code == 2 and "no reference values" in answer.err
