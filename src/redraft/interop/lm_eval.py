@@ -54,6 +54,8 @@ class RedraftLM(LM):
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype):
             raise UserError(f"dtype '{dtype}' is not one of torch's.", "For example bfloat16.")
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            device = "cpu"  # the harness asks for cuda:0 where nobody names a device
         self.model = redraft.load(pretrained, device, kind, mask_id)
         self.pretrained, self.rows = pretrained, int(batch_size) if str(batch_size).isdigit() else 8
         self.max_gen_toks, self.samples, self.seed, self.check_greedy = max_gen_toks, samples, seed, check_greedy
