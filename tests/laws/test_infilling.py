@@ -103,8 +103,9 @@ class SureOf:
         masks = ((ask.x == self.spec.mask_id) & (ask.pos >= 0)).sum(1)
         logits = torch.zeros(len(row), self.spec.vocab_size)
         for number, r in enumerate(row.tolist()):
-            if int(masks[r]) <= self.right(ask.x[r]):  # later passes have fewer masks
-                logits[number, self.letter] = 9.0 + int(masks[r]) - self.right(ask.x[r])
+            right = self.right(ask.x[r])
+            if int(masks[r]) <= right:  # later passes have fewer masks
+                logits[number, self.letter] = 6.0 + 3.0 * int(masks[r]) / right
         return logits
 
 
@@ -114,7 +115,7 @@ def with_network(model: Model, right: Callable[[torch.Tensor], int], letter: str
     return model
 
 
-@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("size", [1, 4, 11])
 def test_a_hole_takes_the_size_that_the_model_is_sure_of(size: int) -> None:
     model = with_network(fresh(Tokenizer.bytes()), lambda x: size, "z")
     assert model.infill("ab[[?]]cd", cache="none").text == "ab" + "z" * size + "cd"
@@ -180,3 +181,18 @@ def test_a_look_is_the_networks_prediction() -> None:
         entropy = torch.stack([-torch.special.xlogy(p[place - 2], p[place - 2]).sum() for place in free]).mean()
         assert look.confidence == pytest.approx(float(top), abs=1e-4)
         assert look.entropy == pytest.approx(float(entropy), abs=1e-4)
+
+
+def test_lengths_come_about_as_settings_say() -> None:
+    headed, headless, plain = fresh(words(), True), fresh(words(), True, length_head=False), fresh(words())
+    fixed = headed.draft(["the cat"], headed.settings(length="fixed", max_new_tokens=9)).canvas
+    assert int((fixed.status[0] == 2).sum()) == 9
+    assert len(plain.draft(["the"], plain.settings(length="search", max_new_tokens=9, candidates=3)).canvas.ids) == 3
+    for model, asked, word in ((headless, "head", "length head"), (plain, "head", "length head")):
+        with pytest.raises(UserError, match=word):
+            model.generate("the", length=asked, max_new_tokens=9)
+    tokenizer = words()
+    shape = preset("toy", tokenizer.vocab_size)
+    autoregressive = Model.fresh({"name": "autoregressive"}, tokenizer, shape, True)
+    with pytest.raises(UserError, match="ends its text"):
+        autoregressive.generate("the", length="search", max_new_tokens=9)
