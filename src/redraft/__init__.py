@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-_EXPORTS = {"load": "redraft.model", "Model": "redraft.model", "UserError": "redraft.errors"}
+_EXPORTS = {"load": "redraft.loading", "Model": "redraft.model", "UserError": "redraft.errors"}
 __all__ = ["Model", "UserError", "__version__", "load"]
 
 

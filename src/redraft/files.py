@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from redraft.errors import UserError
 
@@ -84,3 +86,18 @@ def disk_error(error: OSError, path: Path) -> UserError:
         what = f"no space left on the disk of '{path}'; nothing was lost or half-written."
         return UserError(what, "Free some space.")
     return UserError(f"can't write '{path}': {error.strerror}.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a broken one is a UserError that says where."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"'{path}' does not exist.") from None
+    except OSError as error:
+        raise UserError(f"can't read '{path}': {error.strerror}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is corrupt: {error}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"'{path}' must hold a JSON object.")
+    return values

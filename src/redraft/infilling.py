@@ -16,7 +16,8 @@ from redraft.length import Row, best_lengths, first_look, length_request
 from redraft.types import PAD, Generation
 
 if TYPE_CHECKING:
-    from redraft.model import Model, Settings
+    from redraft.model import Model
+    from redraft.settings import Settings
 
 UNKNOWN = 12  # tokens that a hole of unknown length may have at most
 _HOLE = re.compile(r"\[\[\s*(\?|\d+(?:\s*-\s*\d+)?)\s*\]\]")

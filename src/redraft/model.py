@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,64 +14,31 @@ from torch import Tensor
 
 from redraft import canvas as canvases
 from redraft import config as configs
-from redraft import models, runtime, weights
-from redraft.decode import CachePolicy, Constraint, Counter, Guidance, Loop, Method, Turns
+from redraft import models, weights
+from redraft.decode import CachePolicy, Constraint, Counter, Guidance, Loop, Method
+from redraft.drafting import Drafting
 from redraft.errors import UserError, suggest
+from redraft.families import build_family
 from redraft.files import atomic_folder, write_atomically
 from redraft.models._lean import Lean, Weights
 from redraft.models.parts.backbone import Backbone
 from redraft.models.transformer import Config, Transformer
 from redraft.registry import find
 from redraft.samplers._blockwise import Blockwise
-from redraft.types import Canvas, Forward, Generation, Network, Sampler, Spec, Step
+from redraft.settings import Settings
+from redraft.types import Forward, Generation, Network, Sampler, Spec, Step
 
 if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
     from redraft.length import Row
     from redraft.likelihood import Bound
 
-_FORMAT = 1
+FORMAT = 1
 _TYPE, _ARCHITECTURE = "redraft", "RedraftModel"  # what transformers calls it (``interop.transformers``)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to generate. ``None`` takes the family's or the model's own choice."""
-
-    max_new_tokens: int = 64
-    sampler: str | None = None
-    steps: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)  # further fields of the sampler
-    constraint: Mapping[str, Any] = field(default_factory=dict)  # kind -> text; all of them hold (constraints/)
-    guidance: str | None = None
-    guide: Mapping[str, Any] = field(default_factory=dict)  # fields of the guidance
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    candidates: int = 1  # output lengths tried per prompt; the model picks the likeliest text
-    # head: predicted from the prompt; search: looked for before anything is written; fixed: max_new_tokens, or up to an
-    # end-of-text; auto: by the head where there is one, else a search for models of pairs and fixed for plain text
-    length: Literal["auto", "head", "search", "fixed"] = "auto"
-    cache: str = "exact"  # what passes may reuse: a file of caches/, or none
-    cache_options: Mapping[str, Any] = field(default_factory=dict)  # fields of the cache policy
-    weights: Weights = "float32"  # on CPUs: bfloat16, or int8 for passes over one position, may be faster, and round
-    ignore_eos: bool = False  # write all max_new_tokens; an end-of-text is a token like any other
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 1), ("candidates", 1), ("top_k", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} = {getattr(self, name)} must be at least {least}.")
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature = {self.temperature} must be a number of at least 0.")
-        if not 0 <= self.top_p <= 1:
-            raise UserError(f"top_p = {self.top_p} must lie in [0, 1].")
-        if abs(self.seed) >= 1 << 62:
-            raise UserError(f"seed = {self.seed} is too large.", "Use one below 2^62.")
-
-
-@dataclass(frozen=True)
-class _Described:
+class Described:
     """What a model folder's config.json holds."""
 
     redraft_format: int
@@ -93,56 +57,6 @@ class Ranked:
     option: str
     score: float  # log p, or its lower bound: of the whole, per token, or per byte
     stderr: float  # Monte-Carlo error of ``score``; 0 where it is exact
-
-
-@dataclass
-class Drafting:
-    """A generation under way: iterate over it for its steps, then take the results."""
-
-    canvas: Canvas
-    loop: Loop
-    tokenizer: Tokenizer
-    by_score: bool
-    trace: list[Step] | None = None
-    unmeasured: bool = False  # its length is still to be chosen
-
-    def begin(self) -> Drafting:
-        """Choose the length, where the model does; everything else waits for the iteration."""
-        if self.unmeasured:
-            self.loop.choose_lengths(self.canvas)
-            self.unmeasured = False
-        return self
-
-    def turns(self) -> Turns[None]:
-        """The whole generation, choice of length included, for a driver that runs the network itself."""
-        if self.unmeasured:
-            yield from self.loop.lengths(self.canvas)
-            self.unmeasured = False
-        yield from self.loop.turns(self.canvas)
-
-    def __iter__(self) -> Iterator[Step]:
-        for step in self.loop.run(self.canvas):
-            if self.trace is not None:
-                self.trace.append(step)
-            yield step
-
-    def results(self) -> list[Generation]:
-        """Texts as they stand, one per request."""
-        found = []
-        for row in canvases.winners(self.canvas, self.by_score):
-            ids, finish = canvases.completion(self.canvas, row, self.loop.spec.eos_id)
-            same = self.canvas.request == self.canvas.request[row]
-            found.append(
-                Generation(
-                    text=self.tokenizer.decode(ids),
-                    ids=ids,
-                    nfe=int(self.canvas.nfe[same].max()),
-                    score=float(self.canvas.score[row]),
-                    finish=finish,
-                    trace=self.trace or [],
-                )
-            )
-        return found
 
 
 class Model:
@@ -170,7 +84,7 @@ class Model:
         """A new, untrained model. ``family`` is ``{"name": ..., **fields}``."""
         name, built = build_family(family)
         spec = built.spec(tokenizer)
-        _check_vocabulary(shape, tokenizer, "model")
+        check_vocabulary(shape, tokenizer, "model")
         shape = replace(shape, shift=spec.shift, timed=spec.timed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -626,7 +540,7 @@ class Model:
 
         with atomic_folder(Path(folder)) as new:
             described = {
-                "redraft_format": _FORMAT,
+                "redraft_format": FORMAT,
                 "family": {"name": self.family_name, **configs.to_mapping(self.family)},
                 "network": models.describe(self.network),
                 "conditional": self.conditional,
@@ -657,146 +571,6 @@ def _seeds(seed: int, owners: Sequence[int]) -> list[int]:
     return [seed + owner + 0x5EED * place for owner, place in zip(owners, rank, strict=True)]
 
 
-def build_family(described: Mapping[str, Any]) -> tuple[str, Any]:
-    """``{"name": "masked", "schedule": "cosine"}`` -> ("masked", Masked(schedule="cosine"))."""
-    if "name" not in described:
-        raise UserError("[family] needs a name.", "For example name = 'masked'.")
-    name = described["name"]
-    fields = {key: value for key, value in described.items() if key != "name"}
-    return name, configs.build(find("families", name), fields, f"family '{name}'")
-
-
-def zoo() -> dict[str, Path]:
-    """Shipped checkpoints by name: those under $REDRAFT_ZOO, else under ``zoo/`` of the checkout."""
-    root = Path(os.environ.get("REDRAFT_ZOO") or Path(__file__).parents[2] / "zoo")
-    return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
-
-
-def resolve(name_or_path: str | Path) -> Path:
-    """The folder of a model.
-
-    Raises:
-        UserError: neither a folder with a config.json nor the name of a shipped checkpoint.
-    """
-    path = Path(name_or_path)
-    if (path / "config.json").is_file():
-        return path
-    known = zoo()
-    if str(name_or_path) in known:
-        return known[str(name_or_path)]
-    if path.is_dir():
-        raise UserError(f"'{path}' has no config.json: it is no model folder.")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)) and not path.parent.exists():
-        return _from_hub(str(name_or_path))
-    raise UserError(f"unknown model '{name_or_path}'.", suggest(str(name_or_path), known))
-
-
-def _from_hub(name: str) -> Path:
-    """A snapshot of a repository of the Hugging Face hub, from its cache where it is there already.
-
-    Raises:
-        UserError: no such repository, or it can't be reached.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"'{name}' is neither a folder nor a model that the Hugging Face hub gave: {reason}",
-            "Check the name and the network, or give the path of a folder.",
-        ) from None
-
-
-def load(
-    name_or_path: str | Path,
-    device: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    mask_id: int | None = None,
-) -> Model:
-    """Load a model: a folder, a shipped checkpoint by name, or a public checkpoint (``redraft.convert``) from a folder
-    or from the Hugging Face hub, whose usual variables (HF_HOME, HF_HUB_OFFLINE) hold.
-
-    Weights are mapped into memory and read file by file into a network of type ``dtype`` on ``device``.
-
-    Args:
-        mask_id: the mask token of a public checkpoint whose files don't name it.
-    Raises:
-        UserError: unknown model, corrupt file, or a configuration that is not understood.
-    """
-    folder = resolve(name_or_path)
-    values = read_json(folder / "config.json")
-    if "redraft_format" in values:
-        if mask_id is not None:
-            raise UserError("mask_id is for public checkpoints: this one knows its own.", "Leave it out.")
-        network, files, layout, rest = _open_own(folder, values)
-    else:
-        network, files, layout, rest = _open_foreign(folder, values, mask_id)
-    models.allocate(network, dtype, runtime.device(device))
-    with _progress(files) as told:
-        weights.fill(network, files, layout, told)
-    return Model(network.requires_grad_(False).eval(), *rest)
-
-
-_Opened = tuple[Backbone, weights.Files, weights.Layout, tuple[Any, ...]]
-
-
-def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
-    """A folder of our own format: its network without weights, and the other arguments of ``Model``."""
-    from redraft.data.tokenizer import Tokenizer
-    from redraft.data.vocabulary import Ids, Vocabulary
-
-    file = folder / "config.json"
-    if values["redraft_format"] != _FORMAT:
-        raise UserError(f"{file}: format {values['redraft_format']!r} is not known here.")
-    described = configs.build(_Described, values, str(file))
-    family_name, family = build_family(described.family)
-    network = models.empty(described.network, f"{file} network")
-    if described.vocabulary is None:
-        tokenizer = Tokenizer.load(folder)
-    else:
-        tokenizer = Vocabulary(configs.build(Ids, described.vocabulary, f"{file} vocabulary"), folder)
-    _check_vocabulary(network.config, tokenizer, str(file))
-    spec = family.spec(tokenizer)
-    if (network.config.shift, network.config.timed) != (spec.shift, spec.timed):
-        raise UserError(f"{file}: this network was not made for family '{family_name}' with these options.")
-    defaults = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
-    configs.build(Settings, defaults, str(folder / "generation_config.json"))  # checked here, used later
-    rest = (tokenizer, family, family_name, described.conditional, defaults)
-    return network, weights.Files(folder), weights.Layout.own(network), rest
-
-
-def _open_foreign(folder: Path, values: Mapping[str, Any], mask_id: int | None) -> _Opened:
-    """A public checkpoint: the same."""
-    from redraft.convert import open_foreign
-
-    found = open_foreign(folder, values, {} if mask_id is None else {"mask": mask_id})
-    family_name, family = build_family(found.plan.family)
-    rest = (found.vocabulary, family, family_name, False, found.plan.defaults)
-    return found.network, found.files, found.plan.layout, rest
-
-
-@contextmanager
-def _progress(files: weights.Files) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal for what takes more than a moment."""
-    if files.size < _LARGE or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=files.size)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-_LARGE = 1 << 28  # bytes of weights
-
-
 def _completable(scores: dict[int, float], feasible: Tensor, closing: int) -> dict[int, float]:
     """Of lengths without their ``closing`` tokens, those that a constraint allows; the nearest one if it allows none.
 
@@ -820,21 +594,6 @@ def _cache(settings: Settings) -> CachePolicy | None:
     return policy
 
 
-def _check_vocabulary(shape: Config, tokenizer: Tokenizer, where: str) -> None:
+def check_vocabulary(shape: Config, tokenizer: Tokenizer, where: str) -> None:
     if shape.vocab_size != tokenizer.vocab_size:
         raise UserError(f"{where}: vocab_size {shape.vocab_size} is not the tokenizer's {tokenizer.vocab_size}.")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a broken one is a UserError that says where."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"'{path}' does not exist.") from None
-    except OSError as error:
-        raise UserError(f"can't read '{path}': {error.strerror}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is corrupt: {error}.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"'{path}' must hold a JSON object.")
-    return values

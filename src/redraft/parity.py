@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from redraft.canvas import make_canvas
 from redraft.decode import CachePolicy, Loop, Method
 from redraft.errors import UserError
-from redraft.model import Model, load, read_json
+from redraft.files import read_json
+from redraft.loading import load
+from redraft.model import Model
 from redraft.models.parts.attention import Attention
 from redraft.registry import find
 from redraft.samplers import _open

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from redraft.model import load
+from redraft.loading import load
 from tests.cli.door import Redraft
 
 

@@ -245,7 +245,7 @@ def test_ctrl_c_is_quiet(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> N
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("redraft.model.load", interrupted)
+    monkeypatch.setattr("redraft.loading.load", interrupted)
     monkeypatch.setattr(package, "load", interrupted, raising=False)
     answer = redraft("generate", *MODEL, *PROMPT)
     assert (answer.code, answer.out, answer.err) == (130, "", "")

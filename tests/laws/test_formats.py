@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from redraft import registry, weights
 from redraft.convert import Keys, find_ids, open_foreign
 from redraft.errors import UserError
-from redraft.model import load
+from redraft.loading import load
 
 _LLAMA = {
     "hidden_size": 24,
@@ -126,7 +126,7 @@ def write(folder: Path, config: dict[str, Any], shards: int = 1) -> Path:
 def foreign(folder: Path) -> Any:
     """Network of a folder, with weights; families that a branch lacks don't matter here."""
     from redraft import models
-    from redraft.model import read_json
+    from redraft.files import read_json
 
     found = open_foreign(folder, read_json(folder / "config.json"))
     models.allocate(found.network, torch.float32, torch.device("cpu"))

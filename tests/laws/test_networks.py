@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.model import Model, load
+from redraft.loading import load
+from redraft.model import Model
 from redraft.models.parts.mlp import SwiGLU
 from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.positions import rotary_table, rotate

@@ -10,7 +10,8 @@ import torch
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.model import Model, load
+from redraft.loading import load
+from redraft.model import Model
 from redraft.parity import answers
 from redraft.presets import preset
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from redraft.model import Model, load
+from redraft.loading import load
+from redraft.model import Model
 from tests.serve.conftest import settings
 
 ROUTES = {

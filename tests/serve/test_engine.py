@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from redraft.errors import UserError
-from redraft.model import Model, load
+from redraft.loading import load
+from redraft.model import Model
 from redraft.serve.engine import Done, Engine, Event, Failed, Job, Limits, Progress, Refused
 from redraft.serve.reading import Span
 from redraft.serve.scheduler import FairQueue, Full

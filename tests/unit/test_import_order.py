@@ -21,7 +21,7 @@ TIERS = [
     {"decode", "likelihood"},
     {"families"},
     {"convert"},
-    {"model", "infilling"},
+    {"settings", "drafting", "model", "infilling", "loading"},
     {"train", "tasks", "metrics"},
     {"compare", "serve", "interop", "bench", "parity"},
     {"cli"},

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from redraft.data.tokenizer import Tokenizer
-    from redraft.model import Drafting
+    from redraft.drafting import Drafting
 
 _SHADE = "░░ "
 _BROKEN = "\ufffd"  # what a lone part of a character decodes to

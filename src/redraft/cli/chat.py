@@ -48,7 +48,7 @@ def chat(
     A model with a chat template is spoken to as it says. Others: docs/serving.md.
     """
     from redraft.config import parse_options
-    from redraft.model import load, resolve
+    from redraft.loading import load, resolve
     from redraft.serve.chat import template_of
     from redraft.serve.engine import Engine, Limits
 

@@ -169,7 +169,7 @@ def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
 
 def chosen_bases(named: Sequence[str] | None, families: Sequence[str], own_terms: bool) -> dict[str, str]:
     """What to fine-tune: what was named; else, unless the user set terms of their own, the shipped base pair."""
-    from redraft.model import zoo
+    from redraft.loading import zoo
 
     if named:
         return {} if list(named) == [_SCRATCH] else bases(named, families)
@@ -186,7 +186,8 @@ def bases(named: Sequence[str], families: Sequence[str]) -> dict[str, str]:
         UserError: there is neither.
     """
     from redraft.errors import suggest
-    from redraft.model import read_json, resolve, zoo
+    from redraft.files import read_json
+    from redraft.loading import resolve, zoo
 
     found: dict[str, str] = {}
     for name in named:

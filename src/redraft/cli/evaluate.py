@@ -18,7 +18,8 @@ from redraft.errors import UserError
 if TYPE_CHECKING:
     from redraft.compare.material import Item
     from redraft.data.examples import Example
-    from redraft.model import Model, Settings
+    from redraft.model import Model
+    from redraft.settings import Settings
     from redraft.types import Generation
 
 _BATCH_TOKENS = 8192  # of one scoring pass

@@ -39,7 +39,8 @@ def finetune(
     The checkpoint brings its family, shape and tokenizer. Without a budget it sees the data three times. Stopped at
     any moment, the same command goes on from the last checkpoint.
     """
-    from redraft.model import read_json, resolve
+    from redraft.files import read_json
+    from redraft.loading import resolve
 
     if tokens is None and minutes is None and passes is None:
         passes = 3.0

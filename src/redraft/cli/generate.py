@@ -11,7 +11,8 @@ from redraft.cli._common import Constraint, Device, Guidance, Guide, Json, Seed,
 from redraft.errors import UserError
 
 if TYPE_CHECKING:
-    from redraft.model import Drafting, Model
+    from redraft.drafting import Drafting
+    from redraft.model import Model
     from redraft.types import Sampler
 
 Drafter = Annotated[

@@ -103,7 +103,7 @@ def _presets(device: str) -> list[dict[str, Any]]:
 
 def _checkpoints() -> list[dict[str, Any]]:
     from redraft.cli._zoo import facts
-    from redraft.model import zoo
+    from redraft.loading import zoo
 
     return [facts(path) for path in zoo().values()]
 

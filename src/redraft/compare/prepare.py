@@ -21,8 +21,10 @@ from redraft.compare.plan import Plan
 from redraft.compare.study import Cells, Setting, Study, grid
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.files import disk_error, write_atomically
-from redraft.model import Model, build_family, load, read_json, resolve
+from redraft.families import build_family
+from redraft.files import disk_error, read_json, write_atomically
+from redraft.loading import load, resolve
+from redraft.model import Model
 from redraft.models.transformer import Transformer
 from redraft.presets import preset as shape_of
 from redraft.registry import find

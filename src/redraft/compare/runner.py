@@ -24,7 +24,8 @@ from redraft.data.loader import batches, tokenise
 from redraft.errors import UserError
 from redraft.files import write_atomically
 from redraft.likelihood import bound
-from redraft.model import Model, load
+from redraft.loading import load
+from redraft.model import Model
 from redraft.train.logging import Event
 from redraft.train.loop import train
 

@@ -1,0 +1,19 @@
+"""One file, one named combination of noise process, schedule, objective and sampler, with its citation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from redraft import config as configs
+from redraft.errors import UserError
+from redraft.registry import find
+
+
+def build_family(described: Mapping[str, Any]) -> tuple[str, Any]:
+    """``{"name": "masked", "schedule": "cosine"}`` -> ("masked", Masked(schedule="cosine"))."""
+    if "name" not in described:
+        raise UserError("[family] needs a name.", "For example name = 'masked'.")
+    name = described["name"]
+    fields = {key: value for key, value in described.items() if key != "name"}
+    return name, configs.build(find("families", name), fields, f"family '{name}'")

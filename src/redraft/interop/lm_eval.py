@@ -21,7 +21,7 @@ from lm_eval.api.registry import register_model
 import redraft
 from redraft import likelihood
 from redraft.errors import UserError
-from redraft.model import Settings
+from redraft.settings import Settings
 from redraft.types import Batch
 
 _OWN = set(Settings.__dataclass_fields__) - {"options", "seed", "max_new_tokens"}

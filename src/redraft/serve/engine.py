@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from redraft.decode import Call, Turns
+from redraft.drafting import Drafting
 from redraft.errors import UserError
-from redraft.model import Drafting, Model
+from redraft.model import Model
 from redraft.models.parts.store import KeyValueStore
 from redraft.serve import pool
 from redraft.serve.reading import Reader, Span, Text

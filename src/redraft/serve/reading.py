@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from redraft import canvas as canvases
-from redraft.model import Drafting
+from redraft.drafting import Drafting
 from redraft.types import DRAFT, FREE, GIVEN, PAD, SEALED, Forward, Output, Step
 
 _NAMES = {GIVEN: "given", FREE: "free", DRAFT: "draft", SEALED: "sealed"}

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from redraft.drafting import Drafting
 from redraft.errors import UserError, suggest
-from redraft.model import Drafting, Model, holes
-from redraft.model import Settings as Generation
+from redraft.model import Model, holes
 from redraft.serve import chat, schema
 from redraft.serve.engine import Job
 from redraft.serve.mailbox import Mailbox
 from redraft.serve.reading import Span
 from redraft.serve.settings import Settings
+from redraft.settings import Settings as Generation
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from redraft.errors import UserError, suggest
-from redraft.model import Model, load, read_json, resolve
+from redraft.files import read_json
+from redraft.loading import load, resolve
+from redraft.model import Model
 from redraft.serve.chat import template_of
 from redraft.serve.engine import Engine, Limits
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from redraft import config
 from redraft.errors import UserError
-from redraft.model import build_family
+from redraft.families import build_family
 
 
 @dataclass(frozen=True)

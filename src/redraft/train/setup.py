@@ -14,9 +14,10 @@ from redraft.data.examples import Columns, Example, Splits, load
 from redraft.data.loader import Loader, batches, tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError, suggest
+from redraft.families import build_family
 from redraft.files import atomic_folder
-from redraft.model import Model, build_family
-from redraft.model import load as load_model
+from redraft.loading import load as load_model
+from redraft.model import Model
 from redraft.models.transformer import Config
 from redraft.presets import preset
 from redraft.train.recipe import Recipe

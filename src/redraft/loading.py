@@ -1,0 +1,153 @@
+"""From a name or a folder to a model: shipped checkpoints, our own format, public ones, the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redraft import config as configs
+from redraft import models, runtime, weights
+from redraft.errors import UserError, suggest
+from redraft.families import build_family
+from redraft.files import read_json
+from redraft.model import FORMAT, Described, Model, check_vocabulary
+from redraft.models.parts.backbone import Backbone
+from redraft.settings import Settings
+
+
+def zoo() -> dict[str, Path]:
+    """Shipped checkpoints by name: those under $REDRAFT_ZOO, else under ``zoo/`` of the checkout."""
+    root = Path(os.environ.get("REDRAFT_ZOO") or Path(__file__).parents[2] / "zoo")
+    return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The folder of a model.
+
+    Raises:
+        UserError: neither a folder with a config.json nor the name of a shipped checkpoint.
+    """
+    path = Path(name_or_path)
+    if (path / "config.json").is_file():
+        return path
+    known = zoo()
+    if str(name_or_path) in known:
+        return known[str(name_or_path)]
+    if path.is_dir():
+        raise UserError(f"'{path}' has no config.json: it is no model folder.")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)) and not path.parent.exists():
+        return _from_hub(str(name_or_path))
+    raise UserError(f"unknown model '{name_or_path}'.", suggest(str(name_or_path), known))
+
+
+def _from_hub(name: str) -> Path:
+    """A snapshot of a repository of the Hugging Face hub, from its cache where it is there already.
+
+    Raises:
+        UserError: no such repository, or it can't be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"'{name}' is neither a folder nor a model that the Hugging Face hub gave: {reason}",
+            "Check the name and the network, or give the path of a folder.",
+        ) from None
+
+
+def load(
+    name_or_path: str | Path,
+    device: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    mask_id: int | None = None,
+) -> Model:
+    """Load a model: a folder, a shipped checkpoint by name, or a public checkpoint (``redraft.convert``) from a folder
+    or from the Hugging Face hub, whose usual variables (HF_HOME, HF_HUB_OFFLINE) hold.
+
+    Weights are mapped into memory and read file by file into a network of type ``dtype`` on ``device``.
+
+    Args:
+        mask_id: the mask token of a public checkpoint whose files don't name it.
+    Raises:
+        UserError: unknown model, corrupt file, or a configuration that is not understood.
+    """
+    folder = resolve(name_or_path)
+    values = read_json(folder / "config.json")
+    if "redraft_format" in values:
+        if mask_id is not None:
+            raise UserError("mask_id is for public checkpoints: this one knows its own.", "Leave it out.")
+        network, files, layout, rest = _open_own(folder, values)
+    else:
+        network, files, layout, rest = _open_foreign(folder, values, mask_id)
+    models.allocate(network, dtype, runtime.device(device))
+    with _progress(files) as told:
+        weights.fill(network, files, layout, told)
+    return Model(network.requires_grad_(False).eval(), *rest)
+
+
+_Opened = tuple[Backbone, weights.Files, weights.Layout, tuple[Any, ...]]
+
+
+def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
+    """A folder of our own format: its network without weights, and the other arguments of ``Model``."""
+    from redraft.data.tokenizer import Tokenizer
+    from redraft.data.vocabulary import Ids, Vocabulary
+
+    file = folder / "config.json"
+    if values["redraft_format"] != FORMAT:
+        raise UserError(f"{file}: format {values['redraft_format']!r} is not known here.")
+    described = configs.build(Described, values, str(file))
+    family_name, family = build_family(described.family)
+    network = models.empty(described.network, f"{file} network")
+    if described.vocabulary is None:
+        tokenizer = Tokenizer.load(folder)
+    else:
+        tokenizer = Vocabulary(configs.build(Ids, described.vocabulary, f"{file} vocabulary"), folder)
+    check_vocabulary(network.config, tokenizer, str(file))
+    spec = family.spec(tokenizer)
+    if (network.config.shift, network.config.timed) != (spec.shift, spec.timed):
+        raise UserError(f"{file}: this network was not made for family '{family_name}' with these options.")
+    defaults = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+    configs.build(Settings, defaults, str(folder / "generation_config.json"))  # checked here, used later
+    rest = (tokenizer, family, family_name, described.conditional, defaults)
+    return network, weights.Files(folder), weights.Layout.own(network), rest
+
+
+def _open_foreign(folder: Path, values: Mapping[str, Any], mask_id: int | None) -> _Opened:
+    """A public checkpoint: the same."""
+    from redraft.convert import open_foreign
+
+    found = open_foreign(folder, values, {} if mask_id is None else {"mask": mask_id})
+    family_name, family = build_family(found.plan.family)
+    rest = (found.vocabulary, family, family_name, False, found.plan.defaults)
+    return found.network, found.files, found.plan.layout, rest
+
+
+@contextmanager
+def _progress(files: weights.Files) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal for what takes more than a moment."""
+    if files.size < _LARGE or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=files.size)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+_LARGE = 1 << 28  # bytes of weights
