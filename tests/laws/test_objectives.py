@@ -590,3 +590,31 @@ def test_sums_over_the_vocabulary_and_their_gradient_are_those_of_autograd(free:
     (sums * weights).sum().add((expected.gather(1, ids) * weights[:, None]).sum()).backward()
     assert one.grad is not None and other.grad is not None
     torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_complementary_rows_hide_every_token_once() -> None:
+    """The loss is the mean cross-entropy over all tokens that noise may touch, each asked for exactly once."""
+    spec, _ = family("masked", conditional=True)
+    spec, clean = replace(spec, length_head=False), batch()
+    can = clean.target.clone()
+    for seed in range(5):
+        prepared = Masked(weight="flat", complementary=True).prepare(clean, spec, generator(seed))
+        rows, at = (prepared.ask.want >= 0).nonzero(as_tuple=True)
+        seen = torch.zeros_like(can, dtype=torch.int64).index_put_((rows % 3, at), torch.tensor(1), accumulate=True)
+        assert seen.tolist() == can.long().tolist()
+        assert prepared.ask.x[rows, at].unique().tolist() == [spec.mask_id]
+        assert int((prepared.ask.x == spec.mask_id).sum()) == len(rows)  # the rest of either copy is shown
+        logits = random_logits(prepared, spec)
+        log_p = logits.clone().index_fill(1, torch.tensor([*spec.forbidden, spec.mask_id]), -torch.inf).log_softmax(1)
+        expected = F.nll_loss(log_p, prepared.target)
+        terms = Masked(weight="flat", complementary=True).loss(logits, prepared)
+        assert float(terms.loss) == pytest.approx(float(expected), rel=1e-5)
+        assert terms.tokens == 8 and not terms.is_bound
+
+
+def test_complementary_rows_need_flat_weights_and_no_time() -> None:
+    with pytest.raises(UserError, match="no bound"):
+        Masked(weight="bound", complementary=True)
+    spec, _ = family("masked")
+    with pytest.raises(UserError, match="told the time"):
+        Masked(weight="flat", complementary=True).prepare(batch(), replace(spec, timed=True), generator())

@@ -34,6 +34,7 @@ class Masked:
     label_smoothing: float = 0.0
     low: float = 0.0  # training draws times from [low, high]; what is reported is always the whole bound
     high: float = 1.0
+    complementary: bool = False  # train on every row twice, the second time with what was hidden shown
     shift: Literal[0, 1] = 0  # 1: predictions stand one position earlier, as in the autoregressive model it once was
     block: int = 0  # 0: every position sees every other; else those of its own block and of the blocks before it
 
@@ -57,7 +58,7 @@ class Masked:
         )
 
     def training(self) -> Objective:
-        return replace(self.objective(), low=self.low, high=self.high)
+        return replace(self.objective(), low=self.low, high=self.high, complementary=self.complementary)
 
     def sampler(self) -> Confidence:
         return Confidence()

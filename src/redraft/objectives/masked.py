@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,6 +32,9 @@ class Masked:
         label_smoothing: in the loss only, never in the reported nats.
         low, high: the span of time that t is drawn from, for training with less variance (``families``' ``training``).
             With anything but 0 and 1 the nats are those of this span alone, and no bound.
+        complementary: train on every row twice, where the second copy hides what the first one shows, so that each
+            token is learnt from once a pass, as in autoregression (LLaDA2.0, Bie et al. 2025, arXiv:2512.15745).
+            Twice the arithmetic; needs ``flat``, continuous time and a network that isn't told it; no bound.
 
     **Length.** With a length head, the prediction at the last prompt position is a distribution over ids that are
     read as numbers of target tokens, end-of-text counted. The reported nats are then -log p(n) - log p(x | n), of
@@ -54,6 +57,7 @@ class Masked:
     label_smoothing: float = 0.0
     low: float = 0.0
     high: float = 1.0
+    complementary: bool = False
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
@@ -62,6 +66,11 @@ class Masked:
             raise UserError(f"objective masked: steps {self.steps} is negative.", "Use 0 for continuous time.")
         if self.weight not in ("bound", "flat"):
             raise UserError(f"objective masked: weight '{self.weight}' is unknown.", "Known: bound, flat.")
+        if self.complementary and (self.steps or self.weight != "flat"):
+            raise UserError(
+                "objective masked: complementary rows have no bound.",
+                "Set weight = 'flat' and steps = 0, or leave it out.",
+            )
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
         """Draw noise for the target positions of ``batch`` and ask for what it hid. Works on the batch's device."""
@@ -71,13 +80,22 @@ class Masked:
         else:
             t = self.low + (self.high - self.low) * times.continuous(rows, generator, where)
         can = noise.noisable(batch, spec)
+        if self.complementary and spec.timed:
+            raise UserError("complementary rows are for networks that aren't told the time.", "Set timed = false.")
         if self.steps or spec.timed:
             x = Absorbing().corrupt(batch.ids, schedule.alpha(t), can, spec, generator)
             return self.request(batch, spec, can & (x == spec.mask_id), self.rate(spec, t), t)
         count = can.sum(1)
         hide = torch.ceil((1 - schedule.alpha(t)) * count).clamp_(min=1).minimum(count)
         weight = -schedule.dalpha(t) * count / hide.clamp(min=1)
-        return self.request(batch, spec, _choose(can, hide, generator), weight, t)
+        hidden = _choose(can, hide, generator)
+        if not self.complementary:
+            return self.request(batch, spec, hidden, weight, t)
+        prepared = self.request(_twice(batch), spec, torch.cat([hidden, can & ~hidden]), weight.repeat(2), t.repeat(2))
+        rows = prepared.rows // 2
+        return replace(
+            prepared, weight=prepared.weight / 2, row=prepared.row % rows, rows=rows, tokens=prepared.tokens // 2
+        )
 
     def rate(self, spec: Spec, t: Tensor) -> Tensor:
         """Weight in the bound of a token masked at time ``t`` [B], where each is masked by chance -> [B]."""
@@ -139,7 +157,7 @@ class Masked:
             loss=(train * prepared.weight).sum() / max(prepared.tokens, 1),
             nats=per_row(nll * extra["bound"], prepared.row, prepared.rows),
             tokens=prepared.tokens,
-            is_bound=(self.low, self.high) == (0.0, 1.0),
+            is_bound=(self.low, self.high, self.complementary) == (0.0, 1.0, False),
         )
 
 
@@ -147,3 +165,10 @@ def _choose(can: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
     """Exactly ``count`` [B] of each row's True positions of ``can`` [B, L] (no more than it has), all subsets alike."""
     draw = torch.rand(can.shape, generator=generator, device=generator.device, dtype=torch.float64).to(can.device)
     return draw.masked_fill(~can, 2.0).argsort(1).argsort(1) < count[:, None]
+
+
+def _twice(batch: Batch) -> Batch:
+    """The rows of a batch, and the same rows once more."""
+    prompt = None if batch.prompt is None else batch.prompt.repeat(2)
+    ids, target, valid = (part.repeat(2, 1) for part in (batch.ids, batch.target, batch.valid))
+    return Batch(ids, target, valid, prompt, batch.bytes.repeat(2))
