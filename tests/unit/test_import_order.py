@@ -23,7 +23,7 @@ TIERS = [
     {"convert"},
     {"settings", "drafting", "model", "infilling", "loading"},
     {"train", "tasks", "metrics"},
-    {"compare", "serve", "interop", "bench", "parity"},
+    {"compare", "serve", "interop", "bench", "parity", "tune"},
     {"cli"},
 ]
 # Samplers take schedules by their protocol and know no network; networks know no noise; data know neither.

@@ -30,6 +30,7 @@ VERBS = (
     "finetune",
     "evaluate",
     "compare",
+    "tune",
     "serve",
     "chat",
     "bench",
@@ -37,7 +38,7 @@ VERBS = (
     "convert",
     "doctor",
 )
-_RESUMED = ("demo", "train", "finetune", "compare")  # verbs that go on where they were stopped
+_RESUMED = ("demo", "train", "finetune", "compare", "tune")  # verbs that go on where they were stopped
 _BAD_INPUT, _INTERRUPTED = 2, 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

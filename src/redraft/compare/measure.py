@@ -9,20 +9,28 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from redraft import __version__, config, runtime
-from redraft.compare.study import Setting
 from redraft.metrics.memory import Memory
 from redraft.metrics.speed import Speed
 from redraft.model import Model
 
+
+class Decoding(Protocol):
+    """A way of decoding: ``compare.study.Setting``, ``tune.space.Trial``."""
+
+    @property
+    def id(self) -> str: ...
+    def generation(self) -> dict[str, Any]: ...
+
+
 FEWEST_CALLS = 3  # timed calls of a setting, however little time there is
 
 
-def write_texts(model: Model, prompts: Sequence[str], setting: Setting, new_tokens: int, batch: int) -> dict[str, Any]:
+def write_texts(model: Model, prompts: Sequence[str], setting: Decoding, new_tokens: int, batch: int) -> dict[str, Any]:
     """Answers to all prompts, with what it took to write them."""
     settings = model.settings(max_new_tokens=new_tokens, **setting.generation())
     texts, nfe, tokens, finished = [], [], [], 0
@@ -56,7 +64,7 @@ def write_texts(model: Model, prompts: Sequence[str], setting: Setting, new_toke
 
 
 def race(
-    runners: Sequence[tuple[Model, Setting]],
+    runners: Sequence[tuple[Model, Decoding]],
     prompts: Sequence[str],
     batch: int,
     calls: int,

@@ -37,6 +37,7 @@ class Analytic:
     exact = False
     retracts = True
     width = 1
+    tries = {"steps": (4, 8, 16, 32)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         _open.check_noise(spec)

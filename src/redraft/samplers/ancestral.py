@@ -35,6 +35,7 @@ class Ancestral:
     exact = False  # several tokens a turn are drawn independently of each other
     retracts = False
     width = 1
+    tries = {"steps": (8, 16, 32, 64)}
     positions = "noise"  # what decides where is written (see ``likelihood.under``)
 
     def start(self, canvas: Canvas, spec: Spec) -> State:

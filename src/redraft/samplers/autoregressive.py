@@ -22,6 +22,7 @@ class Autoregressive:
     length_penalty: float = 1.0
 
     exact = True
+    tries = {"beams": (1, 2, 4)}
     retracts = False
 
     @property

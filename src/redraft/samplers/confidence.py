@@ -41,6 +41,7 @@ class Confidence:
     exact = False
     retracts = False
     width = 1
+    tries = {"order": ("confidence", "margin", "entropy"), "schedule": ("linear", "cosine")}
 
     @property
     def positions(self) -> Literal["noise", "distribution", "draw"]:

@@ -43,6 +43,7 @@ class DraftVerify:
     exact = True
     retracts = True  # drafts, never what was sealed
     width = 1
+    tries = {"block": (2, 4, 8, 16)}
 
     def start(self, canvas: Canvas, spec: Spec) -> State:
         if spec.drafter is None:

@@ -31,6 +31,7 @@ class EntropyBound:
     exact = False
     retracts = False
     width = 1
+    tries = {"gamma": (0.1, 0.5, 2.0, 4.0)}
 
     @property
     def positions(self) -> Literal["noise", "distribution", "draw"]:

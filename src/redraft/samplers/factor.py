@@ -30,6 +30,7 @@ class Factor:
     exact = False
     retracts = False
     width = 1
+    tries = {"factor": (0.5, 1.0, 2.0, 4.0)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         _open.check_diffusion(spec)

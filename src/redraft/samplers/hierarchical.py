@@ -30,6 +30,7 @@ class Hierarchical:
     exact = False
     retracts = False
     width = 1
+    tries = {"threshold": (0.5, 0.7, 0.9), "low": (0.3, 0.5)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         _open.check_diffusion(spec)

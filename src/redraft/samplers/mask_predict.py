@@ -32,6 +32,7 @@ class MaskPredict:
     exact = False
     retracts = True
     width = 1
+    tries = {"steps": (1, 2, 4, 6, 10)}
 
     def start(self, canvas: Canvas, spec: Spec) -> State:
         _open.check_diffusion(spec)

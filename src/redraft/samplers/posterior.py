@@ -24,6 +24,7 @@ class Posterior:
     exact = False  # tokens of one step are drawn independently of each other
     retracts = True
     width = 1
+    tries = {"steps": (4, 8, 16, 32)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         _uniform.check(spec, self.steps)

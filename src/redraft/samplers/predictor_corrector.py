@@ -37,6 +37,7 @@ class PredictorCorrector:
     exact = False
     retracts = True
     width = 1
+    tries = {"steps": (4, 8, 16), "corrections": (1, 2)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         _uniform.check(spec, self.steps)

@@ -44,6 +44,7 @@ class SlowFast:
     exact = False
     retracts = False
     width = 1
+    tries = {"threshold": (0.5, 0.7, 0.9)}
 
     def start(self, canvas: Canvas, spec: Spec) -> State:
         _open.check_diffusion(spec)

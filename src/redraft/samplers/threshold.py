@@ -25,6 +25,7 @@ class Threshold:
     exact = False
     retracts = False
     width = 1
+    tries = {"threshold": (0.5, 0.7, 0.9)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         _open.check_diffusion(spec)

@@ -44,6 +44,7 @@ class Wino:
     exact = False
     retracts = True
     width = 1
+    tries = {"threshold": (0.4, 0.6, 0.8), "verify": (0.6, 0.9)}
 
     def start(self, canvas: Canvas, spec: Spec) -> State:
         _open.check_diffusion(spec)

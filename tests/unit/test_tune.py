@@ -1,0 +1,130 @@
+"""The race of ``redraft tune`` on scores that are known: it must find what is best for its cost, and waste little."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from redraft.tune import race
+from redraft.tune.race import Piece, Race
+from redraft.tune.space import Trial, _beside
+
+
+@dataclass
+class Bench:
+    """Settings ``confidence`` with n steps: quality rises with steps up to 8 and stays, costs are the steps.
+
+    Rows differ much more from each other than settings do, and every setting finds the same rows hard.
+    """
+
+    rows: int = 256
+    noise: float = 0.5  # of a setting on a row, beside that of the row
+    written: dict[int, int] = field(default_factory=dict)
+
+    def measure(self, trial: Trial, number: int) -> Piece:
+        steps = dict(trial.options)["steps"]
+        self.written[steps] = self.written.get(steps, 0) + race.ROWS
+        hard = np.random.default_rng(number).normal(0, 20, race.ROWS)
+        own = np.random.default_rng((number, steps)).normal(0, self.noise, race.ROWS)
+        value = 30 - 2.0 * max(0, 8 - steps) + hard + own
+        stats = np.stack([value, np.ones(race.ROWS)], 1)
+        return Piece(stats, float(steps * race.ROWS), float(steps * race.ROWS), race.ROWS)
+
+    def race(self, within: float) -> Race:
+        return Race(lambda total: total[..., 0] / total[..., 1], within, self.measure, self.rows // race.ROWS)
+
+
+class Line:
+    """A space of one number: 1, 2, 4 ... 64 steps to begin with, and what lies between."""
+
+    def start(self) -> list[Trial]:
+        return [of(n) for n in (1, 2, 4, 16, 32, 64)]
+
+    def near(self, trial: Trial) -> Iterator[Trial]:
+        yield from (of(n) for n in _beside(dict(trial.options)["steps"], (1, 2, 4, 16, 32, 64)))
+
+    def fits(self, trial: Trial) -> bool:
+        return True
+
+
+def of(steps: int) -> Trial:
+    return Trial.of("confidence", {"steps": steps})
+
+
+def steps_of(race: Race) -> list[int]:
+    return [dict(racer.trial.options)["steps"] for racer in race.live()]
+
+
+def test_the_cheapest_of_the_best_is_found_though_it_was_not_in_the_grid() -> None:
+    bench = Bench()
+    contest = bench.race(within=0.5)
+    contest.run(Line(), of(64))  # type: ignore[arg-type]
+    left = [n for n in steps_of(contest) if n != 64]
+    assert min(left) == 8
+    assert 8 in bench.written and bench.written[8] == bench.rows
+
+
+def test_what_is_of_no_use_is_written_for_few_rows() -> None:
+    bench = Bench()
+    bench.race(within=0.5).run(Line(), of(64))  # type: ignore[arg-type]
+    assert bench.written[1] == bench.written[2] == bench.written[4] == race.ROWS
+    everything = bench.rows * len(bench.written)
+    assert sum(bench.written.values()) < 0.4 * everything
+
+
+def test_a_tolerance_lets_cheaper_settings_stay() -> None:
+    contest = Bench().race(within=9.0)
+    contest.run(Line(), of(64))  # type: ignore[arg-type]
+    assert min(steps_of(contest)) == 4
+
+
+def test_the_models_own_setting_is_never_taken_out() -> None:
+    bench = Bench()
+    contest = bench.race(within=0.5)
+    contest.run(Line(), of(1))  # type: ignore[arg-type]
+    assert 1 in steps_of(contest)
+    assert bench.written[1] == bench.rows
+
+
+def test_no_row_is_written_twice_and_all_that_is_left_has_seen_all() -> None:
+    bench = Bench()
+    contest = bench.race(within=0.5)
+    contest.run(Line(), of(64))  # type: ignore[arg-type]
+    assert all(rows <= bench.rows for rows in bench.written.values())
+    assert all(len(racer.pieces) == contest.pieces for racer in contest.live())
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([(1.0, 5.0), (2.0, 5.0), (2.0, 6.0), (3.0, 5.5)], [True, False, True, False]),
+        ([(1.0, 5.0), (1.0, 5.0)], [True, True]),
+    ],
+)
+def test_the_front_is_what_nothing_beats(points: list[tuple[float, float]], front: list[bool]) -> None:
+    assert race.fronts(points) == front
+
+
+@pytest.mark.parametrize(
+    ("at", "tried", "expected"),
+    [(4, (1, 4, 16), [2, 1, 8, 16]), (0.7, (0.5, 0.7, 0.9), [0.6, 0.5, 0.8, 0.9]), (1, (1, 2), [2])],
+)
+def test_neighbours_of_a_number(at: float, tried: tuple[float, ...], expected: list[float]) -> None:
+    assert _beside(at, tried) == expected
+
+
+def test_equal_ways_have_equal_names() -> None:
+    assert Trial.of("threshold", {"threshold": 0.9, "block": 0}) == Trial.of("threshold", {})
+    assert Trial.of("confidence", {"steps": 16}).id == "confidence/steps=16"  # though 16 is the default
+    kept = Trial.of("confidence", {"steps": 4, "block": 8}, 2, "delayed", {"refresh": 4})
+    assert kept.defaults() == {
+        "sampler": "confidence",
+        "steps": 4,
+        "options": {"block": 8},
+        "candidates": 2,
+        "cache": "delayed",
+        "cache_options": {"refresh": 4},
+    }
