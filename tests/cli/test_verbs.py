@@ -361,3 +361,48 @@ def test_demo(redraft: Redraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert set(found["race"]) == {"autoregressive", "masked"}
     assert all(Path(path).is_file() for path in found["files"].values())
     assert "░" in answer.err
+
+
+# tune
+
+
+TUNE = ("--data-root", "none", "--all-rows", "--rows", 40, "--samplers", "confidence", "--caches", "exact,none")
+
+
+def test_tune_finds_a_setting_and_the_copy_uses_it(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    quick = ("--max-new-tokens", 4, "--calls", 3, "--batch-sizes", "1", "--within", 100, "--json")
+    asked = ("tune", *MODEL, "--data", pairs, *COLUMNS, *TUNE, *quick, "--out", tmp_path / "tuning")
+    refused = redraft(*asked)
+    assert refused.code == 2 and "--to" in refused.err, "a shipped checkpoint stays as it is"
+    found = redraft(*asked, "--to", tmp_path / "tuned").json
+    assert found["generation"]["sampler"] == "confidence" and found["written"] == str(tmp_path / "tuned")
+    chosen = next(row for row in found["settings"] if row["id"] == found["winner"])
+    assert chosen["nfe"] == min(row["nfe"] for row in found["settings"] if not row["lost"]), "anything is good enough"
+    used = redraft("generate", "--model", tmp_path / "tuned", *PROMPT, "--json").json
+    assert used["sampler_options"]["steps"] == found["generation"]["steps"]
+    page = (tmp_path / "tuning" / "tune.html").read_text()
+    assert found["winner"] in page and "<script" not in page and "http" not in page.replace("http://www.w3.org", "")
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "tuning" / "cells").iterdir()}
+    again = redraft(*asked, "--dry-run").json
+    assert again["written"] is None and again["texts_written"] == found["texts_written"]
+    after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "tuning" / "cells").iterdir()}
+    assert after == before, "what was measured once is not measured again"
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (("--within", 0), "within"),
+        (("--samplers", "confidense"), "confidence"),
+        (("--caches", "prefiks"), "prefix"),
+        (("--batch-sizes", "1,x"), "batch-sizes"),
+        (("--rows", 5), "too few"),
+        (("--test",), "no test rows"),
+        (("--samplers", "posterior"), "noise"),
+    ],
+)
+def test_tune_refuses_in_words(
+    redraft: Redraft, pairs: Path, tmp_path: Path, more: tuple[object, ...], word: str
+) -> None:
+    answer = redraft("tune", *MODEL, "--data", pairs, *COLUMNS, *TUNE, "--dry-run", "--out", tmp_path / "t", *more)
+    assert answer.code == 2 and word in answer.err
