@@ -97,6 +97,19 @@ def load(
     return Model(network.requires_grad_(False).eval(), *rest)
 
 
+def family_of(name_or_path: str | Path) -> dict[str, Any]:
+    """The family of a checkpoint as a recipe's table, without reading its weights.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    folder = resolve(name_or_path)
+    values = read_json(folder / "config.json")
+    opened = _open_own(folder, values) if "redraft_format" in values else _open_foreign(folder, values, None)
+    _, family, name, *_ = opened[3]
+    return {"name": name, **configs.to_mapping(family)}
+
+
 _Opened = tuple[Backbone, weights.Files, weights.Layout, tuple[Any, ...]]
 
 

@@ -327,7 +327,7 @@ class Model:
         method, spec = self.method(settings), self.spec
         if settings.ignore_eos:
             spec = replace(spec, eos_id=-1)
-        self._check_mask(spec)
+        self.check_mask()
         guess = not length_known and self._length(settings) == "head"
         if settings.candidates > 1 and not guess and not length_known:
             raise UserError(
@@ -517,7 +517,9 @@ class Model:
                 raise UserError(f"prompt id {i} lies beyond the vocabulary of {size}.")
         return [int(i) for i in ids]
 
-    def _check_mask(self, spec: Spec) -> None:
+    def check_mask(self) -> None:
+        """Raises UserError where a masked model's files don't say which token the mask is."""
+        spec = self.spec
         if spec.schedule is not None and spec.process == "absorbing" and not self.tokenizer.has("mask"):
             raise UserError(
                 "this checkpoint's files don't name its mask token.", "Say which id it is: load(..., mask_id=...)."

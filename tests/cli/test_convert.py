@@ -28,6 +28,20 @@ def test_out_as_llama_and_in_again(redraft: Redraft, zoo: Path, tmp_path: Path) 
     assert written.code == 0 and written.json["family"] == "autoregressive"
 
 
+def test_into_another_family(redraft: Redraft, zoo: Path, tmp_path: Path) -> None:
+    answer = redraft("convert", "base-autoregressive", tmp_path / "m", "--to", "masked", "--option", "shift=1", "--json")
+    assert answer.code == 0 and answer.json["family"] == "masked" and answer.json["format"] == "masked"
+    before, after = load(zoo / "base-autoregressive"), load(tmp_path / "m")
+    assert after.spec.shift == 1 and after.spec.attend.kind == "full"
+    assert all(torch.equal(a, b) for a, b in zip(before.network.parameters(), after.network.parameters(), strict=True))
+    for words, says in (
+        (("--to", "masked", "--option", "shft=1"), "Did you mean 'shift'?"),
+        (("--option", "shift=1"), "family"),
+    ):
+        answer = redraft("convert", "base-autoregressive", tmp_path / "n", *words)
+        assert answer.code == 2 and says in answer.err, answer.err
+
+
 def test_what_can_not_be_written_is_said(redraft: Redraft, tmp_path: Path) -> None:
     for words, says in (
         (("base-masked", tmp_path / "m", "--to", "llama"), "left to right"),

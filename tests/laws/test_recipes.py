@@ -13,7 +13,7 @@ from redraft.train.loop import train
 from redraft.train.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-TRAINING = sorted(p for folder in ("toy", "pretrain", "zoo") for p in (RECIPES / folder).glob("*.toml"))
+TRAINING = sorted(p for folder in ("toy", "pretrain", "finetune", "zoo") for p in (RECIPES / folder).glob("*.toml"))
 
 
 def name(path: Path) -> str:

@@ -20,6 +20,12 @@ def finetune(
     input_: t.Input = None,
     target: t.Target = None,
     skip_bad_rows: t.SkipBadRows = False,
+    family: Annotated[
+        str | None, typer.Option(help="Turn it into another family, such as masked. Unset: its own.")
+    ] = None,
+    course: Annotated[
+        str | None, typer.Option(metavar="anneal|blocks", help="How attention gets there; see docs/choosing.md.")
+    ] = None,
     tokens: t.Tokens = None,
     passes: t.Passes = None,
     minutes: t.Minutes = None,
@@ -35,12 +41,14 @@ def finetune(
     Examples:
       redraft finetune --from translate-en-de-masked --data my.jsonl --input question --target answer --out runs/mine
       redraft finetune --from runs/stories --data notes.txt --minutes 5 --out runs/notes
+      redraft finetune --from base-autoregressive --data notes.txt --family masked --course anneal --out runs/masked
 
-    The checkpoint brings its family, shape and tokenizer. Without a budget it sees the data three times. Stopped at
-    any moment, the same command goes on from the last checkpoint.
+    The checkpoint brings its family, shape and tokenizer. With --family it is converted first: an autoregressive model
+    becomes a masked one, its predictions one position earlier as before (--set family.shift=0: where they belong).
+    Without a budget it sees the data three times. Stopped at any moment, the same command goes on from the last
+    checkpoint.
     """
-    from redraft.files import read_json
-    from redraft.loading import resolve
+    from redraft.loading import family_of, resolve
 
     if tokens is None and minutes is None and passes is None:
         passes = 3.0
@@ -54,7 +62,8 @@ def finetune(
             target=target,
             skip_bad_rows=skip_bad_rows,
         ),
-        "family": read_json(resolve(from_) / "config.json")["family"],
+        "family": {"name": family} if family else family_of(from_),
+        "course": t.table(name=course),
         "model": {"from": str(resolve(from_).resolve())},
         "train": t.table(tokens=tokens, passes=passes, minutes=minutes, lr=lr, seed=seed),
     }

@@ -25,7 +25,8 @@ _CHUNK = 2048  # texts handed to the tokenizer at once
 class Tokenised:
     """A corpus as one flat array of ids.
 
-    Pairs: row ``i`` is prompt, sep, target, eos. Texts: row ``i`` is a document and eos. ``n`` rows, ``T`` tokens.
+    Pairs: row ``i`` is prompt, sep, target, eos (or what a tokenizer from elsewhere puts there). Texts: row ``i`` is a
+    document and eos. ``n`` rows, ``T`` tokens.
     """
 
     ids: np.ndarray  # [T] uint16 where the vocabulary allows, else int32
@@ -56,18 +57,20 @@ def tokenise(examples: Sequence[Example], tokenizer: Tokenizer) -> Tokenised:
         raise UserError(what, "Give rows of one kind.")
     pairs = paired.pop()
     ids, lengths, prompts = array("i"), array("q"), array("q")
+    before, after = tokenizer.around_prompt if pairs else ([], [])
+    closing = tokenizer.closing
     for begin in range(0, len(examples), _CHUNK):
         chunk = examples[begin : begin + _CHUNK]
         targets = tokenizer.encode_batch([example.target for example in chunk])
         heads = tokenizer.encode_batch([example.prompt or "" for example in chunk]) if pairs else [[]] * len(chunk)
         for head, target in zip(heads, targets, strict=True):
+            begin_at = len(ids)
             if pairs:
-                ids.extend(head)
-                ids.append(tokenizer.sep_id)
-                prompts.append(len(head) + 1)
+                ids.extend([*before, *head, *after] or [tokenizer.bos_id])  # something to predict the first token from
+                prompts.append(len(ids) - begin_at)
             ids.extend(target)
-            ids.append(tokenizer.eos_id)
-            lengths.append(len(head) + len(target) + 1 + pairs)
+            ids.extend(closing)
+            lengths.append(len(ids) - begin_at)
     flat = np.frombuffer(ids, dtype=np.int32).astype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
     texts = np.array([len(example.target.encode()) for example in examples], dtype=np.int64)
     token_bytes = tokenizer.byte_lengths.astype(np.float64)

@@ -153,6 +153,16 @@ class Tokenizer:
             raise
         return [encoding.ids for encoding in found]
 
+    @property
+    def around_prompt(self) -> tuple[list[int], list[int]]:
+        """Ids before and after the tokens of a prompt."""
+        return [], [self.sep_id]
+
+    @property
+    def closing(self) -> list[int]:
+        """Ids behind a target or a document: the end of text."""
+        return [self.eos_id]
+
     def encode_opening(self, text: str) -> list[int]:
         """The beginning of a plain text: bos, then its tokens."""
         return [self.bos_id, *self.encode(text)]

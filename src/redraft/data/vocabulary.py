@@ -13,8 +13,10 @@ import tokenizers
 
 from redraft.data.tokenizer import SPECIALS, Tokenizer, name_specials, read_specials
 from redraft.errors import UserError
+from redraft.files import write_atomically
 
 NONE = -1  # the id of a special token that a checkpoint does not have
+_MASK = "<|mask|>"
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -54,13 +56,8 @@ class Vocabulary(Tokenizer):
     """
 
     def __init__(self, ids: Ids, folder: Path | None = None) -> None:
-        self.ids, self.folder = ids, folder
-        self.vocab_size, self.markers = ids.size, ids.forbidden
-        self.eos_id = ids.eos  # -1 ends no text
-        # Where the others are missing, another id holds their place, so that every id can be embedded.
-        self.pad_id = next((i for i in (ids.pad, ids.eos) if i >= 0), 0)
-        self.bos_id = next((i for i in (ids.bos, ids.eos) if i >= 0), self.pad_id)
-        self.mask_id, self.sep_id = (i if i >= 0 else self.pad_id for i in (ids.mask, ids.sep))
+        self.folder = folder
+        self._number(ids)
         self.added = ()
         self._backend: tokenizers.Tokenizer | None = None
         if folder is not None and (folder / "tokenizer.json").is_file():
@@ -75,6 +72,31 @@ class Vocabulary(Tokenizer):
             )
         self.names = read_specials(folder) if folder is not None else {}
 
+    def _number(self, ids: Ids) -> None:
+        self.ids, self.vocab_size, self.markers = ids, ids.size, ids.forbidden
+        self.eos_id = ids.eos  # -1 ends no text
+        # Where the others are missing, another id holds their place, so that every id can be embedded.
+        self.pad_id = next((i for i in (ids.pad, ids.eos) if i >= 0), 0)
+        self.bos_id = next((i for i in (ids.bos, ids.eos) if i >= 0), self.pad_id)
+        self.mask_id, self.sep_id = (i if i >= 0 else self.pad_id for i in (ids.mask, ids.sep))
+
+    def completed(self, mask: bool) -> Vocabulary:
+        """The same with what a model that is to be trained must have: an end of text, where a separator can serve as
+        one (BERT), and, if ``mask``, a mask token. A new one takes the first id behind those of the tokenizer."""
+        ids, found = self.ids, Vocabulary(self.ids, self.folder)
+        if ids.eos < 0 and ids.sep >= 0:
+            ids = replace(ids, eos=ids.sep)
+        if mask and ids.mask < 0:
+            number = ids.size
+            if found._backend is not None:
+                number = max(found._backend.get_vocab(with_added_tokens=True).values()) + 1
+                found._backend.add_special_tokens([tokenizers.AddedToken(_MASK, special=True, normalized=False)])
+                found.names, found.added = {**found.names, "mask": _MASK}, ("mask",)
+            forbidden = (*ids.forbidden, number)
+            ids = replace(ids, mask=number, size=max(ids.size, number + 1), forbidden=forbidden)
+        found._number(ids)
+        return found
+
     @property
     def backend(self) -> tokenizers.Tokenizer:  # type: ignore[override]
         if self._backend is None:
@@ -87,12 +109,24 @@ class Vocabulary(Tokenizer):
         return bool(getattr(self.ids, key) >= 0)
 
     def save(self, folder: str | Path) -> None:
-        """The tokenizer's files as they are."""
+        """The tokenizer's files as they are, but for a mask token that was added."""
         if self.folder is None:
             return
         for name in _FILES:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, Path(folder) / name)
+        if self.added:
+            write_atomically(Path(folder) / "tokenizer.json", self.backend.to_str(pretty=True))
+            named = {**_read(self.folder / "tokenizer_config.json"), "mask_token": _MASK}
+            write_atomically(Path(folder) / "tokenizer_config.json", json.dumps(named, indent=2) + "\n")
+
+    @property
+    def around_prompt(self) -> tuple[list[int], list[int]]:
+        return self.encode_opening(""), []
+
+    @property
+    def closing(self) -> list[int]:
+        return [self.eos_id] if self.eos_id >= 0 else []
 
     def encode_opening(self, text: str) -> list[int]:
         """A text from its beginning, with what the tokenizer's own template puts there."""
@@ -105,7 +139,7 @@ class Vocabulary(Tokenizer):
         return self.encode_opening(text)
 
     def encode_target(self, text: str) -> list[int]:
-        return [*self.encode(text), *([self.eos_id] if self.eos_id >= 0 else [])]
+        return [*self.encode(text), *self.closing]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; without a tokenizer the ids themselves, in words."""

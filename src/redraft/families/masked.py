@@ -7,6 +7,7 @@ from typing import Literal
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.families._vocabulary import vocabulary
+from redraft.objectives._joint import Joint
 from redraft.objectives.masked import Masked as Objective
 from redraft.registry import find
 from redraft.samplers.confidence import Confidence
@@ -37,6 +38,7 @@ class Masked:
     complementary: bool = False  # train on every row twice, the second time with what was hidden shown
     shift: Literal[0, 1] = 0  # 1: predictions stand one position earlier, as in the autoregressive model it once was
     block: int = 0  # 0: every position sees every other; else those of its own block and of the blocks before it
+    autoregressive: float = 0.0  # weight in training of next-token prediction beside it; needs shift 1
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         return Spec(
@@ -57,8 +59,9 @@ class Masked:
             label_smoothing=self.label_smoothing,
         )
 
-    def training(self) -> Objective:
-        return replace(self.objective(), low=self.low, high=self.high, complementary=self.complementary)
+    def training(self) -> Objective | Joint:
+        objective = replace(self.objective(), low=self.low, high=self.high, complementary=self.complementary)
+        return Joint(objective, self.autoregressive) if self.autoregressive else objective
 
     def sampler(self) -> Confidence:
         return Confidence()

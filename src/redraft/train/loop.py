@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from redraft import config, runtime
+from redraft.courses import build_course
 from redraft.errors import UserError
 from redraft.files import disk_error, write_atomically
 from redraft.guidance._condition import drop_prompts
@@ -73,6 +74,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
         family, spec, state = parts.model.family, parts.model.spec, _fresh(recipe, parts, where)
         objective = family.objective()  # what validation scores by; training may look at part of it only
         taught = family.training() if hasattr(family, "training") else objective
+        course = build_course(recipe.course)
         low = saved[1]["bfloat16"] if saved else _low_precision(table.dtype, where)
         arithmetic = Arithmetic.of(state.network)
         peak = runtime.peak_matmul(where, torch.bfloat16 if low else torch.float32)
@@ -100,7 +102,10 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             loss = torch.zeros((), device=where)
             for batch in batches:
                 batch = drop_prompts(batch, spec, table.drop_prompt, state.noise)
-                prepared = taught.prepare(batch, spec, state.noise)
+                if course is None:
+                    prepared = taught.prepare(batch, spec, state.noise)
+                else:
+                    prepared = course.prepare(taught, batch, spec, spent, state.noise)
                 state.flops += arithmetic.training(prepared)
                 loss += backward(state.network, taught, to_device(prepared, where), prepared.tokens / targets, low)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from redraft import config
+from redraft.courses import build_course
 from redraft.errors import UserError
 from redraft.families import build_family
 
@@ -48,7 +49,8 @@ class TokenizerTable:
 class ModelTable:
     """A preset's shape with the fields named in ``config`` changed, or a checkpoint to fine-tune (``from`` in TOML).
 
-    A checkpoint brings its shape and tokenizer with it; its weights are the starting point.
+    A checkpoint brings its shape and tokenizer with it; its weights are the starting point. It is converted first where
+    the recipe's family is not its own (``conversion.become``).
     """
 
     preset: str = "7m"
@@ -119,6 +121,7 @@ class Recipe:
     tokenizer: TokenizerTable = field(default_factory=TokenizerTable)
     model: ModelTable = field(default_factory=ModelTable)
     family: dict[str, Any] = field(default_factory=lambda: {"name": "masked"})
+    course: dict[str, Any] = field(default_factory=dict)  # how attention changes on the way: a file of courses/
     folder: str = field(default="", compare=False)  # of the TOML file, for relative paths; not part of the recipe
 
     @classmethod
@@ -148,6 +151,7 @@ class Recipe:
             raise UserError(f"{where}: the table [{missing[0]}] is missing.")
         recipe = config.build(cls, {**values, "model": model, "folder": folder}, where)
         build_family(recipe.family)  # an error in [family] shows now, not after the data are read
+        build_course(recipe.course)
         return recipe
 
     def tables(self) -> dict[str, Any]:

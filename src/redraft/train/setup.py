@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from redraft import config
+from redraft.conversion import become
 from redraft.data.examples import Columns, Example, Splits, load
 from redraft.data.loader import Loader, batches, tokenise
 from redraft.data.tokenizer import Tokenizer
@@ -47,7 +48,7 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
         UserError: whatever is wrong with the data, the tokenizer or the shape.
     """
     splits = texts(recipe)
-    start = load_model(recipe.path(recipe.model.from_), device="cpu") if recipe.model.from_ else None
+    start = _start(recipe) if recipe.model.from_ else None
     tokenizer = start.tokenizer if start else _tokenizer(recipe, splits.train, work / "tokenizer")
     training = tokenise(splits.train, tokenizer)
     model = _model(recipe, tokenizer, start, conditional=training.prompts is not None)
@@ -95,32 +96,30 @@ def _tokenizer(recipe: Recipe, training: Sequence[Example], folder: Path) -> Tok
     return Tokenizer.load(folder)
 
 
+def _start(recipe: Recipe) -> Model:
+    """The checkpoint to begin with, as one of the recipe's family."""
+    if recipe.model.config:
+        raise UserError("[model] has both 'from' and 'config'.", "A checkpoint brings its own shape: drop one.")
+    return become(load_model(recipe.path(recipe.model.from_), device="cpu"), recipe.family)
+
+
 def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, conditional: bool) -> Model:
-    """A fresh model of the recipe's shape, or the recipe's family over a checkpoint's weights."""
-    beyond = build_family(recipe.family)[1].spec(tokenizer).attend.block - 1  # of an answer's last block
+    """A fresh model of the recipe's shape, or the checkpoint that it begins with."""
+    family = start.family if start else build_family(recipe.family)[1]
+    beyond = family.spec(tokenizer).attend.block - 1  # of an answer's last block
     table, needed = recipe.model, recipe.data.length + max(1, beyond)  # a window's <bos>
     if start is None:
         shape = preset(table.preset, tokenizer.vocab_size)
         changes = {"max_length": max(needed, shape.max_length), **table.config}
         shape = config.build(Config, config.to_mapping(shape) | changes, "[model.config]")
-        model = Model.fresh(recipe.family, tokenizer, shape, conditional, recipe.train.seed)
-    else:
-        if table.config:
-            raise UserError("[model] has both 'from' and 'config'.", "A checkpoint brings its own shape: drop one.")
-        name, family = build_family(recipe.family)
-        model = Model(start.network, tokenizer, family, name, conditional, start.defaults)
-    own = model.network.config
-    if (own.shift, own.timed) != (model.spec.shift, model.spec.timed):
+        return Model.fresh(recipe.family, tokenizer, shape, conditional, recipe.train.seed)
+    start.conditional = conditional
+    room = start.network.config.max_length
+    if room < needed:
         raise UserError(
-            f"the checkpoint '{table.from_}' is of family '{start.family_name if start else ''}' and its network can't "
-            f"go on as '{model.family_name}'.",
-            "Fine-tune it in its own family.",
+            f"[data] length = {recipe.data.length} is more than the model's {room - 1}.", "Lower data.length."
         )
-    if own.max_length < needed:
-        raise UserError(
-            f"[data] length = {recipe.data.length} is more than the model's {own.max_length - 1}.", "Lower data.length."
-        )
-    return model
+    return start
 
 
 def _some(examples: Sequence[Example], most: int) -> list[Example]:

@@ -43,7 +43,9 @@ class Arithmetic:
 
 
 def seen_pairs(ask: Forward) -> int:
-    """How many (query, key) pairs of a request attend, by its ``Attend``; padding is in none of them."""
+    """How many (query, key) pairs of a request attend, by its ``Attend`` or mask; padding is in none of them."""
+    if ask.mask is not None:
+        return int((ask.mask & (ask.pos >= 0)[:, :, None]).sum())
     real, stage = ask.pos >= 0, ask.stage(ask.pos)
     seen = _below(stage, real, stage, True)
     if ask.clean is None:

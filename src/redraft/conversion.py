@@ -1,0 +1,105 @@
+"""A model of one family as the beginning of a model of another: same weights, to be adapted by training.
+
+What this can't do is teach: an autoregressive network that is suddenly shown what follows writes nonsense until it is
+trained (``[course]`` eases the change).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from redraft import models
+from redraft.data.tokenizer import Tokenizer
+from redraft.data.vocabulary import Vocabulary
+from redraft.errors import UserError
+from redraft.families import build_family
+from redraft.model import Model
+from redraft.models.parts.backbone import Backbone
+from redraft.registry import find
+from redraft.types import Spec
+
+_COMMON = ("max_new_tokens", "temperature", "top_k", "top_p")  # generation settings that mean the same in any family
+
+
+def become(model: Model, family: Mapping[str, Any]) -> Model:
+    """The model as one of ``family``, ``{"name": ..., **fields}``. The network is taken over, not copied.
+
+    - **Shift.** Where the family has a ``shift`` that isn't given, the network keeps its own: predictions stand one
+      position earlier in what was autoregressive (DiffuLLaMA, arXiv:2410.17891; Dream, 2508.15487). With ``shift = 0``,
+      or a family without one, they are read where they belong from now on, and that has to be learnt.
+    - **Mask.** A vocabulary without one gets a token for it, the first id that its tokenizer leaves unused, else a new
+      one, whose vectors are the mean of all others. A tokenizer with a separator and no end of text ends by it (BERT).
+    - **Prompt.** Whether it is isolated stays as it was, unless given. A network that knows no isolated prompt gets no
+      length head.
+
+    Raises:
+        UserError: the family needs what the network hasn't, such as the time.
+    """
+    given = dict(family)
+    fields = getattr(find("families", str(given.get("name"))), "__dataclass_fields__", {}) if "name" in given else {}
+    isolated = getattr(model.family, "isolate_prompt", False)
+    inherited = {"isolate_prompt": isolated, "shift": model.network.config.shift}
+    if not isolated:
+        inherited["length_head"] = False
+    table = {**{key: value for key, value in inherited.items() if key in fields}, **given}
+    name, built = build_family(table)
+    model.check_mask()  # one that was trained with a mask must say which id it is
+    tokenizer = _complete(model.tokenizer, needs_mask=_masks(built.spec(model.tokenizer)))
+    spec, network = built.spec(tokenizer), model.network
+    if network.config.timed != spec.timed:
+        told = "is told the time of the noise" if network.config.timed else "is not told the time of the noise"
+        raise UserError(f"this network {told}, and family '{name}' as asked for differs.", "Set the family's timed.")
+    _read_at(network, spec.shift, name)
+    if tokenizer.vocab_size > network.config.vocab_size:
+        _grow(network, tokenizer.vocab_size)
+    defaults = model.defaults
+    if name != model.family_name:
+        defaults = {key: value for key, value in defaults.items() if key in _COMMON}
+    return Model(network, tokenizer, built, name, model.conditional, defaults)
+
+
+def _masks(spec: Spec) -> bool:
+    """Does a family hide tokens, itself or to draft?"""
+    return any(s.schedule is not None and s.process == "absorbing" for s in (spec, spec.drafter or spec))
+
+
+def _complete(tokenizer: Tokenizer, needs_mask: bool) -> Tokenizer:
+    if isinstance(tokenizer, Vocabulary):
+        return tokenizer.completed(mask=needs_mask)
+    return tokenizer  # one of our own has all special tokens
+
+
+def _read_at(network: Backbone, shift: int, family: str) -> None:
+    """Let the prediction of position p stand at p - shift."""
+    if network.config.shift == shift:
+        return
+    if "shift" not in {field.name for field in dataclasses.fields(network.config)}:
+        kind = models.name_of(network)
+        raise UserError(f"a network '{kind}' can't go on as family '{family}': its predictions can't be shifted.")
+    network.config = replace(network.config, shift=shift)
+
+
+def _grow(network: Backbone, size: int) -> None:
+    """Room for ids up to ``size``: every tensor over the vocabulary gets rows, each the mean of those it has."""
+    described = {**models.describe(network), "vocab_size": size}
+    larger = models.empty(described, "network")
+    shapes = {name: parameter.shape for name, parameter in larger.named_parameters()}
+    for module_name, module in list(network.named_modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            wanted = shapes[f"{module_name}.{name}" if module_name else name]
+            if parameter.shape != wanted:
+                setattr(module, name, nn.Parameter(_with_means(parameter, wanted[0]), parameter.requires_grad))
+    network.config = larger.config
+
+
+@torch.no_grad()
+def _with_means(old: Tensor, rows: int) -> Tensor:
+    """[n, ...] -> [rows, ...] (Hewitt 2021, "Initializing new word embeddings for pretrained language models")."""
+    mean = old.float().mean(0, keepdim=True).to(old.dtype)
+    return torch.cat([old, mean.expand(rows - old.shape[0], *old.shape[1:])])
