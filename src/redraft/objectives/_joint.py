@@ -25,6 +25,10 @@ class Joint:
     inner: Masked
     autoregressive: float
 
+    def __post_init__(self) -> None:
+        if self.inner.complementary:
+            raise UserError("complementary rows and an autoregressive loss don't go together.", "Set one of them.")
+
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
         if spec.shift != 1:
             raise UserError(
