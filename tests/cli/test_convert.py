@@ -29,7 +29,9 @@ def test_out_as_llama_and_in_again(redraft: Redraft, zoo: Path, tmp_path: Path) 
 
 
 def test_into_another_family(redraft: Redraft, zoo: Path, tmp_path: Path) -> None:
-    answer = redraft("convert", "base-autoregressive", tmp_path / "m", "--to", "masked", "--option", "shift=1", "--json")
+    answer = redraft(
+        "convert", "base-autoregressive", tmp_path / "m", "--to", "masked", "--option", "shift=1", "--json"
+    )
     assert answer.code == 0 and answer.json["family"] == "masked" and answer.json["format"] == "masked"
     before, after = load(zoo / "base-autoregressive"), load(tmp_path / "m")
     assert after.spec.shift == 1 and after.spec.attend.kind == "full"
