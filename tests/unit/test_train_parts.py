@@ -200,6 +200,15 @@ def test_two_recipes_tell_their_difference_but_not_where_files_lie() -> None:
     assert [line.split(":")[0] for line in new.difference(json.loads(json.dumps(old)))] == ["train.lr"]
 
 
+def test_a_run_outlives_the_coming_of_new_options() -> None:
+    recipe = Recipe.of({"data": {"source": "x"}, "train": {"tokens": 1}, "family": {"name": "masked"}})
+    old = recipe.tables()
+    del old["train"]["drop_prompt"]  # as if it had been written before there was such an option
+    assert recipe.difference(old) == []
+    changed = Recipe.of({"data": {"source": "x"}, "train": {"tokens": 1, "drop_prompt": 0.1}})
+    assert [line.split(":")[0] for line in changed.difference(old)] == ["train.drop_prompt"]
+
+
 # ---- arithmetic
 
 

@@ -166,10 +166,18 @@ class Recipe:
         return dump_toml(self.tables())
 
     def difference(self, other: Mapping[str, Any]) -> list[str]:
-        """``["train.lr: 0.001 -> 0.002", ...]`` from the tables of another run to this recipe."""
-        new, old = _flat(self.tables()), _flat(other)
+        """``["train.lr: 0.001 -> 0.002", ...]`` from the tables of another run to this recipe.
+
+        Options that either leaves out have their defaults, so that a run outlives the coming of new ones.
+        """
+        new, old = _flat(self._whole()), _flat(Recipe.of(other, "the recipe of the run")._whole())
         keys = sorted((new.keys() | old.keys()) - _FREE)
         return [f"{k}: {old.get(k, 'unset')} -> {new.get(k, 'unset')}" for k in keys if old.get(k) != new.get(k)]
+
+    def _whole(self) -> dict[str, Any]:
+        """``tables``, and the defaults of the family's options."""
+        name, family = build_family(self.family)
+        return {**self.tables(), "family": {"name": name, **config.to_mapping(family)}}
 
     def path(self, name: str) -> str:
         """A source or file as found by ``DataTable``'s rule, else the name unchanged."""
