@@ -9,6 +9,8 @@ from types import TracebackType
 
 import torch
 
+from redraft.runtime import release
+
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 
@@ -33,6 +35,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
             return self
+        release()  # what earlier work has freed is no part of this one's peak
         try:
             _RESET.write_text("5")  # Linux: set the peak resident size back to the current one
         except OSError:

@@ -128,6 +128,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             if last or due or _crossed(table.save_every_tokens, before, state.tokens):
                 state.seconds = time.monotonic() - begun
                 tell(_save(work, state, parts, low))
+                runtime.release()
                 saved_at = time.monotonic()
 
         # 7. Score what came of it, and write the model where redraft.load looks for it.
