@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,11 @@ from redraft.types import DRAFT, FREE, GIVEN, PAD, SEALED, Canvas, Forward, Netw
 
 
 class CachePolicy(Protocol):
-    """Decides which positions of a request really run."""
+    """Decides which positions of a request really run.
+
+    One that names a layer in ``watches`` is also told how far values of that layer have moved, as
+    ``narrow(ask, cells, shift, moved)`` with ``moved`` [R] (see ``KeyValueStore``).
+    """
 
     exact: bool  # what it reuses is what would have been computed
 
@@ -173,13 +177,25 @@ class Loop:
             store = self._store(ask.net, ask.branch, canvas)
             ask.slot = canvas.slot[ask.rows]
             shift = self.spec.shift if ask.shift is None else ask.shift
-            narrow = self.method.cache.narrow(ask, store.tokens[ask.slot.numpy()], shift)
+            narrow = self._narrowed(self.method.cache, ask, store, shift)
         logits = yield Call(narrow, store)
         if store is not None:
             store.record(narrow)
         _bump(canvas.nfe, ask.rows)
         self._count(narrow)
         return logits
+
+    @staticmethod
+    def _narrowed(policy: CachePolicy, ask: Forward, store: KeyValueStore, shift: int) -> Forward:
+        assert ask.slot is not None
+        slot = ask.slot.numpy()
+        layer = getattr(policy, "watches", None)
+        if layer is None:
+            return policy.narrow(ask, store.tokens[slot], shift)
+        store.watch(layer)
+        watching: Any = policy
+        narrow: Forward = watching.narrow(ask, store.tokens[slot], shift, store.moved[slot])
+        return narrow
 
     def choose_lengths(self, canvas: Canvas) -> None:
         """Where the model has a length head: give each row of a request one of its likeliest lengths.

@@ -184,3 +184,51 @@ def test_an_approximate_policy_saves_work(kind: type[CachePolicy]) -> None:
         x = x.clone()
         x[0, done : done + 2] = 20 + step
     assert ran[0] == 40 and sum(ran) < 0.75 * 16 * 40
+
+
+# ---- drift
+
+
+def test_values_in_store_tell_how_far_they_have_moved() -> None:
+    """Against the network's own values: the last layer's, of positions computed twice from the same token."""
+    net = network()
+    store, x = net.store(2, 16), torch.randint(5, 40, (2, 10), generator=torch.Generator().manual_seed(0))
+    store.watch(-1)
+    full = Attend("full")
+
+    def run(x: torch.Tensor, where: list[int], read: int) -> torch.Tensor:
+        pos = torch.tensor([where, where])
+        ask = Forward(x=x[:, where], pos=pos, want=pos[:, -1:], attend=full, slot=torch.tensor([0, 1]))
+        ask.read = torch.tensor([read, read])
+        net(ask, store)
+        store.record(ask)
+        return store.pairs[-1][1, :, :, :10].transpose(1, 2).flatten(2).clone()
+
+    first = run(x, list(range(10)), 0)
+    assert store.moved.tolist() == [0.0, 0.0], "all was computed"
+    x[:, 4] = torch.where(x[:, 4] == 7, 8, 7)
+    second = run(x, [4, 6, 8], 10)
+    apart = 1 - torch.cosine_similarity(second, first, dim=-1)
+    expected = apart[:, [6, 8]].mean(1)  # position 4 has another token now
+    assert (expected > 1e-6).all()
+    torch.testing.assert_close(torch.from_numpy(store.moved), expected, rtol=1e-4, atol=1e-7)
+    third = run(x, [4, 6, 8], 10)
+    again = (1 - torch.cosine_similarity(third, second, dim=-1))[:, [4, 6, 8]].mean(1)
+    torch.testing.assert_close(torch.from_numpy(store.moved), expected + again, rtol=1e-4, atol=1e-7)
+    run(x, list(range(10)), 0)
+    assert store.moved.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_smaller_tolerance_of_drift_computes_more(sampler: Sampler) -> None:
+    kind = registry.find("caches", "drift")
+    never, always = (write(kind(drift=drift), sampler, [0, 1, 2], False)[1] for drift in (1e9, 0.0))
+    _, everything = write(None, sampler, [0, 1, 2], False)
+    assert never < always <= everything
+
+
+def test_no_tolerance_of_drift_is_exact() -> None:
+    kind = registry.find("caches", "drift")
+    canvas, _ = write(kind(drift=-1.0), Confidence(steps=9, block=4), [0, 1, 2], False)
+    exact, _ = write(None, Confidence(steps=9, block=4), [0, 1, 2], False)
+    assert torch.equal(canvas.ids, exact.ids)

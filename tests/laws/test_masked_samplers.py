@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,6 +193,96 @@ class SecondThoughts:
         return logits
 
 
+@dataclass
+class Changing:
+    """Tells other logits [L, V] at each pass, the last ones for ever."""
+
+    turns: list[torch.Tensor]
+    passes: int = 0
+
+    def __call__(self, ask: Forward, store: object = None) -> torch.Tensor:
+        logits = self.turns[min(self.passes, len(self.turns) - 1)]
+        self.passes += 1
+        return logits[ask.want[ask.want >= 0]].clone()
+
+
+def favouring(length: int, p: dict[int, tuple[int, float]]) -> torch.Tensor:
+    """Logits [L, V] with a probability of p for a letter at some positions, and 0.3 for letter 5 elsewhere."""
+    others = [token for token in range(SPEC.vocab_size) if token not in (*SPEC.forbidden, SPEC.eos_id)]
+    logits = torch.full((length, SPEC.vocab_size), -torch.inf)
+    for place in range(length):
+        token, share = p.get(place, (5, 0.4))
+        logits[place, others] = math.log((1 - share) / (len(others) - 1))
+        logits[place, token] = math.log(share)
+    return logits
+
+
+def test_klass_writes_in_parallel_what_is_sure_and_stable() -> None:
+    """Positions 1 to 4 are sure from the first pass on; 4 changes its mind at every pass. Two calm passes are asked
+    for, so that the first two passes write one token each (the surest: 1, then 2), and the third 3 and not 4."""
+    sure = {1: (5, 0.97), 2: (5, 0.96), 3: (5, 0.95)}
+    turns = [favouring(8, sure | {4: (5 + number % 2, 0.94)}) for number in range(6)]
+    taken = steps(Changing(turns), make("klass", threshold=0.9, kl=0.01, history=2), board(7))
+    assert [written(step) for step in taken[:3]] == [{1}, {2}, {3}]
+    stable = steps(Changing(turns[:1]), make("klass", threshold=0.9, kl=0.01, history=2), board(7))
+    assert [written(step) for step in stable[:3]] == [{1}, {2}, {3, 4}]
+
+
+def test_klass_without_stable_positions_writes_the_most_certain() -> None:
+    taken = steps(opinions(13, 0), make("klass", threshold=0.9999, kl=1e-9), board(12))
+    assert all(len(step.pos) == 1 for step in taken)
+
+
+def test_credit_is_what_its_equation_says() -> None:
+    """One position, the same prediction p at every pass. After n passes the favourite's credit is
+    p^gain (1 + decay + ... + decay^(n-1)), and its raised probability passes the threshold when it must."""
+    p, strength, decay, gain = 0.6, 1.4, 0.8, 0.2
+    others = SPEC.vocab_size - len(SPEC.forbidden) - 2  # letters besides the favourite; end-of-text is ruled out
+    assert others >= 1
+
+    def raised(passes: int) -> float:
+        credit = sum(p**gain * decay**n for n in range(passes))
+        high = p * (1 + credit) ** strength
+        return high / (high + 1 - p)
+
+    need = next(n for n in range(1, 20) if raised(n) > 0.85)
+    assert need > 1
+    network = Changing([favouring(21, dict.fromkeys(range(21), (6, p)))])
+    sampler = make("credit", threshold=0.85, strength=strength, decay=decay, gain=gain)
+    taken = steps(network, sampler, board(20))
+    assert [len(step.pos) for step in taken[: need - 1]] == [1] * (need - 1)
+    assert len(taken) == need, "all that is left passes the threshold at once"
+    assert torch.allclose(taken[-1].conf.exp(), torch.tensor(p)), "the log-probability is the model's, not the raised"
+
+
+def test_no_credit_is_a_threshold() -> None:
+    for seed in range(5):
+        network = opinions(13, seed)
+        canvases = [board(12), board(12)]
+        found = steps(network, make("credit", threshold=0.6, strength=0.0), canvases[0])
+        plain = steps(network, make("threshold", threshold=0.6), canvases[1])
+        assert [written(step) for step in found] == [written(step) for step in plain]
+
+
+def test_position_calibrated_prefers_rare_tokens_and_the_left(tmp_path: Path) -> None:
+    """Letter 5 is common, 6 is rare. Equal confidence: rare first; with a strong decay the leftmost first."""
+    file = tmp_path / "counts.json"
+    file.write_text(json.dumps({"5": 10_000, "6": 3, "7": 100}))
+    network = Changing([favouring(7, {1: (5, 0.9), 2: (7, 0.9), 3: (6, 0.9), 4: (7, 0.9), 5: (5, 0.9), 6: (6, 0.9)})])
+    plain = make("position_calibrated", steps=6, decay=0.0, frequencies=str(file))
+    order = [step.pos.item() for step in steps(network, plain, board(6))]
+    assert order == [3, 6, 2, 4, 1, 5]
+    leaning = make("position_calibrated", steps=6, decay=9.0, frequencies=str(file))
+    assert [step.pos.item() for step in steps(network, leaning, board(6))] == [1, 2, 3, 4, 5, 6]
+
+
+def test_position_calibrated_learns_what_is_common_from_the_first_predictions() -> None:
+    """Letter 5 is predicted four times and 6 once: with equal confidence 6 says more."""
+    network = Changing([favouring(6, {place: (6 if place == 4 else 5, 0.8) for place in range(6)})])
+    first = steps(network, make("position_calibrated", steps=5, decay=0.0), board(5))[0]
+    assert written(first) == {4}
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_joint_threshold_edits_what_it_sees_to_be_wrong(temperature: float) -> None:
     canvas = board(6, temperature=temperature)
@@ -340,6 +432,13 @@ def test_nothing_is_written_after_an_end_of_text(name: str) -> None:
         ("entropy_bound", {"gamma": -0.1}, "gamma"),
         ("entropy_bound", {"order": "entrop"}, "entropy"),
         ("factor", {"factor": 0.0}, "factor"),
+        ("klass", {"kl": 0.0}, "kl"),
+        ("klass", {"history": 0}, "history"),
+        ("credit", {"decay": 1.0}, "decay"),
+        ("credit", {"strength": -1.0}, "strength"),
+        ("position_calibrated", {"steps": 4, "decay": -1.0}, "decay"),
+        ("position_calibrated", {"steps": 4, "cap": 0.0}, "cap"),
+        ("position_calibrated", {"steps": 4, "frequencies": "/nowhere.json"}, "nowhere"),
         ("hierarchical", {"low": 0.95}, "low"),
         ("hierarchical", {"threshold": 0.0}, "threshold"),
         ("joint_threshold", {"edit": 1.5}, "edit"),

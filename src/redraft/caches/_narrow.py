@@ -88,3 +88,20 @@ def due(ask: Forward, refresh: int) -> np.ndarray:
     if refresh == 0 or ask.stamp is None:
         return np.zeros(len(ask.x), dtype=bool)
     return ask.stamp.numpy() % refresh == 0
+
+
+def unsettled(ask: Forward, cells: np.ndarray, shift: int, anew: np.ndarray) -> Forward:
+    """The wanted positions, and those whose token is not the one on record; in the rows ``anew`` [R] bool, and those
+    that are not on record as a whole, everything."""
+    certain = exact_prefix(ask, cells, shift)
+    known = (cells[:, : ask.x.shape[1]] >= 0) | (ask.pos.numpy() < 0)
+    holds = known.all(1) & ~anew
+    if not holds.any():
+        return drop_prefix(ask, certain)
+    real, columns = ask.pos.numpy() >= 0, np.arange(ask.x.shape[1])
+    stale = ~matching(ask, cells)
+    want = ask.want.numpy()
+    row, column = np.nonzero(want >= 0)
+    stale[row, want[row, column] - shift] = True
+    run = real & np.where(holds[:, None], stale, columns >= certain[:, None])
+    return only(ask, run, np.where(holds, extent(ask), certain))

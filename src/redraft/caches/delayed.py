@@ -21,18 +21,8 @@ class Delayed:
     refresh: int = 8
 
     exact = False
+    tries = {"refresh": (4, 8, 16)}
 
     def narrow(self, ask: Forward, cells: np.ndarray, shift: int) -> Forward:
         """Keep the wanted positions and those whose token is not the one on record."""
-        certain = _narrow.exact_prefix(ask, cells, shift)
-        known = (cells[:, : ask.x.shape[1]] >= 0) | (ask.pos.numpy() < 0)
-        holds = known.all(1) & ~_narrow.due(ask, self.refresh)
-        if not holds.any():
-            return _narrow.drop_prefix(ask, certain)
-        real, columns = ask.pos.numpy() >= 0, np.arange(ask.x.shape[1])
-        stale = ~_narrow.matching(ask, cells)
-        want = ask.want.numpy()
-        row, column = np.nonzero(want >= 0)
-        stale[row, want[row, column] - shift] = True
-        run = real & np.where(holds[:, None], stale, columns >= certain[:, None])
-        return _narrow.only(ask, run, np.where(holds, _narrow.extent(ask), certain))
+        return _narrow.unsettled(ask, cells, shift, _narrow.due(ask, self.refresh))

@@ -100,7 +100,8 @@ def _view(canvas: Canvas, spec: Spec, stage: Tensor, block: Tensor, begun: Tenso
 def _merged(fresh: Any, old: Any, moved: Tensor) -> Any:
     """Rows of ``fresh`` where they have ``moved`` [B], else of ``old``: tensors, dataclasses of them, or None."""
     if isinstance(fresh, Tensor):
-        return torch.where(moved.view(-1, *[1] * (fresh.ndim - 1)), fresh, old)
+        moved = moved.view(-1, *[1] * (fresh.ndim - 1)).to(old.device)
+        return torch.where(moved, fresh.to(old.device), old)
     if dataclasses.is_dataclass(fresh) and not isinstance(fresh, type):
         names = [f.name for f in dataclasses.fields(fresh)]
         return replace(fresh, **{n: _merged(getattr(fresh, n), getattr(old, n), moved) for n in names})

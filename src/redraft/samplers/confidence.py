@@ -72,9 +72,9 @@ class Confidence:
         """[R, W] bool: what is written now."""
         scores = _scores.scores(self.order, canvas, ask, out)
         scores = _scores.shuffled(scores, self.order, self.position_temperature, canvas, ask)
-        return _open.best(scores, self._count(canvas, ask))
+        return _open.best(scores, self.count(canvas, ask))
 
-    def _count(self, canvas: Canvas, ask: Forward) -> Tensor:
+    def count(self, canvas: Canvas, ask: Forward) -> Tensor:
         """[R] positions to write now."""
         assert ask.rows is not None
         free, step = (ask.want >= 0).sum(1), canvas.step[ask.rows]

@@ -31,7 +31,7 @@ class Dream(Confidence):
         if not 0 <= self.eps < 1:
             raise UserError(f"eps = {self.eps} must lie in [0, 1).")
 
-    def _count(self, canvas: Canvas, ask: Forward) -> Tensor:
+    def count(self, canvas: Canvas, ask: Forward) -> Tensor:
         assert ask.rows is not None
         free, turn = (ask.want >= 0).sum(1), canvas.step[ask.rows].double()
         stride = (1 - self.eps) / self.steps

@@ -19,6 +19,16 @@ class Window:
     write: slice | tuple[Tensor, Tensor]  # cells, or (seats [R, Q], cells [R, Q]) where rows differ
     extent: int  # cells 0..extent are read
     mask: Tensor | None  # [R, 1, Q, extent] bool; None: everything is visible
+    look: Look | None = None  # where the store watches how values move
+
+
+@dataclass
+class Look:
+    """Which of a request's positions tell how far values have moved since they were computed last."""
+
+    seat: np.ndarray  # [R]
+    same: np.ndarray  # [R, Q] bool: computed before, from the same token
+    whole: np.ndarray  # [R] bool: the request reads nothing that it does not compute, but for what precedes it
 
 
 class KeyValueStore:
@@ -26,6 +36,10 @@ class KeyValueStore:
 
     ``tokens`` [seats, cells] (host) is the token each cell was computed from, -1 for none, so that a cache policy can
     see what still holds. The last cell is a bin for padding and is never read.
+
+    On demand (``watch``) ``moved`` [seats] (host) says how far values have moved since a seat was computed as a whole:
+    over the passes since, the sum of the mean of 1 - cos(new value, old value), over those positions of one layer that
+    were computed again from the same token.
     """
 
     def __init__(
@@ -42,6 +56,12 @@ class KeyValueStore:
         self.pairs = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.tokens = np.full((seats, cells), -1, dtype=np.int64)
         self.cells, self.device = cells, device
+        self.moved = np.zeros(seats)
+        self._watched = -1  # layer
+
+    def watch(self, layer: int) -> None:
+        """From now on see how the values of this layer move (-1: of the last)."""
+        self._watched = layer % len(self.pairs)
 
     def window(self, ask: Forward) -> Window:
         """Work out, on the host, what a request writes and reads.
@@ -49,6 +69,15 @@ class KeyValueStore:
         A cell is visible when it lies below the row's ``read`` or belongs to the request itself, and its stage does
         not come after the query's.
         """
+        found = self._window(ask)
+        if self._watched >= 0:
+            assert ask.slot is not None and ask.read is not None
+            slot, pos = ask.slot.numpy(), ask.pos.numpy()
+            same = (self.tokens[slot[:, None], pos.clip(min=0)] == ask.x.numpy()) & (pos >= 0)
+            found.look = Look(slot, same, ask.read.numpy() <= pos[:, 0])
+        return found
+
+    def _window(self, ask: Forward) -> Window:
         assert ask.slot is not None and ask.read is not None
         slot, pos, read = ask.slot.numpy(), ask.pos.numpy(), ask.read.numpy()
         rows, width = pos.shape
@@ -89,6 +118,8 @@ class KeyValueStore:
     def put(self, layer: int, window: Window, pair: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values, ``pair`` [2, R, H, Q, Dh]; return what the request reads, [R, H, extent, Dh] each."""
         pairs = self.pairs[layer]
+        if layer == self._watched and window.look is not None:
+            self._see(pairs[1], window, pair[1])
         if isinstance(window.write, slice):
             pairs[:, window.rows, :, window.write] = pair
         else:
@@ -96,6 +127,21 @@ class KeyValueStore:
             pairs[:, seat, :, cell] = pair.permute(1, 3, 0, 2, 4)  # the axes of two index tensors come first
         keys, values = pairs[:, window.rows, :, : window.extent].unbind(0)
         return keys, values
+
+    def _see(self, old: Tensor, window: Window, new: Tensor) -> None:
+        """Note how far values [R, H, Q, Dh] are from those in store."""
+        look = window.look
+        assert look is not None
+        if look.same.any():
+            if isinstance(window.write, slice):
+                before = old[window.rows, :, window.write].transpose(1, 2)
+            else:
+                before = old[window.write[0], :, window.write[1]]
+            after = new.transpose(1, 2)
+            cosine = torch.cosine_similarity(after.flatten(2).float(), before.flatten(2).float(), dim=-1)
+            apart = np.where(look.same, 1 - cosine.double().cpu().numpy(), 0.0)
+            self.moved[look.seat] += apart.sum(1) / np.maximum(1, look.same.sum(1))
+        self.moved[look.seat[look.whole]] = 0.0
 
     def record(self, ask: Forward) -> None:
         """Note the tokens just written, and forget every cell beyond what is known to hold.
@@ -122,3 +168,4 @@ class KeyValueStore:
         for pairs in self.pairs:
             pairs[:, to] = pairs[:, from_]
         self.tokens[target.numpy()] = self.tokens[source.numpy()]
+        self.moved[target.numpy()] = self.moved[source.numpy()]
