@@ -202,6 +202,7 @@ class Spec:
     process: str = "absorbing"  # the file of ``noise/`` whose noise it undoes
     score: bool = False  # logits are log scores, whose sum means something: see ``objectives.score``
     net: str = "main"  # which network of the loop is meant
+    borders: tuple[int, ...] = ()  # tokens that end a thought, for models that write one after the other
     drafter: Spec | None = None  # who drafts for it: another network, or the same one asked in another way
 
 
@@ -240,6 +241,11 @@ class Objective(Protocol):
     One whose training draws noise or adds terms that are not those of its likelihood also has ``scoring() ->
     Objective``, the one to score with; one that can lower its variance has ``candidates() -> Sequence[Objective]``, of
     which training takes the least varying on the validation rows (see ``likelihood``).
+
+    One that trains on what a network makes of a batch has ``ahead(batch, spec, generator) -> Generator[Forward, Tensor,
+    Prepared]`` beside ``prepare``. It yields requests, which are answered by logits without gradient, and returns what
+    is then learnt from. Their ``net`` is ``main``, the network in training, or, where the objective's ``teacher`` is
+    true, ``teacher``: a frozen copy of the checkpoint that training began with.
     """
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared: ...

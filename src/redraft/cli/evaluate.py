@@ -50,6 +50,10 @@ def evaluate(
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Output lengths to try; the model keeps the likeliest text.")
     ] = None,
+    votes: Annotated[
+        int,
+        typer.Option(min=1, help="Solutions per prompt, of which the majority's answer counts; needs a temperature."),
+    ] = 1,
     length: Annotated[
         str | None,
         typer.Option(
@@ -120,7 +124,12 @@ def evaluate(
         weights=weights,
         seed=seed,
     )
-    result |= _quality(loaded, examples, rows, task, settings, batch_size, out)
+    if votes > 1 and not settings.temperature:
+        raise UserError(
+            f"{votes} votes at temperature 0 are one vote.",
+            "Give --temperature, for example 0.7, or leave out --votes.",
+        )
+    result |= _quality(loaded, examples, rows, task, settings, votes, batch_size, out)
     if not as_json:
         _show(result)
     return result
@@ -168,15 +177,17 @@ def _quality(
     rows: int,
     task: str | None,
     settings: Settings,
+    votes: int,
     batch_size: int,
     out: Path | None,
 ) -> dict[str, Any]:
     """Write a text for every prompt and score them by the metrics of the task."""
     import dataclasses
+    from operator import attrgetter
 
     from redraft.compare import stats
     from redraft.compare.material import items
-    from redraft.tasks import choose
+    from redraft.tasks import choose, vote
 
     asked = items(examples, model.tokenizer, rows, model.conditional, settings.max_new_tokens)
     chosen = choose(examples, task)
@@ -187,11 +198,12 @@ def _quality(
         nonlocal told
         if time.perf_counter() - told > _TELL_SECONDS:
             told = time.perf_counter()
-            log(f"{done} of {len(asked)} texts written")
+            log(f"{done} of {len(prompts)} texts written")
 
-    prompts = [item.prompt for item in asked]
-    texts = model.generate(prompts, batch_size=batch_size, on_batch=tell, **dataclasses.asdict(settings))
+    prompts = [item.prompt for item in asked for _ in range(votes)]
+    written = model.generate(prompts, batch_size=batch_size, on_batch=tell, **dataclasses.asdict(settings))
     seconds = time.perf_counter() - begin
+    texts = [vote(written[at : at + votes], attrgetter("text")) for at in range(0, len(written), votes)]
     if out is not None:
         _write(out, asked, texts)
     metrics = {}
@@ -199,7 +211,7 @@ def _quality(
         score = metric.score([found.text for found in texts], [item.references for item in asked])
         around = stats.interval(score.stats[None], metric.combine)
         metrics[metric.name] = {"value": around.value, "low": around.low, "high": around.high, "label": metric.label}
-    tokens = sum(len(found.ids) for found in texts)
+    tokens, passes = sum(len(found.ids) for found in written), sum(found.nfe for found in written)
     return {
         "task": chosen.name,
         "task_reason": chosen.reason,
@@ -212,11 +224,13 @@ def _quality(
         "cache": settings.cache,
         "cache_options": dict(settings.cache_options),
         "max_new_tokens": settings.max_new_tokens,
-        "nfe": sum(found.nfe for found in texts) / len(texts),
-        "tokens_per_pass": tokens / max(1, sum(found.nfe for found in texts)),
+        "votes": votes,
+        "nfe": passes / len(texts),
+        "tokens_per_pass": tokens / max(1, passes),
         "new_tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
+        "answers_per_second": len(texts) / seconds,
         "batch_size": batch_size,
     }
 

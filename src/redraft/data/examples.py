@@ -267,7 +267,7 @@ def _resolve_mapping(source: Mapping[str, str], data_root: str | None) -> dict[s
 
 def _resolve_one(place: str) -> dict[str, list[str]]:
     path = Path(place)
-    if path.is_dir() or find("data.sources", "hub")().matches(place):
+    if path.is_dir() or _holder(place):
         return _resolve_folder(place)
     if path.exists():
         return {"": [place]}
@@ -279,10 +279,15 @@ def _resolve_one(place: str) -> dict[str, list[str]]:
     return found
 
 
+def _holder(place: str) -> Source | None:
+    """The source that has several splits under this one name, if any."""
+    kinds = (find("data.sources", name) for name in names("data.sources"))
+    return next((kind() for kind in kinds if kind.holds_splits and kind().matches(place)), None)
+
+
 def _resolve_folder(place: str) -> dict[str, list[str]]:
-    hub = find("data.sources", "hub")()
-    if hub.matches(place):
-        parts = {_SPLIT_WORDS.get(name, name): [path] for name, path in hub.splits(place).items()}
+    if holder := _holder(place):
+        parts = {_SPLIT_WORDS.get(name, name): [path] for name, path in holder.splits(place).items()}
         if not parts:
             return {"": [place]}
         return {name: files for name, files in parts.items() if name in SPLITS} or {"": next(iter(parts.values()))}

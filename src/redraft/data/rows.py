@@ -32,6 +32,7 @@ class Source:
     """One kind of input. A broken row is yielded with its ``problem``; a file that can't be read raises UserError."""
 
     suffixes: ClassVar[tuple[str, ...]] = ()
+    holds_splits: ClassVar[bool] = False  # one path may stand for several splits: see ``splits``
 
     def matches(self, path: str) -> bool:
         """Is this path of my kind? By suffix, a final ``.gz`` aside."""

@@ -11,7 +11,7 @@ from redraft.objectives._joint import Joint
 from redraft.objectives.masked import Masked as Objective
 from redraft.registry import find
 from redraft.samplers.confidence import Confidence
-from redraft.types import Attend, Spec
+from redraft.types import Attend, Sampler, Spec
 
 
 @dataclass(frozen=True)
@@ -63,5 +63,5 @@ class Masked:
         objective = replace(self.objective(), low=self.low, high=self.high, complementary=self.complementary)
         return Joint(objective, self.autoregressive) if self.autoregressive else objective
 
-    def sampler(self) -> Confidence:
+    def sampler(self) -> Sampler:
         return Confidence()

@@ -88,7 +88,7 @@ class Masked:
         count = can.sum(1)
         hide = torch.ceil((1 - schedule.alpha(t)) * count).clamp_(min=1).minimum(count)
         weight = -schedule.dalpha(t) * count / hide.clamp(min=1)
-        hidden = _choose(can, hide, generator)
+        hidden = choose(can, hide, generator)
         if not self.complementary:
             return self.request(batch, spec, hidden, weight, t)
         prepared = self.request(_twice(batch), spec, torch.cat([hidden, can & ~hidden]), weight.repeat(2), t.repeat(2))
@@ -161,7 +161,7 @@ class Masked:
         )
 
 
-def _choose(can: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
+def choose(can: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
     """Exactly ``count`` [B] of each row's True positions of ``can`` [B, L] (no more than it has), all subsets alike."""
     draw = torch.rand(can.shape, generator=generator, device=generator.device, dtype=torch.float64).to(can.device)
     return draw.masked_fill(~can, 2.0).argsort(1).argsort(1) < count[:, None]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from redraft.metrics import Metric
+from redraft.metrics.answer import final_answer
 from redraft.registry import find, names
+
+T = TypeVar("T")
 
 
 class Pair(Protocol):
@@ -31,6 +35,7 @@ class Shape:
     most_target_words: int
     distinct_targets: int
     shared: float  # share of a target's different words that are also in its prompt, mean
+    concluded: float = 0.0  # share of targets that end in a number which is not all they are: see ``metrics.answer``
 
 
 class Task(Protocol):
@@ -54,6 +59,19 @@ class Choice:
     reason: str
 
 
+def vote(texts: Sequence[T], said: Callable[[T], str] = str) -> T:
+    """Of several solutions of one problem, the first of those with the most frequent final answer (self-consistency,
+    Wang et al. 2022, arXiv:2203.11171). Of answers that are equally frequent, the one given first wins; no answer is
+    none.
+
+    Raises:
+        ValueError: no texts.
+    """
+    answers = [final_answer(said(text)) for text in texts]
+    counts = Counter(answer for answer in answers if answer)
+    return texts[answers.index(counts.most_common(1)[0][0])] if counts else texts[0]
+
+
 def measure(examples: Sequence[Pair]) -> Shape:
     """The shape of a set of examples.
 
@@ -75,7 +93,13 @@ def measure(examples: Sequence[Pair]) -> Shape:
         most_target_words=max(t for _, t in words),
         distinct_targets=len({e.target.strip() for e in examples}),
         shared=statistics.fmean(shared),
+        concluded=statistics.fmean(_concludes(e.target) for e in examples),
     )
+
+
+def _concludes(target: str) -> bool:
+    number = final_answer(target).removeprefix("-").replace(".", "", 1).isdigit()
+    return number and ("####" in target or len(target.strip().splitlines()) > 1)
 
 
 def choose(examples: Sequence[Pair], name: str | None = None) -> Choice:

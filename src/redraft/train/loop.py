@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redraft import config, runtime
 from redraft.courses import build_course
@@ -32,7 +33,7 @@ from redraft.train.recipe import Recipe
 from redraft.train.setup import Parts, prepare
 from redraft.train.state import State, Window, unshared
 from redraft.train.throughput import Arithmetic, Meter
-from redraft.types import Network, Objective, Prepared
+from redraft.types import Batch, Forward, Network, Objective, Prepared, Spec
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,9 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
         objective = family.objective()  # what validation scores by; training may look at part of it only
         taught = family.training() if hasattr(family, "training") else objective
         course = build_course(recipe.course)
+        if course is not None and hasattr(taught, "ahead"):
+            raise UserError(f"a course and family '{recipe.family['name']}' don't go together.", "Leave out [course].")
+        networks = {"main": state.network, **_teacher(taught, recipe, state.network)}
         low = saved[1]["bfloat16"] if saved else _low_precision(table.dtype, where)
         arithmetic = Arithmetic.of(state.network)
         peak = runtime.peak_matmul(where, torch.bfloat16 if low else torch.float32)
@@ -103,7 +107,8 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             for batch in batches:
                 batch = drop_prompts(batch, spec, table.drop_prompt, state.noise)
                 if course is None:
-                    prepared = taught.prepare(batch, spec, state.noise)
+                    prepared, looked = corrupt(taught, batch, spec, state.noise, networks, low)
+                    state.flops += sum(map(arithmetic.forward, looked))
                 else:
                     prepared = course.prepare(taught, batch, spec, spent, state.noise)
                 state.flops += arithmetic.training(prepared)
@@ -140,6 +145,39 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
         write_atomically(work / "result.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
         tell(Event("done", state.step, state.tokens, dataclasses.asdict(result)))
     return result
+
+
+def corrupt(
+    objective: Objective,
+    batch: Batch,
+    spec: Spec,
+    noise: torch.Generator,
+    networks: Mapping[str, nn.Module],
+    low: bool = False,
+) -> tuple[Prepared, list[Forward]]:
+    """What is learnt from a batch, and the passes made on the way to it, by objectives that look ``ahead``."""
+    if not hasattr(objective, "ahead"):
+        return objective.prepare(batch, spec, noise), []
+    turns, looked = objective.ahead(batch, spec, noise), list[Forward]()
+    answer: Tensor | None = None
+    while True:
+        try:
+            ask = turns.send(answer)
+        except StopIteration as finished:
+            return finished.value, looked
+        looked.append(ask)
+        answer = _answered(networks[ask.net], ask, low)
+
+
+@torch.no_grad()
+def _answered(network: nn.Module, ask: Forward, low: bool) -> Tensor:
+    """Logits as when the network writes: without gradient or dropout."""
+    training = network.training
+    network.eval()
+    with torch.autocast(ask.x.device.type, torch.bfloat16) if low else nullcontext():
+        logits: Tensor = network(ask)
+    network.train(training)
+    return logits
 
 
 def backward(network: Network, objective: Objective, prepared: Prepared, share: float, low: bool = False) -> Tensor:
@@ -205,6 +243,15 @@ def _fresh(recipe: Recipe, parts: Parts, where: torch.device) -> State:
         noise=torch.Generator().manual_seed(table.seed),
         device=where,
     )
+
+
+def _teacher(objective: Objective, recipe: Recipe, network: nn.Module) -> dict[str, nn.Module]:
+    """The frozen copy that an objective learns from, if it does: made before a checkpoint of the run is taken up."""
+    if not getattr(objective, "teacher", False):
+        return {}
+    if not recipe.model.from_:
+        raise UserError("distillation needs a teacher.", "Name a trained checkpoint: [model] from, or finetune --from.")
+    return {"teacher": copy.deepcopy(network).eval().requires_grad_(False)}
 
 
 def _check_data(recorded: str, parts: Parts) -> None:

@@ -37,9 +37,15 @@ class Arithmetic:
 
     def training(self, prepared: Prepared) -> int:
         """FLOPs of one forward and backward pass over a prepared batch."""
-        positions = int((prepared.ask.streams[1] >= 0).sum())
-        wanted = len(prepared.target)
-        return 6 * self.body * positions + 6 * self.head * wanted + 12 * self.pairs * seen_pairs(prepared.ask)
+        return 3 * self._once(prepared.ask, len(prepared.target))
+
+    def forward(self, ask: Forward) -> int:
+        """FLOPs of one pass without gradient."""
+        return self._once(ask, int((ask.want >= 0).sum()))
+
+    def _once(self, ask: Forward, wanted: int) -> int:
+        positions = int((ask.streams[1] >= 0).sum())
+        return 2 * self.body * positions + 2 * self.head * wanted + 4 * self.pairs * seen_pairs(ask)
 
 
 def seen_pairs(ask: Forward) -> int:

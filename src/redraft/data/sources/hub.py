@@ -16,6 +16,8 @@ _MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")
 class Hub(Source):
     """A final ``#split`` names one split. Needs ``datasets``. Only the ``hub:`` prefix ever reaches for the network."""
 
+    holds_splits = True
+
     def matches(self, path: str) -> bool:
         return path.startswith("hub:") or any((Path(path.partition("#")[0]) / mark).is_file() for mark in _MARKS)
 
