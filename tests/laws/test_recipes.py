@@ -23,8 +23,9 @@ def name(path: Path) -> str:
 def tiny(recipe: Recipe) -> list[str]:
     """Overrides that keep the family, optimizer and data format of a recipe, and make the rest small."""
     source = "novels" if recipe.data.text else "tatoeba.en-de"
+    generated = recipe.data.source.startswith("multiplication:")
     return [
-        f"data.source={RECIPES}/toy/data/{source}",
+        "data.source=multiplication:3x3:500" if generated else f"data.source={RECIPES}/toy/data/{source}",
         "tokenizer.vocab_size=320",
         "model.preset=toy",
         f"train.batch_tokens={max(1024, recipe.data.length + 1)}",

@@ -47,7 +47,9 @@ class Thought(Masked):
         if not self.scheduled and not spec.borders:
             return self.prepare(batch, spec, generator)
         if self.steps or spec.timed or self.complementary:
-            raise UserError("scheduled rows and borders take none of steps, timed and complementary.", "Leave them out.")
+            raise UserError(
+                "scheduled rows and borders take none of steps, timed and complementary.", "Leave them out."
+            )
         schedule, rows, where = noise.stretched(spec), batch.ids.shape[0], batch.ids.device
         can, later = noise.noisable(batch, spec), torch.zeros_like(batch.target)
         if spec.borders:
