@@ -150,6 +150,8 @@ class Loop:
             if self._forbidden is None:
                 self._forbidden = torch.tensor(self.spec.forbidden, device=logits.device)
             logits.index_fill_(1, self._forbidden, -torch.inf)
+        if self.spec.ends and self.spec.eos_id >= 0 and not ask.number:
+            _one_end(logits, self.spec)
         log_z = logits.float().logsumexp(-1) if self.spec.score else None
         if self.method.constraint is not None and not ask.number:
             logits = self.method.constraint.mask(canvas, ask, logits)
@@ -276,6 +278,12 @@ class Loop:
         if source:
             for store in self.stores.values():
                 store.copy(torch.tensor(source), torch.tensor(target))
+
+
+def _one_end(logits: Tensor, spec: Spec) -> None:
+    """Several ends of text are one event: its probability is the sum of theirs. ``logits`` [N, V], changed in place."""
+    logits[:, spec.eos_id] = logits[:, [spec.eos_id, *spec.ends]].logsumexp(1)
+    logits[:, list(spec.ends)] = -torch.inf
 
 
 def _admit(constraint: Constraint, canvas: Canvas, asks: list[Forward], outs: list[Output], step: Step) -> Step:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,7 @@ def load(
         UserError: unknown model, corrupt file, or a configuration that is not understood.
     """
     folder = resolve(name_or_path)
-    values = read_json(folder / "config.json")
-    if "redraft_format" in values:
-        if mask_id is not None:
-            raise UserError("mask_id is for public checkpoints: this one knows its own.", "Leave it out.")
-        network, files, layout, rest = _open_own(folder, values)
-    else:
-        network, files, layout, rest = _open_foreign(folder, values, mask_id)
+    network, files, layout, rest = _open(folder, mask_id)
     models.allocate(network, dtype, runtime.device(device))
     with _progress(files) as told:
         weights.fill(network, files, layout, told)
@@ -103,18 +98,45 @@ def family_of(name_or_path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: as ``load``.
     """
-    folder = resolve(name_or_path)
-    values = read_json(folder / "config.json")
-    opened = _open_own(folder, values) if "redraft_format" in values else _open_foreign(folder, values, None)
-    _, family, name, *_ = opened[3]
+    _, family, name, *_ = _open(resolve(name_or_path), None)[3]
     return {"name": name, **configs.to_mapping(family)}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What can be told of a model without its weights."""
+
+    family: str
+    context: int
+    conditional: bool
+    infills: bool  # sees what follows a hole
+    defaults: Mapping[str, Any]  # its own generation settings
+
+
+def outline(folder: Path) -> Outline:
+    """
+    Raises:
+        UserError: as ``load``, but for what is wrong with the weights themselves.
+    """
+    network, _, _, (tokenizer, family, name, conditional, defaults) = _open(folder, None)
+    return Outline(name, network.config.max_length, conditional, family.spec(tokenizer).schedule is not None, defaults)
 
 
 _Opened = tuple[Backbone, weights.Files, weights.Layout, tuple[Any, ...]]
 
 
+def _open(folder: Path, mask_id: int | None) -> _Opened:
+    """A model but for its weights: its network without memory, where they are, and the other arguments of ``Model``."""
+    values = read_json(folder / "config.json")
+    if "redraft_format" not in values:
+        return _open_foreign(folder, values, mask_id)
+    if mask_id is not None:
+        raise UserError("mask_id is for public checkpoints: this one knows its own.", "Leave it out.")
+    return _open_own(folder, values)
+
+
 def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
-    """A folder of our own format: its network without weights, and the other arguments of ``Model``."""
+    """A folder of our own format."""
     from redraft.data.tokenizer import Tokenizer
     from redraft.data.vocabulary import Ids, Vocabulary
 
@@ -139,7 +161,7 @@ def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
 
 
 def _open_foreign(folder: Path, values: Mapping[str, Any], mask_id: int | None) -> _Opened:
-    """A public checkpoint: the same."""
+    """A public checkpoint."""
     from redraft.convert import open_foreign
 
     found = open_foreign(folder, values, {} if mask_id is None else {"mask": mask_id})

@@ -199,6 +199,7 @@ class Spec:
     timed: bool  # the network wants Forward.t
     schedule: Schedule | None  # None for autoregressive models
     forbidden: tuple[int, ...] = ()  # ids never drawn (mask, padding, markers)
+    ends: tuple[int, ...] = ()  # further ids that end a text; the loop takes them all for ``eos_id``
     process: str = "absorbing"  # the file of ``noise/`` whose noise it undoes
     score: bool = False  # logits are log scores, whose sum means something: see ``objectives.score``
     net: str = "main"  # which network of the loop is meant

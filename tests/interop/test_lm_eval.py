@@ -84,6 +84,38 @@ def test_a_misspelt_setting_is_refused_at_once(folder: Path) -> None:
         make(folder, stepz=3)
 
 
+def test_conversations_are_what_the_folders_template_makes_of_them(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "m")
+    template = "{% for m in messages %}<sep>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
+    template += "{% if add_generation_prompt %}<sep>assistant:{% endif %}"
+    (tmp_path / "m" / "chat_template.jinja").write_text(template)
+    lm, plain = make(tmp_path / "m"), make(folder)
+    asking = [{"role": "user", "content": "2 + 2"}]
+    assert lm.chat_template(True) == template and lm.chat_template(False) is None and plain.chat_template(True) == ""
+    text = lm.apply_chat_template(asking)
+    assert text == "<sep>user: 2 + 2<eos><sep>assistant:"
+    begun = [*asking, {"role": "assistant", "content": "It is"}]
+    assert lm.apply_chat_template(begun, add_generation_prompt=False) == "<sep>user: 2 + 2<eos><sep>assistant: It is"
+    head, tail = lm._split(text, " 4")
+    tokenizer = lm.model.tokenizer
+    assert head.count(tokenizer.sep_id) == 2 and head.count(tokenizer.eos_id) == 1
+    assert tail == tokenizer.encode(" 4")
+    assert plain.apply_chat_template(begun, add_generation_prompt=False) == "User: 2 + 2\nAssistant: It is"
+    assert lm.tokenizer_name == make(tmp_path / "m").tokenizer_name != plain.tokenizer_name
+
+
+def test_without_the_harness_the_error_says_what_to_install() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys; sys.modules['lm_eval'] = None; import runpy; "
+    code += "runpy.run_module('redraft.interop.lm_eval', run_name='__main__')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 2 and "pip install 'redraft[harness]'" in run.stderr and "Traceback" not in run.stderr
+
+
 def test_through_the_harness(folder: Path, tmp_path: Path) -> None:
     """A task from a file, its metrics, and the settings on record."""
     import lm_eval

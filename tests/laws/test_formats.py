@@ -163,7 +163,7 @@ def test_an_unknown_key_is_named(name: str, config: dict[str, Any]) -> None:
     ("name", "key", "value"),
     [
         ("llama", "hidden_act", "gelu"),
-        ("llama", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("llama", "rope_scaling", {"rope_type": "longrope", "factor": 4.0}),
         ("llama", "num_hidden_layers", "two"),
         ("qwen2", "use_sliding_window", True),
         ("qwen3", "layer_types", ["full_attention", "sliding_attention"]),
@@ -314,6 +314,24 @@ def test_special_tokens_are_found_in_the_tokenizers_files(tmp_path: Path) -> Non
     model.save(tmp_path / "own")
     assert (tmp_path / "own" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     assert load(tmp_path / "own").generate("ab", max_new_tokens=4, steps=2)
+
+
+def test_several_ends_of_text_are_one_event(checkpoint: Path) -> None:
+    """Llama 3 names three. The probability of ending is the sum of theirs, and none of them stands in a text."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"eos_token_id": [7, 9]}))
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9, 11]}))
+    model = load(checkpoint, "cpu")
+    assert (model.spec.eos_id, model.spec.ends) == (7, (9, 11))
+    seen = []
+    drafting = model.draft([[5, 6, 4]], model.settings(max_new_tokens=1))
+    drafting.loop.watch = lambda ask, out: seen.append(out.log_p[0].exp())
+    list(drafting)
+    p = model.logits(torch.tensor([[5, 6, 4]]))[0, -1].softmax(-1)
+    torch.testing.assert_close(seen[0][7], p[[7, 9, 11]].sum())
+    assert seen[0][9] == seen[0][11] == 0
+    model.save(checkpoint.parent / "again")
+    assert load(checkpoint.parent / "again", "cpu").spec.ends == (9, 11)
 
 
 def test_ids_beyond_the_vocabulary_are_refused(checkpoint: Path) -> None:

@@ -26,6 +26,7 @@ _SMALL = {
     "vocab_size": 50,
 }
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10_000.0}
 CASES = [
     ("Llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
     ("Llama", {"num_key_value_heads": 1, "head_dim": 8, "attention_bias": True, "mlp_bias": True}),
@@ -34,7 +35,17 @@ CASES = [
         {"rope_parameters": {**_LLAMA3, "original_max_position_embeddings": 16, "rope_theta": 500.0}},
     ),
     ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 10_000.0}}),
+    ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 3.0, "rope_theta": 10_000.0}}),
+    ("Llama", {"rope_parameters": {**_YARN, "rope_theta": 500.0}}),
+    ("Llama", {"head_dim": 16, "rope_parameters": {**_YARN, "mscale": 0.7, "mscale_all_dim": 1.0, "truncate": False}}),
+    (
+        "Qwen3",
+        {"head_dim": 16, "num_key_value_heads": 4}
+        | {"rope_parameters": {**_YARN, "attention_factor": 1.5, "beta_fast": 8, "beta_slow": 2}},
+    ),
+    ("Qwen2", {"num_key_value_heads": 2, "rope_parameters": {**_YARN, "rope_theta": 1e6}, "tie_word_embeddings": True}),
     ("Qwen2", {"num_key_value_heads": 2}),
+    ("Qwen2", {"num_key_value_heads": 4, "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}),
     ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16}),
     ("GPT2", {"n_embd": 24, "n_head": 2, "n_layer": 2, "n_positions": 64, "n_inner": 30, "vocab_size": 50}),
     ("Bert", {"num_attention_heads": 2}),

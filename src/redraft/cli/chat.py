@@ -48,8 +48,8 @@ def chat(
     A model with a chat template is spoken to as it says. Others: docs/serving.md.
     """
     from redraft.config import parse_options
+    from redraft.data.chat import template_of
     from redraft.loading import load, resolve
-    from redraft.serve.chat import template_of
     from redraft.serve.engine import Engine, Limits
 
     chosen = {
@@ -143,12 +143,12 @@ class _Talk:
     def _answer(self, console: Console) -> tuple[Answer, float]:
         from rich.live import Live
 
-        from redraft.serve import chat as conversations
+        from redraft.data import chat as conversations
         from redraft.serve.engine import Event, Failed, Job, Progress
         from redraft.serve.reading import Span
 
         model = self.engine.model
-        head, stops = conversations.prompt(self.messages, model, self.template)
+        head, stops = conversations.prompt(self.messages, model.tokenizer, model.conditional, self.template)
         room = model.network.config.max_length - len(head)
         if room < 1:
             raise UserError(f"the conversation has {len(head)} tokens, the context is full.", "Say /clear.")

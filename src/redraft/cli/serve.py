@@ -13,7 +13,12 @@ from redraft.errors import UserError
 
 
 def serve(
-    model: Annotated[list[str], typer.Option(help="A model folder, or a shipped checkpoint; repeat for more.")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[NAME=]MODEL", help="A folder, a shipped checkpoint, or owner/name of the hub; repeat for more."
+        ),
+    ],
     host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in: set --api-key then.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     api_key: Annotated[
@@ -31,6 +36,7 @@ def serve(
     as_json: Json = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the first request without one. Unset: fresh.")] = None,
     device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="Of weights: float32, bfloat16 (half the memory), float16.")] = "float32",
 ) -> dict[str, Any]:
     """Serve models over HTTP, and a page at / on which text comes into focus.
 
@@ -62,6 +68,7 @@ def serve(
         seed=seed,
         log_text=log_text,
         device=device,
+        dtype=dtype,
     )
     if not given.loopback and not given.api_keys:
         log(f"warning: {host} is open to other machines, and no --api-key is asked for")

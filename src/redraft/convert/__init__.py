@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -90,7 +90,7 @@ def open_foreign(folder: Path, config: Mapping[str, Any], given: Mapping[str, in
     network = empty(plan.network, str(file))
     mask = ids.mask if ids.mask >= 0 or plan.mask is None else plan.mask
     forbidden = (mask,) if plan.forbid_mask and mask >= 0 else ()
-    ids = Ids(network.config.vocab_size, ids.pad, ids.eos, ids.bos, mask, ids.sep, forbidden)
+    ids = replace(ids, size=network.config.vocab_size, mask=mask, forbidden=forbidden)
     return Foreign(format_name, plan, network, files, Vocabulary(ids, folder))
 
 

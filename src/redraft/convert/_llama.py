@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,9 @@ def shape(keys: Keys, mlp_dim: int | None = None, head_dim: int | None = None, *
     keys.silent("attention_dropout", "hidden_dropout", "max_window_layers", "pretraining_tp", "is_causal")
     windows(keys)
     theta, stretch = rope(keys)
+    length = keys.get("max_position_embeddings", int)
+    if stretch is not None and stretch.kind == "yarn":  # some files name the original context alone
+        length = max(length, int(stretch.factor * stretch.original))
     heads = keys.get("num_attention_heads", int)
     return Config(
         vocab_size=keys.get("vocab_size", int),
@@ -38,7 +42,7 @@ def shape(keys: Keys, mlp_dim: int | None = None, head_dim: int | None = None, *
         layers=keys.get("num_hidden_layers", int),
         heads=heads,
         kv_heads=keys.get("num_key_value_heads", int, heads),
-        max_length=keys.get("max_position_embeddings", int),
+        max_length=length,
         rope_theta=theta,
         stretch=stretch,
         norm_eps=keys.get("rms_norm_eps", float),
@@ -51,19 +55,24 @@ def shape(keys: Keys, mlp_dim: int | None = None, head_dim: int | None = None, *
 
 
 def windows(keys: Keys) -> None:
-    """Attention that sees only nearby positions is not here.
+    """Attention that sees only nearby positions is not here, save where it is no narrower than the context.
 
     Raises:
         UserError: it is asked for.
     """
-    keys.must("use_sliding_window", False)
-    keys.silent("sliding_window")  # means something only with use_sliding_window
+    window = keys.get("sliding_window", int, 0)  # means something only with use_sliding_window
+    if window < keys.get("max_position_embeddings", int):
+        keys.must("use_sliding_window", False)
+    keys.silent("use_sliding_window")
     if any(kind != "full_attention" for kind in keys.get("layer_types", list, [])):
         raise keys.unsupported("layer_types", "Only full_attention is.")
 
 
 def rope(keys: Keys, default: float = 10_000.0) -> tuple[float, Stretch | None]:
-    """Rotary base and stretch: ``rope_theta`` and ``rope_scaling``, or ``rope_parameters``, which holds both."""
+    """Rotary base and stretch: ``rope_theta`` and ``rope_scaling``, or ``rope_parameters``, which holds both.
+
+    ``dynamic`` stretches nothing within ``max_position_embeddings``, and no longer text is taken here.
+    """
     theta = keys.get("rope_theta", float, default)
     for key in ("rope_scaling", "rope_parameters"):
         if keys.maybe(key) is None:
@@ -84,11 +93,36 @@ def rope(keys: Keys, default: float = 10_000.0) -> tuple[float, Stretch | None]:
                 table.get("high_freq_factor", float),
                 table.get("original_max_position_embeddings", int),
             )
+        elif kind == "yarn":
+            stretch = _yarn(table, keys.get("max_position_embeddings", int))
+        elif kind == "dynamic":
+            table.silent("factor", "original_max_position_embeddings")
         elif kind != "default":
-            raise keys.unsupported(key, "Supported: default, linear, llama3.")
+            raise keys.unsupported(key, "Supported: default, linear, llama3, yarn, dynamic.")
         table.finish()
         return theta, stretch
     return theta, None
+
+
+def _yarn(table: Keys, context: int) -> Stretch:
+    """Rates and size as transformers derives them from the keys of a YaRN table."""
+    original = table.get("original_max_position_embeddings", int, context)
+    factor = table.get("factor", float, context / original)
+
+    def grown(by: float) -> float:
+        return 0.1 * by * math.log(factor) + 1 if factor > 1 else 1.0
+
+    one, all_ = table.get("mscale", float, 0.0), table.get("mscale_all_dim", float, 0.0)
+    size = grown(one) / grown(all_) if one and all_ else grown(1.0)
+    return Stretch(
+        "yarn",
+        factor,
+        low=table.get("beta_slow", float, 1.0) or 1.0,
+        high=table.get("beta_fast", float, 32.0) or 32.0,
+        original=original,
+        size=table.get("attention_factor", float, size),
+        whole=table.get("truncate", bool, True),
+    )
 
 
 def attention(places: dict[str, Place], block: str, theirs: Mapping[str, str], c: Config, bias: bool) -> None:
@@ -198,6 +232,9 @@ def describe(c: Config) -> dict[str, Any]:
         scaling: dict[str, Any] = {"rope_type": s.kind, "factor": s.factor}
         if s.kind == "llama3":
             scaling |= {"low_freq_factor": s.low, "high_freq_factor": s.high}
+            scaling["original_max_position_embeddings"] = s.original
+        if s.kind == "yarn":
+            scaling |= {"beta_slow": s.low, "beta_fast": s.high, "attention_factor": s.size, "truncate": s.whole}
             scaling["original_max_position_embeddings"] = s.original
         described["rope_scaling"] = scaling
     return described

@@ -41,8 +41,11 @@ class Tokenizer:
         vocab_size: one more than the highest id.
         pad_id, eos_id, bos_id, mask_id, sep_id: the specials.
         markers: ids never generated: pad, bos, mask, sep, save one that doubles as the end of text.
+        ends: further ids that end a text, of public checkpoints that have several.
         added: specials that were appended to a tokenizer from elsewhere.
     """
+
+    ends: tuple[int, ...] = ()
 
     def __init__(self, backend: tokenizers.Tokenizer, specials: Mapping[str, str] | None = None) -> None:
         """Wrap a backend. ``specials`` maps ``"pad"``... to token texts; one not named is looked for, then appended."""
@@ -163,6 +166,11 @@ class Tokenizer:
         """Ids behind a target or a document: the end of text."""
         return [self.eos_id]
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of a text that a chat template wrote: special tokens in it are read as such, and none is added."""
+        check_unicode(text)
+        return list(self._reader.encode(text, add_special_tokens=False).ids)
+
     def encode_opening(self, text: str) -> list[int]:
         """The beginning of a plain text: bos, then its tokens."""
         return [self.bos_id, *self.encode(text)]
@@ -250,6 +258,15 @@ class Tokenizer:
         """Hash of the vocabulary, its rules and its specials: equal tokenizers have equal fingerprints."""
         content = json.loads(self.backend.to_str())
         return hashlib.sha256(_compact([content, self.names]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _reader(self) -> tokenizers.Tokenizer:
+        """A copy of the backend that reads special tokens: the setting is the backend's own, and threads share it."""
+        copy = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        copy.no_padding()
+        copy.no_truncation()
+        copy.encode_special_tokens = False
+        return copy
 
     @cached_property
     def _is_bytes(self) -> bool:

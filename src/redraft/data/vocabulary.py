@@ -32,7 +32,8 @@ _FILES = (
 
 @dataclass(frozen=True)
 class Ids:
-    """Size of the network's vocabulary, special tokens by id (-1: there is none), and ids never to be generated."""
+    """Size of the network's vocabulary, special tokens by id (-1: there is none), ids never to be generated, and those
+    that end a text besides ``eos``."""
 
     size: int
     pad: int = NONE
@@ -41,11 +42,15 @@ class Ids:
     mask: int = NONE
     sep: int = NONE
     forbidden: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in SPECIALS:
             if not NONE <= getattr(self, name) < self.size:
                 raise UserError(f"vocabulary: {name} id {getattr(self, name)} lies beyond its {self.size} ids.")
+        for end in self.ends:
+            if not 0 <= end < self.size or end == self.eos:
+                raise UserError(f"vocabulary: ends holds {end}: it must be another id below {self.size}.")
 
 
 class Vocabulary(Tokenizer):
@@ -74,7 +79,7 @@ class Vocabulary(Tokenizer):
 
     def _number(self, ids: Ids) -> None:
         self.ids, self.vocab_size, self.markers = ids, ids.size, ids.forbidden
-        self.eos_id = ids.eos  # -1 ends no text
+        self.eos_id, self.ends = ids.eos, ids.ends  # -1 ends no text
         # Where the others are missing, another id holds their place, so that every id can be embedded.
         self.pad_id = next((i for i in (ids.pad, ids.eos) if i >= 0), 0)
         self.bos_id = next((i for i in (ids.bos, ids.eos) if i >= 0), self.pad_id)
@@ -148,7 +153,8 @@ class Vocabulary(Tokenizer):
 
 def find_ids(folder: Path, config: Mapping[str, Any], size: int, given: Mapping[str, int]) -> Ids:
     """Special tokens of a checkpoint from its files: those given; then ``*_token_id`` of config.json and
-    generation_config.json; then the tokenizer's ``*_token`` or the usual name, looked up in tokenizer.json.
+    generation_config.json; then the tokenizer's ``*_token`` or the usual name, looked up in tokenizer.json. Where the
+    two files name several ends of text, all of them end one.
 
     Raises:
         UserError: an id that is no number.
@@ -165,14 +171,18 @@ def find_ids(folder: Path, config: Mapping[str, Any], size: int, given: Mapping[
         entry = f"{key}_token_id"
         values = [given.get(key), config.get(entry), generation.get(entry), by_name.get(key)]
         value = next((value for value in values if value is not None), None)
-        if isinstance(value, list):  # several ends: the first
+        if isinstance(value, list):
             value = value[0] if value else None
         if value is None:
             continue
         if not isinstance(value, int):
             raise UserError(f"{folder}: {key}_token_id = {value!r} is not an id.")
         found[key] = value
-    return replace(Ids(size), **{key: value for key, value in found.items() if 0 <= value < size})
+    known = {key: value for key, value in found.items() if 0 <= value < size}
+    named = [config.get("eos_token_id"), generation.get("eos_token_id")]
+    ends = [end for value in named for end in (value if isinstance(value, list) else [value])]
+    others = dict.fromkeys(end for end in ends if isinstance(end, int) and 0 <= end < size and end != known.get("eos"))
+    return replace(Ids(size), **known, ends=tuple(others))
 
 
 def _read(file: Path) -> dict[str, Any]:

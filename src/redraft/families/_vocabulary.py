@@ -15,4 +15,5 @@ def vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
         "eos_id": tokenizer.eos_id,
         "mask_id": tokenizer.mask_id,
         "forbidden": tokenizer.markers,
+        "ends": tokenizer.ends,
     }

@@ -6,23 +6,38 @@ The command is the harness's own with this class registered; in Python, ``import
 
 ``model_args``: pretrained, device, dtype, mask_id (``redraft.load``); max_gen_toks; samples (noise draws of a bound);
 seed; check_greedy; sampler, steps, temperature ... (generation settings); and any further option of the sampler.
+
+``--apply_chat_template`` fills in the template of the model's folder; without one a model is spoken to as the server
+does (``data.chat``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
 
 import redraft
 from redraft import likelihood
+from redraft.data import chat
 from redraft.errors import UserError
+from redraft.loading import resolve
 from redraft.settings import Settings
 from redraft.types import Batch
+
+try:
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+except ImportError as error:
+    _MISSING = f"the lm-evaluation-harness is not installed ({error}). Install it: pip install 'redraft[harness]'."
+    if __name__ == "__main__":
+        sys.stderr.write(f"error: {_MISSING}\n")
+        sys.exit(2)
+    raise ImportError(_MISSING, name=error.name) from None
 
 _OWN = set(Settings.__dataclass_fields__) - {"options", "seed", "max_new_tokens"}
 
@@ -57,6 +72,8 @@ class RedraftLM(LM):
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"  # the harness asks for cuda:0 where nobody names a device
         self.model = redraft.load(pretrained, device, kind, mask_id)
+        self.template = chat.template_of(resolve(pretrained))
+        self.templated = False  # are contexts what the template made?
         self.pretrained, self.rows = pretrained, int(batch_size) if str(batch_size).isdigit() else 8
         self.max_gen_toks, self.samples, self.seed, self.check_greedy = max_gen_toks, samples, seed, check_greedy
         own = {key: value for key, value in settings.items() if key in _OWN}
@@ -78,6 +95,47 @@ class RedraftLM(LM):
             "likelihood": f"bound, {self.samples} noise draws" if bound else "exact",
             "seed": self.seed,
         }
+
+    # ---- conversations
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What requests that the harness keeps depend on: the vocabulary and the template."""
+        kept = f"{self.model.tokenizer.fingerprint} {self.template}"
+        return f"redraft-{hashlib.sha256(kept.encode()).hexdigest()[:16]}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template of the model's folder, or the one of that name; empty: it has none (``data.chat``)."""
+        if chat_template is False:
+            return None
+        if isinstance(chat_template, str):
+            self.template = chat.template_of(resolve(self.pretrained), chat_template)
+        self.templated = True
+        return self.template or ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages as the text that the model is given; without a generation prompt the last of them goes on."""
+        self.templated = True
+        model = self.model
+        if self.template is not None:
+            found = chat.fill(chat_history, model.tokenizer, self.template, add_generation_prompt)
+            if add_generation_prompt:
+                return found
+            begun = chat_history[-1]["content"].strip()
+            return found[: found.rindex(begun) + len(begun)]
+        if model.conditional and not add_generation_prompt:
+            raise UserError(
+                "this model answers prompts whole: an answer can't be begun for it.", "Leave gen_prefix out."
+            )
+        return chat.transcript(chat_history, model.conditional, add_generation_prompt)
+
+    def _ids(self, context: str) -> list[int]:
+        """A context as it was in training. Of a template's text, special tokens are read as such."""
+        if self.templated and self.template is not None:
+            return self.model.tokenizer.encode_marked(context)
+        return self.model.prompt_ids(context)
+
+    # ---- requests
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         pairs = [self._split(*request.args) for request in requests]
@@ -131,7 +189,7 @@ class RedraftLM(LM):
         most = self.model.room - count
         if most < 1:
             raise UserError(f"max_gen_toks = {count} fills the whole context of {most + count}.", "Lower it.")
-        return self.model.prompt_ids(context)[-most:]
+        return self._ids(context)[-most:]
 
     def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of context and continuation, cut from the left to the context of the network.
@@ -140,11 +198,11 @@ class RedraftLM(LM):
         """
         model = self.model
         if model.conditional:
-            head, tail = model.prompt_ids(context), model.tokenizer.encode_target(continuation.strip())
+            head, tail = self._ids(context), model.tokenizer.encode_target(continuation.strip())
         else:
             spaces = len(context) - len(context.rstrip())
             context, continuation = context[: len(context) - spaces], context[len(context) - spaces :] + continuation
-            head, whole = model.prompt_ids(context), model.prompt_ids(context + continuation)
+            head, whole = self._ids(context), self._ids(context + continuation)
             tail = whole[len(head) :] if whole[: len(head)] == head else model.tokenizer.encode(continuation)
         if not tail:
             raise UserError("a continuation to score is empty.")
@@ -194,7 +252,11 @@ def main() -> None:
     """The harness's command line, which now knows ``--model redraft``."""
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

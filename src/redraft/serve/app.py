@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -96,7 +97,7 @@ def create_app(settings: Settings, ready: Callable[[], None] | None = None) -> F
         UserError: a model that is not there.
     """
     limits = Limits(settings.batch, settings.queue)
-    shelf = Shelf(settings.models, settings.device, limits)
+    shelf = Shelf(settings.models, settings.device, limits, getattr(torch, settings.dtype))
     service = Service(settings, shelf, Metrics(shelf))
 
     @contextlib.asynccontextmanager

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from redraft.data import chat
 from redraft.drafting import Drafting
 from redraft.errors import UserError, suggest
 from redraft.model import Model, holes
-from redraft.serve import chat, schema
+from redraft.serve import schema
 from redraft.serve.engine import Job
 from redraft.serve.mailbox import Mailbox
 from redraft.serve.reading import Span
@@ -76,7 +77,7 @@ def completion(request: schema.CompletionRequest, model: Model, limits: Settings
 def conversation(request: schema.ChatRequest, model: Model, template: str | None, limits: Settings) -> Wanted:
     """``/v1/chat/completions``"""
     messages = [{"role": message.role, "content": message.text} for message in request.messages]
-    head, ends = chat.prompt(messages, model, template)
+    head, ends = chat.prompt(messages, model.tokenizer, model.conditional, template)
     most = request.max_completion_tokens or request.max_tokens
     generation = _generation(request, model, limits, len(head), most)
     stops = (*request.stops, *ends)
@@ -205,16 +206,15 @@ def _prompts(prompt: Any) -> list[Any]:
 
 
 def _head(prompt: str | list[int], model: Model) -> list[int]:
-    """Ids of a prompt. One given as ids gets the mark that a text would have."""
+    """Ids of a prompt. One given as ids is taken as it is, as offline: whatever marks it needs, it has."""
     if isinstance(prompt, str):
         return model.prompt_ids(prompt)
     tokenizer = model.tokenizer
-    wrong = [token for token in prompt if not 0 <= token < tokenizer.vocab_size or token == tokenizer.mask_id]
+    hole = tokenizer.mask_id if tokenizer.has("mask") else -1
+    wrong = [token for token in prompt if not 0 <= token < tokenizer.vocab_size or token == hole]
     if wrong:
         raise UserError(f"{wrong[0]} is not a token id that a prompt may hold (vocabulary {tokenizer.vocab_size}).")
-    if model.conditional:
-        return prompt if prompt[-1] == tokenizer.sep_id else [*prompt, tokenizer.sep_id]
-    return prompt if prompt[0] == tokenizer.bos_id else [tokenizer.bos_id, *prompt]
+    return prompt
 
 
 def now() -> int:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from redraft.errors import UserError
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -27,6 +29,7 @@ class Settings:
     seed: int | None = None  # of the first request that names none; None: a fresh one each
     log_text: bool = False  # prompts and answers in the log
     device: str = "auto"
+    dtype: str = "float32"  # of weights; bfloat16 halves memory
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -37,6 +40,8 @@ class Settings:
         for name in ("max_tokens", "patience", "idle"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} = {getattr(self, name)} must be at least 0.")
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype '{self.dtype}' is not served.", f"One of {', '.join(DTYPES)}.")
         if self.deadline <= 0:
             raise UserError(f"deadline = {self.deadline} must be above 0.")
         if not 0 <= self.port < 65536:

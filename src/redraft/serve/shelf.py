@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from redraft.data.chat import template_of
 from redraft.errors import UserError, suggest
-from redraft.files import read_json
-from redraft.loading import load, resolve
+from redraft.loading import Outline, load, outline, resolve
 from redraft.model import Model
-from redraft.serve.chat import template_of
 from redraft.serve.engine import Engine, Limits
 
 
@@ -24,6 +25,7 @@ class Entry:
 
     name: str
     folder: Path
+    about: Outline
     template: str | None
     created: int
     engine: Engine | None = None
@@ -36,22 +38,20 @@ class Entry:
         return self.engine.model
 
     def describe(self) -> dict[str, Any]:
-        """For /v1/models, from the folder alone where the model is not loaded."""
-        config = read_json(self.folder / "config.json")
-        defaults = self.folder / "generation_config.json"
-        causal = config["family"]["name"] == "autoregressive"
+        """For /v1/models, loaded or not."""
+        about = self.about
         return {
             "id": self.name,
             "object": "model",
             "created": self.created,
             "owned_by": "redraft",
-            "family": config["family"]["name"],
-            "context": config["network"].get("max_length"),
-            "conditional": bool(config["conditional"]),
-            "infill": not causal,
+            "family": about.family,
+            "context": about.context,
+            "conditional": about.conditional,
+            "infill": about.infills,
             "chat_template": self.template is not None,
-            "samplers": ["autoregressive"] if causal else _diffusion_samplers(),
-            "defaults": read_json(defaults) if defaults.is_file() else {},
+            "samplers": _diffusion_samplers() if about.infills else ["autoregressive"],
+            "defaults": dict(about.defaults),
             "loaded": self.engine is not None,
         }
 
@@ -59,19 +59,21 @@ class Entry:
 class Shelf:
     """All models of a server."""
 
-    def __init__(self, models: Sequence[str], device: str, limits: Limits) -> None:
+    def __init__(self, models: Sequence[str], device: str, limits: Limits, dtype: torch.dtype = torch.float32) -> None:
         """
+        Args:
+            models: folders, and names of shipped models or of the hub; ``NAME=MODEL`` gives one another name.
         Raises:
-            UserError: no such model, or two of the same name.
+            UserError: no such model, one that can't be understood, or two of the same name.
         """
-        self.device, self.limits = device, limits
+        self.device, self.limits, self.dtype = device, limits, dtype
         self.entries: dict[str, Entry] = {}
-        for name in models:
-            folder = resolve(name).resolve()
-            if folder.name in self.entries:
-                raise UserError(f"two models are called '{folder.name}'.", "Rename one folder.")
+        for model in models:
+            name, folder = _named(model)
+            if name in self.entries:
+                raise UserError(f"two models are called '{name}'.", f"Name one: --model OTHER={model}.")
             created = int((folder / "config.json").stat().st_mtime)
-            self.entries[folder.name] = Entry(folder.name, folder, template_of(folder), created)
+            self.entries[name] = Entry(name, folder, outline(folder), template_of(folder), created)
 
     def find(self, name: str) -> Entry:
         """
@@ -91,7 +93,7 @@ class Shelf:
             return entry.engine
 
     def load(self, entry: Entry) -> Engine:
-        return Engine(load(entry.folder, self.device), self.limits)
+        return Engine(load(entry.folder, self.device, self.dtype), self.limits)
 
     async def put_away(self, idle: float) -> list[str]:
         """Unload models that have had nothing to do for ``idle`` seconds; their names."""
@@ -111,6 +113,15 @@ class Shelf:
         """Finish what is under way within ``patience`` seconds."""
         engines = [entry.engine for entry in self.entries.values() if entry.engine is not None]
         await asyncio.gather(*(asyncio.to_thread(engine.close, patience) for engine in engines))
+
+
+def _named(model: str) -> tuple[str, Path]:
+    """What a model is called, and its folder. One of the hub goes by its name there, not by its snapshot's."""
+    name, given, rest = model.partition("=")
+    if given and name and not Path(model).exists():
+        return name, resolve(rest).resolve()
+    folder = resolve(model)
+    return (folder.resolve().name if folder == Path(model) else model), folder.resolve()
 
 
 def _diffusion_samplers() -> list[str]:

@@ -16,19 +16,34 @@ class Stretch:
 
     ``linear`` divides every rate by ``factor`` (Chen et al. 2023, arXiv:2306.15595). ``llama3`` divides those whose
     wavelength is above original / low, keeps those below original / high, and blends in between (Llama 3, 2407.21783).
+    ``yarn`` does so too, but blends evenly over the pairs that make between ``high`` and ``low`` turns in the original
+    context (``whole``: rounded to whole pairs), and makes queries and keys ``size`` times as large (Peng et al. 2023,
+    arXiv:2309.00071).
     """
 
-    kind: Literal["linear", "llama3"]
+    kind: Literal["linear", "llama3", "yarn"]
     factor: float
     low: float = 1.0
     high: float = 4.0
     original: int = 8192
+    size: float = 1.0
+    whole: bool = True
 
-    def __call__(self, rate: Tensor) -> Tensor:
+    def __call__(self, rate: Tensor, theta: float) -> Tensor:
+        """Rates [P] of P pairs, theta^(-p / P), as they are after stretching."""
         if self.kind == "linear":
             return rate / self.factor
-        turns = self.original * rate / (2 * math.pi)  # within the original context
-        keep = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        if self.kind == "llama3":
+            turns = self.original * rate / (2 * math.pi)  # within the original context
+            keep = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        else:
+            pairs, context = len(rate), self.original / (2 * math.pi)
+            first, last = (pairs * math.log(context / turns, theta) for turns in (self.high, self.low))
+            if self.whole:
+                first, last = math.floor(first), math.ceil(last)
+            first, last = max(first, 0), min(last, 2 * pairs - 1)
+            number = torch.arange(pairs, dtype=rate.dtype, device=rate.device)
+            keep = 1 - ((number - first) / ((last - first) or 1e-3)).clamp(0, 1)
         return keep * rate + (1 - keep) * rate / self.factor
 
 
@@ -39,8 +54,9 @@ def rotary_table(length: int, head_dim: int, theta: float, stretch: Stretch | No
     """
     pair = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
     rate = theta ** (-pair / max(head_dim, 1))
-    angle = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * (stretch(rate) if stretch else rate)
-    return torch.stack([angle.cos(), angle.sin()], 1).float()
+    rate, size = (stretch(rate, theta), stretch.size) if stretch else (rate, 1.0)
+    angle = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * rate
+    return torch.stack([angle.cos(), angle.sin()], 1).mul(size).float()
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
