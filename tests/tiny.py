@@ -31,6 +31,7 @@ class Vocabulary:
     bos_id: int = 2
     mask_id: int = 3
     sep_id: int = 4
+    ends: tuple[int, ...] = ()
 
     @property
     def markers(self) -> tuple[int, ...]:
