@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,29 @@ class Vocabulary:
     @property
     def letters(self) -> range:
         return range(5, self.vocab_size)
+
+    def having(self, extras: Sequence[str]) -> Vocabulary:
+        return Extended(self.vocab_size + 2) if extras else self
+
+
+@dataclass(frozen=True)
+class Extended(Vocabulary):
+    """With two special tokens more, for texts that grow and shrink; they come last."""
+
+    @property
+    def expand_id(self) -> int:
+        return self.vocab_size - 2
+
+    @property
+    def delete_id(self) -> int:
+        return self.vocab_size - 1
+
+    @property
+    def markers(self) -> tuple[int, ...]:
+        return (*super().markers, self.expand_id, self.delete_id)
+
+    def having(self, extras: Sequence[str]) -> Vocabulary:
+        return self
 
 
 VOCABULARY = Vocabulary()

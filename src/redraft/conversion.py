@@ -34,7 +34,7 @@ def become(model: Model, family: Mapping[str, Any]) -> Model:
       position earlier in what was autoregressive (DiffuLLaMA, arXiv:2410.17891; Dream, 2508.15487). With ``shift = 0``,
       or a family without one, they are read where they belong from now on, and that has to be learnt.
     - **Mask.** A vocabulary without one gets a token for it, the first id that its tokenizer leaves unused, else a new
-      one, whose vectors are the mean of all others. A tokenizer with a separator and no end of text ends by it (BERT).
+      one, whose vectors are the mean of all others; so do the special tokens of a family. A tokenizer with a separator and no end of text ends by it (BERT).
     - **Prompt.** Whether it is isolated stays as it was, unless given. A network that knows no isolated prompt gets no
       length head.
 
@@ -51,10 +51,14 @@ def become(model: Model, family: Mapping[str, Any]) -> Model:
     name, built = build_family(table)
     model.check_mask()  # one that was trained with a mask must say which id it is
     tokenizer = _complete(model.tokenizer, needs_mask=_masks(built.spec(model.tokenizer)))
+    tokenizer = tokenizer.having(getattr(built, "specials", ()))
     spec, network = built.spec(tokenizer), model.network
     if network.config.timed != spec.timed:
         told = "is told the time of the noise" if network.config.timed else "is not told the time of the noise"
         raise UserError(f"this network {told}, and family '{name}' as asked for differs.", "Set the family's timed.")
+    if getattr(network.config, "edits", False) != spec.edits:
+        what = "tokens" if spec.edits else "edits"
+        raise UserError(f"this network predicts {what}: it can't go on as family '{name}'.", "Train one from scratch.")
     _read_at(network, spec.shift, name)
     if tokenizer.vocab_size > network.config.vocab_size:
         _grow(network, tokenizer.vocab_size)

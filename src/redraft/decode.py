@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redraft.canvas import resize
 from redraft.errors import UserError
 from redraft.length import best_lengths, length_request
 from redraft.models.parts.store import KeyValueStore
@@ -123,6 +124,9 @@ class Loop:
                 self._reorder(canvas, step.parents)
             if self.method.constraint is not None:
                 step = _admit(self.method.constraint, canvas, asks, outs, step)
+            if step.kind is not None:
+                step = self._resize(canvas, step)
+                ending = _Ending(canvas, self.spec.eos_id, pending=True)
             self._commit(canvas, step)
             ending.close(canvas, step)
             yield step
@@ -152,6 +156,9 @@ class Loop:
             logits.index_fill_(1, self._forbidden, -torch.inf)
         if self.spec.ends and self.spec.eos_id >= 0 and not ask.number:
             _one_end(logits, self.spec)
+        if ask.without is not None:
+            barred = ask.without[(ask.want >= 0).nonzero()[:, 0]].to(logits.device)
+            logits[(barred >= 0).nonzero()[:, 0], barred[barred >= 0]] = -torch.inf
         log_z = logits.float().logsumexp(-1) if self.spec.score else None
         if self.method.constraint is not None and not ask.number:
             logits = self.method.constraint.mask(canvas, ask, logits)
@@ -232,7 +239,7 @@ class Loop:
 
     def _store(self, net: str, branch: int, canvas: Canvas) -> KeyValueStore:
         if (net, branch) not in self.stores:
-            made = self.networks[net].store(*(self.room or canvas.ids.shape))  # type: ignore[attr-defined]
+            made = self.networks[net].store(*(self.room or (len(canvas.ids), canvas.room)))  # type: ignore[attr-defined]
             self.stores[net, branch] = made
         return self.stores[net, branch]
 
@@ -244,6 +251,18 @@ class Loop:
         counter.queries += int(queries.sum())
         counter.pairs += int(queries @ seen)
         counter.wanted += int(np.count_nonzero(ask.want.numpy() >= 0))
+
+    def _resize(self, canvas: Canvas, step: Step) -> Step:
+        """Move the cells; what the stores know of those that moved, and of those that saw them, is void."""
+        step = resize(canvas, step)
+        assert step.source is not None
+        source = step.source.numpy()
+        stays = source == np.arange(source.shape[1])
+        first = np.where(stays.all(1), source.shape[1], stays.argmin(1))
+        for store in self.stores.values():
+            for seat, begin in zip(canvas.slot.tolist(), first.tolist(), strict=True):
+                store.tokens[seat, begin:] = -1
+        return step
 
     def _commit(self, canvas: Canvas, step: Step) -> None:
         # numpy's views of the same memory: a small change costs a quarter of what it does through torch
@@ -259,7 +278,7 @@ class Loop:
 
     def _reorder(self, canvas: Canvas, parents: Tensor) -> None:
         """Rows become copies of their parents; a seat of the store follows its first child, others are copied."""
-        for name in ("ids", "status", "step", "nfe", "score"):
+        for name in ("ids", "status", "step", "nfe", "score", "limit", "gap"):
             setattr(canvas, name, getattr(canvas, name)[parents])
         old, seats = canvas.slot, torch.empty_like(canvas.slot)
         heirs: dict[int, int] = {}
@@ -339,12 +358,12 @@ class _Ending:
     An end-of-text before a later given token ends nothing.
     """
 
-    def __init__(self, canvas: Canvas, eos_id: int) -> None:
+    def __init__(self, canvas: Canvas, eos_id: int, pending: bool = False) -> None:
         self.eos_id = eos_id
         columns = torch.arange(canvas.ids.shape[1])
         given = torch.where((canvas.status == GIVEN) & (canvas.ids != eos_id), columns, -1)
         self.floor = given.amax(1)  # the last given token of each row
-        self._pending = False  # an end stands in some row, but not all before it
+        self._pending = pending  # an end stands in some row, but not all before it
 
     def close(self, canvas: Canvas, step: Step) -> None:
         if step.parents is None and not bool((step.token == self.eos_id).any()) and not self._pending:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from redraft.canvas import Growth
 from redraft.errors import UserError
 from redraft.length import Row, best_lengths, first_look, length_request
-from redraft.types import PAD, Generation
+from redraft.types import GIVEN, PAD, Generation
 
 if TYPE_CHECKING:
     from redraft.model import Model
@@ -92,6 +93,8 @@ def fill(model: Model, parts: Parts, prompt: str, settings: Settings) -> Generat
         raise UserError("the text has no hole.", "Write a hole of three tokens as [[3]], of unknown length as [[?]].")
     layout = Layout.of(model, parts, prompt)
     layout.check([hole.most for hole in holes])
+    if model.spec.grows and any(hole.least < hole.most for hole in holes):
+        return _fill_growing(model, layout, holes, settings)
     sizes, passes = choose_sizes(model, layout, holes)
     drafting = model.fill_rows([layout.row(sizes)], [len(layout.head)], settings, sum(sizes))
     drafting.canvas.nfe += passes
@@ -105,6 +108,31 @@ def fill(model: Model, parts: Parts, prompt: str, settings: Settings) -> Generat
         last = fillings[-1]
         fillings[-1] = last[: last.index(model.tokenizer.eos_id)] if model.tokenizer.eos_id in last else last
     return replace(found, text=layout.text(fillings))
+
+
+def _fill_growing(model: Model, layout: Layout, holes: Sequence[Hole], settings: Settings) -> Generation:
+    """Holes that find their lengths while they are filled, by a model that can insert and delete.
+
+    Together they have at most as many tokens as the holes say; what each has at least or at most is not held to.
+    """
+    start = model.family.start if settings.start is None else settings.start
+    sizes = [min(max(start, hole.least if hole.least == hole.most else 0), hole.most) for hole in holes]
+    limit = len(layout.row([hole.most for hole in holes]))
+    begins = [begin for begin, _ in layout.spans(sizes)]
+    row, most = layout.row(sizes), sum(hole.most for hole in holes)
+    growth = Growth([limit], [[begin for begin in begins if begin < len(row)]])
+    drafting = model.fill_rows([row], [len(layout.head)], settings, most, growth)
+    for _ in drafting:
+        pass
+    canvas = drafting.canvas
+    status, ids = canvas.status[0], canvas.ids[0]
+    given = (status == GIVEN).cumsum(0)
+    fillings, before = [], len(layout.head)
+    for piece in layout.pieces[:-1]:
+        before += len(piece)
+        inside = (given == before) & (status != GIVEN) & (status != PAD)
+        fillings.append(ids[inside].tolist())
+    return replace(drafting.results()[0], text=layout.text(fillings))
 
 
 @dataclass(frozen=True)
@@ -133,7 +161,7 @@ class Layout:
         glues = len(model.tokenizer.encode(" a")) == len(model.tokenizer.encode("a"))
         bring = [glues and text.endswith(" ") for text in texts[:-1]]
         short = [text[:-1] if space else text for text, space in zip(texts, [*bring, False], strict=True)]
-        tail = [model.tokenizer.eos_id] if model.conditional else []
+        tail = model.closing
         return cls(model, model.prompt_ids(prompt), texts, model.tokenizer.encode_batch(short), bring, tail)
 
     def row(self, sizes: Sequence[int]) -> list[int | None]:

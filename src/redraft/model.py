@@ -25,6 +25,7 @@ from redraft.models.parts.backbone import Backbone
 from redraft.models.transformer import Config, Transformer
 from redraft.registry import find
 from redraft.samplers._blockwise import Blockwise
+from redraft.samplers._resizing import Resizing
 from redraft.settings import Settings
 from redraft.types import Forward, Generation, Network, Sampler, Spec, Step
 
@@ -81,11 +82,12 @@ class Model:
     def fresh(
         cls, family: Mapping[str, Any], tokenizer: Tokenizer, shape: Config, conditional: bool, seed: int = 0
     ) -> Model:
-        """A new, untrained model. ``family`` is ``{"name": ..., **fields}``."""
+        """A new, untrained model. ``family`` is ``{"name": ..., **fields}``. Special tokens that it needs are added."""
         name, built = build_family(family)
         spec = built.spec(tokenizer)
         check_vocabulary(shape, tokenizer, "model")
-        shape = replace(shape, shift=spec.shift, timed=spec.timed)
+        tokenizer = tokenizer.having(getattr(built, "specials", ()))
+        shape = replace(shape, vocab_size=spec.vocab_size, shift=spec.shift, timed=spec.timed, edits=spec.edits)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = Transformer(shape)
@@ -221,6 +223,8 @@ class Model:
         sampler: Sampler = configs.build(kind, options, f"sampler '{name}'")
         if self.spec.attend.kind == "block":
             sampler = Blockwise(sampler)
+        if self.spec.expand_id >= 0:
+            sampler = Resizing(sampler)
         return Method(sampler, _cache(settings), self._guidance(settings), self._constraint(settings))
 
     def _constraint(self, settings: Settings) -> Constraint | None:
@@ -245,6 +249,10 @@ class Model:
         """A generation from prompts as ids. Nothing of it has run yet but a search for its length, if it takes one."""
         for head in heads:
             self.check_length(len(head) + settings.max_new_tokens, prompt=len(head))
+        if self.spec.grows:
+            return self._growing(heads, settings, keep_trace)
+        if settings.start is not None:
+            raise UserError(f"a model of family '{self.family_name}' does not change the length.", "Leave start out.")
         if self._length(settings) == "search":
             return self._searched(heads, settings, keep_trace)
         rows = [[*head, *[None] * settings.max_new_tokens] for head in heads]
@@ -261,7 +269,7 @@ class Model:
             raise UserError("this model has no length head.", "Use length 'search' or 'fixed'.")
         if settings.ignore_eos and settings.length in ("head", "search"):
             raise UserError(f"length '{settings.length}' needs the end-of-text.", "Leave ignore_eos out.")
-        ends_itself = spec.schedule is None or spec.attend.kind == "block"
+        ends_itself = spec.schedule is None or spec.attend.kind == "block" or spec.grows
         if settings.length == "search" and ends_itself:
             raise UserError(f"a model of family '{self.family_name}' ends its text itself.", "Leave length at 'auto'.")
         if settings.length != "auto":
@@ -272,11 +280,32 @@ class Model:
             return "head"
         return "search" if self.conditional and not ends_itself else "fixed"
 
+    def _growing(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool) -> Drafting:
+        """Rows that begin short, or with a predicted length, and may grow to ``max_new_tokens``."""
+        if settings.ignore_eos:
+            raise UserError("ignore_eos needs a length that stands.", "Leave it out.")
+        prompts, most = [len(head) for head in heads], settings.max_new_tokens
+        limits = [prompt + most for prompt in prompts]
+        if settings.start is None and self._length(settings) == "head":
+            rows: list[list[int | None]] = [[*head, *[None] * most] for head in heads]
+            return self.prepare(rows, prompts, settings, keep_trace, growth=canvases.Growth(limits))
+        closing = self.closing
+        start = self.family.start if settings.start is None else settings.start
+        free = min(start, most - len(closing))
+        rows = [[*head, *[None] * free, *closing] for head in heads]
+        growth = canvases.Growth(limits, [[prompt] for prompt in prompts] if closing else ())
+        return self.prepare(rows, prompts, settings, keep_trace, length_known=True, growth=growth)
+
+    @property
+    def closing(self) -> list[int]:
+        """What stands at the end of an answer that is to be filled. Where cells are inserted, one has to be there."""
+        return [self.tokenizer.eos_id] if self.conditional or self.spec.edits else []
+
     def _searched(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool) -> Drafting:
         """Rows of the likeliest lengths by ``length.AnswerLength``, ``candidates`` of them per prompt."""
         from redraft.length import AnswerLength, search
 
-        closing = [self.tokenizer.eos_id] if self.conditional else []
+        closing = self.closing
         measure = AnswerLength(self.writer(), self.spec, self.prompt_ids(""), closing)
         constraint = self._constraint(settings)
         rows: list[list[int | None]] = []
@@ -300,11 +329,21 @@ class Model:
         drafting.canvas.score += torch.tensor(scores)
         return drafting
 
-    def fill_rows(self, rows: Sequence[Row], prompts: Sequence[int], settings: Settings, free: int) -> Drafting:
-        """A generation of rows in which everything free is to be filled, at most ``free`` tokens a row."""
+    def fill_rows(
+        self,
+        rows: Sequence[Row],
+        prompts: Sequence[int],
+        settings: Settings,
+        free: int,
+        growth: canvases.Growth | None = None,
+    ) -> Drafting:
+        """A generation of rows in which everything free is to be filled, at most ``free`` tokens a row.
+
+        ``growth``: for models that change the length.
+        """
         steps = settings.steps if settings.steps is None else min(settings.steps, free)
         lowered = replace(settings, steps=steps, max_new_tokens=free)
-        return self.prepare(rows, prompts, lowered, length_known=True)
+        return self.prepare(rows, prompts, lowered, length_known=True, growth=growth)
 
     def prepare(
         self,
@@ -314,12 +353,14 @@ class Model:
         keep_trace: bool = False,
         length_known: bool = False,
         owners: Sequence[int] | None = None,
+        growth: canvases.Growth | None = None,
     ) -> Drafting:
         """A generation of which nothing has run yet, from rows of ids with None at free positions.
 
         Args:
             prompts: length of each row's leading prompt. length_known: every free position is to be filled.
             owners: the request of each row, where several rows are candidates for one.
+            growth: how far rows may grow, if their lengths are not to stand.
         Raises:
             UserError: rows longer than the context, or settings that do not go with this model.
         """
@@ -328,6 +369,10 @@ class Model:
         if settings.ignore_eos:
             spec = replace(spec, eos_id=-1)
         self.check_mask()
+        if growth is not None and method.constraint is not None:
+            raise UserError(
+                "a constraint needs a length that stands, and this model changes it.", "Take another model for it."
+            )
         guess = not length_known and self._length(settings) == "head"
         if settings.candidates > 1 and not guess and not length_known:
             raise UserError(
@@ -345,6 +390,7 @@ class Model:
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
+            growth=growth,
         )
         networks = {"main": self.writer(settings.weights)}
         if self.drafter is not None:

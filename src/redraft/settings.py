@@ -28,6 +28,9 @@ class Settings:
     # head: predicted from the prompt; search: looked for before anything is written; fixed: max_new_tokens, or up to an
     # end-of-text; auto: by the head where there is one, else a search for models of pairs and fixed for plain text
     length: Literal["auto", "head", "search", "fixed"] = "auto"
+    start: int | None = (
+        None  # cells that a text of changing length begins with; None: a predicted length, or the family's
+    )
     cache: str = "exact"  # what passes may reuse: a file of caches/, or none
     cache_options: Mapping[str, Any] = field(default_factory=dict)  # fields of the cache policy
     weights: Weights = "float32"  # on CPUs: bfloat16, or int8 for passes over one position, may be faster, and round
@@ -38,6 +41,8 @@ class Settings:
         for name, least in (("max_new_tokens", 1), ("candidates", 1), ("top_k", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} = {getattr(self, name)} must be at least {least}.")
+        if self.start is not None and self.start < 0:
+            raise UserError(f"start = {self.start} must be at least 0.")
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature = {self.temperature} must be a number of at least 0.")
         if not 0 <= self.top_p <= 1:

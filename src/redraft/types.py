@@ -21,6 +21,9 @@ from torch import Tensor
 # Status of a canvas position. Order matters: everything >= SEALED is final, FREE and DRAFT are open.
 PAD, GIVEN, FREE, DRAFT, SEALED = 0, 1, 2, 3, 4
 
+# What an op of a ``Step`` does: write a cell, put a new cell before one, or take one away.
+SET, INSERT, DELETE = 0, 1, 2
+
 
 @dataclass(frozen=True)
 class Attend:
@@ -98,6 +101,7 @@ class Forward:
     whole: Tensor | None = None  # [R] positions from here on are one stage: what is being drafted behind causal text
     number: bool = False  # a number is wanted, such as a length, and not a token: no id is forbidden
     clean: Clean | None = None  # a second stream
+    without: Tensor | None = None  # [R, K] ids that may not be drawn in a row, besides the forbidden ones; -1 is none
 
     def stage(self, pos: Tensor) -> Tensor:
         """Stage of positions ``pos`` [R, K] -> [R, K]; see ``Attend``."""
@@ -135,7 +139,14 @@ class Output:
 
 @dataclass
 class Step:
-    """What one turn of the loop changed. Everything that watches generation consumes these."""
+    """What one turn of the loop changed. Everything that watches generation consumes these.
+
+    A sampler whose texts change their length gives each op a ``kind``. Its positions then mean the canvas as it was
+    before the step; INSERT puts a cell before the one at ``pos`` (several there keep their order), and DELETE ignores
+    token and status. The loop moves the cells and says by ``source`` where each came from; in the step that it yields,
+    positions mean the canvas as it is now, and deleted cells are gone. So a watcher copies ``parents``, moves what it
+    keeps by ``source`` (``canvas.moved``), and then writes the ops.
+    """
 
     row: Tensor  # [N]
     pos: Tensor  # [N]
@@ -143,6 +154,8 @@ class Step:
     status: Tensor  # [N] resulting status
     conf: Tensor  # [N] log-probability when written
     parents: Tensor | None = None  # [B] rows copied from these rows first (beams)
+    kind: Tensor | None = None  # [N] SET INSERT DELETE; None: all are set
+    source: Tensor | None = None  # [B, L] position that each cell had before the step, -1 for a new one; None: its own
 
 
 @dataclass
@@ -168,6 +181,13 @@ class Canvas:
     nfe: Tensor  # [B] network passes this row took part in
     score: Tensor  # [B] float64 sum of log-probabilities as sealed, that of a chosen length included
     draw: Draw
+    limit: Tensor  # [B] cells that a row may have at most
+    gap: Tensor  # [B, L] bool: a cell may be inserted before this one; nowhere where the length stands
+
+    @property
+    def room(self) -> int:
+        """Cells of the widest row, now or ever."""
+        return max(self.ids.shape[1], int(self.limit.max()))
 
     @property
     def open(self) -> Tensor:
@@ -205,6 +225,23 @@ class Spec:
     net: str = "main"  # which network of the loop is meant
     borders: tuple[int, ...] = ()  # tokens that end a thought, for models that write one after the other
     drafter: Spec | None = None  # who drafts for it: another network, or the same one asked in another way
+    expand_id: int = -1  # predicted where two masks should stand for one, -1 where the model knows no such token
+    delete_id: int = -1  # predicted where a mask stands for nothing
+
+    @property
+    def grows(self) -> bool:
+        """Does it change the length of a text while it writes?"""
+        return self.expand_id >= 0 or self.edits
+
+    @property
+    def edits(self) -> bool:
+        """Predicts log-rates of edits (``families.edit``), and not tokens."""
+        return self.process == "edit"
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the network gives for each wanted position."""
+        return 2 * self.vocab_size + 1 if self.edits else self.vocab_size
 
 
 class Network(Protocol):

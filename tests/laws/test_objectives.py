@@ -37,6 +37,8 @@ A, B, C = VOCABULARY.letters
 EOS, SEP, BOS = VOCABULARY.eos_id, VOCABULARY.sep_id, VOCABULARY.bos_id
 
 each_family = pytest.mark.parametrize("name", families())
+# Whose questions are about the tokens of the text, one for one. Edits have laws of their own (``test_edits.py``).
+each_of_tokens = pytest.mark.parametrize("name", [name for name in families() if name != "edit"])
 each_kind = pytest.mark.parametrize("conditional", [True, False], ids=["conditional", "plain"])
 
 
@@ -52,7 +54,7 @@ def batch(conditional: bool = True) -> Batch:
 
 
 def random_logits(prepared: Prepared, spec: Spec, scale: float = 1.0, seed: int = 0) -> Tensor:
-    return torch.randn(len(prepared.target), spec.vocab_size, generator=generator(seed)) * scale
+    return torch.randn(len(prepared.target), spec.outputs, generator=generator(seed)) * scale
 
 
 # ---- every objective
@@ -105,7 +107,7 @@ def test_prompt_and_padding_never_count(name: str, conditional: bool) -> None:
         assert torch.equal(terms[0].loss, terms[1].loss) and torch.equal(terms[0].nats, terms[1].nats)
 
 
-@each_family
+@each_of_tokens
 @each_kind
 def test_a_request_leaves_what_is_given_and_asks_for_targets_alone(name: str, conditional: bool) -> None:
     """Blocks are written whole: where they end behind an answer's end-of-text, more of these are asked for."""
@@ -156,7 +158,7 @@ def test_forbidden_tokens_have_no_probability(name: str, conditional: bool) -> N
     assert torch.equal(objective.loss(raised, prepared).nats, terms.nats)
 
 
-@each_family
+@each_of_tokens
 @each_kind
 def test_an_oracle_reaches_the_exact_likelihood(name: str, conditional: bool) -> None:
     """The true conditionals make every exact objective exact and every bound tight: nats = -log p(text)."""
@@ -172,7 +174,7 @@ def test_an_oracle_reaches_the_exact_likelihood(name: str, conditional: bool) ->
         assert found.is_bound or found.stderr == 0
 
 
-@each_family
+@each_of_tokens
 def test_length_and_text_make_up_a_distribution(name: str) -> None:
     """exp(-nats) of an oracle sums to one over all texts of all lengths: nothing is left out of a conditional bound."""
     spec, objective = knowing_family(name)

@@ -70,9 +70,13 @@ def plain(drafting: Drafting, console: Console) -> float:
 
 
 def note(certainty: list[list[float]], step: Step) -> None:
-    """Enter the probabilities of a step's tokens, [B][L]; rows that became copies of others are copied first."""
+    """Enter the probabilities of a step's tokens, [B][L]; rows that became copies of others are copied first, and cells
+    that have moved are moved."""
     if step.parents is not None:
         certainty[:] = [list(certainty[parent]) for parent in step.parents.tolist()]
+    if step.source is not None:
+        moves = zip(certainty, step.source.tolist(), strict=True)
+        certainty[:] = [[old[place] if place >= 0 else math.nan for place in source] for old, source in moves]
     for row, pos, conf in zip(step.row.tolist(), step.pos.tolist(), step.conf.tolist(), strict=True):
         certainty[row][pos] = math.exp(conf)
 

@@ -210,7 +210,7 @@ class Grounds:
         if base := self.study.bases.get(family):
             return load(base, "cpu").parameters
         spec = self.spec(family)
-        shape = replace(shape_of(preset, self.tokenizer.vocab_size), shift=spec.shift, timed=spec.timed)
+        shape = replace(shape_of(preset, spec.vocab_size), shift=spec.shift, timed=spec.timed, edits=spec.edits)
         with torch.device("meta"):
             return sum(p.numel() for p in Transformer(shape).parameters())
 

@@ -19,6 +19,7 @@ from redraft.errors import UserError
 from redraft.files import write_atomically
 
 SPECIALS = ("pad", "eos", "bos", "mask", "sep")  # in id order for tokenizers of our own: <pad> is 0, <sep> is 4
+EXTRAS = ("expand", "delete")  # special tokens that only some families need (``families.expand``)
 # What published tokenizers call them where their configuration does not say. Only marked special tokens count.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "pad": ("<pad>", "[PAD]", "<|pad|>", "<|padding|>"),
@@ -26,12 +27,14 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "bos": ("<bos>", "<s>", "<|startoftext|>", "<|begin_of_text|>", "[BOS]", "[CLS]"),
     "mask": ("<mask>", "[MASK]", "<|mask|>", "<|mdm_mask|>", "<|MASK|>"),
     "sep": ("<sep>", "[SEP]", "<|sep|>"),
+    "expand": ("<expand>", "<|expand|>"),
+    "delete": ("<delete>", "<|delete|>"),
 }
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class Tokenizer:
-    """A vocabulary with five special tokens: pad, eos, bos, mask, sep.
+    """A vocabulary with five special tokens: pad, eos, bos, mask, sep; and two more where a family asks for them.
 
     Text is never read as a special token: ``encode("<eos>")`` gives the ids of five characters, so data can't forge
     an end of text. A tokenizer from elsewhere that lacks one of the five gets it as a new id after its last, named in
@@ -40,7 +43,8 @@ class Tokenizer:
     Attributes:
         vocab_size: one more than the highest id.
         pad_id, eos_id, bos_id, mask_id, sep_id: the specials.
-        markers: ids never generated: pad, bos, mask, sep, save one that doubles as the end of text.
+        expand_id, delete_id: the specials of growing and shrinking texts, -1 where there are none (``having``).
+        markers: ids never generated: all specials, save one that doubles as the end of text.
         ends: further ids that end a text, of public checkpoints that have several.
         added: specials that were appended to a tokenizer from elsewhere.
     """
@@ -54,15 +58,16 @@ class Tokenizer:
         backend.encode_special_tokens = True  # the backend's name for "treat them as ordinary text"
         before = set(backend.get_vocab(with_added_tokens=True))
         names = name_specials(backend, specials or {})
-        backend.add_special_tokens([AddedToken(names[key], special=True, normalized=False) for key in SPECIALS])
+        backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names.values()])
         self.backend = backend
         self.names = names
-        self.added = tuple(key for key in SPECIALS if names[key] not in before)
+        self.added = tuple(key for key in names if names[key] not in before)
         self.pad_id, self.eos_id, self.bos_id, self.mask_id, self.sep_id = (
             _id(backend, names[key]) for key in SPECIALS
         )
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        markers = {self.pad_id, self.bos_id, self.mask_id, self.sep_id} - {self.eos_id}
+        self.expand_id, self.delete_id = (_id(backend, names[key]) if key in names else -1 for key in EXTRAS)
+        markers = {_id(backend, name) for name in names.values()} - {self.eos_id}
         self.markers: tuple[int, ...] = tuple(sorted(markers))
 
     # making one
@@ -119,11 +124,18 @@ class Tokenizer:
             raise UserError(f"{file}: not a tokenizer.json that can be read: {error}.") from None
         return cls(backend, read_specials(file.parent))
 
+    def having(self, extras: Sequence[str]) -> Tokenizer:
+        """The same tokenizer with these of ``EXTRAS``, as new ids after the last where it lacks them."""
+        if all(key in self.names for key in extras):
+            return self
+        named = {key: _own(key) for key in extras} | self.names
+        return Tokenizer(tokenizers.Tokenizer.from_str(self.backend.to_str()), named)
+
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``; transformers' AutoTokenizer reads them too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config: dict[str, Any] = {f"{key}_token": self.names[key] for key in SPECIALS}
+        config: dict[str, Any] = {f"{key}_token": name for key, name in self.names.items()}
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         write_atomically(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
@@ -271,12 +283,15 @@ class Tokenizer:
     @cached_property
     def _is_bytes(self) -> bool:
         """Is this ``Tokenizer.bytes()``, saved and loaded or not? Then ids need no search for merges."""
-        expected = {symbol: i for i, symbol in enumerate([*map(_own, SPECIALS), *_byte_symbols()])}
+        extras = [self.names[key] for key in EXTRAS if key in self.names]
+        expected = {symbol: i for i, symbol in enumerate([*map(_own, SPECIALS), *_byte_symbols(), *extras])}
         return self.backend.get_vocab(with_added_tokens=True) == expected
 
     @cached_property
     def _specials(self) -> frozenset[int]:
-        return frozenset((self.pad_id, self.eos_id, self.bos_id, self.mask_id, self.sep_id))
+        return frozenset(
+            (self.pad_id, self.eos_id, self.bos_id, self.mask_id, self.sep_id, self.expand_id, self.delete_id)
+        )
 
 
 def check_unicode(text: str) -> None:
@@ -316,17 +331,20 @@ def _byte_symbols() -> list[str]:
 
 
 def name_specials(backend: tokenizers.Tokenizer, given: Mapping[str, str]) -> dict[str, str]:
-    """Texts of the special tokens: those given, else marked tokens with a usual name, else names of our own."""
+    """Texts of the special tokens: those given, else marked tokens with a usual name, else names of our own; of
+    ``EXTRAS`` those alone that there are."""
     marked = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     names = {}
-    for key in SPECIALS:
-        known = next((alias for alias in _ALIASES[key] if alias in marked), _own(key))
-        names[key] = given.get(key) or known
+    for key in (*SPECIALS, *EXTRAS):
+        known = next((alias for alias in _ALIASES[key] if alias in marked), None)
+        name = given.get(key) or known or (None if key in EXTRAS else _own(key))
+        if name is not None:
+            names[key] = name
     return names
 
 
 def read_specials(folder: Path) -> dict[str, str]:
-    """What a folder's tokenizer files call their special tokens, by the names in ``SPECIALS``."""
+    """What a folder's tokenizer files call their special tokens, by the names in ``SPECIALS`` and ``EXTRAS``."""
     named = [_read_names(folder / name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
     return named[0] | named[1]
 
@@ -340,7 +358,7 @@ def _read_names(file: Path) -> dict[str, str]:
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON: {error}.") from None
     found = {}
-    for key in SPECIALS:
+    for key in (*SPECIALS, *EXTRAS):
         value = values.get(f"{key}_token")
         value = value.get("content") if isinstance(value, dict) else value
         if isinstance(value, str) and value:

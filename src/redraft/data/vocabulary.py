@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from redraft.data.tokenizer import SPECIALS, Tokenizer, name_specials, read_specials
+from redraft.data.tokenizer import EXTRAS, SPECIALS, Tokenizer, name_specials, read_specials
 from redraft.errors import UserError
 from redraft.files import write_atomically
 
@@ -41,11 +41,13 @@ class Ids:
     bos: int = NONE
     mask: int = NONE
     sep: int = NONE
+    expand: int = NONE
+    delete: int = NONE
     forbidden: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in SPECIALS:
+        for name in (*SPECIALS, *EXTRAS):
             if not NONE <= getattr(self, name) < self.size:
                 raise UserError(f"vocabulary: {name} id {getattr(self, name)} lies beyond its {self.size} ids.")
         for end in self.ends:
@@ -84,6 +86,7 @@ class Vocabulary(Tokenizer):
         self.pad_id = next((i for i in (ids.pad, ids.eos) if i >= 0), 0)
         self.bos_id = next((i for i in (ids.bos, ids.eos) if i >= 0), self.pad_id)
         self.mask_id, self.sep_id = (i if i >= 0 else self.pad_id for i in (ids.mask, ids.sep))
+        self.expand_id, self.delete_id = ids.expand, ids.delete
 
     def completed(self, mask: bool) -> Vocabulary:
         """The same with what a model that is to be trained must have: an end of text, where a separator can serve as
@@ -109,6 +112,16 @@ class Vocabulary(Tokenizer):
                 "this checkpoint has no tokenizer.json: it can be used by ids only.", "Put its tokenizer beside it."
             )
         return self._backend
+
+    def having(self, extras: Sequence[str]) -> Tokenizer:
+        """Raises UserError where one is missing."""
+        missing = [key for key in extras if getattr(self.ids, key) < 0]
+        if missing:
+            raise UserError(
+                f"this checkpoint's files don't name its {missing[0]} token, which the family needs.",
+                f"Name it in its tokenizer_config.json: {missing[0]}_token.",
+            )
+        return self
 
     def has(self, key: str) -> bool:
         return bool(getattr(self.ids, key) >= 0)
@@ -167,7 +180,7 @@ def find_ids(folder: Path, config: Mapping[str, Any], size: int, given: Mapping[
             key: backend.token_to_id(name) for key, name in name_specials(backend, read_specials(folder)).items()
         }
     found: dict[str, Any] = {}
-    for key in SPECIALS:
+    for key in (*SPECIALS, *EXTRAS):
         entry = f"{key}_token_id"
         values = [given.get(key), config.get(entry), generation.get(entry), by_name.get(key)]
         value = next((value for value in values if value is not None), None)

@@ -72,6 +72,9 @@ class Lean:
         for layer in self.layers[:-1]:
             x = layer(x, sight)
         x = self.layers[-1](x, sight, lambda y: pick(y, ask, c.shift))
+        if net.edits is not None:
+            rates: Tensor = net.edits(_normal(x, c.norm_eps) * net.norm.weight, net.embedding.weight)
+            return rates
         return self.head(_normal(x, c.norm_eps))
 
 

@@ -13,6 +13,7 @@ from redraft.errors import UserError
 from redraft.models.parts.attention import Attention, see
 from redraft.models.parts.backbone import Backbone, pick
 from redraft.models.parts.block import Block
+from redraft.models.parts.edits import EditRates
 from redraft.models.parts.mlp import SwiGLU
 from redraft.models.parts.moe import Experts, MixtureOfExperts
 from redraft.models.parts.norms import RMSNorm
@@ -51,6 +52,7 @@ class Config:
     mlp_bias: bool = False
     head_bias: bool = False
     experts: Experts | None = None  # instead of one MLP a layer
+    edits: bool = False  # predicts log-rates of edits (``parts.edits``), and not tokens
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -62,6 +64,8 @@ class Config:
             raise UserError(f"model: rotary_dim {self.rotary_dim} must be even, and at most {self.head_width}.")
         if self.head_bias and self.tied:
             raise UserError("model: head_bias needs a head of its own.", "Set tied to false.")
+        if self.edits and not self.tied:
+            raise UserError("model: edits are read off the embedding.", "Set tied to true.")
         if self.heads % self.key_heads:
             raise UserError(f"model: heads {self.heads} is not a multiple of kv_heads {self.kv_heads}.")
 
@@ -101,6 +105,7 @@ class Transformer(Backbone):
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.answer = nn.Parameter(torch.zeros(config.dim)) if config.restart else None  # tells answer from prompt
+        self.edits = EditRates(config.dim) if config.edits else None
         self.head = None if config.tied else nn.Linear(config.dim, config.vocab_size, config.head_bias)
         self.time = TimeEmbedding(config.dim) if config.timed else None
         self.final_modulation = Modulation(config.dim, 2) if config.timed else None
@@ -146,6 +151,9 @@ class Transformer(Backbone):
             row = (ask.want >= 0).nonzero()[:, 0].to(self.device)
             shift, scale = self.final_modulation(condition)
             x = torch.addcmul(shift[row, 0], x, 1 + scale[row, 0])
+        if self.edits is not None:
+            rates: Tensor = self.edits(x, self.embedding.weight)
+            return rates
         return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
 
     def _condition(self, ask: Forward) -> Tensor | None:

@@ -143,7 +143,9 @@ def check_diffusion(spec: Spec) -> None:
 
 
 def check_noise(spec: Spec) -> None:
-    """Raises UserError for a model without a noise schedule."""
+    """Raises UserError for a model without a noise schedule, or one that predicts edits and not tokens."""
+    if spec.edits:
+        raise UserError("this model predicts edits, and this sampler needs tokens.", "Use the sampler edit_flow.")
     if spec.schedule is None:
         raise UserError(
             "this sampler needs a diffusion model: this one has no noise schedule.", "Use the autoregressive sampler."
@@ -172,6 +174,8 @@ def check_steps(steps: int, canvas: Canvas, spec: Spec) -> None:
     most = int((canvas.ids == spec.mask_id).sum(1).max()) + spec.length_head
     if spec.attend.kind == "block":  # steps are steps a block (see ``Blockwise``)
         most = spec.attend.block
+    if spec.grows:
+        most = int((canvas.limit - canvas.prompt).max())
     if steps > most:
         raise UserError(
             f"steps = {steps} is larger than the {most} tokens to write: a step writes at least one.",

@@ -168,8 +168,8 @@ class Engine:
         for job in jobs:
             if job.rows > self.limits.rows:
                 raise UserError(f"{job.rows} candidates or beams: at most {self.limits.rows} are served at once.")
-            if job.drafting.canvas.ids.shape[1] > self.cells:
-                width = job.drafting.canvas.ids.shape[1]
+            if job.drafting.canvas.room > self.cells:
+                width = job.drafting.canvas.room
                 raise UserError(f"prompt and answer of {width} tokens: at most {self.cells} are served here.")
         with self._wake:
             if self._closing:

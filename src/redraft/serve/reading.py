@@ -102,6 +102,8 @@ class Reader:
         self.passes += 1
         if step.parents is not None:
             self._conf = self._conf[step.parents]
+        if step.source is not None:
+            self._move(step.source)
         self._conf[step.row, step.pos] = step.conf.float()  # beams reckon in float64
         if len(self._conf) > 1 or self.stopped:
             return ""
@@ -111,10 +113,27 @@ class Reader:
             return ""
         return self._hand_out(self.drafting.tokenizer.decode(self._ids), final=False)
 
-    def _walk(self, row: int) -> None:
-        """Move on over everything that is final."""
-        ids, status = self.drafting.canvas.ids[row].tolist(), self.drafting.canvas.status[row].tolist()
+    def _move(self, source: torch.Tensor) -> None:
+        """Cells have moved: what is kept of them moves along. An answer up to the end of the row stays one."""
+        width, begin = self._conf.shape[1], self.span.begin
+        self._conf = canvases.moved(self._conf, source, math.nan)
+        if self._guess is not None:
+            self._guess = canvases.moved(self._guess[0], source, -1), canvases.moved(self._guess[1], source, math.nan)
+        places = {(row, old): new for row, olds in enumerate(source.tolist()) for new, old in enumerate(olds)}
+        self._likely = {(at[0], places[at]): top for at, top in self._likely.items() if at in places}
+        end = self.span.end
+        follows = [new for new, old in enumerate(source[0].tolist()) if old >= end]
+        end = source.shape[1] if end == width or not follows else follows[0]
+        self.span = replace(self.span, begin=begin, end=end)
+
+    def _walk(self, row: int, final: bool = False) -> None:
+        """Move on over everything that is final: up to where the text may still grow, until it is finished."""
+        board = self.drafting.canvas
+        ids, status = board.ids[row].tolist(), board.status[row].tolist()
+        grows = [False] * len(ids) if final or board.room == len(ids) else board.gap[row].tolist()
         while not self._ended and self._at < self.span.end and status[self._at] in (SEALED, GIVEN):
+            if status[self._at] == GIVEN and grows[self._at]:
+                break
             token = ids[self._at]
             if token != self.eos_id:
                 self._ids.append(token)
@@ -197,7 +216,7 @@ class Reader:
         board, row = self.drafting.canvas, self._ahead()
         if len(board.ids) > 1:
             self._at, self._ids, self._ended = self.span.begin, [], False
-        self._walk(row)
+        self._walk(row, final=True)
         self._hand_out(self.drafting.tokenizer.decode(self._ids), final=True)
         ids = self._cut() if self.stopped else self._ids
         whole = self._ended or self.stopped or (self.span.filled and self._at == self.span.end)

@@ -107,7 +107,8 @@ def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, conditiona
     """A fresh model of the recipe's shape, or the checkpoint that it begins with."""
     family = start.family if start else build_family(recipe.family)[1]
     beyond = family.spec(tokenizer).attend.block - 1  # of an answer's last block
-    table, needed = recipe.model, recipe.data.length + max(1, beyond)  # a window's <bos>
+    spare = max(1, beyond, getattr(family, "spare", 0))  # 1: a window's <bos>
+    table, needed = recipe.model, recipe.data.length + spare
     if start is None:
         shape = preset(table.preset, tokenizer.vocab_size)
         changes = {"max_length": max(needed, shape.max_length), **table.config}
