@@ -34,7 +34,8 @@ def become(model: Model, family: Mapping[str, Any]) -> Model:
       position earlier in what was autoregressive (DiffuLLaMA, arXiv:2410.17891; Dream, 2508.15487). With ``shift = 0``,
       or a family without one, they are read where they belong from now on, and that has to be learnt.
     - **Mask.** A vocabulary without one gets a token for it, the first id that its tokenizer leaves unused, else a new
-      one, whose vectors are the mean of all others; so do the special tokens of a family. A tokenizer with a separator and no end of text ends by it (BERT).
+      one, whose vectors are the mean of all others; so it is with special tokens that the family needs. A tokenizer
+      with a separator and no end of text ends by it (BERT).
     - **Prompt.** Whether it is isolated stays as it was, unless given. A network that knows no isolated prompt gets no
       length head.
 
