@@ -64,6 +64,8 @@ class Counter:
     queries: int = 0  # positions run
     pairs: int = 0  # (query, key) products computed, those that a mask then hides included
     wanted: int = 0  # positions projected onto the vocabulary
+    encoded: int = 0  # of the queries, those in an isolated prompt before its last token: what an encoder reads
+    encoded_pairs: int = 0  # of the pairs, those of these queries
     drafted: int = 0  # tokens written that were not final
     accepted: int = 0  # of these, those that were sealed as they stood
 
@@ -250,6 +252,11 @@ class Loop:
         counter.passes += 1
         counter.queries += int(queries.sum())
         counter.pairs += int(queries @ seen)
+        if ask.prompt is not None:
+            pos, last = ask.pos.numpy(), ask.prompt.numpy()[:, None] - 1
+            encoded = np.count_nonzero((pos >= 0) & (pos < last), axis=1)
+            counter.encoded += int(encoded.sum())
+            counter.encoded_pairs += int(encoded @ seen)
         counter.wanted += int(np.count_nonzero(ask.want.numpy() >= 0))
 
     def _resize(self, canvas: Canvas, step: Step) -> Step:

@@ -22,7 +22,6 @@ from redraft.families import build_family
 from redraft.files import atomic_folder, write_atomically
 from redraft.models._lean import Lean, Weights
 from redraft.models.parts.backbone import Backbone
-from redraft.models.transformer import Config, Transformer
 from redraft.registry import find
 from redraft.samplers._blockwise import Blockwise
 from redraft.samplers._resizing import Resizing
@@ -77,12 +76,26 @@ class Model:
         self.defaults = dict(defaults or {})  # generation settings of this model, as Settings fields
         self.drafter: Model | None = None  # see ``draft_with``
         self._lean: tuple[tuple[str | int, ...], Lean] | None = None  # with the versions of the weights it was made of
+        self.check_prompt()
+
+    def check_prompt(self) -> None:
+        """Raises UserError where the network encodes prompts and the model has none to encode."""
+        if self.network.needs_prompt and not self.spec.isolate_prompt:
+            name = models.name_of(self.network)
+            why = "the family does not isolate the prompt" if self.conditional else "the data are plain text"
+            raise UserError(
+                f"a '{name}' network encodes a prompt, but {why}.",
+                "Train on pairs (--input and --target) with isolate_prompt on, or take the network 'transformer'.",
+            )
 
     @classmethod
     def fresh(
-        cls, family: Mapping[str, Any], tokenizer: Tokenizer, shape: Config, conditional: bool, seed: int = 0
+        cls, family: Mapping[str, Any], tokenizer: Tokenizer, shape: Any, conditional: bool, seed: int = 0
     ) -> Model:
-        """A new, untrained model. ``family`` is ``{"name": ..., **fields}``. Special tokens that it needs are added."""
+        """A new, untrained model. ``family`` is ``{"name": ..., **fields}``, ``shape`` the ``Config`` of a network.
+
+        Special tokens that it needs are added.
+        """
         name, built = build_family(family)
         spec = built.spec(tokenizer)
         check_vocabulary(shape, tokenizer, "model")
@@ -90,7 +103,7 @@ class Model:
         shape = replace(shape, vocab_size=spec.vocab_size, shift=spec.shift, timed=spec.timed, edits=spec.edits)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = Transformer(shape)
+            network = models.build(shape)
         return cls(network, tokenizer, built, name, conditional)
 
     @property
@@ -642,6 +655,6 @@ def _cache(settings: Settings) -> CachePolicy | None:
     return policy
 
 
-def check_vocabulary(shape: Config, tokenizer: Tokenizer, where: str) -> None:
+def check_vocabulary(shape: Any, tokenizer: Tokenizer, where: str) -> None:
     if shape.vocab_size != tokenizer.vocab_size:
         raise UserError(f"{where}: vocab_size {shape.vocab_size} is not the tokenizer's {tokenizer.vocab_size}.")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from redraft.errors import UserError, suggest
 from redraft.models.transformer import Config
+from redraft.registry import find
+from redraft.registry import names as files
 
 _SHAPES: dict[str, dict[str, int | float | bool]] = {
     "toy": {"dim": 64, "layers": 2, "heads": 2, "max_length": 256},  # 0.6M, for tests
@@ -45,3 +50,23 @@ def preset(name: str, vocab_size: int, **changes: int | float | bool) -> Config:
         if key not in known:
             raise UserError(f"[model]: unknown option '{key}'.", suggest(key, known))
     return Config(vocab_size=vocab_size, **{**_SHAPES[name], **changes})  # type: ignore[arg-type]
+
+
+def shape(name: str, vocab_size: int, network: str = "transformer") -> Any:
+    """The named shape for a network: the transformer's, or that of another network with as many weights (within 1 %).
+
+    Raises:
+        UserError: no such preset or network, or a network that has no ``Config.matching``.
+    """
+    base = preset(name, vocab_size)
+    if network == "transformer":
+        return base
+    config = _config(network)
+    if not hasattr(config, "matching"):
+        known = ["transformer", *(n for n in files("models") if hasattr(_config(n), "matching"))]
+        raise UserError(f"a '{network}' network has no presets.", f"Take one of {', '.join(known)}.")
+    return config.matching(base)
+
+
+def _config(network: str) -> Any:
+    return sys.modules[find("models", network).__module__].Config

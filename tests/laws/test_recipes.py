@@ -23,6 +23,8 @@ def name(path: Path) -> str:
 def tiny(recipe: Recipe) -> list[str]:
     """Overrides that keep the family, optimizer and data format of a recipe, and make the rest small."""
     source = "novels" if recipe.data.text else "tatoeba.en-de"
+    if recipe.data.source.endswith(".mix.toml"):
+        source = "two-ways.mix.toml"
     generated = recipe.data.source.startswith("multiplication:")
     return [
         "data.source=multiplication:3x3:500" if generated else f"data.source={RECIPES}/toy/data/{source}",

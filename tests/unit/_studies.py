@@ -108,6 +108,6 @@ def written(setting: Setting, part: str, seed: int, texts: list[str]) -> dict[st
     nfe = [setting.steps or n for n in tokens]
     rest = {"nfe": nfe, "tokens": tokens, "finished": len(texts), "work": work, "seconds": 1.0}
     memory = {"peak_memory": 5 * 10**8, "memory_before": 4 * 10**8, "peak_exact": True}
-    shape = to_mapping(Config(vocab_size=100, dim=64, layers=2, heads=2))
+    shape = {"name": "transformer", **to_mapping(Config(vocab_size=100, dim=64, layers=2, heads=2))}
     found = {"kind": "texts", "id": setting.id, "part": part, "family": setting.family, "seed": seed, "texts": texts}
     return {**found, **rest, **memory, "shape": shape}

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from redraft import __version__, config, runtime
+from redraft import __version__, models, runtime
 from redraft.metrics.memory import Memory
 from redraft.metrics.speed import Speed
 from redraft.model import Model
@@ -34,7 +34,7 @@ def write_texts(model: Model, prompts: Sequence[str], setting: Decoding, new_tok
     """Answers to all prompts, with what it took to write them."""
     settings = model.settings(max_new_tokens=new_tokens, **setting.generation())
     texts, nfe, tokens, finished = [], [], [], 0
-    work = {"passes": 0, "queries": 0, "pairs": 0, "wanted": 0}
+    work = dict.fromkeys(("passes", "queries", "pairs", "wanted", "encoded", "encoded_pairs"), 0)
     begin = time.perf_counter()
     with Memory(model.network.device) as memory:
         for first in range(0, len(prompts), batch):
@@ -59,7 +59,7 @@ def write_texts(model: Model, prompts: Sequence[str], setting: Decoding, new_tok
         "peak_memory": memory.peak,
         "memory_before": memory.before,
         "peak_exact": memory.exact,
-        "shape": config.to_mapping(model.network.config),
+        "shape": models.describe(model.network),
     }
 
 

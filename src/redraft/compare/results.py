@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from redraft import __version__, config
+from redraft import __version__, models
 from redraft.compare import rival, stats, verdict
 from redraft.compare.material import Item
 from redraft.compare.plan import Plan
@@ -24,7 +24,6 @@ from redraft.metrics.bits_per_byte import BitsPerByte
 from redraft.metrics.cost import Cost
 from redraft.metrics.flops import Flops
 from redraft.metrics.speed import Speed, ratio_interval
-from redraft.models.transformer import Config
 from redraft.tasks import Choice
 
 SCHEMA = "redraft.compare/1"
@@ -225,10 +224,12 @@ def _adjust(settings: list[dict[str, Any]], primary: str) -> None:
 
 def _work(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Passes, tokens and counted operations of a setting on the test items, over all seeds."""
-    shape = config.build(Config, cells[0]["shape"], "shape")
+    shape = models.shape(cells[0]["shape"], "shape")
     tokens = sum(sum(c["tokens"]) for c in cells)
     rows = sum(len(c["texts"]) for c in cells)
-    work = {name: sum(c["work"][name] for c in cells) for name in ("queries", "pairs", "wanted")}
+    work = {
+        name: sum(c["work"][name] for c in cells) for name in ("queries", "pairs", "wanted", "encoded", "encoded_pairs")
+    }
     operations = Flops(shape).forward(**work, timed_rows=sum(sum(c["nfe"]) for c in cells))
     return {
         "nfe": sum(sum(c["nfe"]) for c in cells) / rows,

@@ -16,7 +16,7 @@ from redraft.errors import UserError
 from redraft.files import write_atomically
 from redraft.registry import find
 
-VERSION = 1  # of a cell's content: raise it when cells written before can't be used any more
+VERSION = 2  # of a cell's content: raise it when cells written before can't be used any more
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Example:
     prompt: str | None
     target: str
     where: str
+    task: str = ""  # which of several tasks, in a mixture
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,22 @@ def read(
     return _read_files([file for name in ("", *SPLITS) for file in found.get(name, [])], columns, skip_bad_rows)
 
 
+def part(
+    source: str, name: str, columns: Columns | None = None, *, data_root: str | None = None, skip_bad_rows: bool = False
+) -> Examples:
+    """One split of a source as ``load`` gives it; where the source has it, nothing else is read."""
+    found = resolve(source, data_root)
+    if name in found:
+        return _read_files(found[name], columns, skip_bad_rows)
+    splits = load(source, columns, data_root=data_root, skip_bad_rows=skip_bad_rows)
+    return dict(splits.items())[name]
+
+
+def exists(source: str) -> bool:
+    """Is there a source of this name, from here and not in any data folder?"""
+    return bool(_resolve_one(source))
+
+
 def split(examples: Examples, fractions: tuple[float, ...] = (0.9, 0.05, 0.05), seed: int = 0) -> Splits:
     """Cut examples into train, validation and test by a hash of their normalised input.
 
@@ -181,7 +198,7 @@ def split(examples: Examples, fractions: tuple[float, ...] = (0.9, 0.05, 0.05), 
         return Splits(*(examples if share else none for share in fractions))
     rows: dict[str, list[Example]] = {name: [] for name in SPLITS}
     for example in examples:
-        place = _unit_hash(normalise(key_text(example)), seed) * total
+        place = unit_hash(normalise(key_text(example)), seed) * total
         index = 0 if place < fractions[0] else 1 if place < fractions[0] + fractions[1] or not fractions[2] else 2
         rows[SPLITS[index]].append(example)
     return Splits(
@@ -229,7 +246,7 @@ def resolve(source: str | Mapping[str, str], data_root: str | None = None) -> di
     root = data_root or os.environ.get("REDRAFT_DATA", "")
     places = [source] if not root or Path(source).is_absolute() else [source, str(Path(root) / source)]
     for place in places:
-        if found := _resolve_one(place):
+        if found := _resolve_one(place, root):
             return found
     known = sorted({name for place in places for name in _names_beside(place)})
     near = suggest(Path(source).name, known).partition("Known:")[0].strip()
@@ -265,12 +282,12 @@ def _resolve_mapping(source: Mapping[str, str], data_root: str | None) -> dict[s
     return found
 
 
-def _resolve_one(place: str) -> dict[str, list[str]]:
+def _resolve_one(place: str, root: str = "") -> dict[str, list[str]]:
     path = Path(place)
     if path.is_dir() or _holder(place):
         return _resolve_folder(place)
     if path.exists():
-        return {"": [place]}
+        return {name: [part] for name, part in kind(place).splits(place, root).items()} or {"": [place]}
     siblings = [child for child in _children(path.parent) if child.name.startswith(f"{path.name}.")]
     found: dict[str, list[str]] = {}
     for child in siblings:
@@ -353,7 +370,7 @@ def _read_files(files: list[str], columns: Columns | None, skip_bad_rows: bool) 
             except _BadRow as error:
                 problem = str(error)
         if pair is not None:
-            examples.append(Example(*pair, row.where))
+            examples.append(Example(*pair, row.where, row.task))
         elif skip_bad_rows:
             skipped.append(Skipped(row.where, problem))
         else:
@@ -464,7 +481,7 @@ def _chat(values: Mapping[str, Any], name: str) -> tuple[str, str]:
     return prompt, _filled(_text(messages[last], "content"), "content")
 
 
-def _unit_hash(text: str, seed: int) -> float:
+def unit_hash(text: str, seed: int) -> float:
     """A number in [0, 1) from a text and a seed, the same on every machine."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, salt=seed.to_bytes(8, "little", signed=True)).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53

@@ -1,4 +1,4 @@
-"""What is in the data: rows, lengths, duplicates, leaks between splits, rows left out."""
+"""What is in the data: rows, tasks, lengths, duplicates, leaks between splits, rows left out."""
 
 from __future__ import annotations
 
@@ -40,6 +40,16 @@ class Leak:
 
 
 @dataclass(frozen=True)
+class TaskReport:
+    """One task of a mixture."""
+
+    name: str
+    rows: int
+    distinct: int  # rows of the set itself: those of small sets come several times in a pass
+    share: float  # of the characters that are read
+
+
+@dataclass(frozen=True)
 class SplitReport:
     """One split. Lengths are keyed ``"prompt characters"``, ``"target tokens"``...; texts count as targets."""
 
@@ -50,6 +60,7 @@ class SplitReport:
     same_input: int  # rows whose prompt was seen before with another target (several references)
     leaks: tuple[Leak, ...]
     skipped: tuple[Skipped, ...]
+    tasks: tuple[TaskReport, ...] = ()  # of a mixture
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,7 @@ def describe(splits: Splits, tokenizer: Tokenizer | None = None) -> Report:
                 same_input=same_input,
                 leaks=() if name == "train" else tuple(_leaks(examples.rows, seen, exact)),
                 skipped=tuple(examples.skipped),
+                tasks=_tasks(examples.rows),
             )
         )
     return Report(splits.train.columns, splits.train.recognised, tuple(parts))
@@ -111,13 +123,30 @@ def _duplicates(rows: Sequence[Example]) -> tuple[tuple[tuple[str, str], ...], i
     prompts: set[str] = set()
     found, same_input = [], 0
     for example in rows:
-        before = seen.setdefault((example.prompt, example.target), example.where)
-        if before is not example.where:
+        before = seen.get((example.prompt, example.target))
+        seen.setdefault((example.prompt, example.target), example.where)
+        if before == example.where:  # a row of a mixture that comes several times
+            continue
+        if before is not None:
             found.append((example.where, before))
         elif example.prompt is not None:
             same_input += example.prompt in prompts
             prompts.add(example.prompt)
     return tuple(found), same_input
+
+
+def _tasks(rows: Sequence[Example]) -> tuple[TaskReport, ...]:
+    together: dict[str, list[Example]] = {}
+    for example in rows:
+        together.setdefault(example.task, []).append(example)
+    if set(together) <= {""}:
+        return ()
+    sizes = {name: sum(len(e.prompt or "") + len(e.target) for e in part) for name, part in together.items()}
+    total = max(1, sum(sizes.values()))
+    return tuple(
+        TaskReport(name, len(part), len({e.where for e in part}), sizes[name] / total)
+        for name, part in together.items()
+    )
 
 
 def _leaks(rows: Sequence[Example], seen: dict[str, Example], exact: dict[str, str]) -> Iterable[Leak]:
@@ -130,6 +159,9 @@ def _leaks(rows: Sequence[Example], seen: dict[str, Example], exact: dict[str, s
 
 def _lines(part: SplitReport) -> Iterable[str]:
     yield f"{part.name}: {part.rows:,} rows"
+    for task in part.tasks:
+        often = f", {task.distinct:,} different ones" if task.distinct < task.rows else ""
+        yield f"  task {task.name}: {task.rows:,} rows{often}, {task.share:.0%} of the characters"
     if part.rows:
         for name, lengths in part.lengths.items():
             spread = " / ".join(f"{value:,}" for value in lengths.quantiles)

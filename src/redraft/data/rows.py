@@ -22,6 +22,7 @@ class Row:
     file: str
     line: int  # from 1; for formats without lines the number of the row
     problem: str = ""  # not empty: the row is broken and ``values`` must not be used
+    task: str = ""  # of a source that mixes several
 
     @property
     def where(self) -> str:
@@ -38,8 +39,11 @@ class Source:
         """Is this path of my kind? By suffix, a final ``.gz`` aside."""
         return path.lower().removesuffix(".gz").endswith(self.suffixes) if self.suffixes else False
 
-    def splits(self, path: str) -> dict[str, str]:
-        """Splits that the path holds within itself: name -> what to pass to ``read``. Usually none."""
+    def splits(self, path: str, data_root: str | None = None) -> dict[str, str]:
+        """Splits that the path holds within itself: name -> what to pass to ``read``. Usually none.
+
+        ``data_root`` is where the names of further sources within it are looked for.
+        """
         return {}
 
     def read(self, path: str) -> Iterator[Row]:

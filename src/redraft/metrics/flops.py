@@ -20,6 +20,8 @@ class Shape(Protocol):
     @property
     def layers(self) -> int: ...
     @property
+    def encoder_layers(self) -> int: ...
+    @property
     def heads(self) -> int: ...
     @property
     def key_heads(self) -> int: ...
@@ -36,11 +38,17 @@ class Flops:
     Per position run: 2 (2 D^2 + 2 D Dkv + 3 D M) a layer (query and output, key and value, SwiGLU). Per pair of a query
     and a key it attends to: 4 D a layer (scores and mixture). Per wanted position: 2 D V (the vocabulary). With time
     conditioning, per row and pass: 2 (6 D D layers + 2 D D).
+
+    With an encoder, positions of the prompt pass through its layers, and through 2 (2 D Dkv) of each layer of the
+    decoder for their keys and values there; the others pass through the decoder, whose layers have 2 (2 D^2) more for
+    looking across.
     """
 
     shape: Shape
 
-    def forward(self, queries: int, pairs: int, wanted: int, timed_rows: int = 0) -> float:
+    def forward(
+        self, queries: int, pairs: int, wanted: int, timed_rows: int = 0, encoded: int = 0, encoded_pairs: int = 0
+    ) -> float:
         """Operations of forward passes that ran ``queries`` positions, attended to ``pairs`` and predicted ``wanted``.
 
         Args:
@@ -48,9 +56,19 @@ class Flops:
             pairs: sum over these positions of the keys they are compared with.
             wanted: positions projected on the vocabulary.
             timed_rows: rows times passes, where the network is conditioned on time.
+            encoded, encoded_pairs: of the queries and pairs, those of positions that an encoder reads, if there is one
+                (``decode.Counter``).
         """
         c = self.shape
         key_dim = c.dim // c.heads * c.key_heads
         linear = 2 * (2 * c.dim * c.dim + 2 * c.dim * key_dim + 3 * c.dim * c.hidden)
+        if c.encoder_layers:
+            encoder = c.encoder_layers * (linear * encoded + 4 * c.dim * encoded_pairs)
+            across = c.layers * 4 * c.dim * (key_dim * encoded + c.dim * (queries - encoded))
+            return encoder + across + self._stack(queries - encoded, pairs - encoded_pairs, wanted, timed_rows, linear)
+        return self._stack(queries, pairs, wanted, timed_rows, linear)
+
+    def _stack(self, queries: int, pairs: int, wanted: int, timed_rows: int, linear: int) -> float:
+        c = self.shape
         timed = 2 * c.dim * c.dim * (6 * c.layers + 2) * timed_rows if c.timed else 0
         return float(c.layers * (linear * queries + 4 * c.dim * pairs) + 2 * c.dim * c.vocab_size * wanted + timed)

@@ -26,6 +26,20 @@ def describe(network: Backbone) -> dict[str, Any]:
     return {"name": name_of(network), **configs.to_mapping(network.config)}
 
 
+def build(shape: Any) -> Backbone:
+    """A new network of a shape: of the file that defines the shape's ``Config``, with its own initial weights."""
+    made: Backbone = find("models", type(shape).__module__.rsplit(".", 1)[-1])(shape)
+    return made
+
+
+def parameters(shape: Any) -> int:
+    """Weights of a network of this shape, without making it."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in build(shape).parameters())
+
+
 def empty(described: Mapping[str, Any], where: str) -> Backbone:
     """A network without memory for its weights (on the meta device), to be filled from files.
 
@@ -34,14 +48,18 @@ def empty(described: Mapping[str, Any], where: str) -> Backbone:
     """
     import torch
 
+    made = shape(described, where)
+    with torch.device("meta"):
+        return build(made)
+
+
+def shape(described: Mapping[str, Any], where: str) -> Any:
+    """The ``Config`` of a network that was described; errors as of ``empty``."""
     fields = dict(described)
     name = fields.pop("name", None)
     if not isinstance(name, str):
         raise UserError(f"{where}: a network needs a name.", "For example name = 'transformer'.")
-    kind = find("models", name)
-    with torch.device("meta"):
-        made: Backbone = kind(configs.build(sys.modules[kind.__module__].Config, fields, where))
-    return made
+    return configs.build(sys.modules[find("models", name).__module__].Config, fields, where)
 
 
 def allocate(network: Backbone, dtype: torch.dtype, device: torch.device) -> None:

@@ -54,6 +54,8 @@ class Config:
     experts: Experts | None = None  # instead of one MLP a layer
     edits: bool = False  # predicts log-rates of edits (``parts.edits``), and not tokens
 
+    encoder_layers = 0  # every layer reads prompt and answer alike
+
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:

@@ -51,8 +51,10 @@ class ModelTable:
 
     A checkpoint brings its shape and tokenizer with it; its weights are the starting point. It is converted first where
     the recipe's family is not its own (``conversion.become``).
+    ``network`` is a file of ``models/``; presets of others than the transformer have as many weights, within 1 %.
     """
 
+    network: str = "transformer"
     preset: str = "7m"
     config: dict[str, Any] = field(default_factory=dict)
     from_: str = ""

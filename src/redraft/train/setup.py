@@ -19,8 +19,7 @@ from redraft.families import build_family
 from redraft.files import atomic_folder
 from redraft.loading import load as load_model
 from redraft.model import Model
-from redraft.models.transformer import Config
-from redraft.presets import preset
+from redraft.presets import shape as preset
 from redraft.train.recipe import Recipe
 from redraft.types import Batch
 
@@ -55,7 +54,7 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
     model.network.to(device).requires_grad_(True).set_dropout(recipe.train.dropout)
     model.network.recompute = recipe.train.recompute
     if recipe.train.compile:  # block by block: what is around them depends on the data
-        for block in model.network.blocks:
+        for block in model.network.every_block():
             block.compile(dynamic=True)
     data, train = recipe.data, recipe.train
     loader = Loader(training, tokenizer, data.length, train.batch_tokens, train.seed, too_long=data.too_long)
@@ -110,11 +109,12 @@ def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, conditiona
     spare = max(1, beyond, getattr(family, "spare", 0))  # 1: a window's <bos>
     table, needed = recipe.model, recipe.data.length + spare
     if start is None:
-        shape = preset(table.preset, tokenizer.vocab_size)
+        shape = preset(table.preset, tokenizer.vocab_size, table.network)
         changes = {"max_length": max(needed, shape.max_length), **table.config}
-        shape = config.build(Config, config.to_mapping(shape) | changes, "[model.config]")
+        shape = config.build(type(shape), config.to_mapping(shape) | changes, "[model.config]")
         return Model.fresh(recipe.family, tokenizer, shape, conditional, recipe.train.seed)
     start.conditional = conditional
+    start.check_prompt()
     room = start.network.config.max_length
     if room < needed:
         raise UserError(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from redraft import runtime
+from redraft.models.cross_attention import CrossAttention
 from redraft.types import Forward, Prepared
 
 
@@ -23,17 +25,28 @@ class Arithmetic:
     wanted). Padding, softmaxes, norms and the second forward of activation checkpointing aren't counted.
     """
 
-    body: int  # entries of the matrices every position passes through
+    body: int  # entries of the matrices every position passes through; with an encoder, those of the decoder
     head: int  # entries of the output projection
     pairs: int  # layers x width
+    encoder: int = 0  # entries of the matrices that a position of the prompt passes through, where an encoder reads it
+    encoder_pairs: int = 0  # the encoder's layers x width
 
     @classmethod
     def of(cls, network: Any) -> Arithmetic:
         """Count a transformer: its blocks' attention and mlp, and one projection onto the vocabulary."""
         shape = network.config
         parts = [part for block in network.blocks for part in (block.attention, block.mlp)]
-        body = sum(p.numel() for part in parts for p in part.parameters() if p.ndim == 2)
-        return cls(body=body, head=shape.vocab_size * shape.dim, pairs=shape.layers * shape.dim)
+        found = cls(body=_entries(parts), head=shape.vocab_size * shape.dim, pairs=shape.layers * shape.dim)
+        if not isinstance(network, CrossAttention):
+            return found
+        across = [part for block in network.blocks for part in (block.cross.query, block.cross.out)]  # type: ignore[union-attr]
+        read = [*network.encoder, *(block.cross.key_value for block in network.blocks)]  # type: ignore[union-attr]
+        return replace(
+            found,
+            body=found.body + _entries(across),
+            encoder=_entries(read),
+            encoder_pairs=shape.encoder_layers * shape.dim,
+        )
 
     def training(self, prepared: Prepared) -> int:
         """FLOPs of one forward and backward pass over a prepared batch."""
@@ -44,8 +57,17 @@ class Arithmetic:
         return self._once(ask, int((ask.want >= 0).sum()))
 
     def _once(self, ask: Forward, wanted: int) -> int:
-        positions = int((ask.streams[1] >= 0).sum())
-        return 2 * self.body * positions + 2 * self.head * wanted + 4 * self.pairs * seen_pairs(ask)
+        positions, pairs, encoder = int((ask.streams[1] >= 0).sum()), seen_pairs(ask), 0
+        if self.encoder and ask.prompt is not None:  # reads all of a prompt but its last token
+            encoded = ask.prompt - 1
+            positions -= int(encoded.sum())
+            pairs -= int((encoded * ask.prompt).sum())
+            encoder = 2 * self.encoder * int(encoded.sum()) + 4 * self.encoder_pairs * int((encoded**2).sum())
+        return encoder + 2 * self.body * positions + 2 * self.head * wanted + 4 * self.pairs * pairs
+
+
+def _entries(parts: Iterable[Any]) -> int:
+    return sum(p.numel() for part in parts for p in part.parameters() if p.ndim == 2)
 
 
 def seen_pairs(ask: Forward) -> int:

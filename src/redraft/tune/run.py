@@ -152,8 +152,8 @@ class Tuning:
         prompts = [item.prompt for item in part]
         wrote = measure.write_texts(self.model, prompts, seeded, self.settings.max_new_tokens, self.batch_size)
         score = self.metric.score(wrote["texts"], [item.references for item in part])
-        work = wrote["work"]
-        counted = Flops(self.model.network.config).forward(work["queries"], work["pairs"], work["wanted"])
+        work = {name: count for name, count in wrote["work"].items() if name != "passes"}
+        counted = Flops(self.model.network.config).forward(**work)
         return {
             "stats": score.stats.tolist(),
             "passes": float(sum(wrote["nfe"])),

@@ -21,7 +21,7 @@ class Hub(Source):
     def matches(self, path: str) -> bool:
         return path.startswith("hub:") or any((Path(path.partition("#")[0]) / mark).is_file() for mark in _MARKS)
 
-    def splits(self, path: str) -> dict[str, str]:
+    def splits(self, path: str, data_root: str | None = None) -> dict[str, str]:
         if "#" in path:
             return {}
         data = _open(path)

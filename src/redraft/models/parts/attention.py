@@ -95,19 +95,22 @@ class Attention(nn.Module):
             keys, values = sight.store.put(self.layer, sight.window, pair)
         else:
             keys, values = key.transpose(1, 2), value.transpose(1, 2)
-        query = query.transpose(1, 2)
-        if sight.blocks is not None:
-            attend = streams.flex_attention(compiled=query.device.type == "cuda")
-            gqa = self.heads != self.kv_heads
-            mixed = attend(query, keys, values, block_mask=sight.blocks, enable_gqa=gqa)
-        elif _short(query, keys):
-            mixed = _ShortAttention.apply(query, keys, values, sight.mask, sight.causal)
-        else:
-            gqa = self.heads != self.kv_heads
-            mixed = F.scaled_dot_product_attention(
-                query, keys, values, attn_mask=sight.mask, is_causal=sight.causal, enable_gqa=gqa
-            )
+        mixed = mix(query.transpose(1, 2), keys, values, sight.mask, sight.causal, sight.blocks)
         return self.out(mixed.transpose(1, 2).reshape(rows, width, -1))
+
+
+def mix(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False, blocks: Any = None
+) -> Tensor:
+    """softmax(q k^T / sqrt(Dh)) v in the fastest form: [R, H, Q, Dh] and twice [R, Hk, K, Dh] -> [R, H, Q, Dh]."""
+    gqa = query.shape[1] != keys.shape[1]
+    if blocks is not None:
+        attend = streams.flex_attention(compiled=query.device.type == "cuda")
+        return attend(query, keys, values, block_mask=blocks, enable_gqa=gqa)
+    if _short(query, keys):
+        result: Tensor = _ShortAttention.apply(query, keys, values, mask, causal)
+        return result
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
 
 
 _SHORT = 512  # positions up to which the matrix of attention weights is cheap to keep
@@ -148,4 +151,5 @@ class _ShortAttention(torch.autograd.Function):
         d_score = torch.ops.aten._softmax_backward_data(d_weight, weight, -1, weight.dtype)
         d_query = torch.bmm(d_score, k).mul_(shape[-1] ** -0.5).view(shape)
         d_key, d_value = torch.bmm(d_score.transpose(1, 2), q), torch.bmm(weight.transpose(1, 2), grad)
-        return d_query, d_key.view(shape), d_value.view(shape), None, None
+        theirs = (*shape[:2], -1, shape[3])  # keys may be more or fewer than queries
+        return d_query, d_key.view(theirs), d_value.view(theirs), None, None

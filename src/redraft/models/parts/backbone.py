@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ class Backbone(nn.Module):
     embedding: nn.Embedding
     blocks: nn.ModuleList
 
+    needs_prompt = False  # it is for models of pairs whose prompt is isolated, and no others
+
     def __init__(self) -> None:
         super().__init__()
         self.recompute = False  # activation checkpointing: trade one more forward for memory
@@ -32,9 +35,13 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         return self.embedding.weight.device
 
+    def every_block(self) -> Iterator[nn.Module]:
+        """``blocks``, and those of further stacks where a network has them."""
+        return iter(self.blocks)
+
     def set_dropout(self, rate: float) -> None:
         """Dropout on every residual branch, in training mode only."""
-        for block in self.blocks:
+        for block in self.every_block():
             block.dropout = rate  # type: ignore[assignment]
 
     def store(self, seats: int, cells: int) -> KeyValueStore:
@@ -55,9 +62,11 @@ class Backbone(nn.Module):
         """Vectors of the tokens of a request, of both streams if there are two, [R, Q, D]."""
         return F.embedding(ask.streams[0].to(self.device), self.embedding.weight)
 
-    def run(self, x: Tensor, sight: Sight, condition: Tensor | None = None) -> Tensor:
-        """[R, Q, D] through all blocks."""
-        for block in self.blocks:
+    def run(
+        self, x: Tensor, sight: Sight, condition: Tensor | None = None, blocks: nn.ModuleList | None = None
+    ) -> Tensor:
+        """[R, Q, D] through ``blocks``; None: the network's own."""
+        for block in self.blocks if blocks is None else blocks:
             if self.recompute and self.training:
                 x = checkpoint(block, x, sight, condition, use_reentrant=False)
             else:

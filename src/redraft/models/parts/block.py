@@ -29,13 +29,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, sight: Sight, condition: Tensor | None) -> Tensor:
         if self.modulation is None or condition is None:
-            x = x + self._drop(self.attention(self.attention_norm(x), sight))
+            x = self.between(x + self._drop(self.attention(self.attention_norm(x), sight)), sight)
             return x + self._drop(self.mlp(self.mlp_norm(x)))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)
         y = torch.addcmul(shift_a, self.attention_norm(x), 1 + scale_a)
-        x = torch.addcmul(x, gate_a, self._drop(self.attention(y, sight)))
+        x = self.between(torch.addcmul(x, gate_a, self._drop(self.attention(y, sight))), sight)
         y = torch.addcmul(shift_m, self.mlp_norm(x), 1 + scale_m)
         return torch.addcmul(x, gate_m, self._drop(self.mlp(y)))
+
+    def between(self, x: Tensor, sight: Sight) -> Tensor:
+        """What a block does between its attention and its MLP: [R, Q, D] -> [R, Q, D]. Nothing, here."""
+        return x
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x

@@ -17,8 +17,9 @@ class Window:
 
     rows: slice | Tensor  # seats, a slice where they are contiguous (no copy)
     write: slice | tuple[Tensor, Tensor]  # cells, or (seats [R, Q], cells [R, Q]) where rows differ
-    extent: int  # cells 0..extent are read
-    mask: Tensor | None  # [R, 1, Q, extent] bool; None: everything is visible
+    extent: int  # cells ``begin`` .. extent are read
+    mask: Tensor | None  # [R, 1, Q, extent - begin] bool; None: everything is visible
+    begin: int = 0
     look: Look | None = None  # where the store watches how values move
 
 
@@ -63,13 +64,13 @@ class KeyValueStore:
         """From now on see how the values of this layer move (-1: of the last)."""
         self._watched = layer % len(self.pairs)
 
-    def window(self, ask: Forward) -> Window:
+    def window(self, ask: Forward, begin: Tensor | None = None) -> Window:
         """Work out, on the host, what a request writes and reads.
 
-        A cell is visible when it lies below the row's ``read`` or belongs to the request itself, and its stage does
-        not come after the query's.
+        A cell is visible when it lies below the row's ``read`` or belongs to the request itself, its stage does not
+        come after the query's, and it does not lie before ``begin`` [R].
         """
-        found = self._window(ask)
+        found = self._window(ask, begin)
         if self._watched >= 0:
             assert ask.slot is not None and ask.read is not None
             slot, pos = ask.slot.numpy(), ask.pos.numpy()
@@ -77,26 +78,39 @@ class KeyValueStore:
             found.look = Look(slot, same, ask.read.numpy() <= pos[:, 0])
         return found
 
-    def _window(self, ask: Forward) -> Window:
+    def _window(self, ask: Forward, begin: Tensor | None) -> Window:
         assert ask.slot is not None and ask.read is not None
-        slot, pos, read = ask.slot.numpy(), ask.pos.numpy(), ask.read.numpy()
-        rows, width = pos.shape
-        first = int(pos[0, 0])
+        pos, read = ask.pos.numpy(), ask.read.numpy()
+        rows, write = self.place(ask.slot, ask.pos)
         extent = max(int(pos.max()) + 1, int(read.max()))
-        seats = slice(int(slot[0]), int(slot[0]) + rows)
-        together = rows == 1 or bool((np.diff(slot) == 1).all())
-        straight = rows == 1 or bool((pos == pos[:1]).all())
-        straight = straight and int(pos[0, -1]) - first == width - 1 and first >= 0
-        if straight and together:
-            flush = bool((read >= first).all()) and extent <= max(first + width, int(read.min()))
+        mask: Tensor | None = None
+        if isinstance(write, slice):
+            flush = bool((read >= write.start).all()) and extent <= max(write.stop, int(read.min()))
             mask = None if flush and self._one_stage(ask, extent) else self._mask(ask, extent)
-            return Window(seats, slice(first, first + width), extent, mask)
-        cell = np.where(pos < 0, self.cells, pos)
-        seat = np.repeat(slot[:, None], width, 1)
-        where = torch.from_numpy(slot) if not together else seats
-        to = self.device
-        write = (torch.from_numpy(seat).to(to), torch.from_numpy(cell).to(to))
-        return Window(where.to(to) if isinstance(where, Tensor) else where, write, extent, self._mask(ask, extent))
+        else:
+            mask = self._mask(ask, extent)
+        if begin is None:
+            return Window(rows, write, extent, mask)
+        low = int(begin.min())
+        if not bool((begin == low).all()):
+            mask = self._mask(ask, extent) if mask is None else mask
+            mask = mask & (torch.arange(extent) >= begin[:, None])[:, None, None].to(self.device)
+        return Window(rows, write, extent, None if mask is None else mask[..., low:], low)
+
+    def place(self, slot: Tensor, pos: Tensor) -> tuple[slice | Tensor, slice | tuple[Tensor, Tensor]]:
+        """Seats of rows ``slot`` [R], and the cells of their positions ``pos`` [R, Q], as ``Window`` has them."""
+        seats, cells = slot.numpy(), pos.numpy()
+        rows, width = cells.shape
+        first = int(cells[0, 0])
+        together = rows == 1 or bool((np.diff(seats) == 1).all())
+        straight = rows == 1 or bool((cells == cells[:1]).all())
+        straight = straight and int(cells[0, -1]) - first == width - 1 and first >= 0
+        where = slice(int(seats[0]), int(seats[0]) + rows) if together else slot.to(self.device)
+        if straight and together:
+            return where, slice(first, first + width)
+        cell = np.where(cells < 0, self.cells, cells)
+        seat = np.repeat(seats[:, None], width, 1)
+        return where, (torch.from_numpy(seat).to(self.device), torch.from_numpy(cell).to(self.device))
 
     def _one_stage(self, ask: Forward, extent: int) -> bool:
         """Every query sees every cell below ``extent``: a lone last query, or all queries in the last stage."""
@@ -116,7 +130,7 @@ class KeyValueStore:
         return (visible[:, None] & (stage[:, None] <= mine[:, :, None]))[:, None].to(self.device)
 
     def put(self, layer: int, window: Window, pair: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values, ``pair`` [2, R, H, Q, Dh]; return what the request reads, [R, H, extent, Dh] each."""
+        """Write keys and values, ``pair`` [2, R, H, Q, Dh]; return what the request reads (see ``get``)."""
         pairs = self.pairs[layer]
         if layer == self._watched and window.look is not None:
             self._see(pairs[1], window, pair[1])
@@ -125,7 +139,11 @@ class KeyValueStore:
         else:
             seat, cell = window.write
             pairs[:, seat, :, cell] = pair.permute(1, 3, 0, 2, 4)  # the axes of two index tensors come first
-        keys, values = pairs[:, window.rows, :, : window.extent].unbind(0)
+        return self.get(layer, window)
+
+    def get(self, layer: int, window: Window) -> tuple[Tensor, Tensor]:
+        """The keys and values that a request reads, [R, H, extent - begin, Dh] each."""
+        keys, values = self.pairs[layer][:, window.rows, :, window.begin : window.extent].unbind(0)
         return keys, values
 
     def _see(self, old: Tensor, window: Window, new: Tensor) -> None:
