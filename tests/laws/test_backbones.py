@@ -27,7 +27,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "noise": "geometric", "score": "uniform"},
     ],
     "bert": [{"heads": 2}],
-    "cross_attention": [{"heads": 2}, {"heads": 2, "kv_heads": 1, "qk_norm": True, "tied": False, "timed": True}],
+    "cross_attention": [{"heads": 2}, {"heads": 2, "kv_heads": 1, "qk_norm": True, "tied": False}],
     "modern_bert": [{"heads": 2, "layers": 3, "distant": (0,), "window": 4, "mlp_dim": 20}],
 }
 CASES = [
