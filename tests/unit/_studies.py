@@ -105,6 +105,7 @@ def training(family: str, seed: int) -> dict[str, Any]:
 def written(setting: Setting, part: str, seed: int, texts: list[str]) -> dict[str, Any]:
     tokens = [max(1, len(t.split())) for t in texts]
     work = {"passes": 10, "queries": 50 * len(texts), "pairs": 900 * len(texts), "wanted": sum(tokens)}
+    work |= {"encoded": 0, "encoded_pairs": 0}
     nfe = [setting.steps or n for n in tokens]
     rest = {"nfe": nfe, "tokens": tokens, "finished": len(texts), "work": work, "seconds": 1.0}
     memory = {"peak_memory": 5 * 10**8, "memory_before": 4 * 10**8, "peak_exact": True}
