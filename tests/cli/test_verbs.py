@@ -406,3 +406,35 @@ def test_tune_refuses_in_words(
 ) -> None:
     answer = redraft("tune", *MODEL, "--data", pairs, *COLUMNS, *TUNE, "--dry-run", "--out", tmp_path / "t", *more)
     assert answer.code == 2 and word in answer.err
+
+
+# mixtures
+
+
+def test_a_mixture_trains_is_evaluated_by_task_and_compared(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    task = '[[task]]\nname = "{0}"\nsource = "{1}"\ninput = "{2}"\ntarget = "{3}"\nprompt = "{0}: {{}}"\n'
+    sides = "question", "answer"
+    mixture = tmp_path / "both.mix.toml"
+    mixture.write_text(task.format("qa", pairs.name, *sides) + task.format("back", pairs.name, *reversed(sides)))
+    out, texts = tmp_path / "out", tmp_path / "texts.jsonl"
+    cross = ("--data", mixture, "--network", "cross_attention")
+    first = redraft("train", *cross, *TINY, "--tokens", 1500, "--out", out, "--json")
+    assert first.code == 0, first.err
+    assert "task back" in first.err  # the data report
+    found = redraft(
+        "evaluate", "--model", out, "--data", mixture, "--rows", 5, "--max-new-tokens", 8, "--out", texts, "--json"
+    ).json
+    assert set(found["tasks"]) == {"qa", "back"}
+    assert found["tasks"]["qa"]["task"] == "qa"
+    values = [next(iter(part["metrics"].values()))["value"] for part in found["tasks"].values()]
+    assert found["mean"] == pytest.approx(sum(values) / 2)
+    lines = [json.loads(line) for line in texts.read_text(encoding="utf-8").splitlines()]
+    assert {line["task"] for line in lines} == {"qa", "back"}
+    assert redraft("evaluate", "--model", out, "--data", mixture, "--task", "qa").code == 2
+
+    grid = ("--budget-tokens", 1500, "--preset", "toy", "--steps", 2, "--candidates", 1, "--test-rows", 4)
+    verdict = redraft("compare", *cross, *grid, "--out", tmp_path / "verdict", "--json")
+    assert verdict.code == 0, verdict.err
+    assert verdict.json["task"]["primary"] == "mean"
+    assert {metric["name"] for metric in verdict.json["task"]["metrics"]} > {"mean", "qa/f1"}
+    assert verdict.json["settings"][0]["work"]["flops_per_token"] > 0

@@ -103,6 +103,7 @@ def test_digest_depends_on_values_not_on_order() -> None:
 class Row:
     prompt: str | None
     target: str
+    task: str = ""
 
 
 LONG = "word " * 80
@@ -112,6 +113,8 @@ SHAPES = {
     "qa": [Row(f"who wrote the book number {i} of the long list", f"Author {i}") for i in range(60)],
     "summarization": [Row(LONG + str(i), f"the short account of long text number {i}") for i in range(60)],
     "translation": [Row(f"the house number {i} is red", f"das Haus Nr {i}x ist rot") for i in range(60)],
+    "mixture": [Row(f"how good was film {i}", ["good", "bad"][i % 2], "one") for i in range(60)]
+    + [Row(f"the house number {i} is red", f"das Haus Nr {i}x ist rot", "translation-de") for i in range(60)],
     "generation": [Row(f"the house number {i} is red", f"is the house number {i} red or blue") for i in range(60)],
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +16,9 @@ from redraft.cli.generate import Drafter, pair, sampler_name, sampler_options
 from redraft.errors import UserError
 
 if TYPE_CHECKING:
-    from redraft.compare.material import Item
     from redraft.data.examples import Example
     from redraft.model import Model
     from redraft.settings import Settings
-    from redraft.types import Generation
 
 _BATCH_TOKENS = 8192  # of one scoring pass
 _TELL_SECONDS = 5.0
@@ -86,7 +84,8 @@ def evaluate(
 
     Likelihood is exact, or a bound with its error; texts are scored by the metrics of the task. Intervals are 95 %
     bootstrap intervals over rows. Rows with the same input are one row with several references. Of plain text the
-    beginning is given and the model goes on.
+    beginning is given and the model goes on. Of a mixture (NAME.mix.toml) every task is scored by itself,
+    on --rows of it, and the mean of their first metrics is given besides.
     """
     import redraft
     from redraft.compare.material import sample
@@ -111,6 +110,9 @@ def evaluate(
         "seed": seed,
         "likelihood": _likelihood(loaded, sample(examples, rows), samples, seed),
     }
+    tasks: dict[str, list[Example]] = {}
+    for example in examples:
+        tasks.setdefault(example.task, []).append(example)
     settings = loaded.settings(
         max_new_tokens=max_new_tokens,
         sampler=sampler,
@@ -129,7 +131,14 @@ def evaluate(
             f"{votes} votes at temperature 0 are one vote.",
             "Give --temperature, for example 0.7, or leave out --votes.",
         )
-    result |= _quality(loaded, examples, rows, task, settings, votes, batch_size, out)
+    if len(tasks) < 2:
+        found, lines = _quality(loaded, examples, rows, task, settings, votes, batch_size)
+        result |= found
+    else:
+        several, lines = _several(loaded, tasks, rows, task, settings, votes, batch_size, samples)
+        result |= several
+    if out is not None:
+        _write(out, lines)
     if not as_json:
         _show(result)
     return result
@@ -171,6 +180,36 @@ def _likelihood(model: Model, examples: Sequence[Example], samples: int, seed: i
     }
 
 
+def _several(
+    model: Model,
+    tasks: Mapping[str, list[Example]],
+    rows: int,
+    task: str | None,
+    settings: Settings,
+    votes: int,
+    batch_size: int,
+    samples: int,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Every task of a mixture by itself, and the mean of their first metrics."""
+    from statistics import fmean
+
+    from redraft.compare.material import sample
+    from redraft.tasks import choose
+
+    if task is not None:
+        raise UserError(f"these data are of {len(tasks)} tasks, not of '{task}' alone.", "Leave --task out.")
+    found: dict[str, Any] = {}
+    lines: list[dict[str, Any]] = []
+    for name, examples in tasks.items():
+        log(f"task {name}")
+        likelihood = _likelihood(model, sample(examples, rows), samples, settings.seed)
+        quality, texts = _quality(model, examples, rows, choose(examples).name, settings, votes, batch_size)
+        found[name] = {"rows": min(rows, len(examples)), "likelihood": likelihood, **quality}
+        lines += [{"task": name, **text} for text in texts]
+    first = [next(iter(part["metrics"].values()))["value"] for part in found.values()]
+    return {"tasks": found, "mean": fmean(first)}, lines
+
+
 def _quality(
     model: Model,
     examples: Sequence[Example],
@@ -179,9 +218,8 @@ def _quality(
     settings: Settings,
     votes: int,
     batch_size: int,
-    out: Path | None,
-) -> dict[str, Any]:
-    """Write a text for every prompt and score them by the metrics of the task."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write a text for every prompt and score them by the metrics of the task: what came of it, and the texts."""
     import dataclasses
     from operator import attrgetter
 
@@ -204,15 +242,17 @@ def _quality(
     written = model.generate(prompts, batch_size=batch_size, on_batch=tell, **dataclasses.asdict(settings))
     seconds = time.perf_counter() - begin
     texts = [vote(written[at : at + votes], attrgetter("text")) for at in range(0, len(written), votes)]
-    if out is not None:
-        _write(out, asked, texts)
+    lines = [
+        {"prompt": item.prompt, "references": item.references, "text": found.text, "nfe": found.nfe}
+        for item, found in zip(asked, texts, strict=True)
+    ]
     metrics = {}
     for metric in chosen.task.metrics():
         score = metric.score([found.text for found in texts], [item.references for item in asked])
         around = stats.interval(score.stats[None], metric.combine)
         metrics[metric.name] = {"value": around.value, "low": around.low, "high": around.high, "label": metric.label}
     tokens, passes = sum(len(found.ids) for found in written), sum(found.nfe for found in written)
-    return {
+    figures = {
         "task": chosen.name,
         "task_reason": chosen.reason,
         "inputs": len(asked),
@@ -233,22 +273,29 @@ def _quality(
         "answers_per_second": len(texts) / seconds,
         "batch_size": batch_size,
     }
+    return figures, lines
 
 
-def _write(out: Path, asked: Sequence[Item], texts: Sequence[Generation]) -> None:
+def _write(out: Path, lines: Sequence[dict[str, Any]]) -> None:
     from redraft.files import write_atomically
 
-    lines = [
-        {"prompt": item.prompt, "references": item.references, "text": found.text, "nfe": found.nfe}
-        for item, found in zip(asked, texts, strict=True)
-    ]
     write_atomically(out, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
 
 
 def _show(result: dict[str, Any]) -> None:
-    sign = "<=" if result["likelihood"]["is_bound"] else "="
-    likelihood = result["likelihood"]
     typer.echo(f"{result['model']} ({result['family']}, {result['parameters'] / 1e6:.2f}M), {result['rows']} rows")
+    if "tasks" not in result:
+        _show_task(result)
+        return
+    for name, found in result["tasks"].items():
+        typer.echo(f"{name}, {found['rows']} rows")
+        _show_task(found)
+    typer.echo(f"mean of the first metrics: {result['mean']:.2f}")
+
+
+def _show_task(result: dict[str, Any]) -> None:
+    likelihood = result["likelihood"]
+    sign = "<=" if likelihood["is_bound"] else "="
     for unit, name in (("nats_per_token", "nats/token"), ("bits_per_byte", "bits/byte")):
         error = f" +- {likelihood[f'{unit}_error']:.4f}" if likelihood["is_bound"] else ""
         typer.echo(f"  {name:12} {sign} {likelihood[unit]:.4f}{error}")

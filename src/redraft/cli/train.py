@@ -22,6 +22,7 @@ def train(
     target: t.Target = None,
     skip_bad_rows: t.SkipBadRows = False,
     family: Annotated[str | None, typer.Option(help="masked, autoregressive ... (see: redraft models).")] = None,
+    network: Annotated[str | None, typer.Option(help="transformer, cross_attention (see: docs/choosing.md).")] = None,
     preset: Annotated[str | None, typer.Option(help="Shape of the network (see: redraft models).")] = None,
     tokens: t.Tokens = None,
     passes: t.Passes = None,
@@ -55,7 +56,7 @@ def train(
             skip_bad_rows=skip_bad_rows,
         ),
         "family": t.table(name=family),
-        "model": t.table(preset=preset),
+        "model": t.table(network=network, preset=preset),
         "train": t.table(tokens=tokens, passes=passes, minutes=minutes, lr=lr, seed=seed),
     }
     given = {name: values for name, values in given.items() if values or name in ("data", "train")}

@@ -14,6 +14,7 @@ from redraft.data.examples import Columns, Example, Splits, load, normalise
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.files import write_atomically
+from redraft.metrics import Metric, Score
 from redraft.tasks import Choice, choose
 
 LOOK = 5000  # rows looked at to guess the task
@@ -30,6 +31,7 @@ class Item:
     prompt: str
     references: tuple[str, ...]
     tokens: int  # of the first reference
+    task: str = ""  # which of a mixture
 
 
 @dataclass
@@ -127,17 +129,22 @@ def items(examples: Sequence[Example], tokenizer: Tokenizer, most: int, paired: 
         UserError: no text is long enough to be cut.
     """
     if paired:
-        together: dict[str, list[str]] = {}
+        together: dict[tuple[str, str], list[str]] = {}
         for example in examples:
-            together.setdefault(example.prompt or "", []).append(example.target)
+            together.setdefault((example.prompt or "", example.task), []).append(example.target)
         chosen = _some(list(together.items()), most)
         sizes = [len(ids) + 1 for ids in tokenizer.encode_batch([targets[0] for _, targets in chosen])]
-        return [Item(p, tuple(dict.fromkeys(t)), n) for (p, t), n in zip(chosen, sizes, strict=True)]
+        return [Item(p, tuple(dict.fromkeys(t)), n, task) for ((p, task), t), n in zip(chosen, sizes, strict=True)]
     whole = [ids for ids in tokenizer.encode_batch([e.target for e in examples]) if len(ids) >= 2 * PROMPT_TOKENS]
     if not whole:
         raise UserError(f"no text has {2 * PROMPT_TOKENS} tokens, so none can be continued.", "Give longer texts.")
     cut = [(ids[:PROMPT_TOKENS], ids[PROMPT_TOKENS : PROMPT_TOKENS + new_tokens]) for ids in _some(whole, most)]
     return [Item(tokenizer.decode(head), (tokenizer.decode(tail),), len(tail)) for head, tail in cut]
+
+
+def score(metric: Metric, texts: Sequence[str], items: Sequence[Item]) -> Score:
+    """A metric on the answers to items."""
+    return metric.score(texts, [item.references for item in items], [item.task for item in items])
 
 
 def _splits(study: Study, fractions: tuple[float, float, float]) -> Splits:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from redraft import config
+from redraft import config, models
 from redraft.canvas import make_canvas
 from redraft.compare import material, plan
 from redraft.compare.material import Item, Material
@@ -25,8 +25,7 @@ from redraft.families import build_family
 from redraft.files import disk_error, read_json, write_atomically
 from redraft.loading import load, resolve
 from redraft.model import Model
-from redraft.models.transformer import Transformer
-from redraft.presets import preset as shape_of
+from redraft.presets import shape as shape_of
 from redraft.registry import find
 from redraft.train.logging import Event
 from redraft.train.loop import train
@@ -115,7 +114,7 @@ class Grounds:
                 **columns,
             },
             "tokenizer": {"kind": "file", "path": str(folder / "tokenizer")},
-            "model": {"from": base} if base else {"preset": chosen.preset},
+            "model": {"from": base} if base else {"network": self.study.network, "preset": chosen.preset},
             "family": self.family(family),
             "train": {**chosen.train, "seed": seed},
         }
@@ -210,9 +209,8 @@ class Grounds:
         if base := self.study.bases.get(family):
             return load(base, "cpu").parameters
         spec = self.spec(family)
-        shape = replace(shape_of(preset, spec.vocab_size), shift=spec.shift, timed=spec.timed, edits=spec.edits)
-        with torch.device("meta"):
-            return sum(p.numel() for p in Transformer(shape).parameters())
+        shape = shape_of(preset, spec.vocab_size, self.study.network)
+        return models.parameters(replace(shape, shift=spec.shift, timed=spec.timed, edits=spec.edits))
 
     def _table(self, tokens: int) -> dict[str, Any]:
         return plan.training_table(self.study, tokens, self.pass_tokens, self.length, self.material.paired)

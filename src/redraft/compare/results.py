@@ -16,7 +16,7 @@ import numpy as np
 
 from redraft import __version__, models
 from redraft.compare import rival, stats, verdict
-from redraft.compare.material import Item
+from redraft.compare.material import Item, score
 from redraft.compare.plan import Plan
 from redraft.compare.study import Setting, Study
 from redraft.metrics import Array, Metric
@@ -76,8 +76,8 @@ class Record:
             texts = [c["texts"] for c in self.of("texts", part=part, id=setting)]
             if not texts:
                 return None
-            references = [item.references for item in (self.test if part == "test" else self.validation)]
-            self._scores[key] = np.stack([metric.score(t, references).stats for t in texts])
+            items = self.test if part == "test" else self.validation
+            self._scores[key] = np.stack([score(metric, t, items).stats for t in texts])
         return self._scores[key]
 
 
@@ -321,8 +321,7 @@ def _floors(record: Record) -> dict[str, Any]:
 
 def _scored(record: Record, texts: Sequence[str]) -> dict[str, Any]:
     """Values and intervals of texts that no model of the study wrote."""
-    references = [item.references for item in record.test]
-    scores = {m.name: m.score(texts, references).stats for m in record.metrics}
+    scores = {m.name: score(m, texts, record.test).stats for m in record.metrics}
     return {m.name: asdict(stats.interval(scores[m.name], m.combine)) for m in record.metrics}
 
 
@@ -349,9 +348,8 @@ def _passed(
 
 def _references(record: Record) -> dict[str, float]:
     """Properties of people's own text, for metrics that have no better or worse."""
-    references = [list(item.references) for item in record.test]
-    own = [several[0] for several in references]
-    return {m.name: m.score(own, references).value for m in record.metrics if not m.better}
+    own = [item.references[0] for item in record.test]
+    return {m.name: score(m, own, record.test).value for m in record.metrics if not m.better}
 
 
 def _buckets(record: Record, chosen: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:

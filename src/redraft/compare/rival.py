@@ -147,6 +147,8 @@ def measure(
 
 def summary(record: Record, chosen: Mapping[str, tuple[str, str]]) -> dict[str, Any] | None:
     """The rival's part of ``results.json``: its quality, speed and price, and our chosen settings against it."""
+    from redraft.compare.material import score
+
     cells = record.of("rival")
     if not cells:
         return None
@@ -155,12 +157,12 @@ def summary(record: Record, chosen: Mapping[str, tuple[str, str]]) -> dict[str, 
     kept = [number for number, reply in enumerate(replies) if reply.text is not None]
     failures = Counter(reply.failure for reply in replies if reply.text is None)
     texts = [replies[number].text or "" for number in kept]
-    references = [record.test[number].references for number in kept]
+    items = [record.test[number] for number in kept]
     seconds = cell["alone"]
     priced = [(reply.tokens_in * rival.price_in + reply.tokens_out * rival.price_out) / 1e6 for reply in replies]
     quality, against = {}, []
     for metric in record.metrics if kept else []:
-        measured = metric.score(texts, references).stats[None]
+        measured = score(metric, texts, items).stats[None]
         quality[metric.name] = asdict(stats.interval(measured, metric.combine))
         if metric is not record.primary:
             continue

@@ -42,6 +42,7 @@ class Study:
     minutes: float = 0.0  # instead: wall-clock of the whole study
     seeds: int = 1  # trainings of each family
     seed: int = 0  # the first of them
+    network: str = "transformer"  # a file of models/, for all families
     preset: str = ""
     vocab_size: int = 0
     length: int = 0  # tokens of the longest row

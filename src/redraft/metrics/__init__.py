@@ -56,9 +56,11 @@ class Metric(ABC):
         """Value of each row alone, for tables and samples. [rows, k] -> [rows]."""
         return self.combine(stats)
 
-    def score(self, hypotheses: Sequence[str], references: References) -> Score:
+    def score(self, hypotheses: Sequence[str], references: References, tasks: Sequence[str] = ()) -> Score:
         """Score texts against one or several references each.
 
+        Args:
+            tasks: of each row, for metrics that tell them apart (``tasks.mixture``).
         Raises:
             ValueError: hypotheses and references differ in number, or there are none.
         """

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from redraft.errors import UserError
 from redraft.metrics import Metric
 from redraft.metrics.answer import final_answer
 from redraft.registry import find, names
@@ -22,6 +23,8 @@ class Pair(Protocol):
     def prompt(self) -> str | None: ...
     @property
     def target(self) -> str: ...
+    @property
+    def task(self) -> str: ...  # which of a mixture; empty where there is one only
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,35 @@ def _concludes(target: str) -> bool:
 
 
 def choose(examples: Sequence[Pair], name: str | None = None) -> Choice:
-    """The task for these examples: the one named, else the one surest of them.
+    """The task for these examples: the one named, else the one surest of them; of a mixture one for each of its tasks.
+
+    A task of a mixture called ``translation`` or ``translation-de``, for example, is one of translation.
 
     Raises:
-        UserError: there is no task of that name.
+        UserError: there is no task of that name, or one is named for several.
     """
+    together: dict[str, list[Pair]] = {}
+    for example in examples:
+        together.setdefault(example.task, []).append(example)
+    if len(together) > 1:
+        if name is not None:
+            raise UserError(f"these data are of {len(together)} tasks, not of '{name}' alone.", "Leave --task out.")
+        parts = {task: choose(rows) for task, rows in together.items()}
+        reason = ", ".join(f"{task} as {part.name}" for task, part in parts.items())
+        several = find("tasks", "mixture")(tuple((task, part.task) for task, part in parts.items()))
+        return Choice("mixture", several, f"rows of {len(parts)} tasks: {reason}")
     if name is not None:
         return Choice(name, find("tasks", name)(), "named by the user")
+    if together and (known := _kind(next(iter(together)))):
+        return Choice(known, find("tasks", known)(), "its name in the mixture")
     shape = measure(examples)
     tasks = [(task, find("tasks", task)()) for task in names("tasks")]
     claims = [(task.claim(shape), known, task) for known, task in tasks]
     (_, reason), known, task = max(claims, key=lambda c: c[0][0])
     return Choice(known, task, reason)
+
+
+def _kind(task: str) -> str | None:
+    """The file of this folder that a task of a mixture is named after."""
+    known = [name for name in names("tasks") if name != "mixture"]
+    return next((name for name in known if task == name or task.startswith(f"{name}-")), None)

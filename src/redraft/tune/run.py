@@ -18,7 +18,7 @@ import numpy as np
 
 from redraft import config as configs
 from redraft.compare import measure, stats
-from redraft.compare.material import Item, items
+from redraft.compare.material import Item, items, score
 from redraft.compare.study import Cells, digest
 from redraft.data.examples import Example
 from redraft.errors import UserError
@@ -151,11 +151,11 @@ class Tuning:
         seeded = dataclasses.replace(trial, seed=self.settings.seed + first)
         prompts = [item.prompt for item in part]
         wrote = measure.write_texts(self.model, prompts, seeded, self.settings.max_new_tokens, self.batch_size)
-        score = self.metric.score(wrote["texts"], [item.references for item in part])
+        found = score(self.metric, wrote["texts"], part)
         work = {name: count for name, count in wrote["work"].items() if name != "passes"}
         counted = Flops(self.model.network.config).forward(**work)
         return {
-            "stats": score.stats.tolist(),
+            "stats": found.stats.tolist(),
             "passes": float(sum(wrote["nfe"])),
             "operations": counted,
             "tokens": sum(wrote["tokens"]),
@@ -251,7 +251,7 @@ class Tuning:
                 self.settings.max_new_tokens,
                 self.batch_size,
             )
-            scored[name] = self.metric.score(wrote["texts"], [item.references for item in asked]).stats
+            scored[name] = score(self.metric, wrote["texts"], asked).stats
             around = stats.interval(scored[name][None], self.metric.combine)
             found[name] = {"value": around.value, "low": around.low, "high": around.high}
         return found | {"against_own": self._compared(scored["winner"], scored["own"])}

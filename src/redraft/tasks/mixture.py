@@ -1,0 +1,90 @@
+"""Mixture: several tasks at once, each by metrics of its own, and the mean of their first ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+
+from redraft.metrics import Array, Metric, References, Score
+from redraft.tasks import Shape, Task
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What rows of ``data.sources.mix`` are scored by."""
+
+    parts: tuple[tuple[str, Task], ...] = ()  # name of each task, and its kind
+
+    summary = "several tasks: the mean of their first metrics, and each by its own"
+    margin = 1.0  # points of the mean
+
+    def metrics(self) -> list[Metric]:
+        each = [OfTask(name, metric) for name, task in self.parts for metric in task.metrics()]
+        return [MeanOfTasks([OfTask(name, task.metrics()[0]) for name, task in self.parts]), *each]
+
+    def claim(self, shape: Shape) -> tuple[float, str]:
+        return 0.0, ""  # rows say themselves that they are of several tasks
+
+
+@dataclass
+class OfTask(Metric):
+    """A metric on the rows of one task; those of others add nothing to it."""
+
+    task: str
+    metric: Metric
+
+    def __post_init__(self) -> None:
+        self.name, self.label = f"{self.task}/{self.metric.name}", f"{self.task}: {self.metric.label}"
+        self.better = self.metric.better
+
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
+        return self.metric.statistics(hypotheses, references)
+
+    def combine(self, total: Array) -> Array:
+        return self.metric.combine(total)
+
+    def score(self, hypotheses: Sequence[str], references: References, tasks: Sequence[str] = ()) -> Score:
+        """As ``Metric.score``; ``tasks`` names the task of each row."""
+        mine = [row for row, task in enumerate(tasks) if task == self.task]
+        if not mine:
+            raise ValueError(f"no row is of task '{self.task}'")
+        found = self.metric.score([hypotheses[row] for row in mine], [references[row] for row in mine])
+        stats, rows = np.zeros((len(hypotheses), found.stats.shape[1])), np.zeros(len(hypotheses))
+        stats[mine], rows[mine] = found.stats, found.rows
+        return Score(found.value, rows, stats)
+
+
+class MeanOfTasks(Metric):
+    """The mean over tasks of one metric each, as benchmarks of many tasks report it (GLUE, arXiv:1804.07461)."""
+
+    name, label = "mean", "mean of tasks"
+
+    def __init__(self, parts: Sequence[OfTask]) -> None:
+        self.parts = list(parts)
+        if any(part.better < 0 for part in parts):
+            raise ValueError("metrics of which some are better low have no mean")
+
+    def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
+        raise NotImplementedError("statistics depend on each row's task: use score")
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Where the statistics of each part end."""
+        return list(accumulate(part.statistics(["a"], [["a"]]).shape[1] for part in self.parts))
+
+    def combine(self, total: Array) -> Array:
+        begins = [0, *self._ends[:-1]]
+        values = [
+            part.combine(total[..., begin:end]) for part, begin, end in zip(self.parts, begins, self._ends, strict=True)
+        ]
+        return np.asarray(np.mean(values, axis=0))
+
+    def score(self, hypotheses: Sequence[str], references: References, tasks: Sequence[str] = ()) -> Score:
+        """As ``Metric.score``; ``tasks`` names the task of each row."""
+        found = [part.score(hypotheses, references, tasks) for part in self.parts]
+        stats = np.concatenate([score.stats for score in found], 1)
+        return Score(float(self.combine(stats.sum(0))), np.sum([score.rows for score in found], 0), stats)
