@@ -35,7 +35,7 @@ class Multiplication(Source):
     def matches(self, path: str) -> bool:
         return path.startswith("multiplication:")
 
-    def splits(self, path: str) -> dict[str, str]:
+    def splits(self, path: str, data_root: str | None = None) -> dict[str, str]:
         return {} if "#" in path else {name: f"{path}#{name}" for name in ("train", "validation", "test")}
 
     def read(self, path: str) -> Iterator[Row]:
