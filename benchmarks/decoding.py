@@ -1,0 +1,212 @@
+"""What decoding costs on trained models: the price of approximate caches, the fewest passes, drafts against one by one.
+
+    python -m benchmarks.decoding caches --model translate-en-de-masked --data mt/tatoeba.en-de --data-root DATA
+    python -m benchmarks.decoding caches --model base-masked --data lm/novels --judge base-autoregressive --data-root DATA
+    python -m benchmarks.decoding fewest --model translate-en-de-masked --rival translate-en-de-autoregressive ...
+    python -m benchmarks.decoding draft --model runs/hybrid --data lm/novels --data-root DATA
+
+Quality is on test rows, with 95 % intervals; differences are paired. Latencies are medians of calls in which every
+setting runs the same prompts in turn, and ratios have bootstrap intervals over calls. Prints a table, then JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+import redraft
+from redraft.compare import measure, stats
+from redraft.compare.material import Item, items
+from redraft.data.examples import load
+from redraft.metrics.speed import ratio_interval
+from redraft.model import Model
+from redraft.tasks import choose
+from redraft.tune.space import Trial
+
+POLICIES: list[tuple[str, dict[str, Any]]] = [
+    ("none", {}),
+    ("exact", {}),
+    ("prefix", {}),
+    ("dual", {}),
+    ("delayed", {"refresh": 4}),
+    ("delayed", {"refresh": 8}),
+    ("drift", {"drift": 0.02}),
+    ("drift", {"drift": 0.1}),
+    ("drift", {"drift": 0.5}),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("caches", "fewest", "draft"))
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rival", help="fewest: the autoregressive model")
+    parser.add_argument("--judge", help="caches of plain text: whose likelihood judges")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--data-root")
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--calls", type=int, default=8)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    args = parser.parse_args()
+    bench = Bench(args)
+    found = {"caches": bench.caches, "fewest": bench.fewest, "draft": bench.draft}[args.part]()
+    print(json.dumps({"part": args.part, "model": args.model, "rows": len(bench.asked), "found": found}))
+
+
+class Bench:
+    """One model on the test rows of one set."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.model = args, redraft.load(args.model)
+        self.new = self.model.settings().max_new_tokens
+        examples = load(args.data, data_root=args.data_root).test
+        self.metric = choose(examples).task.metrics()[0]
+        self.asked: list[Item] = items(examples, self.model.tokenizer, args.rows, self.model.conditional, self.new)
+        self.prompts = [item.prompt for item in self.asked]
+
+    def caches(self) -> list[dict[str, Any]]:
+        """Quality, operations and latency of each policy against none, for samplers with and without blocks."""
+        found = []
+        for sampler, options, block in self._samplers():
+            trials = [Trial.of(sampler, options, 1, *policy) for policy in POLICIES if block or policy[0] in _BLOCKLESS]
+            wrote = [self._write(self.model, trial) for trial in trials]
+            scores = [self._score(one["texts"]) for one in wrote]
+            times = {batch: self._race([(self.model, trial) for trial in trials], batch) for batch in self.args.batch}
+            judged = [self._judged(one["texts"]) for one in wrote] if self.args.judge else [None] * len(trials)
+            for number, trial in enumerate(trials):
+                same = np.mean([a == b for a, b in zip(wrote[0]["texts"], wrote[number]["texts"], strict=True)])
+                row = {
+                    "setting": trial.id,
+                    "quality": self._around(scores[number]),
+                    "against_none": self._difference(scores[number], scores[0]),
+                    "judged": judged[number],
+                    "same_texts": float(same),
+                    "passes": sum(wrote[number]["nfe"]) / len(self.asked),
+                    "queries": wrote[number]["work"]["queries"] / wrote[0]["work"]["queries"],
+                    "speedup": {b: ratio_interval(t[number]["seconds"], t[0]["seconds"]) for b, t in times.items()},
+                }
+                found.append(row)
+                print(json.dumps(row), flush=True)
+        return found
+
+    def _samplers(self) -> list[tuple[str, dict[str, Any], bool]]:
+        if self.model.conditional:
+            return [
+                ("confidence", {"steps": 8}, False),
+                ("confidence", {"steps": 8, "block": 4}, True),
+                ("factor", {"factor": 2.0}, False),
+            ]
+        return [
+            ("confidence", {"steps": 32, "order": "margin"}, False),
+            ("confidence", {"steps": 32, "order": "margin", "block": 16}, True),
+        ]
+
+    def fewest(self) -> list[dict[str, Any]]:
+        """The fewest passes whose quality is inside the interval of the best, and latency there against the rival."""
+        trials = [Trial.of("confidence", {"steps": n}, c) for c in (1, 4) for n in (1, 2, 3, 4, 6, 8, 12, 16)]
+        scores = [self._score(self._write(self.model, trial)["texts"]) for trial in trials]
+        values = [self._around(score) for score in scores]
+        best = max(range(len(trials)), key=lambda i: values[i][0])
+        inside = [i for i in range(len(trials)) if values[i][0] >= values[best][1]]
+        few = min(inside, key=lambda i: (dict(trials[i].options)["steps"], trials[i].candidates))
+        rival = redraft.load(self.args.rival)
+        greedy = Trial.of("autoregressive", {})
+        found = []
+        theirs = self._score(self._write(rival, greedy)["texts"])
+        for batch in self.args.batch:
+            ours = self._race([(self.model, trials[few]), (self.model, trials[best]), (rival, greedy)], batch)
+            found.append(
+                {
+                    "batch": batch,
+                    "fewest": trials[few].id,
+                    "quality": values[few],
+                    "best": trials[best].id,
+                    "best_quality": values[best],
+                    "rival_quality": self._around(theirs),
+                    "ms": [1000 * float(np.median(one["seconds"])) for one in ours],
+                    "faster_than_rival": ratio_interval(ours[0]["seconds"], ours[2]["seconds"]),
+                }
+            )
+            print(json.dumps(found[-1]), flush=True)
+        return [{"settings": [(t.id, v) for t, v in zip(trials, values, strict=True)]}, *found]
+
+    def draft(self) -> list[dict[str, Any]]:
+        """A hybrid: drafts of several sizes against one token at a time, whose texts they must equal."""
+        found = []
+        for temperature in (0.0, 1.0):
+            plain = Trial.of("autoregressive", {})
+            trials = [plain, *(Trial.of("draft_verify", {"block": block}) for block in (2, 4, 8, 16))]
+            self.temperature = temperature
+            wrote = [self._write(self.model, trial) for trial in trials]
+            times = {batch: self._race([(self.model, trial) for trial in trials], batch) for batch in self.args.batch}
+            for number, trial in enumerate(trials):
+                row = {
+                    "setting": trial.id,
+                    "temperature": temperature,
+                    "equal_texts": float(np.mean([a == b for a, b in zip(wrote[0]["texts"], wrote[number]["texts"])])),
+                    "tokens_per_pass": sum(wrote[number]["tokens"]) / sum(wrote[number]["nfe"]),
+                    "speedup": {b: ratio_interval(t[number]["seconds"], t[0]["seconds"]) for b, t in times.items()},
+                }
+                found.append(row)
+                print(json.dumps(row), flush=True)
+        return found
+
+    temperature: float | None = None
+
+    def _write(self, model: Model, trial: Trial) -> dict[str, Any]:
+        return measure.write_texts(model, self.prompts, _Warm(trial, self._warmth()), self.new, 32)
+
+    def _race(self, runners: list[tuple[Model, Trial]], batch: int) -> list[dict[str, Any]]:
+        warm = [(model, _Warm(trial, self._warmth())) for model, trial in runners]
+        return measure.race(warm, self.prompts, batch, self.args.calls, self.new)
+
+    def _warmth(self) -> float:
+        if self.temperature is not None:
+            return self.temperature
+        return 0.0 if self.model.conditional else 1.0
+
+    def _score(self, texts: list[str]) -> np.ndarray:
+        return self.metric.score(texts, [item.references for item in self.asked]).stats
+
+    def _around(self, score: np.ndarray) -> list[float]:
+        around = stats.interval(score[None], self.metric.combine)
+        return [around.value, around.low, around.high]
+
+    def _difference(self, ours: np.ndarray, theirs: np.ndarray) -> list[float]:
+        if np.array_equal(ours, theirs):
+            return [0.0, 0.0, 0.0]
+        found = stats.compare(ours[None], theirs[None], self.metric.combine, 0.5).difference
+        return [found.value, found.low, found.high]
+
+    def _judged(self, texts: list[str]) -> list[float]:
+        """Bits a byte under another model, given the prompt: mean and standard error over texts."""
+        judge = redraft.load(self.args.judge)
+        bits = []
+        for prompt, text in list(zip(self.prompts, texts, strict=True))[:100]:
+            if text:
+                bits.append(judge.score(prompt, text).nats / math.log(2) / len(text.encode()))
+        return [float(np.mean(bits)), float(np.std(bits) / math.sqrt(len(bits)))]
+
+
+class _Warm:
+    """A trial at a temperature of its own."""
+
+    def __init__(self, trial: Trial, temperature: float) -> None:
+        self.trial, self.temperature = trial, temperature
+
+    @property
+    def id(self) -> str:
+        return self.trial.id
+
+    def generation(self) -> dict[str, Any]:
+        return {**self.trial.generation(), "temperature": self.temperature, "top_p": 1.0}
+
+
+_BLOCKLESS = ("none", "exact", "delayed", "drift")  # prefix and dual need a block to work on
+
+if __name__ == "__main__":
+    main()
