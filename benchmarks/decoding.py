@@ -1,7 +1,7 @@
 """What decoding costs on trained models: the price of approximate caches, the fewest passes, drafts against one by one.
 
     python -m benchmarks.decoding caches --model translate-en-de-masked --data mt/tatoeba.en-de --data-root DATA
-    python -m benchmarks.decoding caches --model base-masked --data lm/novels --judge base-autoregressive --data-root DATA
+    python -m benchmarks.decoding caches --model base-masked --data lm/novels --judge base-autoregressive ...
     python -m benchmarks.decoding fewest --model translate-en-de-masked --rival translate-en-de-autoregressive ...
     python -m benchmarks.decoding draft --model runs/hybrid --data lm/novels --data-root DATA
 
@@ -78,13 +78,12 @@ class Bench:
             times = {batch: self._race([(self.model, trial) for trial in trials], batch) for batch in self.args.batch}
             judged = [self._judged(one["texts"]) for one in wrote] if self.args.judge else [None] * len(trials)
             for number, trial in enumerate(trials):
-                same = np.mean([a == b for a, b in zip(wrote[0]["texts"], wrote[number]["texts"], strict=True)])
                 row = {
                     "setting": trial.id,
                     "quality": self._around(scores[number]),
                     "against_none": self._difference(scores[number], scores[0]),
                     "judged": judged[number],
-                    "same_texts": float(same),
+                    "equal_texts": self._equal(wrote[0], wrote[number]),
                     "passes": sum(wrote[number]["nfe"]) / len(self.asked),
                     "queries": wrote[number]["work"]["queries"] / wrote[0]["work"]["queries"],
                     "speedup": {b: ratio_interval(t[number]["seconds"], t[0]["seconds"]) for b, t in times.items()},
@@ -147,7 +146,7 @@ class Bench:
                 row = {
                     "setting": trial.id,
                     "temperature": temperature,
-                    "equal_texts": float(np.mean([a == b for a, b in zip(wrote[0]["texts"], wrote[number]["texts"])])),
+                    "equal_texts": self._equal(wrote[0], wrote[number]),
                     "tokens_per_pass": sum(wrote[number]["tokens"]) / sum(wrote[number]["nfe"]),
                     "speedup": {b: ratio_interval(t[number]["seconds"], t[0]["seconds"]) for b, t in times.items()},
                 }
@@ -168,6 +167,11 @@ class Bench:
         if self.temperature is not None:
             return self.temperature
         return 0.0 if self.model.conditional else 1.0
+
+    @staticmethod
+    def _equal(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+        """Share of texts that are the same."""
+        return float(np.mean([a == b for a, b in zip(ours["texts"], theirs["texts"], strict=True)]))
 
     def _score(self, texts: list[str]) -> np.ndarray:
         return self.metric.score(texts, [item.references for item in self.asked]).stats
