@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +15,10 @@ import torch
 from redraft.canvas import Growth
 from redraft.errors import UserError
 from redraft.length import Row, best_lengths, first_look, length_request
-from redraft.types import GIVEN, PAD, Generation
+from redraft.types import GIVEN, PAD, SEALED, Canvas, Generation
 
 if TYPE_CHECKING:
+    from redraft.drafting import Drafting
     from redraft.model import Model
     from redraft.settings import Settings
 
@@ -84,55 +86,133 @@ def fill(model: Model, parts: Parts, prompt: str, settings: Settings) -> Generat
     """Choose the lengths of the holes, write them, and return the whole text. What stands is left as it is.
 
     Raises:
-        UserError: no hole, a model that can't see what follows one, or more than its context holds.
+        UserError: as ``Plan.of``.
     """
-    if model.spec.attend.kind == "causal":
-        raise UserError("an autoregressive model can't see what follows a hole.", "Use a diffusion model to infill.")
-    holes = [part for part in parts if isinstance(part, Hole)]
-    if not holes:
-        raise UserError("the text has no hole.", "Write a hole of three tokens as [[3]], of unknown length as [[?]].")
-    layout = Layout.of(model, parts, prompt)
-    layout.check([hole.most for hole in holes])
-    if model.spec.grows and any(hole.least < hole.most for hole in holes):
-        return _fill_growing(model, layout, holes, settings)
-    sizes, passes = choose_sizes(model, layout, holes)
-    drafting = model.fill_rows([layout.row(sizes)], [len(layout.head)], settings, sum(sizes))
-    drafting.canvas.nfe += passes
-    for _ in drafting:
-        pass
-    found = drafting.results()[0]
-    canvas = drafting.canvas
-    written = torch.where(canvas.status[0] == PAD, model.tokenizer.pad_id, canvas.ids[0]).tolist()
-    fillings = [written[begin:end] for begin, end in layout.spans(sizes)]
-    if found.finish == "stop" and parts[-1] == "":  # what a last hole holds after an end-of-text is no part of the text
-        last = fillings[-1]
-        fillings[-1] = last[: last.index(model.tokenizer.eos_id)] if model.tokenizer.eos_id in last else last
-    return replace(found, text=layout.text(fillings))
-
-
-def _fill_growing(model: Model, layout: Layout, holes: Sequence[Hole], settings: Settings) -> Generation:
-    """Holes that find their lengths while they are filled, by a model that can insert and delete.
-
-    Together they have at most as many tokens as the holes say; what each has at least or at most is not held to.
-    """
-    start = model.family.start if settings.start is None else settings.start
-    sizes = [min(max(start, hole.least if hole.least == hole.most else 0), hole.most) for hole in holes]
-    limit = len(layout.row([hole.most for hole in holes]))
-    begins = [begin for begin, _ in layout.spans(sizes)]
-    row, most = layout.row(sizes), sum(hole.most for hole in holes)
-    growth = Growth([limit], [[begin for begin in begins if begin < len(row)]])
-    drafting = model.fill_rows([row], [len(layout.head)], settings, most, growth)
+    plan = Plan.of(model, parts, prompt, settings.start)
+    drafting = plan.draft(settings)
     for _ in drafting:
         pass
     canvas = drafting.canvas
-    status, ids = canvas.status[0], canvas.ids[0]
-    given = (status == GIVEN).cumsum(0)
-    fillings, before = [], len(layout.head)
-    for piece in layout.pieces[:-1]:
-        before += len(piece)
-        inside = (given == before) & (status != GIVEN) & (status != PAD)
-        fillings.append(ids[inside].tolist())
-    return replace(drafting.results()[0], text=layout.text(fillings))
+    text = plan.read(canvas, plan.written(canvas), canvas.ids.shape[1])
+    return replace(drafting.results()[0], text=text)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A text with holes on its way: how it is set up, and read again, by whoever has it written.
+
+    The sizes of the holes are chosen before anything is written; but a model that can insert and delete begins with
+    some and finds them out while it writes. Then holes together have at most as many tokens as they say; what each has
+    at least or at most is not held to.
+    """
+
+    layout: Layout
+    sizes: tuple[int, ...]
+    passes: int = 0  # that it took to choose them
+    most: int = 0  # tokens that growing holes may have together; 0: sizes stay as they are
+
+    @classmethod
+    def of(cls, model: Model, parts: Parts, prompt: str | Sequence[int], start: int | None = None) -> Plan:
+        """
+        Args:
+            start: tokens that a growing hole begins with; None: as many as the family says.
+        Raises:
+            UserError: no hole, a model that can't see what follows one, or more than its context holds.
+        """
+        if model.spec.attend.kind == "causal":
+            raise UserError(
+                "an autoregressive model can't see what follows a hole.", "Use a diffusion model to infill."
+            )
+        holes = [part for part in parts if isinstance(part, Hole)]
+        if not holes:
+            raise UserError(
+                "the text has no hole.", "Write a hole of three tokens as [[3]], of unknown length as [[?]]."
+            )
+        layout = Layout.of(model, parts, prompt)
+        layout.check([hole.most for hole in holes])
+        if not model.spec.grows or all(hole.least == hole.most for hole in holes):
+            sizes, passes = choose_sizes(model, layout, holes)
+            return cls(layout, tuple(sizes), passes)
+        first = model.family.start if start is None else start
+        sizes = [min(max(first, hole.least if hole.least == hole.most else 0), hole.most) for hole in holes]
+        return cls(layout, tuple(sizes), most=sum(hole.most for hole in holes))
+
+    @cached_property
+    def row(self) -> list[int | None]:
+        return self.layout.row(self.sizes)
+
+    @property
+    def free(self) -> int:
+        """Tokens to write, at most."""
+        return self.most or sum(self.sizes)
+
+    def draft(self, settings: Settings) -> Drafting:
+        """A generation of which nothing has run yet but the choice of sizes."""
+        growth = None
+        if self.most:
+            begins = [begin for begin, _ in self.layout.spans(self.sizes)]
+            limit = len(self.row) - sum(self.sizes) + self.most
+            growth = Growth([limit], [[begin for begin in begins if begin < len(self.row)]])
+        model, head = self.layout.model, len(self.layout.head)
+        drafting = model.fill_rows([self.row], [head], settings, self.free, growth)
+        drafting.canvas.nfe += self.passes
+        return drafting
+
+    def spans(self, canvas: Canvas) -> list[tuple[int, int]]:
+        """Where the holes are now: first position of each, and one past its last."""
+        if not self.most:
+            return self.layout.spans(self.sizes)
+        status, found = canvas.status[0], []
+        given, before, at = (status == GIVEN).cumsum(0), len(self.layout.head), 0
+        for piece in self.layout.pieces[:-1]:
+            before += len(piece)
+            at = max(at, int((given >= before).nonzero()[0]) + 1 if before else 0)
+            inside = ((given == before) & (status != GIVEN) & (status != PAD)).nonzero()[:, 0]
+            end = int(inside[-1]) + 1 if len(inside) else at
+            found.append((at, max(at, end)))
+            at = max(at, end)
+        return found
+
+    def written(self, canvas: Canvas) -> dict[int, int]:
+        """Tokens in the holes by position, without what is no text: end-of-texts, and in a last hole all after one."""
+        ids, status, eos = canvas.ids[0].tolist(), canvas.status[0].tolist(), self.layout.model.tokenizer.eos_id
+        found: dict[int, int] = {}
+        for number, (begin, end) in enumerate(self.spans(canvas)):
+            last = number == len(self.sizes) - 1 and not self.layout.texts[-1]
+            for place in range(begin, end):
+                if last and ids[place] == eos:
+                    break
+                if status[place] == SEALED and ids[place] != eos:
+                    found[place] = ids[place]
+        return found
+
+    def read(self, canvas: Canvas, written: Mapping[int, int], until: int) -> str:
+        """The text before position ``until``, at which no given text may be cut.
+
+        Args:
+            written: tokens in holes by position.
+        """
+        spans = self.spans(canvas)
+        whole = ""
+        for text, new, (begin, end) in zip(
+            self.layout.texts, self.fillings(canvas, written, until), spans, strict=False
+        ):
+            if until < begin:
+                return whole
+            whole += text + new
+            if until < end:
+                return whole
+        return whole + (self.layout.texts[-1] if until >= spans[-1][1] + len(self.layout.pieces[-1]) else "")
+
+    def fillings(self, canvas: Canvas, written: Mapping[int, int], until: int) -> list[str]:
+        """The text of each hole before position ``until``, without the space that stands before it."""
+        found = []
+        for (begin, end), space in zip(self.spans(canvas), self.layout.bring, strict=True):
+            new = self.layout.model.tokenizer.decode(
+                [written[i] for i in range(begin, min(end, until)) if i in written]
+            )
+            found.append(new.removeprefix(" ") if space else new)
+        return found
 
 
 @dataclass(frozen=True)
@@ -140,7 +220,8 @@ class Layout:
     """A text with holes in tokens.
 
     Many tokenizers glue a space to the word behind it. A space before a hole is then better left to the hole, whose
-    first token will bring it; ``text`` puts it back where it does not.
+    first token will bring it; ``Plan.read`` puts it back where it does not. That holds at the end of a prompt of plain
+    text, too, which the text goes on from.
     """
 
     model: Model
@@ -151,7 +232,7 @@ class Layout:
     tail: list[int]  # what ends the answer
 
     @classmethod
-    def of(cls, model: Model, parts: Parts, prompt: str) -> Layout:
+    def of(cls, model: Model, parts: Parts, prompt: str | Sequence[int]) -> Layout:
         texts = [""]
         for part in parts:
             if isinstance(part, Hole):
@@ -161,6 +242,8 @@ class Layout:
         glues = len(model.tokenizer.encode(" a")) == len(model.tokenizer.encode("a"))
         bring = [glues and text.endswith(" ") for text in texts[:-1]]
         short = [text[:-1] if space else text for text, space in zip(texts, [*bring, False], strict=True)]
+        if isinstance(prompt, str) and not model.conditional and not texts[0] and glues and prompt.endswith(" "):
+            prompt, bring[0] = prompt[:-1], True
         tail = model.closing
         return cls(model, model.prompt_ids(prompt), texts, model.tokenizer.encode_batch(short), bring, tail)
 
@@ -177,13 +260,6 @@ class Layout:
             found.append((at + len(piece), at + len(piece) + size))
             at += len(piece) + size
         return found
-
-    def text(self, fillings: Sequence[Sequence[int]]) -> str:
-        whole = ""
-        for text, filling, space in zip(self.texts, fillings, self.bring, strict=False):
-            new = self.model.tokenizer.decode(filling)
-            whole += text + (new.removeprefix(" ") if space else new)
-        return whole + self.texts[-1]
 
     def check(self, sizes: Sequence[int]) -> None:
         """Raises UserError where holes of these sizes do not fit the context."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -460,31 +459,6 @@ class Model:
             raise UserError("infilling has no option 'max_new_tokens'.", "The holes say how much is written.")
         return self.settings(**given)
 
-    def with_holes(self, parts: Sequence[str | int], prompt: Sequence[int]) -> tuple[list[int | None], int]:
-        """A row from a prompt and the parts of a text, in which a number is a hole of that many tokens.
-
-        Returns:
-            the row, with None at free positions, and the length of its leading prompt.
-        Raises:
-            UserError: as ``infill``.
-        """
-        if self.spec.attend.kind == "causal":
-            raise UserError(
-                "an autoregressive model can't see what follows a hole.", "Use a diffusion model to infill."
-            )
-        sizes = [part for part in parts if not isinstance(part, str)]
-        if not sizes:
-            raise UserError("the text has no hole.", "Write a hole of three tokens as [[3]].")
-        if min(sizes) < 1:
-            raise UserError("a hole of no tokens can't be filled.", "Write a hole of three tokens as [[3]].")
-        self.check_length(sum(sizes))
-        row: list[int | None] = list(prompt)
-        for part in parts:
-            row += self.tokenizer.encode(part) if isinstance(part, str) else [None] * part
-        if self.conditional:
-            row.append(self.tokenizer.eos_id)
-        return row, len(prompt)
-
     def score(
         self,
         prompt: str,
@@ -618,12 +592,6 @@ class Model:
             from safetensors.torch import save_file
 
             save_file(weights.pack(self.network.state_dict(), storage), str(new / "model.safetensors"))
-
-
-def holes(text: str) -> list[str | int]:
-    """``"The [[3]] sat."`` -> ``["The ", 3, " sat."]``."""
-    parts = re.split(r"\[\[(\d+)\]\]", text)
-    return [int(part) if number % 2 else part for number, part in enumerate(parts)]
 
 
 def _seeds(seed: int, owners: Sequence[int]) -> list[int]:

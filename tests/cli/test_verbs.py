@@ -438,3 +438,12 @@ def test_a_mixture_trains_is_evaluated_by_task_and_compared(redraft: Redraft, pa
     assert verdict.json["task"]["primary"] == "mean"
     assert {metric["name"] for metric in verdict.json["task"]["metrics"]} > {"mean", "qa/f1"}
     assert verdict.json["settings"][0]["work"]["flops_per_token"] > 0
+
+
+def test_evaluate_scores_texts_that_satisfy_a_constraint(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    asked = ("evaluate", *MODEL, "--data", pairs, *COLUMNS, "--rows", 6, "--split", "validation", "--max-new-tokens", 8)
+    out = tmp_path / "texts.jsonl"
+    found = redraft(*asked, "--constraint", "regex=[a-c ]{1,6}", "--out", out, "--json").json
+    assert found["constraint"] == {"regex": "[a-c ]{1,6}"}
+    texts = [json.loads(line)["text"] for line in out.read_text().splitlines()]
+    assert texts and all(1 <= len(text) <= 6 and set(text) <= set("abc ") for text in texts)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from redraft import infilling
 from redraft.errors import UserError
 from redraft.loading import load
 from redraft.model import Model
@@ -190,8 +191,42 @@ def test_infilling_keeps_what_stands(client: Any, offline: dict[str, Model]) -> 
     found = client.post("/v1/infill", json={"model": "text-masked", "text": text, "seed": 4}).json()["choices"][0]
     assert found["text"] == truth.text
     assert found["text"].startswith("the ") and found["text"].endswith(" mat") and len(found["holes"]) == 2
+    holes = found["holes"]
+    assert found["text"] == f"the {holes[0]} sat on {holes[1]} mat"
     parts = {"model": "text-masked", "parts": ["the ", 2, " sat on ", 1, " mat"], "seed": 4}
     assert client.post("/v1/infill", json=parts).json()["choices"][0]["text"] == truth.text
+
+
+HOLES = ["the [[?]] sat on [[1-4]] mat", "[[2]] cat [[1-3]]", "the [[3-3]][[1]] mat", "the cat sat [[?]]"]
+
+
+@pytest.mark.parametrize("name", ["text-masked", "pairs-masked"])
+@pytest.mark.parametrize("text", HOLES)
+def test_holes_of_open_size_are_what_they_are_offline(
+    client: Any, offline: dict[str, Model], name: str, text: str
+) -> None:
+    """Whole, in parts, and streamed: one text, that of Python and the command line."""
+    truth = offline[name].infill(text, prompt="a dog", seed=4, temperature=1.0)
+    body = {"model": name, "prompt": "a dog", "seed": 4, "temperature": 1.0}
+    found = client.post("/v1/infill", json={**body, "text": text}).json()["choices"][0]
+    assert found["text"] == truth.text
+    assert found["redraft"]["nfe"] == truth.nfe
+    parts = [part if isinstance(part, str) else [part.least, part.most] for part in infilling.parse(text)]
+    assert client.post("/v1/infill", json={**body, "parts": parts}).json()["choices"][0]["text"] == truth.text
+    streamed = events(client.post("/v1/infill", json={**body, "text": text, "stream": True}))
+    assert "".join(chunk["choices"][0]["text"] for chunk in streamed if chunk["choices"]) == truth.text
+
+
+def test_many_holes_of_unknown_size_are_refused(client: Any) -> None:
+    answer = client.post("/v1/infill", json={"model": "text-masked", "text": "[[?]] a " * 17})
+    assert answer.status_code == 400 and "unknown size" in answer.json()["error"]["message"]
+
+
+def test_the_space_before_a_gap_is_left_to_it(client: Any, offline: dict[str, Model]) -> None:
+    """A prompt of plain text that ends in a space, and a suffix: as infilling offline has it."""
+    body = {"model": "text-masked", "prompt": "the cat ", "suffix": " mat", "max_tokens": 3, "seed": 4}
+    found = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert "the cat " + found + " mat" == offline["text-masked"].infill("the cat [[3]] mat", seed=4).text
 
 
 def test_a_suffix_makes_a_gap_of_max_tokens(client: Any, offline: dict[str, Model]) -> None:
@@ -272,6 +307,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/chat/completions", {"max_tokens": 3, "max_completion_tokens": 4}, "differ"),
     ("/v1/infill", {"text": "no hole"}, "no hole"),
     ("/v1/infill", {"text": "a [[0]] b"}, "no tokens"),
+    ("/v1/infill", {"text": "a [[5-2]] b"}, "smaller number"),
+    ("/v1/infill", {"text": "a [[1-9999]] b"}, "context"),
     ("/v1/infill", {"text": "a [[999999]] b"}, "context"),
     ("/v1/infill", {"text": None}, "either"),
     ("/v1/infill", {"model": "text-autoregressive"}, "can't see what follows"),

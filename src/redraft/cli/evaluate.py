@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redraft.cli import _training as t
-from redraft.cli._common import Device, Json, Seed, log
+from redraft.cli._common import Constraint, Device, Json, Seed, constraints, log
 from redraft.cli.generate import Drafter, pair, sampler_name, sampler_options
 from redraft.errors import UserError
 
@@ -67,6 +67,7 @@ def evaluate(
     weights: Annotated[
         str | None, typer.Option(metavar="float32|bfloat16|int8", help="On CPUs: may be faster, and round.")
     ] = None,
+    constraint: Constraint = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts written at a time.")] = 32,
     samples: Annotated[int, typer.Option(min=2, help="Noise draws for the likelihood bound.")] = 4,
     out: Annotated[Path | None, typer.Option(help="JSON lines with every prompt, reference and text.")] = None,
@@ -81,6 +82,7 @@ def evaluate(
       redraft evaluate --model translate-en-de-masked --data examples/data/tatoeba.en-de --input english --target german
       redraft evaluate --model runs/mine --data my.jsonl --input question --target answer --steps 8 --json
       redraft evaluate --model runs/stories --data notes.txt --rows 100
+      redraft evaluate --model runs/mine --data my.jsonl --input question --target answer --constraint length=1-8
 
     Likelihood is exact, or a bound with its error; texts are scored by the metrics of the task. Intervals are 95 %
     bootstrap intervals over rows. Rows with the same input are one row with several references. Of plain text the
@@ -124,6 +126,7 @@ def evaluate(
         cache=cache,
         cache_options=parse_options(cache_option or [], "--cache-option") or None,
         weights=weights,
+        constraint=constraints(constraint) or None,
         seed=seed,
     )
     if votes > 1 and not settings.temperature:
@@ -263,6 +266,7 @@ def _quality(
         "weights": settings.weights,
         "cache": settings.cache,
         "cache_options": dict(settings.cache_options),
+        "constraint": dict(settings.constraint),
         "max_new_tokens": settings.max_new_tokens,
         "votes": votes,
         "nfe": passes / len(texts),

@@ -10,6 +10,7 @@ import torch
 
 from redraft import canvas as canvases
 from redraft.drafting import Drafting
+from redraft.infilling import Plan
 from redraft.types import DRAFT, FREE, GIVEN, PAD, SEALED, Forward, Output, Step
 
 _NAMES = {GIVEN: "given", FREE: "free", DRAFT: "draft", SEALED: "sealed"}
@@ -23,6 +24,7 @@ class Span:
     begin: int
     end: int
     filled: bool = False  # a gap between given texts: it is complete when nothing in it is free
+    plan: Plan | None = None  # of a text with holes: how its tokens are read
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Text:
     nfe: int
     score: float
     tokens: list[Token] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)  # of each gap, where there were several
+    parts: list[str] = field(default_factory=list)  # what was written into each hole, of a text with holes
 
 
 class Reader:
@@ -72,11 +74,24 @@ class Reader:
         self._conf = torch.full(shape, math.nan)
         self._guess = (torch.full(shape, -1), torch.full(shape, math.nan)) if guesses else None
         self._likely: dict[tuple[int, int], tuple[list[float], list[int]]] = {}
-        self._at, self._ids, self._ended = span.begin, [], False  # type: ignore[var-annotated]
+        self._restart()
         floor = (board.status[0] == GIVEN) & (board.ids[0] != self.eos_id)
         self._floor = int(floor.nonzero()[-1]) if bool(floor.any()) else -1
         if guesses or top:
             drafting.loop.watch = self._watch
+
+    def _restart(self) -> None:
+        self._at, self._ended = self.span.begin, False
+        self._ids: list[int] = []
+        self._places: list[int] = []  # of the ids
+
+    def _spell(self, count: int | None = None) -> str:
+        """The text of the first ``count`` ids; of all that is final."""
+        ids = self._ids[:count]
+        if self.span.plan is None:
+            return self.drafting.tokenizer.decode(ids)
+        until = self._at if count is None or count >= len(self._ids) else self._places[count]
+        return self.span.plan.read(self.drafting.canvas, dict(zip(self._places, ids, strict=False)), until)
 
     # ---- while it is written
 
@@ -111,7 +126,7 @@ class Reader:
         self._walk(0)
         if len(self._ids) == before:
             return ""
-        return self._hand_out(self.drafting.tokenizer.decode(self._ids), final=False)
+        return self._hand_out(self._spell(), final=False)
 
     def _move(self, source: torch.Tensor) -> None:
         """Cells have moved: what is kept of them moves along. An answer up to the end of the row stays one."""
@@ -137,6 +152,7 @@ class Reader:
             token = ids[self._at]
             if token != self.eos_id:
                 self._ids.append(token)
+                self._places.append(self._at)
             elif self._at > self._floor:
                 self._ended = True
             self._at += 1
@@ -215,9 +231,9 @@ class Reader:
         """The answer, as it stands."""
         board, row = self.drafting.canvas, self._ahead()
         if len(board.ids) > 1:
-            self._at, self._ids, self._ended = self.span.begin, [], False
+            self._restart()
         self._walk(row, final=True)
-        self._hand_out(self.drafting.tokenizer.decode(self._ids), final=True)
+        self._hand_out(self._spell(), final=True)
         ids = self._cut() if self.stopped else self._ids
         whole = self._ended or self.stopped or (self.span.filled and self._at == self.span.end)
         return Text(
@@ -227,7 +243,7 @@ class Reader:
             nfe=int(board.nfe.max()),
             score=float(board.score[row]),
             tokens=self._tokens(row, len(ids)),
-            parts=self._gaps(row),
+            parts=self._holes(),
         )
 
     def _cut(self) -> list[int]:
@@ -235,7 +251,7 @@ class Reader:
         low, high = 0, len(self._ids)
         while low < high:
             middle = (low + high) // 2
-            if len(self.drafting.tokenizer.decode(self._ids[:middle]).rstrip(_BROKEN)) >= len(self.text):
+            if len(self._spell(middle).rstrip(_BROKEN)) >= len(self.text):
                 high = middle
             else:
                 low = middle + 1
@@ -254,18 +270,12 @@ class Reader:
             found.append(Token(decode([token]), None if math.isnan(conf) else conf, top))
         return found
 
-    def _gaps(self, row: int) -> list[str]:
-        """What was written into each run of positions that was not given."""
-        board, gaps = self.drafting.canvas, []
-        run: list[int] = []
-        status = board.status[row].tolist()
-        for at in range(self.span.begin, self.span.end + 1):
-            if at < self.span.end and status[at] == SEALED:
-                run.append(int(board.ids[row, at]))
-            elif run:
-                gaps.append(self.drafting.tokenizer.decode(run))
-                run = []
-        return gaps
+    def _holes(self) -> list[str]:
+        """What was written into each hole."""
+        if self.span.plan is None:
+            return []
+        written = dict(zip(self._places, self._ids, strict=True))
+        return self.span.plan.fillings(self.drafting.canvas, written, self._at)
 
 
 def _overlap(text: str, stop: str) -> int:

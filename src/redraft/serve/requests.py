@@ -9,16 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from redraft import infilling
 from redraft.data import chat
 from redraft.drafting import Drafting
 from redraft.errors import UserError, suggest
-from redraft.model import Model, holes
+from redraft.infilling import Hole, Plan
+from redraft.model import Model
 from redraft.serve import schema
 from redraft.serve.engine import Job
 from redraft.serve.mailbox import Mailbox
 from redraft.serve.reading import Span
 from redraft.serve.settings import Settings
 from redraft.settings import Settings as Generation
+
+MOST_UNSURE = 16  # holes of unknown size in one text: each is tried at several sizes
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Wanted:
     stop: tuple[str, ...]
     top: int
     copies: int  # answers to each prompt
-    filled: bool  # gaps between given texts, whose length is known
+    plans: list[Plan | None]  # of texts with holes
 
     @property
     def prompt_tokens(self) -> int:
@@ -60,18 +64,20 @@ class Wanted:
 
     def _drafting(self, prompt: int, number: int) -> Drafting:
         drawn = replace(self.generation, seed=self.generation.seed + number)
-        row, head = self.rows[prompt], self.heads[prompt]
-        if self.filled:
-            return self.model.prepare([row], [head], drawn, length_known=True)
+        row, head, plan = self.rows[prompt], self.heads[prompt], self.plans[prompt]
+        if plan is not None:
+            return plan.draft(drawn)
         return self.model.compose([[token for token in row[:head] if token is not None]], drawn)
 
 
 def completion(request: schema.CompletionRequest, model: Model, limits: Settings) -> Wanted:
     """``/v1/completions``: prompts, with a suffix a gap between two texts."""
-    heads = [_head(prompt, model) for prompt in _prompts(request.prompt)]
+    given = _prompts(request.prompt)
+    heads = [_head(prompt, model) for prompt in given]
     generation = _generation(request, model, limits, max(map(len, heads)), request.max_tokens, request.suffix)
     top = request.logprobs or 0
-    return _wanted(request, model, limits, heads, generation, request.stops, top, request.suffix)
+    texts = [prompt if isinstance(prompt, str) else head for prompt, head in zip(given, heads, strict=True)]
+    return _wanted(request, model, limits, heads, generation, request.stops, top, request.suffix, texts)
 
 
 def conversation(request: schema.ChatRequest, model: Model, template: str | None, limits: Settings) -> Wanted:
@@ -86,12 +92,20 @@ def conversation(request: schema.ChatRequest, model: Model, template: str | None
 
 def infill(request: schema.InfillRequest, model: Model, limits: Settings) -> Wanted:
     """``/v1/infill``: a text with holes."""
-    parts: Sequence[str | int] = holes(request.text) if request.text is not None else request.parts or []
-    row, head = model.with_holes(parts, model.prompt_ids(request.prompt or ""))
-    generation = _generation(request, model, limits, len(row) - row.count(None), row.count(None))
-    span = Span(head, len(row), filled=True)
+    parts = infilling.parse(request.text) if request.text is not None else [_part(part) for part in request.parts or []]
+    unsure = sum(isinstance(part, Hole) and part.most > part.least for part in parts)
+    if unsure > MOST_UNSURE:
+        raise UserError(f"{unsure} holes of unknown size in one text: at most {MOST_UNSURE}.", "Name some sizes.")
     _check_texts(request.n, limits)
-    return Wanted(model, [row], [head], [span], generation, request.stops, 0, request.n, filled=True)
+    plan = Plan.of(model, parts, request.prompt or "", model.settings().start)
+    head = len(plan.layout.head)
+    generation = _generation(request, model, limits, len(plan.row) - sum(plan.sizes), plan.free)
+    span = Span(head, len(plan.row), filled=True, plan=plan)
+    return Wanted(model, [plan.row], [head], [span], generation, request.stops, 0, request.n, [plan])
+
+
+def _part(part: str | int | list[int]) -> str | Hole:
+    return part if isinstance(part, str) else Hole(part, part) if isinstance(part, int) else Hole(*part)
 
 
 def _wanted(
@@ -103,28 +117,32 @@ def _wanted(
     stop: tuple[str, ...],
     top: int,
     suffix: str | None = None,
+    prompts: Sequence[str | list[int]] = (),
 ) -> Wanted:
+    """
+    Args:
+        prompts: with a ``suffix`` the prompts as they were given; those that are ids may be ``heads``.
+    """
     _check_texts(len(heads) * request.n, limits)
     if top and generation.sampler == "autoregressive" and generation.options.get("beams", 1) != 1:
         raise UserError("logprobs of alternatives are not defined for beams.", "Leave out beams, or ask for none.")
     most = generation.max_new_tokens
-    spans = [Span(len(head), len(head) + most, filled=suffix is not None) for head in heads]
-    rows: list[list[int | None]] = []
-    for head in heads:
-        if suffix is None:
-            rows.append([*head, *[None] * most])
-        else:
-            rows.append(model.with_holes([most, suffix], head)[0])
+    plans: list[Plan | None] = [None] * len(heads)
+    if suffix is not None:
+        plans = [Plan.of(model, [Hole(most, most), suffix], prompt) for prompt in prompts]
+    rows = [[*head, *[None] * most] if plan is None else plan.row for head, plan in zip(heads, plans, strict=True)]
+    begin = [len(head) if plan is None else len(plan.layout.head) for head, plan in zip(heads, plans, strict=True)]
+    spans = [Span(at, at + most, plan is not None, plan) for at, plan in zip(begin, plans, strict=True)]
     return Wanted(
         model=model,
         rows=rows,
-        heads=list(map(len, heads)),
+        heads=begin,
         spans=spans,
         generation=generation,
         stop=stop,
         top=top,
         copies=request.n,
-        filled=suffix is not None,
+        plans=plans,
     )
 
 

@@ -242,14 +242,17 @@ class ChatRequest(_Request):
         return self
 
 
+_Size = Annotated[int, Field(ge=1, le=1 << 16)]
+_Sizes = Annotated[list[_Size], Field(min_length=2, max_length=2)]
+
+
 class InfillRequest(_Request):
-    """``POST /v1/infill``: a text with holes. Either ``text``, in which ``[[3]]`` is a hole of three tokens, or
-    ``parts``, in which a number is a hole of that many tokens."""
+    """``POST /v1/infill``: a text with holes. Either ``text``, where ``[[3]]`` is a hole of three tokens, ``[[1-8]]``
+    one of one to eight and ``[[?]]`` one of unknown size; or ``parts``, in which a number is a hole of that many tokens
+    and a pair of numbers one of so many at least and at most."""
 
     text: str | None = None
-    parts: (
-        Annotated[list[str | Annotated[int, Field(ge=1, le=1 << 16)]], Field(min_length=1, max_length=1000)] | None
-    ) = None
+    parts: Annotated[list[str | _Size | _Sizes], Field(min_length=1, max_length=1000)] | None = None
     prompt: str | None = Field(None, description="What the text answers, for models trained on pairs.")
 
     @model_validator(mode="after")
@@ -257,7 +260,7 @@ class InfillRequest(_Request):
         if (self.text is None) == (self.parts is None):
             raise ValueError("give either 'text' or 'parts'")
         if self.max_tokens is not None:
-            raise ValueError("'max_tokens' has no meaning here: every hole names its tokens")
+            raise ValueError("'max_tokens' has no meaning here: the holes say how much is written")
         return self
 
 

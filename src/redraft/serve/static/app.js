@@ -298,15 +298,13 @@ function mark() {
   const size = Number($("infill-size").value) || Math.max(1, Math.round((b - a) / 4.5));
   drafts.push(value);
   $("infill-undo").disabled = false;
-  // a token begins with the space before a word: the gap takes it along
-  const from = a > 0 && value[a - 1] === " " ? a - 1 : a;
   const to = b > a && value[b - 1] === " " ? b - 1 : b;
-  box.setRangeText(`[[${size}]]`, from, Math.max(from, to), "end");
+  box.setRangeText(`[[${size}]]`, a, to, "end");
 }
 
 const fill = runs($("infill-run"), async (signal) => {
   const box = $("infill-text");
-  if (!/\[\[\d+\]\]/.test(box.value)) {
+  if (!/\[\[\s*(\?|\d+(\s*-\s*\d+)?)\s*\]\]/.test(box.value)) {
     if (box.selectionStart === box.selectionEnd) throw new Error("Select the words to be redrafted first.");
     mark();
   }
@@ -316,13 +314,15 @@ const fill = runs($("infill-run"), async (signal) => {
   const body = { model: one.id, text: box.value, diffusing: true, seed: Math.floor(Math.random() * 1e6) };
   if (one.conditional) body.prompt = $("infill-prompt").value;
   let last = null;
+  let text = "";
   try {
     await stream("/v1/infill", body, (chunk) => {
+      text += chunk.choices?.[0]?.text ?? "";
       if (chunk.diffusion) { gaps.add(chunk.diffusion, false); last = chunk; }
     }, signal);
   } catch (error) { box.value = drafts.pop() ?? box.value; gaps.clear(); throw error; }
   for (let i = 0; i < gaps.frames.length; i++) { gaps.show(i); if (!calm) await wait(Math.min(300, 1500 / gaps.frames.length)); }
-  box.value = gaps.text;
+  box.value = text;
   const frame = last.diffusion;
   numbers($("infill-numbers"), [counted(frame.nfe, "pass"), counted(count(frame), "token"), [ms(frame.seconds), unit(frame.seconds)]]);
 });

@@ -103,7 +103,6 @@ export class Canvas {
     tip.style.top = `${box.top > 48 ? box.top - tip.offsetHeight - 8 : box.bottom + 8}px`;
   }
 
-  get text() { return (this.frames.at(-1)?.canvas || []).map((piece) => piece.text).join(""); }
   get tokens() { return count(this.frames.at(-1)); }
 }
 
