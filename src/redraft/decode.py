@@ -152,6 +152,10 @@ class Loop:
     def answer(self, canvas: Canvas, ask: Forward) -> Turns[Output]:
         """Have one request run: predictions and drawn tokens at the wanted positions."""
         logits = yield from self._guided(canvas, ask)
+        predicts = ask.vectors is not None and ask.vectors.kind == "predict"
+        if predicts and self.spec.continuous is not None and not self.spec.continuous.tokens:
+            nothing = torch.full(ask.want.shape, -1, dtype=torch.int64)  # numbers, no distribution: nothing to draw
+            return Output(logits, nothing, torch.full(ask.want.shape, -torch.inf), vector=logits)
         if self.spec.forbidden and not ask.number:
             if self._forbidden is None:
                 self._forbidden = torch.tensor(self.spec.forbidden, device=logits.device)
@@ -166,13 +170,15 @@ class Loop:
             logits = self.method.constraint.mask(canvas, ask, logits)
         out = draw(canvas, ask, logits.float().log_softmax(-1))
         out.log_z = log_z
+        if predicts:
+            out.vector = self.networks[ask.net].expected(out.log_p)  # type: ignore[attr-defined]
         if self.watch is not None:
             self.watch(ask, out)
         return out
 
     def _guided(self, canvas: Canvas, ask: Forward) -> Turns[Tensor]:
         guidance = self.method.guidance
-        if guidance is None or ask.number:
+        if guidance is None or ask.number or (ask.vectors is not None and ask.vectors.kind != "predict"):
             return (yield from self._forward(canvas, ask))
         found = []
         for each in guidance.expand(canvas, ask, self.spec):
@@ -257,7 +263,9 @@ class Loop:
             encoded = np.count_nonzero((pos >= 0) & (pos < last), axis=1)
             counter.encoded += int(encoded.sum())
             counter.encoded_pairs += int(encoded @ seen)
-        counter.wanted += int(np.count_nonzero(ask.want.numpy() >= 0))
+        what = self.spec.continuous
+        if what is None or what.tokens or ask.vectors is None or ask.vectors.kind != "predict":  # not for v: no tokens
+            counter.wanted += int(np.count_nonzero(ask.want.numpy() >= 0))
 
     def _resize(self, canvas: Canvas, step: Step) -> Step:
         """Move the cells; what the stores know of those that moved, and of those that saw them, is void."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from redraft.canvas import make_canvas
 from redraft.decode import Loop, Method
 from redraft.errors import UserError
 from redraft.length import length_request
-from redraft.types import Batch, Canvas, Forward, LossTerms, Network, Objective, Output, Sampler, Spec, Step
+from redraft.types import Batch, Canvas, Forward, LossTerms, Network, Objective, Output, Prepared, Sampler, Spec, Step
 
 
 @dataclass(frozen=True)
@@ -337,8 +337,16 @@ _REPEATS = 16  # passes of ``score``, so that its error is itself known to a fif
 
 
 def _once(network: Network, objective: Objective, batch: Batch, spec: Spec, generator: torch.Generator) -> LossTerms:
-    prepared = objective.prepare(batch, spec, generator)
-    return objective.loss(network(prepared.ask), prepared)
+    return objective.loss(*answer(network, objective, objective.prepare(batch, spec, generator)))
+
+
+def answer(network: Network, objective: Objective, prepared: Prepared) -> tuple[Tensor, Prepared]:
+    """What the network says to a prepared batch, after the passes that come before, and the batch as it then is."""
+    while prepared.before is not None:
+        with nullcontext() if prepared.learns else torch.no_grad():
+            found = network(prepared.before)
+        prepared = objective.complete(found, prepared)  # type: ignore[attr-defined]
+    return network(prepared.ask), prepared
 
 
 def _to(batch: Batch, device: torch.device | str) -> Batch:

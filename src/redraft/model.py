@@ -97,6 +97,7 @@ class Model:
         """
         name, built = build_family(family)
         spec = built.spec(tokenizer)
+        shape = built.shape(shape) if hasattr(built, "shape") else shape  # a network of the family's own
         check_vocabulary(shape, tokenizer, "model")
         tokenizer = tokenizer.having(getattr(built, "specials", ()))
         shape = replace(shape, vocab_size=spec.vocab_size, shift=spec.shift, timed=spec.timed, edits=spec.edits)
@@ -237,6 +238,14 @@ class Model:
             sampler = Blockwise(sampler)
         if self.spec.expand_id >= 0:
             sampler = Resizing(sampler)
+        latent = self.spec.continuous is not None and not self.spec.continuous.tokens
+        if latent and settings.constraint:
+            raise UserError(
+                f"a model of family '{self.family_name}' decides on vectors, not on tokens: it can't be constrained.",
+                "Take a masked model, or one of family 'embedding'.",
+            )
+        if latent and settings.guidance not in (None, "classifier_free"):
+            raise UserError(f"guidance '{settings.guidance}' needs predictions of tokens.", "Take classifier_free.")
         return Method(sampler, _cache(settings), self._guidance(settings), self._constraint(settings))
 
     def _constraint(self, settings: Settings) -> Constraint | None:

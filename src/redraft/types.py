@@ -7,13 +7,14 @@ Dimension legend, used in every shape comment of the package:
     W  positions whose prediction a request wants
     N  wanted positions of a request that are real (``want >= 0``), flattened row by row
     V  vocabulary   D  width   H  heads   C  cells of the key-value store
+    Z  width of the vectors that continuous diffusion works on
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -76,6 +77,24 @@ class Clean:
     want: Tensor | None = None  # [R, U] TARGET positions wanted of this stream, too; answered after those of the noisy
 
 
+@dataclass(frozen=True)
+class Vectors:
+    """What a request of continuous diffusion runs on, besides tokens. Where a position is ``noisy``, its token counts
+    for nothing and vector z for everything. Three kinds of request:
+
+    - ``predict``: from noisy vectors what ``Continuous.tokens`` says, [N, V] logits or [N, Z] numbers.
+    - ``encode``: the clean vectors [N, Z] of the wanted positions. No vectors come with it.
+    - ``decode``: the logits [N, V] of the wanted text positions, from vectors (without their noise, as far as one can).
+
+    In predictions and decoding, position p + k of a row with prompt length p holds its k-th vector.
+    """
+
+    kind: Literal["predict", "encode", "decode"]
+    z: Tensor | None = None  # [R, Q, Z]
+    noisy: Tensor | None = None  # [R, Q] bool
+    guess: Tensor | None = None  # [R, Q, Z] what was predicted before: self-conditioning (arXiv:2208.04202)
+
+
 @dataclass
 class Forward:
     """A request for one pass of a network. Methods ask, the loop answers."""
@@ -102,6 +121,7 @@ class Forward:
     number: bool = False  # a number is wanted, such as a length, and not a token: no id is forbidden
     clean: Clean | None = None  # a second stream
     without: Tensor | None = None  # [R, K] ids that may not be drawn in a row, besides the forbidden ones; -1 is none
+    vectors: Vectors | None = None  # continuous diffusion: what stands at some positions in place of their tokens
 
     def stage(self, pos: Tensor) -> Tensor:
         """Stage of positions ``pos`` [R, K] -> [R, K]; see ``Attend``."""
@@ -135,6 +155,7 @@ class Output:
     token: Tensor  # [R, W] the drawn token, -1 where nothing was wanted
     conf: Tensor  # [R, W] log-probability of the drawn token at temperature 1, -inf where nothing was wanted
     log_z: Tensor | None = None  # [N] log sum of exp(logits) over what may be drawn; of models with ``Spec.score``
+    vector: Tensor | None = None  # [N, Z] the predicted clean vectors, or v; of models with ``Spec.continuous``
 
 
 @dataclass
@@ -205,6 +226,22 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
+class Continuous:
+    """Diffusion of vectors (``noise.gaussian``): one of width Z for every ``ratio`` tokens of the answer.
+
+    Noise is told by its log-SNR, log(alpha^2 / sigma^2), between two ends; to the network, as the share of the way from
+    ``cleanest`` to ``noisiest`` (``Forward.t``), whatever the schedule.
+    """
+
+    width: int  # Z
+    ratio: int  # tokens a vector
+    tokens: bool  # the network predicts tokens, whose mean vector is the clean one; else v = alpha noise - sigma clean
+    cleanest: float  # log-SNR at t = 0
+    noisiest: float  # log-SNR at t = 1
+    scale: float = 1.0  # of the signal: 2 log(scale) is added to the log-SNR (arXiv:2301.10972)
+
+
+@dataclass(frozen=True)
 class Spec:
     """What a sampler or an objective may know of the model it works for."""
 
@@ -224,6 +261,7 @@ class Spec:
     score: bool = False  # logits are log scores, whose sum means something: see ``objectives.score``
     net: str = "main"  # which network of the loop is meant
     borders: tuple[int, ...] = ()  # tokens that end a thought, for models that write one after the other
+    continuous: Continuous | None = None  # what is diffused are vectors
     drafter: Spec | None = None  # who drafts for it: another network, or the same one asked in another way
     expand_id: int = -1  # predicted where two masks should stand for one, -1 where the model knows no such token
     delete_id: int = -1  # predicted where a mask stands for nothing
@@ -245,7 +283,11 @@ class Spec:
 
 
 class Network(Protocol):
-    """Maps a request to flat logits [N, V] in the order of ``want >= 0``; those of a second stream come last."""
+    """Maps a request to flat logits [N, V] in the order of ``want >= 0``; those of a second stream come last.
+
+    One for continuous diffusion also answers the requests of ``Vectors`` (a wanted length comes in the first columns),
+    and if it predicts tokens it has ``expected(log_p [N, V]) -> [N, Z]``, their mean vector.
+    """
 
     def __call__(self, ask: Forward, store: Any | None = None) -> Tensor: ...
 
@@ -261,6 +303,8 @@ class Prepared:
     rows: int  # B
     tokens: int  # target tokens of the batch, the denominator
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    before: Forward | None = None  # a pass that ``ask`` depends on: ``Objective.complete`` is given its answer
+    learns: bool = False  # the gradient flows through ``before``, too
 
 
 @dataclass
@@ -278,7 +322,8 @@ class Objective(Protocol):
 
     One whose training draws noise or adds terms that are not those of its likelihood also has ``scoring() ->
     Objective``, the one to score with; one that can lower its variance has ``candidates() -> Sequence[Objective]``, of
-    which training takes the least varying on the validation rows (see ``likelihood``).
+    which training takes the least varying on the validation rows (see ``likelihood``). One of several passes names the
+    next in ``Prepared.before`` and has ``complete(answer, prepared) -> Prepared``, until there is none.
 
     One that trains on what a network makes of a batch has ``ahead(batch, spec, generator) -> Generator[Forward, Tensor,
     Prepared]`` beside ``prepare``. It yields requests, which are answered by logits without gradient, and returns what
@@ -288,6 +333,15 @@ class Objective(Protocol):
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared: ...
     def loss(self, logits: Tensor, prepared: Prepared) -> LossTerms: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training that has several: a family's ``stages()``."""
+
+    share: float  # of the budget; those of all stages add up to 1
+    objective: Objective
+    learns: tuple[str, ...]  # how the names of the parameters begin that it teaches; all others stand still
 
 
 class Sampler(Protocol):

@@ -28,6 +28,8 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     ],
     "bert": [{"heads": 2}],
     "cross_attention": [{"heads": 2}, {"heads": 2, "kv_heads": 1, "qk_norm": True, "tied": False}],
+    "embedding_transformer": [{"heads": 2, "width": 8}],
+    "latent_transformer": [{"heads": 2, "width": 8, "auto_dim": 16, "window": 8}],
     "modern_bert": [{"heads": 2, "layers": 3, "distant": (0,), "window": 4, "mlp_dim": 20}],
 }
 CASES = [

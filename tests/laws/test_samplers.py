@@ -23,6 +23,8 @@ from tests import tiny
 
 # Settings beyond the defaults under which the laws must hold too.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "ddim": [{"eta": 1.0}],
+    "dpm_solver": [{"order": 1}],
     "autoregressive": [{"beams": 3}],
     "draft_verify": [{"block": 2}],
     "confidence": [
@@ -71,6 +73,8 @@ def samplers(edits: bool = True) -> list[Any]:
 HOMES = {
     "Autoregressive": "autoregressive",
     "Analytic": "sedd",
+    "Ddim": "embedding",
+    "DpmSolver": "embedding",
     "DraftVerify": "hybrid",
     "EditFlow": "edit",
     "Posterior": "uniform",
@@ -107,6 +111,9 @@ class Counted:
 
     def store(self, seats: int, cells: int) -> object:
         return self.network.store(seats, cells)
+
+    def expected(self, log_p: torch.Tensor) -> torch.Tensor:
+        return self.network.expected(log_p)
 
 
 def run(network: Any, spec: Spec, sampler: Sampler, canvas: Canvas, cache: bool = True) -> list[Step]:
@@ -308,6 +315,9 @@ class Scripted:
     end: int
     logit: float = 9.0
     times: list[torch.Tensor | None] = field(default_factory=list)
+
+    def expected(self, log_p: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(log_p), self.spec.continuous.width if self.spec.continuous else 0)
 
     def __call__(self, ask: Forward, store: object = None) -> torch.Tensor:
         self.times.append(ask.t)

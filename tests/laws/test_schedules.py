@@ -12,6 +12,7 @@ from redraft.noise.schedules.cosine import Cosine
 from redraft.noise.schedules.geometric import Geometric
 from redraft.noise.schedules.linear import Linear
 from redraft.noise.schedules.polynomial import Polynomial
+from redraft.noise.schedules.sigmoid import Sigmoid
 from redraft.objectives import _times as times
 from redraft.registry import find, names
 
@@ -21,6 +22,7 @@ SCHEDULES = [find("noise.schedules", name)() for name in names("noise.schedules"
     Polynomial(power=0.5),
     Polynomial(power=3),
     Geometric(1e-3, 1.0),
+    Sigmoid(-2.0, 4.0, 0.9),
 ]
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 
@@ -61,7 +63,8 @@ def test_derivative_keeps_the_shape(schedule: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [(Cosine, {"power": 0.5}), (Polynomial, {"power": 0}), (Geometric, {"sigma_min": 30})]
+    "wrong",
+    [(Cosine, {"power": 0.5}), (Polynomial, {"power": 0}), (Geometric, {"sigma_min": 30}), (Sigmoid, {"tau": 0.0})],
 )
 def test_impossible_shapes_are_refused(wrong: Any) -> None:
     kind, fields = wrong

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from redraft.types import Forward
+from redraft.types import Forward, Vectors
 
 
 def matching(ask: Forward, cells: np.ndarray) -> np.ndarray:
@@ -37,7 +38,7 @@ def stage_start(ask: Forward, match: np.ndarray) -> np.ndarray:
 
 def exact_prefix(ask: Forward, cells: np.ndarray, shift: int) -> np.ndarray:
     """[R] positions at the front that hold exactly and need not run (see ``caches/exact.py``)."""
-    if ask.t is not None:
+    if ask.t is not None and ask.vectors is None:  # of noisy vectors alone the network is told the time
         return np.zeros(len(ask.x), dtype=np.int64)
     want, width = ask.want.numpy(), ask.x.shape[1]
     first = want[:, 0] if want.shape[1] == 1 else np.where(want < 0, width + shift, want).min(1)
@@ -50,7 +51,15 @@ def drop_prefix(ask: Forward, keep: np.ndarray) -> Forward:
     """The request without the first ``keep`` [R] positions of each row, which are read from the store."""
     read, low = torch.from_numpy(keep), int(keep.min())
     if (keep == low).all():
-        return replace(ask, x=ask.x[:, low:], pos=ask.pos[:, low:], read=read) if low else replace(ask, read=read)
+        if not low:
+            return replace(ask, read=read)
+        return replace(
+            ask,
+            x=ask.x[:, low:],
+            pos=ask.pos[:, low:],
+            read=read,
+            vectors=_columns(ask, torch.arange(low, len(ask.x[0]))),
+        )
     columns = np.arange(ask.x.shape[1])
     return only(ask, (columns >= keep[:, None]) & (ask.pos.numpy() >= 0), keep)
 
@@ -66,7 +75,17 @@ def only(ask: Forward, run: np.ndarray, read: np.ndarray) -> Forward:
         x=torch.from_numpy(np.take_along_axis(x, column, 1)),
         pos=torch.from_numpy(np.where(real, np.take_along_axis(pos, column, 1), -1)),
         read=torch.from_numpy(read),
+        vectors=_columns(ask, torch.from_numpy(column)),
     )
+
+
+def _columns(ask: Forward, column: Tensor) -> Vectors | None:
+    """The vectors of some columns, [q] or [R, q]."""
+    if ask.vectors is None:
+        return None
+    rows = torch.arange(len(ask.x))[:, None]
+    parts = {name: getattr(ask.vectors, name) for name in ("z", "noisy", "guess")}
+    return replace(ask.vectors, **{name: None if p is None else p[rows, column] for name, p in parts.items()})
 
 
 def extent(ask: Forward) -> np.ndarray:

@@ -210,7 +210,9 @@ class Grounds:
             return load(base, "cpu").parameters
         spec = self.spec(family)
         shape = shape_of(preset, spec.vocab_size, self.study.network)
-        return models.parameters(replace(shape, shift=spec.shift, timed=spec.timed, edits=spec.edits))
+        shape = replace(shape, shift=spec.shift, timed=spec.timed, edits=spec.edits)
+        built = build_family(self.family(family))[1]
+        return models.parameters(built.shape(shape) if hasattr(built, "shape") else shape)
 
     def _table(self, tokens: int) -> dict[str, Any]:
         return plan.training_table(self.study, tokens, self.pass_tokens, self.length, self.material.paired)

@@ -138,7 +138,7 @@ def check_diffusion(spec: Spec) -> None:
     if spec.process != "absorbing":
         raise UserError(
             f"this sampler fills masks, and this diffusion model knows {spec.process} noise only.",
-            "Use the sampler posterior, analytic or predictor_corrector.",
+            "Use the sampler posterior, analytic or predictor_corrector; for gaussian noise, ddim or dpm_solver.",
         )
 
 

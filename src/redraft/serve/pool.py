@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redraft.decode import Call
-from redraft.types import Forward
+from redraft.types import Forward, Vectors
 
 
 def groups(calls: Sequence[Call], slack: int) -> list[list[int]]:
@@ -60,6 +60,8 @@ def merge(calls: Sequence[Call]) -> Forward:
         made[name] = _stack([getattr(ask, name) for ask in asks], fill)
     for name in _JOINED:
         made[name] = _join([getattr(ask, name) for ask in asks])
+    if asks[0].vectors is not None:
+        made["vectors"] = _vectors([ask.vectors for ask in asks if ask.vectors is not None])
     if asks[0].mask is not None:
         made["mask"] = _squares([ask.mask for ask in asks if ask.mask is not None])
     return Forward(**made)
@@ -76,7 +78,8 @@ def split(logits: Tensor, calls: Sequence[Call]) -> list[Tensor]:
 def _kind(call: Call) -> Hashable:
     ask = call.ask
     absent = tuple(getattr(ask, name) is None for name in ("prompt", "t", "read", "cell", "mask", "whole"))
-    return ask.net, ask.attend, ask.shift, id(call.store), absent
+    vectors = None if ask.vectors is None else (ask.vectors.kind, ask.vectors.guess is None)
+    return ask.net, ask.attend, ask.shift, id(call.store), absent, vectors
 
 
 def _seat(call: Call) -> int:
@@ -84,7 +87,7 @@ def _seat(call: Call) -> int:
 
 
 def _stack(given: Sequence[Tensor | None], fill: int) -> Tensor | None:
-    """[R, w] each -> [sum R, max w]."""
+    """[R, w, ...] each -> [sum R, max w, ...]."""
     parts = [part for part in given if part is not None]
     if not parts:
         return None
@@ -92,12 +95,19 @@ def _stack(given: Sequence[Tensor | None], fill: int) -> Tensor | None:
     if all(part.shape[1] == width for part in parts):
         return torch.cat(list(parts))
     width = max(part.shape[1] for part in parts)
-    whole = torch.full((sum(len(part) for part in parts), width), fill, dtype=parts[0].dtype)
+    shape = sum(len(part) for part in parts), width, *parts[0].shape[2:]
+    whole = torch.full(shape, fill, dtype=parts[0].dtype)
     row = 0
     for part in parts:
         whole[row : row + len(part), : part.shape[1]] = part
         row += len(part)
     return whole
+
+
+def _vectors(parts: Sequence[Vectors]) -> Vectors:
+    """Of requests of one kind."""
+    laid = {name: _stack([getattr(part, name) for part in parts], 0) for name in ("z", "noisy", "guess")}
+    return Vectors(parts[0].kind, **laid)
 
 
 def _join(parts: Sequence[Tensor | None]) -> Tensor | None:

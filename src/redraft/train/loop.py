@@ -23,7 +23,7 @@ from redraft.courses import build_course
 from redraft.errors import UserError
 from redraft.files import disk_error, write_atomically
 from redraft.guidance._condition import drop_prompts
-from redraft.likelihood import bound, spread
+from redraft.likelihood import answer, bound, spread
 from redraft.metrics.memory import peak_resident
 from redraft.train import checkpoint, optim
 from redraft.train.device import to_device
@@ -33,7 +33,7 @@ from redraft.train.recipe import Recipe
 from redraft.train.setup import Parts, prepare
 from redraft.train.state import State, Window, unshared
 from redraft.train.throughput import Arithmetic, Meter
-from redraft.types import Batch, Forward, Network, Objective, Prepared, Spec
+from redraft.types import Batch, Forward, Network, Objective, Prepared, Spec, Stage
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
         parts = prepare(recipe, work, where)
         family, spec, state = parts.model.family, parts.model.spec, _fresh(recipe, parts, where)
         objective = family.objective()  # what validation scores by; training may look at part of it only
-        taught = family.training() if hasattr(family, "training") else objective
+        stages = _stages(family, objective)
         course = build_course(recipe.course)
-        if course is not None and hasattr(taught, "ahead"):
+        if course is not None and any(hasattr(stage.objective, "ahead") for stage in stages):
             raise UserError(f"a course and family '{recipe.family['name']}' don't go together.", "Leave out [course].")
-        networks = {"main": state.network, **_teacher(taught, recipe, state.network)}
+        networks = {"main": state.network, **_teacher(stages[-1].objective, recipe, state.network)}
         low = saved[1]["bfloat16"] if saved else _low_precision(table.dtype, where)
         arithmetic = Arithmetic.of(state.network)
         peak = runtime.peak_matmul(where, torch.bfloat16 if low else torch.float32)
@@ -98,21 +98,24 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             batches = [next(state.loader) for _ in range(table.accumulate)]
             targets = sum(int(batch.target.sum()) for batch in batches)
             before, state.tokens = state.tokens, state.tokens + sum(int(batch.valid.sum()) for batch in batches)
-            spent = state.spent(table, state.tokens, time.monotonic() - begun)
-            warmup = table.warmup if table.warmup < 1 else table.warmup * spent / state.tokens
-            rate = optim.learning_rate(table.schedule, spent, table.lr, warmup, table.min_lr)
+            gone, spent = spent, state.spent(table, state.tokens, time.monotonic() - begun)
+            stage, begins = _stage(stages, gone, state.network)
+            warmup = table.warmup if table.warmup < 1 else table.warmup * spent / state.tokens / stage.share
+            within = min((spent - begins) / stage.share, 1.0)
+            rate = optim.learning_rate(table.schedule, within, table.lr, warmup, table.min_lr)
 
             # 4. Corrupt them on the host, ask the network to repair them, gather the gradient.
             loss = torch.zeros((), device=where)
             for batch in batches:
                 batch = drop_prompts(batch, spec, table.drop_prompt, state.noise)
                 if course is None:
-                    prepared, looked = corrupt(taught, batch, spec, state.noise, networks, low)
+                    prepared, looked = corrupt(stage.objective, batch, spec, state.noise, networks, low)
                     state.flops += sum(map(arithmetic.forward, looked))
                 else:
-                    prepared = course.prepare(taught, batch, spec, spent, state.noise)
+                    prepared = course.prepare(stage.objective, batch, spec, spent, state.noise)
                 state.flops += arithmetic.training(prepared)
-                loss += backward(state.network, taught, to_device(prepared, where), prepared.tokens / targets, low)
+                share = prepared.tokens / targets
+                loss += backward(state.network, stage.objective, to_device(prepared, where), share, low)
 
             # 5. One step of the optimizer, and of the average that follows it.
             norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), table.clip or float("inf"), foreach=True)
@@ -188,13 +191,36 @@ def backward(network: Network, objective: Objective, prepared: Prepared, share: 
     """
     device = prepared.target.device
     with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
-        logits = network(prepared.ask)
+        logits, prepared = answer(network, objective, prepared)
     loss = objective.loss(logits, prepared).loss * share
     loss.backward()
     return loss.detach()
 
 
 # ---- beginning
+
+
+def _stages(family: Any, objective: Objective) -> Sequence[Stage]:
+    """The parts of a training: one of all parameters, unless the family has several."""
+    if hasattr(family, "stages"):
+        stages: Sequence[Stage] = family.stages()
+        return stages
+    return [Stage(1.0, family.training() if hasattr(family, "training") else objective, ("",))]
+
+
+def _stage(stages: Sequence[Stage], spent: float, network: nn.Module) -> tuple[Stage, float]:
+    """The stage that training is in when ``spent`` of the budget is gone, and where it began; others' weights rest."""
+    begin = 0.0
+    for stage in stages[:-1]:
+        if spent < begin + stage.share:
+            break
+        begin += stage.share
+    else:
+        stage = stages[-1]
+    if len(stages) > 1:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name.startswith(stage.learns))
+    return stage, begin
 
 
 @contextmanager

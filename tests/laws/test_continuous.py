@@ -1,0 +1,438 @@
+"""Laws of continuous diffusion: gaussian noise, its bound, its samplers, and the two families that use them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import redraft
+from redraft import likelihood
+from redraft.caches.exact import Exact
+from redraft.canvas import completion, make_canvas
+from redraft.data.tokenizer import Tokenizer
+from redraft.decode import Loop, Method
+from redraft.errors import UserError
+from redraft.model import Model
+from redraft.noise import gaussian
+from redraft.noise.gaussian import Gaussian
+from redraft.noise.schedules.cosine import Cosine
+from redraft.noise.schedules.sigmoid import Sigmoid
+from redraft.objectives._autoencoder import Autoencoder
+from redraft.presets import preset
+from redraft.registry import find
+from redraft.types import SEALED, Batch, Continuous, Forward, Spec
+from tests import tiny
+
+A, B, C = tiny.VOCABULARY.letters
+EOS, SEP = tiny.VOCABULARY.eos_id, tiny.VOCABULARY.sep_id
+FAMILIES = ["latent", "embedding"]
+SAMPLERS = [
+    pytest.param(find("samplers", name)(steps=5, **options), id="-".join([name, *map(str, options.values())]))
+    for name, options in [("ddim", {}), ("ddim", {"eta": 1.0}), ("dpm_solver", {}), ("dpm_solver", {"order": 1})]
+]
+each_family = pytest.mark.parametrize("family", FAMILIES)
+each_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def model(family: str, conditional: bool = True, **fields: Any) -> Model:
+    """Tiny and untrained, with weights large enough to have opinions; in float64, so that batches round alike."""
+    tokenizer = Tokenizer.bytes()
+    made = Model.fresh({"name": family, **fields}, tokenizer, preset("toy", tokenizer.vocab_size), conditional, seed=1)
+    for name, parameter in made.network.named_parameters():
+        if parameter.ndim == 2 and "autoencoder" not in name:
+            parameter.data.mul_(5)
+    made.network.double().requires_grad_(False)
+    return made
+
+
+# ---- the process
+
+
+def log_snrs(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_the_marginal_has_the_mean_and_variance_of_its_log_snr() -> None:
+    clean = torch.tensor([1.5, -0.5, 0.2], dtype=torch.float64).expand(20_000, 3)
+    noise = torch.randn(clean.shape, generator=generator(), dtype=torch.float64)
+    for g in (-6.0, -1.0, 0.0, 3.0):
+        alpha, sigma = (part.item() for part in gaussian.coefficients(log_snrs(g)))
+        assert alpha**2 + sigma**2 == pytest.approx(1)
+        assert math.log(alpha**2 / sigma**2) == pytest.approx(g)
+        z = Gaussian().corrupt(clean, log_snrs(g).expand(20_000), noise)
+        torch.testing.assert_close(z.mean(0), alpha * clean[0], rtol=0, atol=4.5 * sigma / 141)
+        torch.testing.assert_close(z.var(0), torch.full((3,), sigma**2).double(), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(("g_s", "g_t"), [(4.0, 1.0), (0.5, -3.0), (8.0, -8.0)])
+def test_posterior_composed_with_the_marginal_is_the_earlier_marginal(g_s: float, g_t: float) -> None:
+    """q(z_s | x) has mean alpha_s x and variance sigma_s^2; so has the mean of q(z_s | z_t, x) over q(z_t | x)."""
+    x = torch.tensor([[0.7, -1.3]], dtype=torch.float64)
+    s, t = log_snrs(g_s), log_snrs(g_t)
+    alpha_t, sigma_t = gaussian.coefficients(t)
+    alpha_s, sigma_s = gaussian.coefficients(s)
+    mean, variance = Gaussian().posterior(alpha_t * x, x, s, t)
+    moved, _ = Gaussian().posterior(alpha_t * x + sigma_t, x, s, t)
+    torch.testing.assert_close(mean, alpha_s * x)
+    torch.testing.assert_close((moved - mean).square() + variance, sigma_s.square().expand_as(mean))
+
+
+def test_v_and_clean_vectors_say_the_same() -> None:
+    clean, noise = torch.randn(2, 9, 4, generator=generator(), dtype=torch.float64)
+    g = torch.linspace(-8, 8, 9, dtype=torch.float64)
+    z = Gaussian().corrupt(clean, g, noise)
+    torch.testing.assert_close(gaussian.clean_of(gaussian.v_of(clean, noise, g), z, g), clean)
+
+
+def test_keyed_noise_is_normal_and_depends_on_nothing_but_its_key() -> None:
+    seed, stamp = torch.arange(50), torch.zeros(50, dtype=torch.int64)
+    pos = torch.arange(20).expand(50, -1)
+    z = gaussian.keyed_normal(seed, stamp, pos, 8)
+    flat = z.flatten()
+    assert abs(float(flat.mean())) < 4.5 / math.sqrt(len(flat))
+    assert abs(float(flat.var()) - 1) < 4.5 * math.sqrt(2 / len(flat))
+    assert len(flat.unique()) == len(flat)
+    some = gaussian.keyed_normal(seed[7:9], stamp[:2], pos[:2, 3:5], 8)
+    torch.testing.assert_close(some, z[7:9, 3:5], rtol=0, atol=0)
+
+
+def test_schedules_are_those_of_the_reference() -> None:
+    """Lovelace et al.'s alpha^2 and log-SNR; scaled ones move the log-SNR by 2 log(scale)."""
+    data = tiny.golden("latent_diffusion", "goldens", "schedules.safetensors")
+    t = data["t"].double()
+    cases = {"cosine": Cosine(power=2), "sigmoid": Sigmoid(), "sigmoid.start-2_end4_tau0.9": Sigmoid(-2, 4, 0.9)}
+    spec = tiny.family("latent")[0]
+    for name, schedule in cases.items():
+        expected = data[name if "." in name else f"{name}.alpha2"].double()
+        torch.testing.assert_close(schedule.alpha(t), expected, rtol=1e-4, atol=1e-5)
+    for name in ("cosine", "sigmoid"):
+        for scale in (0.5, 1.0):
+            what = Continuous(4, 4, False, 15.0, -15.0, scale)
+            own = gaussian.log_snr(replace(spec, schedule=cases[name], continuous=what), t)
+            torch.testing.assert_close(own, data[f"{name}.scale{scale}.logsnr"].double(), rtol=1e-4, atol=1e-3)
+
+
+def test_v_is_that_of_the_reference() -> None:
+    found = tiny.golden("latent_diffusion", "goldens", "conversions.safetensors")
+    data = {name: value.double() for name, value in found.items()}
+    spec = tiny.family("latent")[0]
+    what = Continuous(8, 4, False, 15.0, -15.0, 0.5)
+    g = gaussian.log_snr(replace(spec, schedule=Cosine(power=2), continuous=what), data["t"])[:, None].expand(4, 6)
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(Gaussian().corrupt(data["x"], g, data["noise"]), data["z_t"], **close)
+    torch.testing.assert_close(gaussian.v_of(data["x"], data["noise"], g), data["v"], **close)
+    torch.testing.assert_close(gaussian.clean_of(data["v"], data["z_t"], g), data["start_from_v"], **close)
+
+
+# ---- the bound and the samplers, against enumeration
+
+
+@dataclass
+class VectorOracle:
+    """The exact p(token | noisy vectors of all positions) of a language of one length, given as embeddings."""
+
+    language: tiny.Language
+    spec: Spec
+    start: int
+
+    @property
+    def table(self) -> Tensor:
+        assert self.spec.continuous is not None
+        width = self.spec.continuous.width
+        rows = torch.randn(self.spec.vocab_size, width, generator=generator(5), dtype=torch.float64)
+        return torch.nn.functional.normalize(rows, dim=-1) * width**0.5
+
+    def expected(self, log_p: Tensor) -> Tensor:
+        return log_p.double().exp() @ self.table
+
+    def __call__(self, ask: Forward, store: object = None) -> Tensor:
+        assert ask.vectors is not None and self.spec.continuous is not None
+        if ask.vectors.kind == "encode":
+            return self.table
+        assert ask.vectors.z is not None and ask.t is not None
+        first, last = gaussian.ends(self.spec.continuous)
+        g = first + (last - first) * ask.t.double()
+        alpha, _ = gaussian.coefficients(g)
+        near = ask.vectors.z.double()[:, self.start :] @ self.table.T * (alpha * (1 + g.exp()[:, None]))[:, :, None]
+        says = self.language.table  # [S, M]
+        weight = near[:, torch.arange(says.shape[1]), says].sum(-1) + self.language.p.log()  # [R, S]
+        p = weight.softmax(-1)
+        row, column = (ask.want >= 0).nonzero(as_tuple=True)
+        found = torch.zeros(len(row), self.spec.vocab_size, dtype=torch.float64)
+        found.scatter_add_(1, says[:, ask.want[row, column] - self.start].T, p[row])
+        return found.clamp(min=1e-30).log()
+
+
+def oracle(cleanest: float = 8.0, seed: int = 0) -> tuple[tiny.Language, Spec, VectorOracle]:
+    language = tiny.Language.of_one_length([A, B, C], 2, seed)
+    spec, _ = tiny.family("embedding", conditional=False, width=6, cleanest=cleanest)
+    return language, spec, VectorOracle(language, spec, 1)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_bound_of_an_oracle_is_the_exact_likelihood(seed: int) -> None:
+    """-log P(x) = 1/2 integral of e^g |x - E[x | z_g]|^2 over all g (Kong et al. 2023, arXiv:2302.03792): between ends
+    this far apart, prior and rounding cost next to nothing."""
+    language, spec, network = oracle(seed=seed)
+    objective = find("families", "embedding")().objective()
+    for number, text in enumerate(language.texts):
+        found = likelihood.score(network, [tiny.VOCABULARY.bos_id], text, objective, spec, samples=4000, seed=number)
+        assert found.is_bound and found.stderr < 0.2
+        assert found.nats == pytest.approx(language.nll(text), abs=4.5 * found.stderr + 0.02)
+
+
+def test_a_bound_that_stops_early_pays_by_rounding() -> None:
+    """At a log-SNR of 0 tokens are far from certain: the rounding term must make up for it, and more."""
+    language, spec, network = oracle(cleanest=1.0)
+    objective = find("families", "embedding")().objective()
+    total = torch.tensor(0.0, dtype=torch.float64)
+    for p, text in zip(language.p, language.texts, strict=True):
+        found = likelihood.score(network, [tiny.VOCABULARY.bos_id], text, objective, spec, samples=2000, seed=1)
+        total += p * found.nats
+    assert float(total) > float(-(language.p * language.p.log()).sum()) + 0.1
+
+
+def drawn(network: VectorOracle, spec: Spec, sampler: Any, count: int = 3000) -> Tensor:
+    rows: list[list[int | None]] = [[tiny.VOCABULARY.bos_id, None, None]] * count
+    canvas = make_canvas(rows, [1] * count, spec, seeds=list(range(count)), temperature=1.0)
+    for _ in Loop({"main": network}, Method(sampler), spec).run(canvas):
+        pass
+    found = [canvas.ids[:, 1:].tolist().count(text) / count for text in network.language.texts]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("ddim", {"steps": 60}), ("ddim", {"steps": 60, "eta": 1.0}), ("dpm_solver", {"steps": 20})],
+    ids=str,
+)
+def test_many_steps_draw_from_the_joint_distribution(name: str, options: dict[str, Any]) -> None:
+    """3,000 draws over nine texts are off by some 0.02 by chance alone."""
+    language, spec, network = oracle()
+    far = 0.5 * (drawn(network, spec, find("samplers", name)(**options)) - language.p).abs().sum()
+    one = 0.5 * (drawn(network, spec, find("samplers", name)(steps=1), 1500) - language.p).abs().sum()
+    assert float(far) < 0.05 < 0.1 < float(one)
+
+
+def test_second_order_follows_the_path_more_closely() -> None:
+    """The share of texts that differ from those of 400 first-order steps, from the same noise."""
+    _, spec, network = oracle()
+    rows: list[list[int | None]] = [[tiny.VOCABULARY.bos_id, None, None]] * 800
+
+    def texts(name: str, **options: Any) -> Tensor:
+        canvas = make_canvas(rows, [1] * 800, spec, seeds=list(range(800)))
+        sampler = find("samplers", name)(**options)
+        for _ in Loop({"main": network}, Method(sampler), spec).run(canvas):
+            pass
+        return canvas.ids
+
+    exact = texts("ddim", steps=400)
+    first, second = ((texts("dpm_solver", steps=12, order=o) != exact).any(1).double().mean() for o in (1, 2))
+    assert float(second) < 0.6 * float(first)
+    assert torch.equal(texts("dpm_solver", steps=12, order=1), texts("ddim", steps=12))
+
+
+# ---- families
+
+
+ROWS: list[list[int | None]] = [[70, 71, 4, *[None] * 9], [72, 4, *[None] * 7], [73, 74, 75, 76, 77, 4, *[None] * 5]]
+PROMPTS = [3, 2, 6]
+
+
+def run(made: Model, sampler: Any, rows: list[list[int | None]], prompts: list[int], **options: Any) -> Any:
+    cache = options.pop("cache", Exact())
+    options.setdefault("seeds", list(range(len(rows))))
+    canvas = make_canvas(rows, prompts, made.spec, **options)
+    steps = list(Loop({"main": made.network}, Method(sampler, cache), made.spec).run(canvas))  # type: ignore[dict-item]
+    return canvas, steps
+
+
+@each_sampler
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_latent_texts_keep_the_laws_of_samplers(sampler: Any, temperature: float) -> None:
+    """Prompts stay, all is written once, a text does not depend on its neighbours, nor on the cache, nor on slices."""
+    made = model("latent")
+    canvas, steps = run(made, sampler, ROWS, PROMPTS, temperature=temperature)
+    assert not canvas.open.any() and bool((canvas.nfe == sampler.steps + 1).all())
+    sealed = torch.cat([step.pos[step.status == SEALED] for step in steps])
+    assert len(sealed) == sum(row.count(None) for row in ROWS)
+    plain, _ = run(made, sampler, ROWS, PROMPTS, temperature=temperature, cache=None)
+    slices, _ = run(made, replace(sampler, slice=2), ROWS, PROMPTS, temperature=0.0)
+    assert torch.equal(canvas.ids, plain.ids)
+    assert sampler.steps + 2 <= int(slices.nfe.max()) <= sampler.steps + 5  # fewer where a text ends before its row
+    for number, (row, prompt) in enumerate(zip(ROWS, PROMPTS, strict=True)):
+        alone, _ = run(made, sampler, [row], [prompt], seeds=[number], temperature=temperature)
+        assert completion(canvas, number, made.spec.eos_id) == completion(alone, 0, made.spec.eos_id)
+        assert canvas.ids[number, :prompt].tolist() == row[:prompt]
+        if temperature == 0:
+            assert completion(slices, number, made.spec.eos_id) == completion(alone, 0, made.spec.eos_id)
+
+
+@each_family
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_model_writes_scores_and_is_kept(family: str, conditional: bool, tmp_path: Path) -> None:
+    made = model(family, conditional)
+    made.network.float()
+    written = made.generate(["ab", "a longer one"], max_new_tokens=10, steps=4)
+    assert len(written) == 2 and all(text.nfe >= 1 for text in written)
+    found = made.score("ab", "xyz", samples=32)
+    assert found.is_bound and found.nats > 0 and found.stderr > 0
+    made.save(tmp_path / "kept")
+    again = redraft.load(tmp_path / "kept", device="cpu")
+    assert again.family == made.family and again.spec == made.spec
+    mine, theirs = made.network.state_dict(), again.network.state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    settings: dict[str, Any] = {"max_new_tokens": 10, "steps": 4, "temperature": 1.0, "seed": 3}
+    assert again.generate("ab", **settings)[0].ids == made.generate("ab", **settings)[0].ids
+
+
+def test_an_embedding_model_fills_holes_and_keeps_to_constraints() -> None:
+    made = model("embedding")
+    made.network.float()
+    filled = made.infill("xy[[3]]z", prompt="ab", steps=2)
+    assert filled.ids[:2] == made.tokenizer.encode("xy") and filled.ids[-1:] == made.tokenizer.encode("z")
+    text = made.generate("ab", constraint={"regex": "[xy]{2,6}"}, max_new_tokens=8, steps=4)[0].text
+    assert 2 <= len(text) <= 6 and set(text) <= {"x", "y"}
+
+
+def test_a_latent_model_refuses_what_it_can_not_do() -> None:
+    made = model("latent")
+    made.network.float()
+    with pytest.raises(UserError, match="whole answers"):
+        made.infill("xy[[3]]z", prompt="ab", steps=2)
+    with pytest.raises(UserError, match="constrained"):
+        made.generate("ab", constraint={"regex": "x+"}, max_new_tokens=8)
+    with pytest.raises(UserError, match="gaussian"):
+        made.generate("ab", sampler="confidence", max_new_tokens=8)
+    with pytest.raises(UserError, match="width"):
+        model("latent", width=65)
+    for name, options in [("ddim", {"eta": 2.0}), ("dpm_solver", {"order": 3}), ("ddim", {"slice": 0})]:
+        with pytest.raises(UserError):
+            made.generate("ab", sampler=name, options=options, max_new_tokens=8)
+
+
+# ---- objectives
+
+
+def batch(width: int = 0, conditional: bool = True) -> Batch:
+    rows = [([70, 71, 4], [72, 73, 74, 75, 76, 1]), ([72, 4], [80, 1]), ([73, 74, 4], [81, 82, 83, 84, 1])]
+    made = tiny.pairs(rows, width)
+    return made if conditional else replace(made, prompt=None)
+
+
+@each_family
+@pytest.mark.parametrize("weight", ["flat", "bound"])
+@pytest.mark.parametrize("conditional", [True, False])
+def test_losses_are_finite_teach_and_forget_padding(family: str, weight: str, conditional: bool) -> None:
+    made = model(family, conditional)
+    made.network.float().requires_grad_(True)
+    objective = replace(made.family.objective(), weight=weight, self_condition=0.5)
+    for seed in range(4):
+        found = []
+        for width in (0, 14):
+            prepared = objective.prepare(batch(width, conditional), made.spec, generator(seed))
+            answer, prepared = likelihood.answer(made.network, objective, prepared)
+            found.append(objective.loss(answer, prepared))
+        torch.testing.assert_close(found[0].loss, found[1].loss, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[0].nats, found[1].nats, rtol=1e-4, atol=1e-3)
+        assert found[0].tokens == 13 and bool(found[0].loss.isfinite()) and found[0].is_bound == (weight == "bound")
+        found[0].loss.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in made.network.read.parameters())
+
+
+@each_family
+def test_a_batch_without_targets_costs_nothing(family: str) -> None:
+    made = model(family, conditional=False)
+    empty = batch(conditional=False)
+    empty.target = torch.zeros_like(empty.target)
+    found = likelihood.bound(made.network.float(), [empty], made.family.objective(), made.spec)
+    assert found.nats == 0 and found.tokens == 0
+
+
+def test_vectors_of_a_text_do_not_depend_on_its_neighbours() -> None:
+    made = model("latent")
+    objective = Autoencoder()
+    together = made.network(objective.prepare(batch(), made.spec, generator()).before)
+    parts = []
+    for row in range(3):
+        one = Batch(*(part[row : row + 1] for part in vars(batch()).values()))
+        parts.append(made.network(objective.prepare(one, made.spec, generator()).before))
+    assert [len(part) for part in parts] == [2, 1, 2]
+    torch.testing.assert_close(together, torch.cat(parts))
+    torch.testing.assert_close(together.mean(-1), torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_the_autoencoder_learns_to_give_back_what_it_got() -> None:
+    """A few updates on one batch, by its own objective: every token comes back from vectors without noise."""
+    made = model("latent", width=32)
+    made.network.float().requires_grad_(True)
+    optimizer, noise = torch.optim.Adam(made.network.autoencoder.parameters(), 3e-3), generator()
+    for _ in range(120):
+        objective = Autoencoder()
+        prepared = objective.prepare(batch(), made.spec, noise)
+        answer, prepared = likelihood.answer(made.network, objective, prepared)
+        objective.loss(answer, prepared).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    clean = objective.prepare(batch(), made.spec, noise)
+    clean = replace(clean, extra={**clean.extra, "log_snr": torch.full_like(clean.extra["log_snr"], 20.0)})
+    answer, clean = likelihood.answer(made.network, objective, clean)
+    assert torch.equal(answer.argmax(-1), clean.target)
+
+
+def test_stages_teach_one_part_each(tmp_path: Path) -> None:
+    """Of two stages in one run, the first moves the autoencoder alone, the second all else; resumed, it ends alike."""
+    from redraft.train.loop import train
+    from redraft.train.recipe import Recipe
+
+    toy = Path(__file__).parents[2] / "recipes" / "toy" / "latent.toml"
+    small = [
+        "tokenizer.kind=bytes",
+        "data.length=128",
+        "train.tokens=6000",
+        "train.batch_tokens=512",
+        "train.threads=1",
+    ]
+    small += ["train.validate_every=0", "train.validation_rows=4", "train.save_every_tokens=1000", "train.ema=0"]
+    seen: dict[int, dict[str, Tensor]] = {}
+
+    class Stop(Exception):
+        pass
+
+    def train_to(out: Path, stop: int = 0) -> None:
+        def watch(event: Any) -> None:
+            if event.kind == "checkpoint":
+                from safetensors.torch import load_file
+
+                seen[event.step] = load_file(Path(event.values["path"]) / "state.safetensors")
+            if event.kind == "update" and stop and event.step >= stop:
+                raise Stop
+
+        train(Recipe.load(toy, [*small, "train.log_every=1"]), out, device="cpu", on_event=watch)
+
+    train_to(tmp_path / "whole")
+    steps = sorted(seen)
+    middle = max(step for step in steps if step <= 0.4 * steps[-1])
+    early, later, last = (seen[step] for step in (steps[0], middle, steps[-1]))
+    for name in (name for name in last if name.startswith("model.")):
+        if name.startswith("model.autoencoder."):
+            assert torch.equal(seen[steps[-2]][name], last[name])
+        else:
+            assert torch.equal(early[name], later[name])
+    assert any(not torch.equal(seen[steps[-2]][n], last[n]) for n in last if n.startswith("model.blocks."))
+    assert any(not torch.equal(early[n], later[n]) for n in early if n.startswith("model.autoencoder."))
+    with pytest.raises(Stop):
+        train_to(tmp_path / "again", stop=steps[-1] // 2)
+    train_to(tmp_path / "again")
+    whole, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "again"))
+    assert whole == again
