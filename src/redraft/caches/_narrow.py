@@ -84,8 +84,10 @@ def _columns(ask: Forward, column: Tensor) -> Vectors | None:
     if ask.vectors is None:
         return None
     rows = torch.arange(len(ask.x))[:, None]
-    parts = {name: getattr(ask.vectors, name) for name in ("z", "noisy", "guess")}
-    return replace(ask.vectors, **{name: None if p is None else p[rows, column] for name, p in parts.items()})
+    z, noisy, guess = (
+        None if part is None else part[rows, column] for part in (ask.vectors.z, ask.vectors.noisy, ask.vectors.guess)
+    )
+    return replace(ask.vectors, z=z, noisy=noisy, guess=guess)
 
 
 def extent(ask: Forward) -> np.ndarray:

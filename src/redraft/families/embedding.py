@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.families import _gaussian
@@ -27,7 +27,7 @@ class Embedding:
     summary = "gaussian noise on learned token embeddings; every token sharpens from step to step"
 
     width: int = 32  # Z, of an embedding
-    weight: str = "flat"
+    weight: Literal["flat", "bound"] = "flat"  # what is minimised: cross-entropy at every noise level, or the bound
     schedule: _gaussian.Variance = "cosine"
     scale: float = 0.5  # of the signal: tokens are easy to tell, so most of the noise worth learning from is heavy
     cleanest: float = 8.0  # log-SNR at t = 0
