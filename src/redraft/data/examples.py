@@ -285,9 +285,9 @@ def _resolve_mapping(source: Mapping[str, str], data_root: str | None) -> dict[s
 def _resolve_one(place: str, root: str = "") -> dict[str, list[str]]:
     path = Path(place)
     if path.is_dir() or _holder(place):
-        return _resolve_folder(place)
+        return _resolve_folder(place, root)
     if path.exists():
-        return {name: [part] for name, part in kind(place).splits(place, root).items()} or {"": [place]}
+        return {"": [place]}
     siblings = [child for child in _children(path.parent) if child.name.startswith(f"{path.name}.")]
     found: dict[str, list[str]] = {}
     for child in siblings:
@@ -302,9 +302,9 @@ def _holder(place: str) -> Source | None:
     return next((kind() for kind in kinds if kind.holds_splits and kind().matches(place)), None)
 
 
-def _resolve_folder(place: str) -> dict[str, list[str]]:
+def _resolve_folder(place: str, root: str = "") -> dict[str, list[str]]:
     if holder := _holder(place):
-        parts = {_SPLIT_WORDS.get(name, name): [path] for name, path in holder.splits(place).items()}
+        parts = {_SPLIT_WORDS.get(name, name): [path] for name, path in holder.splits(place, root).items()}
         if not parts:
             return {"": [place]}
         return {name: files for name, files in parts.items() if name in SPLITS} or {"": next(iter(parts.values()))}

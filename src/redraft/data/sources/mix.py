@@ -81,9 +81,11 @@ class Mix(Source):
     """
 
     suffixes = (_SUFFIX,)
+    holds_splits = True
 
     def matches(self, path: str) -> bool:
-        return super().matches(path.partition("#")[0])
+        file = path.partition("#")[0]
+        return super().matches(file) and Path(file).is_file()
 
     def splits(self, path: str, data_root: str | None = None) -> dict[str, str]:
         from redraft.data.examples import SPLITS

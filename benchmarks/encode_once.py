@@ -1,0 +1,59 @@
+"""What it saves to encode a prompt once for a text, and not at every pass.
+
+    python benchmarks/encode_once.py
+
+One text at a time, 24 new tokens, prompts of three lengths, networks of preset 3m with random weights (cost does not
+depend on them): an encoder-decoder with the exact cache and without any, and a transformer of as many weights with the
+exact cache. Both run in the same form, without packed weights. Milliseconds are CPU time of this process on one thread,
+the least of several rounds; operations are counted. Prints one JSON object a case.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import torch
+
+from redraft.data.tokenizer import Tokenizer
+from redraft.metrics.flops import Flops
+from redraft.model import Model
+from redraft.presets import shape
+
+NEW, ROUNDS = 24, 5
+WAYS: dict[str, dict[str, Any]] = {"autoregressive": {}, "masked": {"steps": 8, "length": "fixed"}}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    tokenizer = Tokenizer.bytes()
+    for family, way in WAYS.items():
+        for network in ("cross_attention", "transformer"):
+            model = Model.fresh({"name": family}, tokenizer, shape("3m", tokenizer.vocab_size, network), True)
+            model.writer = lambda kind="float32", model=model: model.network.eval()  # type: ignore[method-assign]
+            for length in (16, 64, 256):
+                prompt = [int(i) for i in torch.randint(8, 250, (length - 1,))] + [tokenizer.sep_id]
+                for cache in ("exact", "none"):
+                    measure(model, family, network, prompt, cache, way)
+
+
+def measure(model: Model, family: str, network: str, prompt: list[int], cache: str, way: dict[str, Any]) -> None:
+    settings = model.settings(max_new_tokens=NEW, ignore_eos=True, cache=cache, **way)
+    seconds = []
+    for _ in range(ROUNDS):
+        drafting = model.draft([prompt], settings)
+        begun = time.process_time()
+        for _ in drafting:
+            pass
+        seconds.append(time.process_time() - begun)
+    work = vars(drafting.loop.counter)
+    counted = {name: work[name] for name in ("queries", "pairs", "wanted", "encoded", "encoded_pairs")}
+    found = {"family": family, "network": network, "cache": cache, "prompt": len(prompt), "new": NEW}
+    found |= {"passes": work["passes"], "encoded": work["encoded"]}
+    found |= {"mflop": round(Flops(model.network.config).forward(**counted) / 1e6, 1)}
+    print(json.dumps(found | {"cpu_ms": round(1000 * min(seconds), 2)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
