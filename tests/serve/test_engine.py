@@ -15,6 +15,7 @@ import torch
 from redraft.errors import UserError
 from redraft.loading import load
 from redraft.model import Model
+from redraft.presets import shape
 from redraft.serve.engine import Done, Engine, Event, Failed, Job, Limits, Progress, Refused
 from redraft.serve.reading import Span
 from redraft.serve.scheduler import FairQueue, Full
@@ -141,6 +142,28 @@ def test_drafts_and_blocks_of_many_texts_share_passes(kind: str, folders: dict[s
         assert isinstance(end, Done), end
         assert (end.result.ids, end.result.nfe) == (truth.ids, truth.nfe)
     assert opened.counts["rows"] > opened.counts["passes"]
+
+
+@pytest.mark.parametrize("family", ["masked", "autoregressive"])
+def test_texts_of_an_encoder_decoder_share_passes(family: str, folders: dict[str, Path]) -> None:
+    """Rows that encode their prompts, and rows whose prompts are encoded already, in one pass."""
+    tokenizer = load(folders["pairs-masked"], "cpu").tokenizer
+    made = Model.fresh({"name": family}, tokenizer, shape("toy", tokenizer.vocab_size, "cross_attention"), True, 1)
+    for parameter in made.network.double().parameters():
+        if parameter.ndim == 2:
+            parameter.data.mul_(5)
+    asked = [(prompt, seed, way) for seed, prompt in enumerate(PROMPTS) for way in ways(made)]
+    offline = [made.generate(prompt, max_new_tokens=12, seed=seed, **way)[0] for prompt, seed, way in asked]
+    opened, heard = Engine(made, Limits(rows=7, queue=200)), Heard()
+    jobs = [job(made, prompt, heard, seed, **way) for prompt, seed, way in asked]
+    opened.submit("crowd", jobs)
+    ends = {end.job: end for end in heard.wait(len(jobs))}
+    opened.close()
+    for one, truth in zip(jobs, offline, strict=True):
+        end = ends[one]
+        assert isinstance(end, Done), end
+        assert (end.result.ids, end.result.nfe) == (truth.ids, truth.nfe)
+    assert opened.counts["rows"] > 2 * opened.counts["passes"]
 
 
 def test_only_sealed_text_is_sent_and_never_more_than_stands(model: Model, engine: Engine) -> None:
