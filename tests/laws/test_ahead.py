@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from redraft.errors import UserError
 from redraft.models.transformer import Config, Transformer
 from redraft.objectives.distill import Distill
+from redraft.objectives.glancing import Glancing
 from redraft.objectives.masked import Masked
 from redraft.objectives.thought import Thought, thoughts
 from redraft.train.loop import backward, corrupt
@@ -204,3 +205,50 @@ def test_the_teacher_writes_what_confidence_decoding_writes_and_its_distribution
 def test_wrong_options_are_errors_for_people(make: Any) -> None:
     with pytest.raises(UserError):
         make()
+
+
+# ---- glancing
+
+
+class Guesser(nn.Module):
+    """Answers right where its list says so, by the order of what is wanted, and wrong elsewhere."""
+
+    def __init__(self, batch: Batch, right: list[bool]) -> None:
+        super().__init__()
+        self.ids, self.right = batch.ids, right
+
+    def forward(self, ask: Forward) -> Tensor:
+        row, column = (ask.want >= 0).nonzero(as_tuple=True)
+        token = self.ids[row, ask.want[row, column]]
+        other = torch.where(token == A, B, A)
+        wanted = torch.where(torch.tensor(self.right * len(token))[: len(token)], token, other)
+        return nn.functional.one_hot(wanted, VOCABULARY.vocab_size).float()
+
+
+def hidden(objective: Glancing, right: list[bool], seed: int = 0) -> list[int]:
+    """Tokens hidden in each row of the batch, whose rows have 5, 7 and 3 that noise may touch."""
+    plain = spec(length_head=False)
+    prepared, looked = corrupt(objective, batch(), plain, generator(seed), {"main": Guesser(batch(), right)})
+    assert len(looked) == 1 and bool((looked[0].x[batch().target & (batch().ids != EOS)] == MASK).all())
+    return (prepared.ask.x == MASK).sum(1).tolist()
+
+
+def test_what_is_guessed_right_stays_hidden_and_half_of_the_mistakes_are_shown() -> None:
+    count = (batch().target & torch.tensor([[True]])).sum(1).tolist()
+    assert hidden(Glancing(weight="flat", share=1.0), [True]) == count
+    wrong = [n - -(-n // 2) for n in count]  # half of n mistakes, rounded up, are shown
+    assert hidden(Glancing(weight="flat", share=1.0), [False]) == wrong
+    assert hidden(Glancing(weight="flat", share=1.0, ratio=0.0), [False]) == count
+
+
+def test_rows_that_are_not_glanced_at_are_hidden_as_ever() -> None:
+    """Sizes of the plain objective: uniform over 1 ... n."""
+    sizes = [hidden(Glancing(weight="flat", share=0.0), [True], seed)[2] for seed in range(400)]
+    n = int(batch().target.sum(1)[2])
+    assert set(sizes) == set(range(1, n + 1))
+    assert all(abs(sizes.count(k) / 400 - 1 / n) < 0.1 for k in range(1, n + 1))
+
+
+def test_glancing_has_no_bound_to_train_on() -> None:
+    with pytest.raises(UserError, match="no bound"):
+        Glancing(weight="bound")
