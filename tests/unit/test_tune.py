@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from redraft.data.tokenizer import Tokenizer
+from redraft.model import Model
+from redraft.presets import preset
 from redraft.tune import race
 from redraft.tune.race import Piece, Race
-from redraft.tune.space import Trial, _beside
+from redraft.tune.space import Space, Trial, _beside
 
 
 @dataclass
@@ -128,3 +131,49 @@ def test_equal_ways_have_equal_names() -> None:
         "cache": "delayed",
         "cache_options": {"refresh": 4},
     }
+
+
+# ---- the space of a real model
+
+
+def space(family: str, **settings: object) -> Space:
+    tokenizer = Tokenizer.bytes()
+    model = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size), conditional=True)
+    return Space.of(model, model.settings(max_new_tokens=12, **settings))
+
+
+@pytest.mark.parametrize(
+    ("family", "some", "none"),
+    [
+        ("masked", {"confidence", "threshold", "klass"}, {"autoregressive", "posterior"}),
+        ("autoregressive", {"autoregressive"}, {"confidence", "draft_verify"}),
+        ("uniform", {"posterior"}, {"confidence", "autoregressive"}),
+        ("block", {"confidence", "threshold"}, {"autoregressive"}),
+        ("hybrid", {"draft_verify", "autoregressive"}, {"confidence"}),
+    ],
+)
+def test_a_space_holds_what_its_model_can_do(family: str, some: set[str], none: set[str]) -> None:
+    room = space(family)
+    own, grid = room.own(), room.start()
+    assert some <= set(room.values) and not none & set(room.values)
+    assert room.fits(own) and all(map(room.fits, grid))
+    assert len(grid) == len(set(grid)) and {trial.sampler for trial in grid} == set(room.values)
+    for trial in (own, *grid[:2]):
+        for other in room.near(trial):
+            assert other != trial and other.sampler == trial.sampler
+            fields = ("candidates", "cache")
+            ours, theirs = dict(trial.options), dict(other.options)
+            changed = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
+            changed += [name for name in fields if getattr(trial, name) != getattr(other, name)]
+            changed += [""] if trial.cache == other.cache and trial.cache_options != other.cache_options else []
+            assert len(changed) == 1
+
+
+def test_approximate_caches_are_tried_where_the_exact_one_loses() -> None:
+    assert {"exact", "delayed", "drift"} <= set(space("masked").caches)
+    assert space("autoregressive").caches == space("block").caches == ("exact",)
+
+
+def test_beams_draw_nothing() -> None:
+    assert any(dict(t.options).get("beams") == 4 for t in space("autoregressive").start())
+    assert not any(dict(t.options).get("beams") == 4 for t in space("autoregressive", temperature=1.0).start())

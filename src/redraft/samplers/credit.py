@@ -67,7 +67,7 @@ class Credit:
         row, column = (ask.want >= 0).nonzero(as_tuple=True)
         at = ask.rows[row], ask.want[row, column]
         log_p = out.log_p.float()
-        everywhere = state.credit.to(log_p.device).clone()
+        everywhere = state.credit.to(log_p.device)  # too large to be copied at every pass
         peak, favourite = log_p.max(-1)
         credit = self.decay * everywhere[at]
         credit[torch.arange(len(favourite)), favourite] += (self.gain * peak).exp()

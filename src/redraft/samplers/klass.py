@@ -83,7 +83,7 @@ class Klass:
         past = state.past.to(log_p.device)
         moved = _divergence(log_p, past[at]).cpu()
         still = state.seen[at] & (moved < self.kl)
-        past, seen, calm = past.clone(), state.seen.clone(), state.calm.clone()
+        seen, calm = state.seen.clone(), state.calm.clone()  # ``past`` is too large to be copied at every pass
         past[at], seen[at], calm[at] = log_p, True, torch.where(still, calm[at] + 1, 0.0)
         return State(past, seen, calm)
 
