@@ -222,6 +222,10 @@ class Adversary:
             logits[:, torch.randperm(self.spec.vocab_size, generator=generator)[5:]] = -torch.inf
         return logits
 
+    def expected(self, log_p: Tensor) -> Tensor:
+        assert self.spec.continuous is not None
+        return torch.zeros(len(log_p), self.spec.continuous.width)
+
     def store(self, seats: int, cells: int) -> object:
         raise AssertionError("an adversary keeps nothing")
 
@@ -246,6 +250,8 @@ def methods() -> Iterator[tuple[str, Any]]:
 _HOMES = {
     "analytic": "sedd",
     "autoregressive": "autoregressive",
+    "ddim": "embedding",
+    "dpm_solver": "embedding",
     "draft_verify": "hybrid",
     "posterior": "uniform",
     "predictor_corrector": "uniform",

@@ -85,7 +85,7 @@ def plan(canvas: Canvas, state: State, spec: Spec, steps: int, slice: int) -> li
     if not len(rows):
         return []
     turn = canvas.step[rows]
-    later = turn >= steps
+    later = (turn >= steps) & (not what.tokens)  # what a constraint kept from being written is asked for once more
     return [
         part
         for chosen, make in ((rows[~later], _predict), (rows[later], _decode))
