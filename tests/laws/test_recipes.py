@@ -58,7 +58,8 @@ def test_a_recipe_runs_two_updates_at_tiny_size(path: Path, tmp_path: Path) -> N
     assert model.parameters <= 7_000_000
 
 
-PEERS = [p for p in TRAINING if p.stem.rpartition("-")[2] in ("masked", "uniform", "sedd", "d3pm", "expand", "edit")]
+FAMILIES = ("masked", "uniform", "sedd", "d3pm", "expand", "edit")
+PEERS = [p for p in TRAINING if p.stem.rpartition("-")[2] in FAMILIES and p.parent.name != "finetune"]
 
 
 @pytest.mark.parametrize("path", PEERS, ids=name)
