@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.loading import load
 from redraft.model import Model
-from redraft.presets import shape
+from redraft.presets import preset, shape
 from redraft.serve.engine import Done, Engine, Event, Failed, Job, Limits, Progress, Refused
 from redraft.serve.reading import Span
 from redraft.serve.scheduler import FairQueue, Full
@@ -92,6 +93,33 @@ def engine(model: Model) -> Iterator[Engine]:
 def ways(model: Model) -> list[dict[str, Any]]:
     found = WAYS[model.family_name]
     return [*found, {"candidates": 3, "steps": 4}] if model.spec.length_head else found
+
+
+@pytest.mark.parametrize("family", ["expand", "edit"])
+def test_texts_that_change_their_length_are_the_same_in_a_crowd(family: str) -> None:
+    """Rows grow and shrink side by side in one store, which has room for the longest of them."""
+    tokenizer = Tokenizer.bytes()
+    model = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size, max_length=64), True, seed=1)
+    for parameter in model.network.parameters():
+        if parameter.ndim == 2:
+            parameter.data.mul_(4)
+    model.network.double()
+    found = [{"start": start, "temperature": t} for start in (0, 1, 6) for t in (0.0, 1.0)] + [{"temperature": 1.0}]
+    asked = [(prompt, seed, way) for seed, prompt in enumerate(PROMPTS[:3]) for way in found]
+    offline = [model.generate(prompt, max_new_tokens=12, seed=seed, **way)[0] for prompt, seed, way in asked]
+    heard = Heard()
+    engine = Engine(model, Limits(rows=5, queue=200))
+    try:
+        jobs = [job(model, prompt, heard, seed, **way) for prompt, seed, way in asked]
+        engine.submit("crowd", jobs)
+        ends = {end.job: end for end in heard.wait(len(jobs))}
+    finally:
+        engine.close()
+    for one, truth in zip(jobs, offline, strict=True):
+        end = ends[one]
+        assert isinstance(end, Done), end
+        assert (end.result.text, end.result.ids, end.result.nfe) == (truth.text, truth.ids, truth.nfe)
+        assert heard.streamed(one) == truth.text
 
 
 def test_a_text_is_the_same_alone_in_a_crowd_and_offline(model: Model, engine: Engine) -> None:

@@ -58,6 +58,9 @@ def evaluate(
             metavar="auto|head|search|fixed", help="Where the output length comes from: see docs/choosing.md."
         ),
     ] = None,
+    start: Annotated[
+        int | None, typer.Option(min=0, help="Cells to begin with, for models whose texts grow and shrink.")
+    ] = None,
     cache: Annotated[
         str | None, typer.Option(help="What passes may reuse; see: redraft models. none: nothing.")
     ] = None,
@@ -123,6 +126,7 @@ def evaluate(
         temperature=temperature if loaded.conditional or temperature is not None else 1.0,
         candidates=candidates,
         length=length,
+        start=start,
         cache=cache,
         cache_options=parse_options(cache_option or [], "--cache-option") or None,
         weights=weights,

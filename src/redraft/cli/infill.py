@@ -29,6 +29,7 @@ def infill(
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
     ] = None,
+    start: Annotated[int | None, typer.Option(min=0, help="Cells a [[?]] begins with, where texts grow.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
     constraint: Constraint = None,
     as_json: Json = False,
@@ -60,6 +61,7 @@ def infill(
         "sampler": sampler,
         "options": parse_options(option or [], "--option") or None,
         "temperature": temperature,
+        "start": start,
         "constraint": constraints(constraint) or None,
         "seed": seed,
     }

@@ -36,7 +36,8 @@ class Arithmetic:
         """Count a transformer: its blocks' attention and mlp, and one projection onto the vocabulary."""
         shape = network.config
         parts = [part for block in network.blocks for part in (block.attention, block.mlp)]
-        found = cls(body=_entries(parts), head=shape.vocab_size * shape.dim, pairs=shape.layers * shape.dim)
+        outputs = shape.vocab_size * (2 if getattr(shape, "edits", False) else 1)  # insertion and substitution
+        found = cls(body=_entries(parts), head=outputs * shape.dim, pairs=shape.layers * shape.dim)
         if not isinstance(network, CrossAttention):
             return found
         across = [part for block in network.blocks for part in (block.cross.query, block.cross.out)]  # type: ignore[union-attr]
