@@ -100,7 +100,11 @@ class Model:
         shape = built.shape(shape) if hasattr(built, "shape") else shape  # a network of the family's own
         check_vocabulary(shape, tokenizer, "model")
         tokenizer = tokenizer.having(getattr(built, "specials", ()))
-        shape = replace(shape, vocab_size=spec.vocab_size, shift=spec.shift, timed=spec.timed, edits=spec.edits)
+        shape = replace(shape, vocab_size=spec.vocab_size, shift=spec.shift, timed=spec.timed)
+        if spec.edits:
+            if not hasattr(shape, "edits"):
+                raise UserError(f"this network predicts no edits, and family '{name}' does.", "Take the transformer.")
+            shape = replace(shape, edits=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = models.build(shape)
