@@ -3,9 +3,9 @@
     python benchmarks/encode_once.py
 
 One text at a time, 24 new tokens, prompts of three lengths, networks of preset 3m with random weights (cost does not
-depend on them): an encoder-decoder with the exact cache and without any, and a transformer of as many weights with the
-exact cache. Both run in the same form, without packed weights. Milliseconds are CPU time of this process on one thread,
-the least of several rounds; operations are counted. Prints one JSON object a case.
+depend on them): an encoder-decoder with the exact cache and without any, and a transformer of as many weights likewise,
+both in their lean form. Milliseconds are CPU time of this process on one thread, the least of several rounds;
+operations are counted. Prints one JSON object a case.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ def main() -> None:
     for family, way in WAYS.items():
         for network in ("cross_attention", "transformer"):
             model = Model.fresh({"name": family}, tokenizer, shape("3m", tokenizer.vocab_size, network), True)
-            model.writer = lambda kind="float32", model=model: model.network.eval()  # type: ignore[method-assign]
             for length in (16, 64, 256):
                 prompt = [int(i) for i in torch.randint(8, 250, (length - 1,))] + [tokenizer.sep_id]
                 for cache in ("exact", "none"):

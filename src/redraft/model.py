@@ -20,6 +20,7 @@ from redraft.errors import UserError, suggest
 from redraft.families import build_family
 from redraft.files import atomic_folder, write_atomically
 from redraft.models._lean import Lean, Weights
+from redraft.models._lean_cross import LeanCross
 from redraft.models.parts.backbone import Backbone
 from redraft.registry import find
 from redraft.samplers._blockwise import Blockwise
@@ -74,7 +75,9 @@ class Model:
         self.conditional = conditional  # trained on prompt -> answer pairs rather than plain text
         self.defaults = dict(defaults or {})  # generation settings of this model, as Settings fields
         self.drafter: Model | None = None  # see ``draft_with``
-        self._lean: tuple[tuple[str | int, ...], Lean] | None = None  # with the versions of the weights it was made of
+        self._lean: tuple[tuple[str | int, ...], Lean | LeanCross] | None = (
+            None  # with the versions of the weights it was made of
+        )
         self.check_prompt()
 
     def check_prompt(self) -> None:
@@ -431,13 +434,14 @@ class Model:
             UserError: other weights than float32 for a network that has no such form here.
         """
         network = self.network.eval()
-        if not Lean.fits(network):
+        form = next((form for form in (Lean, LeanCross) if form.fits(network)), None)
+        if form is None:
             if kind != "float32":
                 raise UserError(f"{kind} weights are for float32 models on a CPU.", "Leave weights at float32.")
             return network
         made_of = (kind, *(parameter._version for parameter in network.parameters()))
         if self._lean is None or self._lean[0] != made_of:
-            self._lean = made_of, Lean(network, kind)  # type: ignore[arg-type]
+            self._lean = made_of, form(network, kind)  # type: ignore[arg-type]
         return self._lean[1]
 
     def infill(self, text: str, prompt: str = "", prefix: str = "", suffix: str = "", **settings: Any) -> Generation:

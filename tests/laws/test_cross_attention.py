@@ -18,6 +18,7 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.metrics.flops import Flops
 from redraft.model import Model
+from redraft.models._lean_cross import LeanCross
 from redraft.models.cross_attention import Config, CrossAttention
 from redraft.models.parts.positions import rotate
 from redraft.objectives.masked import Masked
@@ -141,6 +142,25 @@ def test_exact_reuse_equals_recomputing(attend: Attend, shift: int) -> None:
 def test_a_store_holds_what_the_decoder_needs_and_no_more() -> None:
     """One pair of keys and values for each layer of the decoder, whatever the encoder's depth."""
     assert len(network(encoder_layers=5, layers=2).store(1, 8).pairs) == 2
+
+
+@pytest.mark.parametrize("attend", SIGHTS, ids=lambda a: a.kind)
+@pytest.mark.parametrize("shape", [{}, {"kv_heads": 1, "qk_norm": True, "tied": False}, {"shift": 1}], ids=str)
+def test_the_lean_form_is_the_same_function(shape: dict[str, object], attend: Attend) -> None:
+    net = network(**shape).float()
+    lean, x, shift = LeanCross(net), tokens(), net.config.shift
+    whole = ask(x, attend, PROMPTS, [12, 10], shift)
+    torch.testing.assert_close(lean(whole), net(whole), rtol=1e-3, atol=1e-3)
+    own, store, policy = lean.store(2, 16), net.store(2, 16), Exact()
+    for end in (11, 12):
+        again = ask(other(x, end - 1), attend, PROMPTS, [end, 10], shift)
+        again.want = torch.where(again.want >= torch.tensor(PROMPTS)[:, None] + 1, again.want, -1)
+        narrow = policy.narrow(again, own.tokens[[0, 1]], shift)
+        mine, theirs = lean(narrow, own), net(narrow, store)
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+        own.record(narrow)
+        store.record(narrow)
+    torch.testing.assert_close(theirs, net(again), rtol=1e-3, atol=1e-3)
 
 
 def test_a_mask_of_ones_own_and_shadows() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from redraft.models.parts.attention import Sight, see
-from redraft.models.parts.backbone import pick
+from redraft.models.parts.backbone import Backbone, pick
 from redraft.models.parts.store import KeyValueStore
 from redraft.models.transformer import Config, Transformer
 from redraft.types import Forward
@@ -37,9 +37,9 @@ class Lean:
         if not Lean.fits(network):
             raise ValueError("lean inference is for float32 networks on a CPU that are not told the time")
         self.network, self.config = network, network.config
-        matrix = _MATRICES[weights]
+        matrix = MATRICES[weights]
         with torch.no_grad():
-            self.layers = [_Layer(block, network, matrix) for block in network.blocks]
+            self.layers = [Layer(block, network.config, matrix) for block in network.blocks]
             head = network.embedding.weight if network.head is None else network.head.weight
             self.head = matrix(head * network.norm.weight)
             self.rotary = torch.complex(network.rotary[:, 0], network.rotary[:, 1])
@@ -47,14 +47,7 @@ class Lean:
     @staticmethod
     def fits(network: Any) -> bool:
         """Is there a lean form of this network, as it stands, on this machine?"""
-        return (
-            isinstance(network, Transformer)
-            and _plain(network.config)
-            and not network.training
-            and network.embedding.weight.device.type == "cpu"
-            and network.embedding.weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()
-        )
+        return isinstance(network, Transformer) and _plain(network.config) and on_cpu(network)
 
     def store(self, seats: int, cells: int) -> KeyValueStore:
         """A key-value store of this network's shape. Its keys are laid out for this form of the network alone."""
@@ -73,9 +66,16 @@ class Lean:
             x = layer(x, sight)
         x = self.layers[-1](x, sight, lambda y: pick(y, ask, c.shift))
         if net.edits is not None:
-            rates: Tensor = net.edits(_normal(x, c.norm_eps) * net.norm.weight, net.embedding.weight)
+            rates: Tensor = net.edits(normal(x, c.norm_eps) * net.norm.weight, net.embedding.weight)
             return rates
-        return self.head(_normal(x, c.norm_eps))
+        return self.head(normal(x, c.norm_eps))
+
+
+def on_cpu(network: Backbone) -> bool:
+    """Is a network ready for inference in float32 on a CPU that has oneDNN?"""
+    weight = network.embedding.weight
+    ready = not network.training and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return ready and torch.backends.mkldnn.is_available()
 
 
 def _plain(c: Config) -> bool:
@@ -83,11 +83,14 @@ def _plain(c: Config) -> bool:
     return not (c.timed or c.out_bias or c.mlp_bias or c.head_bias or c.experts or c.rotary_dim)
 
 
-class _Layer:
-    """One block: [R, Q, D] -> [R, Q, D], or [N, D] where ``picked`` takes the N positions that matter after it."""
+class Layer:
+    """One block: [R, Q, D] -> [R, Q, D], or [N, D] where ``picked`` takes the N positions that matter after it.
 
-    def __init__(self, block: Any, network: Transformer, matrix: type[_Matrix]) -> None:
-        c, attention = network.config, block.attention
+    ``between`` is what the block does between its attention and its MLP (``Block.between``), None for nothing.
+    """
+
+    def __init__(self, block: Any, c: Any, matrix: type[_Matrix]) -> None:
+        attention = block.attention
         self.index, self.eps = attention.layer, c.norm_eps
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
         turned = self.heads + self.kv_heads
@@ -105,9 +108,15 @@ class _Layer:
             gains = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.kv_heads, -1)]
             self.gain = _side_by_side(torch.cat(gains), 1)
 
-    def __call__(self, x: Tensor, sight: Sight, picked: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        sight: Sight,
+        picked: Callable[[Tensor], Tensor] | None = None,
+        between: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         rows, width, _ = x.shape
-        qkv = self.qkv(_normal(x, self.eps))
+        qkv = self.qkv(normal(x, self.eps))
         if self.bias is not None:
             qkv.add_(self.bias)
         qkv = qkv.view(rows, width, -1, self.head_dim)
@@ -121,11 +130,13 @@ class _Layer:
             query, keys, values, sight.mask, is_causal=sight.causal, enable_gqa=self.heads != self.kv_heads
         )
         mixed = mixed.transpose(1, 2).reshape(rows, width, -1)
-        if picked is not None:
+        if picked is not None and between is None:
             x, mixed = picked(x), picked(mixed)
         x = self.out.add(mixed, x)
-        normal = _normal(x, self.eps)
-        return self.down.add(self.up.times(normal, self.gate.silu(normal)), x)
+        if between is not None:
+            x = between(x) if picked is None else picked(between(x))
+        level = normal(x, self.eps)
+        return self.down.add(self.up.times(level, self.gate.silu(level)), x)
 
     def _turned(self, qkv: Tensor, turn: Tensor) -> Tensor:
         """Rotate queries and keys of ``qkv`` [R, Q, H + 2 Hk, Dh] in place; keys and values as [2, R, Hk, Q, Dh]."""
@@ -207,10 +218,10 @@ class _Integer(_Matrix):
         return torch.mul(product, self.scale).view(*x.shape[:-1], -1)
 
 
-_MATRICES = {"float32": _Matrix, "bfloat16": _Half, "int8": _Integer}
+MATRICES = {"float32": _Matrix, "bfloat16": _Half, "int8": _Integer}
 
 
-def _normal(x: Tensor, eps: float) -> Tensor:
+def normal(x: Tensor, eps: float) -> Tensor:
     """x / rms(x). Of a single vector the norm is one number, which two small calls find faster than the kernel."""
     width = x.shape[-1]
     if x.numel() == width:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -260,10 +260,10 @@ class CrossAttention(Backbone):
         Raises:
             ValueError: a prediction is wanted within a prompt, where the decoder doesn't stand.
         """
-        _check(ask, self.config.shift)
+        check(ask, self.config.shift)
         begin, source, answer = split(ask)
-        memory = None if begin is None else self._memory(ask, begin, source, answer, store)
-        sight = self._sight(answer, begin, store, memory)
+        memory = None if begin is None else self.memory(ask, begin, source, answer, store, self.encode)
+        sight = self.sight(answer, begin, store, memory)
         condition = self._condition(ask)
         x = self.run(self.embed(answer), sight, condition)
         x = self.norm(pick(x, answer, self.config.shift))
@@ -283,7 +283,7 @@ class CrossAttention(Backbone):
             raise ValueError("this network is conditioned on time, but the request carries no t")
         return self.time(ask.t.to(self.device))
 
-    def _sight(
+    def sight(
         self, answer: Forward, begin: Tensor | None, store: KeyValueStore | None, memory: Memory | None
     ) -> Looking:
         """The decoder's view of itself; it counts its positions from its own beginning."""
@@ -297,8 +297,14 @@ class CrossAttention(Backbone):
             seen.table = self.rotary[at.to(self.rotary.device)]
         return Looking(**vars(seen), memory=memory)
 
-    def _memory(
-        self, ask: Forward, begin: Tensor, source: Source | None, answer: Forward, store: KeyValueStore | None
+    def memory(
+        self,
+        ask: Forward,
+        begin: Tensor,
+        source: Source | None,
+        answer: Forward,
+        store: KeyValueStore | None,
+        encode: Callable[[Forward], Tensor],
     ) -> Memory | None:
         """Encode what the request has of prompts, and see to it that every row finds its own."""
         longest = int(begin.max())
@@ -312,7 +318,7 @@ class CrossAttention(Backbone):
         if answer.mask is not None and source is not None:  # rows and columns of the request's own mask
             mask = (source.seen | ~source.seen.any(2, keepdim=True))[:, None].to(device)
         weight = None if bool(some.all()) else some[:, None, None].to(device, self.embedding.weight.dtype)
-        encoded = None if source is None else self._encode(source.ask)
+        encoded = None if source is None else encode(source.ask)
         table = self.rotary[None, :longest] if encoded is None else self.rotary[None, : encoded.shape[1]]
         if store is None:
             return Memory(encoded, table, mask, weight, None, None, None)
@@ -324,7 +330,7 @@ class CrossAttention(Backbone):
         rows, cells = store.place(ask.slot, columns[None].expand(len(begin), -1))
         return Memory(encoded, table, mask, weight, store, write, Window(rows, cells, longest, None))
 
-    def _encode(self, source: Forward) -> Tensor:
+    def encode(self, source: Forward) -> Tensor:
         """[R', P] tokens of prompts, each seeing all of its own -> [R', P, D]."""
         sight = see(source, self.rotary, None, False)
         encoded: Tensor = self.encoder_norm(self.run(self.embed(source), sight, blocks=self.encoder))
@@ -381,7 +387,8 @@ def _positions(ask: Forward, columns: Tensor, real: Tensor) -> Tensor:
     return torch.where(real, ask.pos.gather(1, columns), -1)
 
 
-def _check(ask: Forward, shift: int) -> None:
+def check(ask: Forward, shift: int) -> None:
+    """Raises ValueError for a request that wants a prediction within a prompt."""
     if ask.prompt is None or ask.want.device.type != "cpu":  # elsewhere looking would make the host wait
         return
     moved = shift if ask.shift is None else ask.shift
