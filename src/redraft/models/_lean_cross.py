@@ -27,7 +27,9 @@ class LeanCross:
         matrix = MATRICES[weights]
         with torch.no_grad():
             self.encoder = [Layer(block, network.config, matrix) for block in network.encoder]
-            self.layers = [Layer(block, network.config, matrix) for block in network.blocks]
+            blocks: list[Any] = list(network.blocks)
+            self.layers = [Layer(block, network.config, matrix) for block in blocks]
+            self.between = [block.between for block in blocks]
             head = network.embedding.weight if network.head is None else network.head.weight
             self.head = matrix(head * network.norm.weight)
             self.rotary = torch.complex(network.rotary[:, 0], network.rotary[:, 1])
@@ -56,7 +58,7 @@ class LeanCross:
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1
             picked = partial(pick, ask=answer, shift=c.shift) if last else None
-            between = None if memory is None else partial(net.blocks[number].between, sight=seen)
+            between = None if memory is None else partial(self.between[number], sight=seen)
             x = layer(x, turned, picked, between)
         if net.edits is not None:
             rates: Tensor = net.edits(normal(x, c.norm_eps) * net.norm.weight, net.embedding.weight)
