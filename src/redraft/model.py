@@ -79,6 +79,19 @@ class Model:
             None  # with the versions of the weights it was made of
         )
         self.check_prompt()
+        self._check_vectors()
+
+    def _check_vectors(self) -> None:
+        """Raises UserError for a network that diffuses other vectors than the family, or none where it should."""
+        what, own = self.spec.continuous, self.network.config
+        wanted = None if what is None else (what.width, what.ratio, what.tokens)
+        ratio = getattr(own, "ratio", 0)  # 0: of embeddings
+        found = (own.width, max(ratio, 1), not ratio) if hasattr(own, "width") else None
+        if wanted != found:
+            raise UserError(
+                f"a '{models.name_of(self.network)}' network of this shape is not for family '{self.family_name}'.",
+                "Train one from scratch, or restore the family's width and ratio.",
+            )
 
     def check_prompt(self) -> None:
         """Raises UserError where the network encodes prompts and the model has none to encode."""

@@ -321,6 +321,18 @@ def test_a_latent_model_refuses_what_it_can_not_do() -> None:
             made.generate("ab", sampler=name, options=options, max_new_tokens=8)
 
 
+def test_networks_of_another_family_are_refused() -> None:
+    from redraft.conversion import become
+
+    for family, other in [("latent", "masked"), ("embedding", "latent"), ("embedding", "masked")]:
+        with pytest.raises(UserError, match="not for family"):
+            become(model(family), {"name": other})
+    tokenizer = Tokenizer.bytes()
+    masked = Model.fresh({"name": "masked"}, tokenizer, preset("toy", tokenizer.vocab_size), True)
+    with pytest.raises(UserError, match="not for family"):
+        become(masked, {"name": "embedding"})
+
+
 # ---- objectives
 
 
