@@ -321,6 +321,46 @@ def test_a_latent_model_refuses_what_it_can_not_do() -> None:
             made.generate("ab", sampler=name, options=options, max_new_tokens=8)
 
 
+@each_family
+@pytest.mark.parametrize("cache", ["exact", "none"])
+def test_a_server_may_lay_requests_of_many_texts_together(family: str, cache: str) -> None:
+    """Driven turn by turn, with the passes of two texts of unequal length merged, each writes what it writes alone."""
+    from redraft.decode import Call
+    from redraft.serve import pool
+
+    made = model(family)
+    settings = made.settings(max_new_tokens=12, steps=3, cache=cache, length="fixed")
+    drafts = [made.draft([prompt], settings) for prompt in ("ab", "a longer prompt")]
+    alone = [made.generate([prompt], **vars(settings))[0].ids for prompt in ("ab", "a longer prompt")]
+    store = made.network.store(2, 64) if cache == "exact" else None
+    for seat, draft in enumerate(drafts):
+        draft.canvas.slot += seat
+        draft.loop.room = (2, 64)
+        draft.loop.stores = {} if store is None else {("main", 0): store}
+    turns: list[Any] = [draft.turns() for draft in drafts]
+    with torch.inference_mode():
+        waiting: dict[int, Any] = {index: next(turn) for index, turn in enumerate(turns)}
+        while waiting:
+            calls = {index: found for index, found in waiting.items() if isinstance(found, Call)}
+            answers: dict[int, Any] = dict.fromkeys(waiting)
+            if calls:
+                order = list(calls)
+                for group in pool.groups([calls[index] for index in order], slack=1000):
+                    together = [calls[order[i]] for i in group]
+                    logits = made.network(pool.merge(together), store)
+                    parts = pool.split(logits, together)
+                    answers |= {order[i]: part for i, part in zip(group, parts, strict=True)}
+            waiting = {i: found for i in waiting if (found := _sent(turns[i], answers[i])) is not None}
+    assert [draft.results()[0].ids for draft in drafts] == alone
+
+
+def _sent(turn: Any, answer: Any) -> Any:
+    try:
+        return turn.send(answer)
+    except StopIteration:
+        return None
+
+
 def test_networks_of_another_family_are_refused() -> None:
     from redraft.conversion import become
 
