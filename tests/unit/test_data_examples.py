@@ -213,6 +213,21 @@ def test_common_names_are_recognised(names: list[str], expected: Columns) -> Non
     assert choose(Columns(), Row(dict.fromkeys(names, "x"), "f", 1)) == expected
 
 
+def test_a_dot_reaches_into_a_column(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"q": "who", "answers": [{"text": "Ann"}, {"text": "Bo"}], "a.b": "as it is"},
+        {"q": "what", "answers": []},
+    ]
+    path = jsonl(tmp_path / "nested.jsonl", rows)
+    columns = Columns(input="q", target="answers.0.text")
+    with pytest.raises(UserError, match=r"nested\.jsonl:2: column 'answers\.0\.text' is missing"):
+        read(path, columns)
+    assert [e.target for e in read(path, columns, skip_bad_rows=True)] == ["Ann"]
+    assert read(path, Columns(input="q", target="a.b"), skip_bad_rows=True)[0].target == "as it is"
+    with pytest.raises(UserError, match="answer"):
+        read(path, Columns(input="q", target="answer.0.text"))
+
+
 def test_chats(tmp_path: Path) -> None:
     def say(*turns: str) -> dict[str, object]:
         return {"messages": [{"role": turn.split(":")[0], "content": turn.split(":")[1]} for turn in turns]}

@@ -59,8 +59,8 @@ class Example:
 class Columns:
     """Which columns to use: ``text``, or ``input`` and ``target``, or ``messages`` (a chat). All None: recognise them.
 
-    ``input`` and ``target`` may join columns with a newline: ``"context+question"``. Of a chat, the last message of
-    the assistant is the target and what precedes it the prompt.
+    ``input`` and ``target`` may join columns with a newline: ``"context+question"``. A dot reaches into a column:
+    ``"answers.0.text"``. Of a chat, the last message of the assistant is the target and what precedes it the prompt.
     """
 
     text: str | None = None
@@ -399,7 +399,7 @@ def choose(wanted: Columns, row: Row) -> Columns:
         raise UserError("only one of input and target is named.", "Give both --input and --target, or --text alone.")
     for name in (wanted.text, wanted.input, wanted.target, wanted.messages):
         for column in _joined(name, present) if name is not None else []:
-            if column not in present:
+            if column not in present and column.split(".")[0] not in present:
                 raise UserError(f"{row.file} has no column '{column}'.", suggest(column, present))
     return wanted
 
@@ -450,16 +450,29 @@ def _join(values: Mapping[str, Any], name: str) -> str:
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:
-    value = values.get(name)
+    value = values.get(name) if name in values else _within(values, name)
     if not isinstance(value, str):
         found = "null" if value is None else f"not a text but {_JSON_NAMES.get(type(value), type(value).__name__)}"
-        raise _BadRow(f"column '{name}' is {found if name in values else 'missing'}")
+        raise _BadRow(f"column '{name}' is {found if name in values or value is not None else 'missing'}")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise _BadRow(f"column '{name}' holds U+{ord(value[error.start]):04X}, half of a surrogate pair") from None
     return value
+
+
+def _within(values: Mapping[str, Any], name: str) -> Any:
+    """What ``answers.0.text`` names in nested objects and lists; None where there is nothing."""
+    found: Any = values
+    for part in name.split("."):
+        if isinstance(found, Mapping):
+            found = found.get(part)
+        elif isinstance(found, list) and part.isdigit() and int(part) < len(found):
+            found = found[int(part)]
+        else:
+            return None
+    return found
 
 
 def _filled(text: str, name: str) -> str:
