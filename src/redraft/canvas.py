@@ -30,7 +30,6 @@ def make_canvas(
     *,
     seeds: Sequence[int],
     copies: int = 1,
-    requests: Sequence[int] | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -41,7 +40,6 @@ def make_canvas(
     Args:
         prompts: length of each row's leading prompt. seeds: noise key of each row.
         copies: rows per request (candidates, beams); copies of a request stand together and differ in seed.
-        requests: owner of each row, ascending; None: every row is its own request.
         growth: None: lengths stand.
     """
     width = max(len(row) for row in rows)
@@ -70,7 +68,7 @@ def make_canvas(
         seed=seed,
         step=torch.zeros(count, dtype=torch.int64),
         slot=torch.arange(count),
-        request=torch.tensor(range(len(rows)) if requests is None else requests).repeat_interleave(copies),
+        request=torch.arange(len(rows)).repeat_interleave(copies),
         nfe=torch.zeros(count, dtype=torch.int64),
         score=torch.zeros(count, dtype=torch.float64),
         draw=Draw(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from redraft.canvas import resize
 from redraft.errors import UserError
-from redraft.length import best_lengths, length_request
+from redraft.length import AnswerLength, Asking, best_lengths, length_request
 from redraft.models.parts.store import KeyValueStore
 from redraft.runtime import inverse_cdf, keyed_uniform
 from redraft.types import DRAFT, FREE, GIVEN, PAD, SEALED, Canvas, Forward, Network, Output, Sampler, Spec, Step
@@ -214,36 +214,78 @@ class Loop:
         narrow: Forward = watching.narrow(ask, store.tokens[slot], shift, store.moved[slot])
         return narrow
 
-    def choose_lengths(self, canvas: Canvas) -> None:
-        """Where the model has a length head: give each row of a request one of its likeliest lengths.
+    def choose_lengths(self, canvas: Canvas, looked_for: AnswerLength | None = None) -> None:
+        """Give each row of a request one of its likeliest lengths: those of the model's length head, or those that are
+        ``looked_for``.
 
-        One pass over the prompts; the last position becomes a given end-of-text and what lies beyond is padding.
+        What lies beyond becomes padding; the last position a given end-of-text, where an answer closes with one.
         """
-        for _ in self._drive(self.lengths(canvas)):
+        for _ in self._drive(self.lengths(canvas, looked_for)):
             pass
 
-    def lengths(self, canvas: Canvas) -> Turns[None]:
+    def lengths(self, canvas: Canvas, looked_for: AnswerLength | None = None) -> Turns[None]:
         """``choose_lengths`` for a driver of its own."""
         first = torch.cat([torch.tensor([True]), canvas.request[1:] != canvas.request[:-1]]).nonzero()[:, 0]
-        ask = length_request(canvas.ids[first], canvas.prompt[first], self.spec, rows=first)
-        most = int(((canvas.status == FREE).sum(1)).max())
         owner = torch.searchsorted(first, torch.arange(len(canvas.ids)), right=True) - 1
         rank = torch.arange(len(canvas.ids)) - first[owner]
+        most, count = int(((canvas.status == FREE).sum(1)).max()), int(rank.max()) + 1
         feasible = None if self.method.constraint is None else self.method.constraint.lengths(most)
-        logits = yield from self._forward(canvas, ask)
-        log_p, likeliest = best_lengths(logits, most, int(rank.max()) + 1, feasible)
-        canvas.nfe = canvas.nfe[first][owner]
-        choice = owner, rank.clamp(max=likeliest.shape[1] - 1)
-        length = likeliest.cpu()[choice]
-        canvas.score += log_p.cpu()[choice]
+        if looked_for is None:
+            ask = length_request(canvas.ids[first], canvas.prompt[first], self.spec, rows=first)
+            logits = yield from self._forward(canvas, ask)
+            log_p, likeliest = best_lengths(logits, most, count, feasible)
+            canvas.nfe = canvas.nfe[first][owner]
+            choice = owner, rank.clamp(max=likeliest.shape[1] - 1)
+            length, gain = likeliest.cpu()[choice], log_p.cpu()[choice]
+        else:
+            length, gain = yield from self._look(canvas, looked_for, first, owner, rank, feasible)
+        canvas.score += gain
         columns, end = torch.arange(canvas.ids.shape[1]), (canvas.prompt + length)[:, None]
         canvas.status[columns >= end] = PAD
-        canvas.status[columns == end - 1] = GIVEN
-        canvas.ids[columns == end - 1] = self.spec.eos_id
+        if looked_for is None or looked_for.closing:
+            last = columns == end - 1
+            if looked_for is not None:  # which never says that an answer is empty
+                last &= (length > 1)[:, None]
+            canvas.status[last] = GIVEN
+            canvas.ids[last] = self.spec.eos_id
         others = (rank > 0).nonzero()[:, 0]
         for store in self.stores.values():
             if len(others):
                 store.copy(canvas.slot[first[owner[others]]], canvas.slot[others])
+
+    def _look(
+        self,
+        canvas: Canvas,
+        looked_for: AnswerLength,
+        first: Tensor,
+        owner: Tensor,
+        rank: Tensor,
+        feasible: Tensor | None,
+    ) -> Turns[tuple[Tensor, Tensor]]:
+        """Lengths of all rows that ``looked_for`` finds, and the logarithms of their shares."""
+        lengths, gains = [], []
+        for request, row in enumerate(first.tolist()):
+            prompt = canvas.ids[row, : int(canvas.prompt[row])].tolist()
+            free, count = int((canvas.status[row] == FREE).sum()), int((owner == request).sum())
+            search = looked_for.search(prompt, free, count, None if feasible is None else feasible[:free])
+            found = yield from self._asked(search)
+            place = rank[owner == request].clamp(max=len(found[0]) - 1).tolist()
+            lengths += [found[0][at] for at in place]
+            gains += [found[1][at] for at in place]
+        canvas.nfe += 2  # a search looks twice
+        return torch.tensor(lengths), torch.tensor(gains, dtype=torch.float64)
+
+    def _asked(self, asking: Asking[T]) -> Turns[T]:
+        """Have what somebody asks for run, without a cache."""
+        logits: Tensor | None = None
+        while True:
+            try:
+                ask = asking.send(logits)  # type: ignore[arg-type] # a generator starts with None
+            except StopIteration as end:
+                found: T = end.value
+                return found
+            self._count(ask)
+            logits = yield Call(ask, None)
 
     def _store(self, net: str, branch: int, canvas: Canvas) -> KeyValueStore:
         if (net, branch) not in self.stores:

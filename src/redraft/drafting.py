@@ -12,6 +12,7 @@ from redraft.types import Canvas, Generation, Step
 
 if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
+    from redraft.length import AnswerLength
 
 
 @dataclass
@@ -24,18 +25,19 @@ class Drafting:
     by_score: bool
     trace: list[Step] | None = None
     unmeasured: bool = False  # its length is still to be chosen
+    looked_for: AnswerLength | None = None  # by looking; None: by the length head
 
     def begin(self) -> Drafting:
         """Choose the length, where the model does; everything else waits for the iteration."""
         if self.unmeasured:
-            self.loop.choose_lengths(self.canvas)
+            self.loop.choose_lengths(self.canvas, self.looked_for)
             self.unmeasured = False
         return self
 
     def turns(self) -> Turns[None]:
         """The whole generation, choice of length included, for a driver that runs the network itself."""
         if self.unmeasured:
-            yield from self.loop.lengths(self.canvas)
+            yield from self.loop.lengths(self.canvas, self.looked_for)
             self.unmeasured = False
         yield from self.loop.turns(self.canvas)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from redraft.samplers import _open, _scores
 from redraft.types import FREE, Forward, Network, Output, Spec
 
 Row = Sequence[int | None]  # ids, None where free
+T = TypeVar("T")
+Asking = Generator[Forward, Tensor, T]  # asks for passes, is sent their flat logits [N, V]
 
 
 def length_request(ids: Tensor, prompt: Tensor, spec: Spec, rows: Tensor | None = None) -> Forward:
@@ -69,15 +72,29 @@ def first_look(
     Args:
         truths: tokens at free positions whose log-probability is asked for; those count in ``truth`` alone.
     """
+    asking, logits = looks(rows, prompts, spec, truths), None
+    with torch.inference_mode():
+        while True:
+            try:
+                ask = asking.send(logits)  # type: ignore[arg-type] # a generator starts with None
+            except StopIteration as end:
+                found: list[Look] = end.value
+                return found
+            logits = network(ask)
+
+
+def looks(
+    rows: Sequence[Row], prompts: Sequence[int], spec: Spec, truths: Sequence[Row] | None = None
+) -> Asking[list[Look]]:
+    """``first_look`` for whoever runs the network."""
     found: list[Look] = []
     for part in _parts(rows):
         canvas = make_canvas([rows[i] for i in part], [prompts[i] for i in part], spec, seeds=[0] * len(part))
         (ask,) = _open.ask_for(canvas, spec, canvas.status == FREE)
-        with torch.inference_mode():
-            logits = network(ask)
-            logits[:, list(spec.forbidden)] = -torch.inf
-            log_p = logits.float().log_softmax(-1)
-            peak, entropy = log_p.amax(-1).exp().cpu(), _scores.entropy(Output(log_p, ask.want, ask.want)).cpu()
+        logits = yield ask
+        logits[:, list(spec.forbidden)] = -torch.inf
+        log_p = logits.float().log_softmax(-1)
+        peak, entropy = log_p.amax(-1).exp().cpu(), _scores.entropy(Output(log_p, ask.want, ask.want)).cpu()
         row, column = (ask.want >= 0).nonzero(as_tuple=True)
         at, owner = ask.want[row, column], row.numpy()
         for number, index in enumerate(part):
@@ -105,25 +122,7 @@ def _parts(rows: Sequence[Row]) -> Iterator[range]:
         yield range(begin, len(rows))
 
 
-def search(score: Callable[[Sequence[int]], list[float]], most: int) -> dict[int, float]:
-    """Scores of lengths in 1..most: a grid whose steps grow by a quarter, then all between the best one's neighbours.
-
-    Args:
-        score: scores of several lengths, the higher the better. Called twice at most.
-    """
-    grid = [1]
-    while grid[-1] < most:
-        grid.append(min(most, max(grid[-1] + 1, math.ceil(grid[-1] * 1.25))))
-    known = dict(zip(grid, score(grid), strict=True))
-    best = grid.index(max(grid, key=lambda length: known[length]))
-    low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
-    between = [length for length in range(low, high) if length not in known]
-    if between:
-        known |= dict(zip(between, score(between), strict=True))
-    return known
-
-
-@dataclass
+@dataclass(frozen=True)
 class AnswerLength:
     """Length of an answer from a network without a length head, by how much the prompt adds to its certainty.
 
@@ -132,24 +131,59 @@ class AnswerLength:
     network's own confidence c_0(L) without the prompt:
 
         score(L) = log c(L | prompt) - log c_0(L)
+
+    Looked at are a grid of lengths whose steps grow by a quarter, then all between the best one's neighbours.
     """
 
-    network: Network
     spec: Spec
     nothing: Sequence[int]  # an empty prompt
     closing: Sequence[int]  # what ends an answer: end-of-text, or nothing
 
-    def __post_init__(self) -> None:
-        self._bias: dict[int, float] = {}
+    def search(
+        self, prompt: Sequence[int], most: int, count: int, feasible: Tensor | None = None
+    ) -> Asking[tuple[list[int], list[float]]]:
+        """The ``count`` best lengths in 1..most, closing tokens counted, best first, and the logarithms of their
+        shares.
 
-    def scores(self, prompt: Sequence[int], lengths: Sequence[int]) -> list[float]:
+        Args:
+            feasible: [most] bool, which lengths may be chosen; fewer than ``count`` give fewer.
+        """
+        end = len(self.closing)
+        largest = max(1, most - end)
+        grid = [1]
+        while grid[-1] < largest:
+            grid.append(min(largest, max(grid[-1] + 1, math.ceil(grid[-1] * 1.25))))
+        known = dict(zip(grid, (yield from self.scores(prompt, grid)), strict=True))
+        best = grid.index(max(grid, key=lambda length: known[length]))
+        low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
+        between = [length for length in range(low, high) if length not in known]
+        if between:
+            known |= dict(zip(between, (yield from self.scores(prompt, between)), strict=True))
+        if feasible is not None:
+            known = _completable(known, feasible, end)
+        total = float(torch.tensor(list(known.values())).logsumexp(0))
+        chosen = sorted(known, key=lambda length: -known[length])[:count]
+        return [min(length + end, most) for length in chosen], [known[length] - total for length in chosen]
+
+    def scores(self, prompt: Sequence[int], lengths: Sequence[int]) -> Asking[list[float]]:
         """Of each length, the closing tokens not counted."""
-        new = [length for length in lengths if length not in self._bias]
-        self._bias |= dict(zip(new, self._looks(self.nothing, new), strict=True))
-        looks = self._looks(prompt, lengths)
-        return [here - self._bias[length] for here, length in zip(looks, lengths, strict=True)]
+        rows: list[Row] = []
+        for head in (prompt, self.nothing):
+            rows += [[*head, *[None] * length, *self.closing] for length in lengths]
+        prompts = [len(prompt)] * len(lengths) + [len(self.nothing)] * len(lengths)
+        found = [math.log(look.confidence) for look in (yield from looks(rows, prompts, self.spec))]
+        return [here - bias for here, bias in zip(found, found[len(lengths) :], strict=False)]
 
-    def _looks(self, prompt: Sequence[int], lengths: Sequence[int]) -> list[float]:
-        rows = [[*prompt, *[None] * length, *self.closing] for length in lengths]
-        looks = first_look(self.network, rows, [len(prompt)] * len(rows), self.spec)
-        return [math.log(look.confidence) for look in looks]
+
+def _completable(scores: dict[int, float], feasible: Tensor, closing: int) -> dict[int, float]:
+    """Of lengths without their ``closing`` tokens, those that a constraint allows; the nearest one if it allows none.
+
+    ``feasible`` is as ``Constraint.lengths`` has it. Where nothing closes a text, it may end before its row does.
+    """
+    fits = feasible if closing else feasible.cumsum(0) > 0
+    kept = {length: score for length, score in scores.items() if fits[min(length + closing, len(fits)) - 1]}
+    if kept:
+        return kept
+    allowed = (fits.nonzero()[:, 0] + 1 - closing).clamp(min=1).tolist()
+    best = max(scores, key=lambda length: scores[length])
+    return {min(allowed, key=lambda length: abs(length - best)): 0.0}

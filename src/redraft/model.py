@@ -30,7 +30,7 @@ from redraft.types import Forward, Generation, Network, Sampler, Spec, Step
 
 if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
-    from redraft.length import Row
+    from redraft.length import AnswerLength, Row
     from redraft.likelihood import Bound
 
 FORMAT = 1
@@ -287,15 +287,13 @@ class Model:
         return self.compose([self.prompt_ids(prompt) for prompt in prompts], settings, keep_trace).begin()
 
     def compose(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool = False) -> Drafting:
-        """A generation from prompts as ids. Nothing of it has run yet but a search for its length, if it takes one."""
+        """A generation from prompts as ids, of which nothing has run yet."""
         for head in heads:
             self.check_length(len(head) + settings.max_new_tokens, prompt=len(head))
         if self.spec.grows:
             return self._growing(heads, settings, keep_trace)
         if settings.start is not None:
             raise UserError(f"a model of family '{self.family_name}' does not change the length.", "Leave start out.")
-        if self._length(settings) == "search":
-            return self._searched(heads, settings, keep_trace)
         rows = [[*head, *[None] * settings.max_new_tokens] for head in heads]
         return self.prepare(rows, [len(head) for head in heads], settings, keep_trace)
 
@@ -342,34 +340,6 @@ class Model:
         """What stands at the end of an answer that is to be filled. Where cells are inserted, one has to be there."""
         return [self.tokenizer.eos_id] if self.conditional or self.spec.edits else []
 
-    def _searched(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool) -> Drafting:
-        """Rows of the likeliest lengths by ``length.AnswerLength``, ``candidates`` of them per prompt."""
-        from redraft.length import AnswerLength, search
-
-        closing = self.closing
-        measure = AnswerLength(self.writer(), self.spec, self.prompt_ids(""), closing)
-        constraint = self._constraint(settings)
-        rows: list[list[int | None]] = []
-        owners, scores = [], []
-        for number, head in enumerate(heads):
-            most = max(1, settings.max_new_tokens - len(closing))
-            found = search(lambda lengths, head=head: measure.scores(head, lengths), most)  # type: ignore[misc]
-            if constraint is not None:
-                found = _completable(found, constraint.lengths(settings.max_new_tokens), len(closing))
-            total = torch.tensor(list(found.values())).logsumexp(0)
-            for length in sorted(found, key=lambda length: -found[length])[: settings.candidates]:
-                rows.append([*head, *[None] * length, *closing])
-                owners.append(number)
-                scores.append(found[length] - float(total))
-        prompts = [len(heads[owner]) for owner in owners]
-        free = max(1, max(row.count(None) for row in rows))
-        steps = None if settings.steps is None else min(settings.steps, free)
-        lowered = replace(settings, steps=steps, max_new_tokens=free)  # no more steps than there is to write
-        drafting = self.prepare(rows, prompts, lowered, keep_trace, length_known=True, owners=owners)
-        drafting.canvas.nfe += 2  # as ``search`` looks twice
-        drafting.canvas.score += torch.tensor(scores)
-        return drafting
-
     def fill_rows(
         self,
         rows: Sequence[Row],
@@ -393,14 +363,12 @@ class Model:
         settings: Settings,
         keep_trace: bool = False,
         length_known: bool = False,
-        owners: Sequence[int] | None = None,
         growth: canvases.Growth | None = None,
     ) -> Drafting:
         """A generation of which nothing has run yet, from rows of ids with None at free positions.
 
         Args:
             prompts: length of each row's leading prompt. length_known: every free position is to be filled.
-            owners: the request of each row, where several rows are candidates for one.
             growth: how far rows may grow, if their lengths are not to stand.
         Raises:
             UserError: rows longer than the context, or settings that do not go with this model.
@@ -414,20 +382,20 @@ class Model:
             raise UserError(
                 "a constraint needs a length that stands, and this model changes it.", "Take another model for it."
             )
-        guess = not length_known and self._length(settings) == "head"
-        if settings.candidates > 1 and not guess and not length_known:
+        how = "fixed" if length_known else self._length(settings)
+        chosen = how in ("head", "search")
+        if settings.candidates > 1 and not chosen and not length_known:
             raise UserError(
                 f"candidates = {settings.candidates}: this model does not choose its length beforehand.",
                 "Leave it at 1.",
             )
-        copies = method.sampler.width if method.sampler.width > 1 else settings.candidates if guess else 1
+        copies = method.sampler.width if method.sampler.width > 1 else settings.candidates if chosen else 1
         board = canvases.make_canvas(
             rows,
             prompts,
             spec,
-            seeds=_seeds(settings.seed, range(len(rows)) if owners is None else owners),
+            seeds=[settings.seed + number for number in range(len(rows))],
             copies=copies,
-            requests=owners,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
@@ -438,7 +406,14 @@ class Model:
             networks["drafter"] = self.drafter.writer(settings.weights)
         loop = Loop(networks, method, spec, Counter())
         trace: list[Step] | None = [] if keep_trace else None
-        return Drafting(board, loop, self.tokenizer, method.sampler.width == 1, trace, guess)
+        looked_for = self._answer_length() if how == "search" else None
+        return Drafting(board, loop, self.tokenizer, method.sampler.width == 1, trace, chosen, looked_for)
+
+    def _answer_length(self) -> AnswerLength:
+        """What looks for the length of an answer where there is no length head."""
+        from redraft.length import AnswerLength
+
+        return AnswerLength(self.spec, self.prompt_ids(""), self.closing)
 
     def writer(self, kind: Weights = "float32") -> Network:
         """The network in its fastest form for writing, kept for as long as its weights stay the same.
@@ -622,26 +597,6 @@ class Model:
             from safetensors.torch import save_file
 
             save_file(weights.pack(self.network.state_dict(), storage), str(new / "model.safetensors"))
-
-
-def _seeds(seed: int, owners: Sequence[int]) -> list[int]:
-    """One for each row: that of its request, moved on for its second, third ... candidate as for copies of a row."""
-    rank = [list(owners[:number]).count(owner) for number, owner in enumerate(owners)]
-    return [seed + owner + 0x5EED * place for owner, place in zip(owners, rank, strict=True)]
-
-
-def _completable(scores: dict[int, float], feasible: Tensor, closing: int) -> dict[int, float]:
-    """Of lengths without their ``closing`` tokens, those that a constraint allows; the nearest one if it allows none.
-
-    ``feasible`` is as ``Constraint.lengths`` has it. Where nothing closes a text, it may end before its row does.
-    """
-    fits = feasible if closing else feasible.cumsum(0) > 0
-    kept = {length: score for length, score in scores.items() if fits[length + closing - 1]}
-    if kept:
-        return kept
-    allowed = (fits.nonzero()[:, 0] + 1 - closing).clamp(min=1).tolist()
-    best = max(scores, key=lambda length: scores[length])
-    return {min(allowed, key=lambda length: abs(length - best)): 0.0}
 
 
 def _cache(settings: Settings) -> CachePolicy | None:

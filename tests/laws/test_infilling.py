@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -132,19 +133,32 @@ def test_several_holes_are_sized_together() -> None:
     assert many.count("z") >= 3
 
 
+class Peaked(length.AnswerLength):
+    """Scores that fall off from one length, and a note of what was asked."""
+
+    told: ClassVar[dict[str, Any]] = {}
+
+    def scores(self, prompt: Any, lengths: Any) -> Any:
+        self.told["calls"].append(list(lengths))
+        return [-float(abs(n - self.told["peak"])) for n in lengths]
+        yield
+
+
 @pytest.mark.parametrize("most", [1, 2, 7, 64])
 def test_a_search_of_lengths_finds_a_single_peak(most: int) -> None:
     for peak in range(1, most + 1):
-        calls: list[list[int]] = []
-
-        def score(lengths: Any, peak: int = peak, calls: list[list[int]] = calls) -> list[float]:
-            calls.append(list(lengths))
-            return [-abs(n - peak) for n in lengths]
-
-        found = length.search(score, most)
-        assert max(found, key=found.__getitem__) == peak
-        assert len(calls) <= 2 and len(found) <= max(30, most * 2 // 3)
-        assert all(1 <= n <= most for n in found)
+        for closing in ((), (7,)):
+            looked = Peaked(fresh(Tokenizer.bytes()).spec, (), closing)
+            looked.told.update(peak=peak, calls=[])
+            with pytest.raises(StopIteration) as end:
+                next(looked.search([], most + len(closing), 3))
+            lengths, shares = end.value.value
+            calls = looked.told["calls"]
+            tried = [n for call in calls for n in call]
+            assert lengths[0] == peak + len(closing) and lengths == sorted(lengths, key=lambda n: abs(n - lengths[0]))
+            assert shares == sorted(shares, reverse=True) and sum(map(math.exp, shares)) <= 1 + 1e-6
+            assert len(calls) <= 2 and len(tried) <= max(30, most * 2 // 3)
+            assert all(1 <= n <= most for n in tried)
 
 
 @pytest.mark.parametrize("candidates", [1, 3])

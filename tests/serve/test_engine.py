@@ -34,6 +34,8 @@ WAYS: dict[str, list[dict[str, Any]]] = {
         {"sampler": "confidence", "steps": 5, "cache": "delayed", "temperature": 1.0},
         {"sampler": "mask_predict", "steps": 4, "cache": "none"},
         {"sampler": "wino"},
+        {"sampler": "confidence", "steps": 4, "length": "search"},
+        {"sampler": "confidence", "steps": 5, "length": "search", "candidates": 2, "cache": "none"},
     ],
     "autoregressive": [{}, {"temperature": 1.0}, {"options": {"beams": 3}}, {"temperature": 1.0, "cache": "none"}],
 }
