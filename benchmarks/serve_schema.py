@@ -109,9 +109,11 @@ def main() -> None:
     for model in given.model:
         server, address = start(model, 32)
         begin = time.monotonic()
-        found = asyncio.run(run(address, Path(model).name, given.requests, given.clients, given.max_tokens))
+        try:
+            found = asyncio.run(run(address, Path(model).name, given.requests, given.clients, given.max_tokens))
+        finally:
+            server.terminate()
         wall = time.monotonic() - begin
-        server.terminate()
         server.wait(60)
         kinds = collections.Counter(what.split(":")[0].split(" ")[0] for what, _ in found)
         p50, p95 = np.percentile([seconds for _, seconds in found], [50, 95])
