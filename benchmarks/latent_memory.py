@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import subprocess
+import multiprocessing
 import sys
 
 import torch
@@ -32,7 +32,6 @@ _VOCABULARY = 8192
 
 def measure(family: str, length: int, phase: str, name: str, ratio: int) -> dict[str, float]:
     """Bytes of one cell of the table."""
-    torch.set_num_threads(1)
     _work(family, 64, phase, name, ratio)  # code and tables that are loaded once
     return _work(family, length, phase, name, ratio)
 
@@ -77,20 +76,17 @@ def main() -> None:
     parser.add_argument("--preset", default="7m")
     parser.add_argument("--ratio", type=int, default=4)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
-    parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--phases", nargs="+", default=["sampling", "training"])
     args = parser.parse_args()
-    if args.cell:
-        family, length, phase = args.cell
-        print(json.dumps(measure(family, int(length), phase, args.preset, args.ratio)))
-        return
+    torch.set_num_threads(1)
+    forked = multiprocessing.get_context("fork")  # a process of its own for every number, without importing anew
     print("phase     length   tokens full   less   latent full   less   ratio full   less  (MB)")
-    for phase in ("sampling", "training"):
+    for phase in args.phases:
         for length in args.lengths:
-            own = ["--preset", args.preset, "--ratio", str(args.ratio)]
             found = {}
             for family in ("masked", "latent"):
-                command = [sys.executable, __file__, *own, "--cell", family, str(length), phase]
-                found[family] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                with forked.Pool(1) as pool:
+                    found[family] = pool.apply(measure, (family, length, phase, args.preset, args.ratio))
             token, latent = found["masked"], found["latent"]
             ratios = [token[key] / latent[key] for key in ("full", "less")]
             row = {"phase": phase, "length": length, "ratio": args.ratio, "token": token, "latent": latent}
