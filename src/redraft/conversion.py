@@ -66,7 +66,9 @@ def become(model: Model, family: Mapping[str, Any]) -> Model:
     defaults = model.defaults
     if name != model.family_name:
         defaults = {key: value for key, value in defaults.items() if key in _COMMON}
-    return Model(network, tokenizer, built, name, model.conditional, defaults)
+    made = Model(network, tokenizer, built, name, model.conditional, defaults)
+    made.public = model.public
+    return made
 
 
 def _masks(spec: Spec) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from redraft import adapters, models, runtime, weights
 from redraft import config as configs
-from redraft import models, runtime, weights
 from redraft.errors import UserError, suggest
 from redraft.families import build_family
 from redraft.files import read_json
@@ -36,7 +36,7 @@ def resolve(name_or_path: str | Path) -> Path:
         UserError: neither a folder with a config.json nor the name of a shipped checkpoint.
     """
     path = Path(name_or_path)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or adapters.is_adapter(path):
         return path
     known = zoo()
     if str(name_or_path) in known:
@@ -73,6 +73,7 @@ def load(
     device: str | None = None,
     dtype: torch.dtype = torch.float32,
     mask_id: int | None = None,
+    adapter: str | Path | None = None,
 ) -> Model:
     """Load a model: a folder, a shipped checkpoint by name, or a public checkpoint (``redraft.convert``) from a folder
     or from the Hugging Face hub, whose usual variables (HF_HOME, HF_HUB_OFFLINE) hold.
@@ -81,15 +82,24 @@ def load(
 
     Args:
         mask_id: the mask token of a public checkpoint whose files don't name it.
+        adapter: a LoRA adapter (a folder, or a name on the hub) to be folded into the weights. The folder of one also
+            stands for the model that it makes of its base.
     Raises:
         UserError: unknown model, corrupt file, or a configuration that is not understood.
     """
+    if adapter is not None:
+        return adapters.merge(load(name_or_path, device, dtype, mask_id), resolve(adapter))
     folder = resolve(name_or_path)
+    if adapters.is_adapter(folder):
+        return adapters.merge(load(adapters.base_of(folder), device, dtype, mask_id), folder)
     network, files, layout, rest = _open(folder, mask_id)
     models.allocate(network, dtype, runtime.device(device))
     with _progress(files) as told:
         weights.fill(network, files, layout, told)
-    return Model(network.requires_grad_(False).eval(), *rest)
+    model = Model(network.requires_grad_(False).eval(), *rest)
+    own = {name: place.name for name, place in layout.places.items()}
+    model.public = None if all(name == theirs for theirs, name in own.items()) else layout.places
+    return model
 
 
 def family_of(name_or_path: str | Path) -> dict[str, Any]:
@@ -98,7 +108,10 @@ def family_of(name_or_path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: as ``load``.
     """
-    _, family, name, *_ = _open(resolve(name_or_path), None)[3]
+    folder = resolve(name_or_path)
+    if adapters.is_adapter(folder):
+        return adapters.family_of(folder) or family_of(adapters.base_of(folder))
+    _, family, name, *_ = _open(folder, None)[3]
     return {"name": name, **configs.to_mapping(family)}
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
     from redraft.length import AnswerLength, Row
     from redraft.likelihood import Bound
+    from redraft.models.parts.lora import Lora
 
 FORMAT = 1
 _TYPE, _ARCHITECTURE = "redraft", "RedraftModel"  # what transformers calls it (``interop.transformers``)
@@ -75,6 +76,9 @@ class Model:
         self.conditional = conditional  # trained on prompt -> answer pairs rather than plain text
         self.defaults = dict(defaults or {})  # generation settings of this model, as Settings fields
         self.drafter: Model | None = None  # see ``draft_with``
+        self.public: Mapping[str, weights.Place] | None = None  # names of its tensors in the public checkpoint it is of
+        self.adapter: Lora | None = None  # with one, the network's matrices are ``Adapted``; made for ``base``
+        self.base = ""
         self._lean: tuple[tuple[str | int, ...], Lean | LeanCross] | None = (
             None  # with the versions of the weights it was made of
         )
@@ -575,8 +579,17 @@ class Model:
     # ---- keeping it
 
     def save(self, folder: str | Path, storage: str = "float32", card: str = "") -> None:
-        """Write a model folder (config, generation settings, weights, tokenizer, card), whole or not at all."""
+        """Write a model folder (config, generation settings, weights, tokenizer, card), whole or not at all.
+
+        Of a model with an adapter the adapter is written alone, in the layout of ``peft``: ``redraft.load`` finds its
+        base model by itself.
+        """
         from redraft.data.vocabulary import Vocabulary
+
+        if self.adapter is not None:
+            from redraft import adapters
+
+            return adapters.save(self, folder, card)
 
         with atomic_folder(Path(folder)) as new:
             described = {

@@ -28,6 +28,11 @@ Guide = Annotated[
 ]
 
 
+Adapter = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter to fold into the model, in peft's layout.")
+]
+
+
 def constraints(pairs: list[str] | None) -> dict[str, str]:
     """``["regex=[0-9]+", "json_schema=@schema.json"]`` -> mapping from kind to text.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from redraft.cli._common import Device, Json, Seed, log
+from redraft.cli._common import Adapter, Device, Json, Seed, log
 from redraft.errors import UserError, suggest
 
 
@@ -27,6 +27,7 @@ def convert(
     mask_id: Annotated[
         int | None, typer.Option(help="The mask token of a checkpoint whose files don't name it.")
     ] = None,
+    adapter: Adapter = None,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Also upload the folder to the Hugging Face hub.")
     ] = None,
@@ -41,11 +42,14 @@ def convert(
       redraft convert GSAI-ML/LLaDA-8B-Instruct runs/llada --storage bfloat16
       redraft convert runs/my-autoregressive exported --to llama
       redraft convert base-autoregressive exported --to llama --json
+      redraft convert base-autoregressive runs/whole --adapter runs/adapter
       redraft convert base-autoregressive runs/start --to masked --option shift=1
 
     redraft's own folders are in the Hugging Face layout: transformers reads them after importing
     redraft.interop.transformers. Plain autoregressive models can be written as Llama (or, with normalised queries and
     keys, as Qwen3), which every engine serves.
+
+    --adapter folds a LoRA adapter into the weights.
 
     With a family for --to, the model is made the beginning of another kind of model: weights as they are, a mask token
     where there was none. Then train it: redraft finetune --from runs/start --course anneal.
@@ -70,7 +74,7 @@ def convert(
     if to in writable() and storage == "int8":
         raise UserError(f"the format '{to}' has no int8 weights.", "Take float32 or bfloat16.")
     dtype = torch.bfloat16 if storage == "bfloat16" else torch.float32
-    model = redraft.load(source, device, dtype, mask_id)
+    model = redraft.load(source, device, dtype, mask_id, adapter)
     card = f"# {target.name}\n\nMade from `{source}` by `redraft convert`.\n"
     if to in families:
         from redraft.conversion import become

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli._common import Constraint, Device, Guidance, Guide, Json, Seed, constraints, screen
+from redraft.cli._common import Adapter, Constraint, Device, Guidance, Guide, Json, Seed, constraints, screen
 from redraft.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def generate(
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
     ] = None,
+    adapter: Adapter = None,
     drafter: Drafter = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
     top_k: Annotated[int | None, typer.Option(min=0, help="Draw from the k likeliest tokens; 0 is off.")] = None,
@@ -85,7 +86,7 @@ def generate(
 
     text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
     options = parse_options(option or [], "--option")
-    loaded = redraft.load(model, device)
+    loaded = redraft.load(model, device, adapter=adapter)
     sampler = pair(loaded, drafter, sampler)
     settings = loaded.settings(
         max_new_tokens=max_new_tokens,
@@ -134,6 +135,7 @@ def generate(
         "guidance": settings.guidance,
         "seed": seed,
         "model": model,
+        "adapter": adapter,
         "family": loaded.family_name,
         "parameters": loaded.parameters,
         "device": str(loaded.network.device),

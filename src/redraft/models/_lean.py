@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from redraft.models.parts.attention import Sight, see
 from redraft.models.parts.backbone import Backbone, pick
+from redraft.models.parts.lora import adapted
 from redraft.models.parts.store import KeyValueStore
 from redraft.models.transformer import Config, Transformer
 from redraft.types import Forward
@@ -72,10 +73,10 @@ class Lean:
 
 
 def on_cpu(network: Backbone) -> bool:
-    """Is a network ready for inference in float32 on a CPU that has oneDNN?"""
+    """Is a network ready for inference in float32 on a CPU that has oneDNN, its adapters merged?"""
     weight = network.embedding.weight
     ready = not network.training and weight.device.type == "cpu" and weight.dtype == torch.float32
-    return ready and torch.backends.mkldnn.is_available()
+    return ready and torch.backends.mkldnn.is_available() and next(adapted(network), None) is None
 
 
 def _plain(c: Config) -> bool:

@@ -72,6 +72,8 @@ class Shelf:
             name, folder = _named(model)
             if name in self.entries:
                 raise UserError(f"two models are called '{name}'.", f"Name one: --model OTHER={model}.")
+            if not (folder / "config.json").is_file():
+                raise UserError(f"'{model}' is an adapter.", "Merge it: redraft convert BASE DST --adapter FOLDER.")
             created = int((folder / "config.json").stat().st_mtime)
             self.entries[name] = Entry(name, folder, outline(folder), template_of(folder), created)
 

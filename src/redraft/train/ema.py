@@ -18,7 +18,7 @@ class Ema:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.shadow = {name: p.detach().clone() for name, p in network.named_parameters()}
+        self.shadow = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
@@ -40,7 +40,9 @@ class Ema:
     @torch.no_grad()
     def _swap(self, network: nn.Module) -> None:
         # Pointers are exchanged, not numbers: free of charge, and exact.
-        for name, weight in network.named_parameters():
+        weights = dict(network.named_parameters())
+        for name in self.shadow:
+            weight = weights[name]
             weight.data, self.shadow[name] = self.shadow[name], weight.data
 
     def tensors(self) -> dict[str, Tensor]:

@@ -17,8 +17,8 @@ class Event:
     """Something that happened in a run.
 
     Kinds and their values:
-        start       parameters, rows, skipped, padding (share of positions), device, dtype, peak_flops (of a matmul),
-                    resumed
+        start       parameters, trained (of them), rows, skipped, padding (share of positions), device, dtype,
+                    peak_flops (of a matmul), resumed
         update      loss (per target token, since the last one), lr, grad_norm, passes, progress (0..1), and by the
                     clock tokens_per_second, share_of_peak, seconds, eta_seconds
         validation  nats_per_token, nats_error (one standard error), bits_per_byte, bits_error, is_bound, rows, passes,
@@ -123,7 +123,10 @@ def describe(event: Event) -> str:
     v = event.values
     if event.kind == "start":
         begun = f"resumed at step {event.step}" if v["resumed"] else "from the start"
-        return f"{v['parameters'] / 1e6:.2f}M parameters on {v['device']} in {v['dtype']}, {v['rows']} rows, {begun}"
+        part = f", {v['trained'] / 1e6:.2f}M of them trained," if v["trained"] < v["parameters"] else ""
+        return (
+            f"{v['parameters'] / 1e6:.2f}M parameters{part} on {v['device']} in {v['dtype']}, {v['rows']} rows, {begun}"
+        )
     if event.kind == "update":
         return (
             f"step {event.step}  loss {v['loss']:.3f}  {v['tokens_per_second']:,.0f} tokens/s  "

@@ -31,7 +31,7 @@ from redraft.train.ema import Ema
 from redraft.train.logging import Event, MetricsFile, TensorBoard, Watcher
 from redraft.train.recipe import Recipe
 from redraft.train.setup import Parts, prepare
-from redraft.train.state import State, Window, unshared
+from redraft.train.state import State, Window, trained
 from redraft.train.throughput import Arithmetic, Meter
 from redraft.types import Batch, Forward, Network, Objective, Prepared, Spec, Stage
 
@@ -252,7 +252,7 @@ def _take_up(recipe: Recipe, work: Path) -> tuple[dict[str, Tensor], dict[str, A
                 "Restore these settings to go on with it, or choose another --out.",
             )
         return checkpoint.load_latest(work)
-    if (work.parent / "config.json").exists():
+    if any((work.parent / name).exists() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"'{work.parent}' holds a model, and no training to go on with.", "Choose another --out.")
     shutil.rmtree(work / "tokenizer", ignore_errors=True)  # of a run killed before its first checkpoint
     write_atomically(path, recipe.to_toml())
@@ -331,6 +331,7 @@ def _watchers(work: Path, step: int, on_event: Watcher | None) -> Iterator[Watch
 def _started(parts: Parts, state: State, peak: float, low: bool, resumed: bool) -> Event:
     values = {
         "parameters": parts.model.parameters,
+        "trained": sum(p.numel() for p in parts.model.network.parameters() if p.requires_grad),
         "rows": parts.rows,
         "skipped": parts.skipped,
         "padding": parts.loader.padding_share(),
@@ -389,7 +390,7 @@ def _validated(recipe: Recipe, state: State, parts: Parts, objective: Objective)
         if best:
             state.best = state.latest
             if recipe.train.keep_best:
-                state.best_weights = {name: t.detach().cpu().clone() for name, t in unshared(state.network).items()}
+                state.best_weights = {name: t.detach().cpu().clone() for name, t in trained(state.network).items()}
     return Event("validation", state.step, state.tokens, {**values, "best": best})
 
 
@@ -427,7 +428,7 @@ def _save(work: Path, state: State, parts: Parts, low: bool) -> Event:
 def _write_model(state: State, parts: Parts, out: Path) -> None:
     """Save the weights that validation chose, else the averaged ones, else the last."""
     if state.best_weights:
-        for name, own in unshared(state.network).items():
+        for name, own in trained(state.network).items():
             own.copy_(state.best_weights[name])
         parts.model.save(out)
         return

@@ -13,6 +13,7 @@ from redraft import config
 from redraft.courses import build_course
 from redraft.errors import UserError
 from redraft.families import build_family
+from redraft.models.parts.lora import Lora
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ class Recipe:
     tokenizer: TokenizerTable = field(default_factory=TokenizerTable)
     model: ModelTable = field(default_factory=ModelTable)
     family: dict[str, Any] = field(default_factory=lambda: {"name": "masked"})
+    lora: Lora | None = None  # train adapters of this kind instead of all weights
     course: dict[str, Any] = field(default_factory=dict)  # how attention changes on the way: a file of courses/
     folder: str = field(default="", compare=False)  # of the TOML file, for relative paths; not part of the recipe
 
@@ -154,6 +156,8 @@ class Recipe:
         recipe = config.build(cls, {**values, "model": model, "folder": folder}, where)
         build_family(recipe.family)  # an error in [family] shows now, not after the data are read
         build_course(recipe.course)
+        if recipe.lora is not None and not recipe.model.from_:
+            raise UserError("[lora] adapts a checkpoint, and [model] names none.", "Set model.from.")
         return recipe
 
     def tables(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from redraft import config
+from redraft import adapters, config
 from redraft.conversion import become
 from redraft.data.examples import Columns, Example, Splits, load
 from redraft.data.loader import Loader, batches, tokenise
@@ -52,6 +52,10 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
     training = tokenise(splits.train, tokenizer)
     model = _model(recipe, tokenizer, start, conditional=training.prompts is not None)
     model.network.to(device).requires_grad_(True).set_dropout(recipe.train.dropout)
+    if recipe.lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.train.seed)
+            adapters.attach(model, recipe.lora, recipe.path(recipe.model.from_))
     model.network.recompute = recipe.train.recompute
     if recipe.train.compile:  # block by block: what is around them depends on the data
         for block in model.network.every_block():

@@ -47,7 +47,7 @@ class State:
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors for safetensors and plain values for JSON."""
-        tensors = {f"model.{name}": t for name, t in unshared(self.network).items()}
+        tensors = {f"model.{name}": t for name, t in trained(self.network).items()}
         for name, parameter in self.network.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = value
@@ -74,7 +74,7 @@ class State:
     @torch.no_grad()
     def unpack(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take up what ``pack`` wrote. The recipe must be the same one: names and shapes are taken to match."""
-        for name, own in unshared(self.network).items():
+        for name, own in trained(self.network).items():
             own.copy_(tensors[f"model.{name}"])
         for name, parameter in self.network.named_parameters():
             prefix = f"optimizer.{name}."
@@ -115,7 +115,6 @@ class Window:
         self.targets = int(values[2])
 
 
-def unshared(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict with tied tensors named once."""
-    seen: dict[int, str] = {}
-    return {n: t for n, t in network.state_dict().items() if seen.setdefault(t.data_ptr(), n) == n}
+def trained(network: nn.Module) -> dict[str, Tensor]:
+    """What training changes, by name, tied tensors named once. The rest of an adapted model is its base's."""
+    return {name: p.data for name, p in network.named_parameters() if p.requires_grad}

@@ -22,7 +22,8 @@ class Arithmetic:
     A matrix of p entries takes 2p FLOPs a position forward and 4p backward; attention takes 4 D FLOPs a layer forward
     and 8 D backward for each pair of positions of which one sees the other (Chowdhery et al. 2022, arXiv:2204.02311,
     appendix B, but pairs that are masked out aren't counted, and the output projection only where a prediction is
-    wanted). Padding, softmaxes, norms and the second forward of activation checkpointing aren't counted.
+    wanted). Padding, softmaxes, norms and the second forward of activation
+    checkpointing aren't counted; matrices that only an adapter changes are, as if they were trained.
     """
 
     body: int  # entries of the matrices every position passes through; with an encoder, those of the decoder
