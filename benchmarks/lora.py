@@ -55,6 +55,7 @@ def main() -> None:
         for way, more in WAYS.items():
             out = options.out / f"{family}-{way.split(',')[0].lower()}"
             fixed = ["--set", "data.length=192", "--set", "data.too_long=skip", "--set", "train.threads=1"]
+            fixed += ["--set", "train.batch_tokens=1536"]
             base = ["--from", f"base-{family}", "--data", data, *columns, "--out", out, "--passes", options.passes]
             trained = redraft("finetune", *base, *more, *fixed)
             test = [

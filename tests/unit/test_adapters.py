@@ -30,7 +30,7 @@ from redraft.train.loop import train
 from redraft.train.recipe import Recipe
 
 PARITY = Path(os.environ.get("REDRAFT_PARITY") or Path(__file__).parents[3] / "shared" / "parity")
-WORDS = "the cat sat on a mat where dog ran to house bird sang all day".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "where", "dog", "ran", "to", "house", "bird", "sang", "all", "day"]
 IDS = torch.arange(5, 25)[None]
 
 
