@@ -75,10 +75,9 @@ class Adapted(nn.Linear):
         self.weight, self.bias = base.weight, base.bias
         self.parts, self.rank = sorted(parts, key=lambda part: part.start), lora.rank
         self.scale, self.dropout = lora.scale, lora.dropout
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
         rows = sum(part.rows for part in parts)
-        self.lora_a = nn.Parameter(torch.empty(len(parts) * lora.rank, base.in_features, **like))  # A_1 .. A_n
-        self.lora_b = nn.Parameter(torch.zeros(rows, lora.rank, **like))  # B_1 .. B_n
+        self.lora_a = nn.Parameter(base.weight.new_empty(len(parts) * lora.rank, base.in_features))  # A_1 .. A_n
+        self.lora_b = nn.Parameter(base.weight.new_zeros(rows, lora.rank))  # B_1 .. B_n
         for part in self.lora_a.split(lora.rank):
             nn.init.kaiming_uniform_(part.data, a=math.sqrt(5))
 

@@ -1,0 +1,50 @@
+"""``redraft finetune`` with adapters and into other families, and the commands that take what comes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.door import Redraft
+
+SMALL = ("--tokens", "900", "--set", "train.batch_tokens=512", "--set", "train.threads=1", "--set", "data.length=100")
+COLUMNS = ("--input", "question", "--target", "answer")
+
+
+def test_an_adapter_from_training_to_a_merged_model(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    base, out = "base-masked", tmp_path / "adapter"
+    given = ("--data", pairs, *COLUMNS, *SMALL, "--lora-rank", "2", "--lora-targets", "q_proj,v_proj")
+    made = redraft("finetune", "--from", base, *given, "--out", out, "--json")
+    assert made.code == 0, made.err
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 4, ["q_proj", "v_proj"])
+    assert not (out / "model.safetensors").exists()
+    assert redraft("convert", base, tmp_path / "whole", "--adapter", out, "--json").code == 0
+    said = [
+        redraft("generate", *model, "--prompt", "the cat", "--max-new-tokens", "6", "--json").json
+        for model in (("--model", base, "--adapter", out), ("--model", out), ("--model", tmp_path / "whole"))
+    ]
+    assert len({(one["text"], one["nfe"]) for one in said}) == 1 and said[0]["adapter"] == str(out)
+    served = redraft("serve", "--model", out)
+    assert served.code == 2 and "adapter" in served.err
+
+
+def test_into_another_family_in_one_command(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    given = ("--data", pairs, *COLUMNS, *SMALL, "--family", "masked", "--course", "blocks")
+    made = redraft("finetune", "--from", "translate-en-de-autoregressive", *given, "--out", tmp_path / "m", "--json")
+    assert made.code == 0, made.err
+    described = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert described["family"]["name"] == "masked" and described["family"]["shift"] == 1
+
+
+def test_mistakes_in_words(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    for words, says in (
+        (("--lora-rank", "2", "--lora-targets", "q_prj"), "Did you mean 'q_proj'?"),
+        (("--course", "aneal"), "Did you mean 'anneal'?"),
+        (("--family", "mask"), "Did you mean 'masked'?"),
+    ):
+        given = ("--data", pairs, *COLUMNS, *SMALL, *words)
+        answer = redraft("finetune", "--from", "base-autoregressive", *given, "--out", tmp_path / "m")
+        assert answer.code == 2 and says in answer.err, answer.err
+    answer = redraft("generate", "--model", "base-masked", "--adapter", tmp_path, "--prompt", "a")
+    assert answer.code == 2 and "adapter" in answer.err or "config.json" in answer.err
