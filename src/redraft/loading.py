@@ -97,8 +97,8 @@ def load(
     with _progress(files) as told:
         weights.fill(network, files, layout, told)
     model = Model(network.requires_grad_(False).eval(), *rest)
-    own = {name: place.name for name, place in layout.places.items()}
-    model.public = None if all(name == theirs for theirs, name in own.items()) else layout.places
+    if any(name != place.name for name, place in layout.places.items()):
+        model.public = layout.places
     return model
 
 
