@@ -30,6 +30,7 @@ def models(as_json: Json = False, device: Device = "auto", seed: Seed = 0) -> di
         "samplers": _samplers(),
         "constraints": _named("constraints"),
         "guidance": _named("guidance"),
+        "courses": _named("courses"),
         "presets": _presets(device),
         "checkpoints": _checkpoints(),
     }
@@ -119,10 +120,15 @@ def _show(found: dict[str, Any]) -> None:
     typer.echo("\nConstraints (--constraint NAME=TEXT)")
     for constraint in found["constraints"]:
         typer.echo(f"  {constraint['name']:20} {constraint['summary']}")
-    typer.echo("\nGuidance (--guidance NAME --guide KEY=VALUE)")
-    for guidance in found["guidance"]:
-        options = ", ".join(f"{key}={value}" for key, value in guidance["options"].items())
-        typer.echo(f"  {guidance['name']:20} {guidance['summary']}{f' ({options})' if options else ''}")
+    titles = {
+        "guidance": "Guidance (--guidance NAME --guide KEY=VALUE)",
+        "courses": "Courses into another family (redraft finetune --course NAME --set course.KEY=VALUE)",
+    }
+    for kind, title in titles.items():
+        typer.echo(f"\n{title}")
+        for one in found[kind]:
+            options = ", ".join(f"{key}={value}" for key, value in one["options"].items())
+            typer.echo(f"  {one['name']:20} {one['summary']}{f' ({options})' if options else ''}")
     typer.echo("\nShapes, with a vocabulary of 8192 (model.preset in a recipe)")
     for shape in found["presets"]:
         fits = "" if shape["trains_here"] else ", too large to train on this device"
