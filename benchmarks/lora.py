@@ -50,7 +50,6 @@ def main() -> None:
     options = parser.parse_args()
     data = rows(options.data_root, options.out / "data", options.rows)
     columns = ["--input", "mr", "--target", "text"]
-    print("| family | fine-tuning | trained | seconds | nats/token | BLEU | chrF | tokens/s |", flush=True)
     for family in ("autoregressive", "masked"):
         for way, more in WAYS.items():
             out = options.out / f"{family}-{way.split(',')[0].lower()}"
