@@ -237,7 +237,7 @@ class Tuning:
             "machine": measure.machine(self.model.network.device),
         }
 
-    def test(self, examples: Sequence[Example], trial_id: str, rows: int = 1000) -> dict[str, Any]:
+    def test(self, examples: Sequence[Example], trial_id: str, rows: int = 500) -> dict[str, Any]:
         """The score of a setting, by name, and of the model's own on other rows, which had no part in the choice."""
         asked = items(examples, self.model.tokenizer, rows, self.model.conditional, self.settings.max_new_tokens)
         found: dict[str, Any] = {"rows": len(asked)}
