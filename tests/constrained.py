@@ -236,6 +236,8 @@ MOODS = ("end", "never", "one", "noise", "shy")
 def methods() -> Iterator[tuple[str, Any]]:
     """Every sampler, several of them with settings that write many tokens at once."""
     for name in registry.names("samplers"):
+        if name == "edit_flow":
+            continue  # refuses constraints, and says so
         kind = registry.find("samplers", name)
         fields = kind.__dataclass_fields__
         yield name, kind(**({"steps": 3} if "steps" in fields else {}))

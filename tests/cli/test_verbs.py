@@ -242,7 +242,7 @@ def test_doctor_measures(redraft: Redraft) -> None:
 def test_ctrl_c_is_quiet(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> None:
     import redraft as package
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("redraft.loading.load", interrupted)
@@ -254,7 +254,7 @@ def test_ctrl_c_is_quiet(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_bug_keeps_its_traceback(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> None:
     import redraft as package
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(package, "load", broken, raising=False)

@@ -300,7 +300,7 @@ def test_an_end_of_text_before_a_given_token_ends_nothing() -> None:
     eos = tiny.VOCABULARY.eos_id
     language = tiny.Language([[5, eos, 6, 7, eos, 5]], torch.ones(1, dtype=torch.float64))
     spec, _ = tiny.family("masked")
-    sampler = registry.find("samplers", "confidence")(steps=6, order="left")
+    sampler = registry.find("samplers", "confidence")(steps=5, order="left")
     canvas = make_canvas([[6, 4, None, None, None, 7, None, None]], [2], spec, seeds=[0])
     run(tiny.OracleNetwork(language, spec, start=2), spec, sampler, canvas, cache=False)
     assert canvas.ids[0, 2:7].tolist() == [5, eos, 6, 7, eos]

@@ -110,6 +110,7 @@ LONG = "word " * 80
 SHAPES = {
     "text": [Row(None, f"a text {i}") for i in range(20)],
     "classification": [Row(f"how good was film {i} in the end", ["good", "bad"][i % 2]) for i in range(60)],
+    "reasoning": [Row(f"how much is {i} and 2", f"{i} and 2 is {i + 2}\n{i + 2}") for i in range(60)],
     "qa": [Row(f"who wrote the book number {i} of the long list", f"Author {i}") for i in range(60)],
     "summarization": [Row(LONG + str(i), f"the short account of long text number {i}") for i in range(60)],
     "translation": [Row(f"the house number {i} is red", f"das Haus Nr {i}x ist rot") for i in range(60)],

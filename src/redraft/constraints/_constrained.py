@@ -72,7 +72,8 @@ class Constrained:
         """Logits [N, V] with -inf where a token would leave no way to satisfy the constraint; changed in place.
 
         The context is what the request shows: a causal pass sees nothing of what comes after, where only tokens that
-        are final count. Where the context itself is infeasible (a rejected draft), logits stay as they are.
+        are final count. Where the context itself is infeasible (a rejected draft, an end that a drafter supposes),
+        what is final counts alone, so that every token could be written by itself.
         """
         assert ask.rows is not None
         rows = ask.rows.numpy()
@@ -83,7 +84,13 @@ class Constrained:
         before = self._alpha(rows, shown, int(at.max()))
         after = self._beta(final if ask.attend.kind == "causal" else shown, size, int(at.min()) + 1, int(at.max()) + 1)
         allowed = self._classes(before[row, at], after[row, at - int(at.min())], at)
-        allowed[~allowed.any(1)] = True
+        stuck = ~allowed.any(1)
+        if stuck.any():
+            before = self._alpha(rows, final, int(at.max()))
+            after = self._beta(final, size, int(at.min()) + 1, int(at.max()) + 1)
+            alone = self._classes(before[row, at], after[row, at - int(at.min())], at)
+            allowed[stuck] = alone[stuck]
+            allowed[~allowed.any(1)] = True
         return self._hide(logits, torch.from_numpy(allowed))
 
     def admit(self, canvas: Canvas, step: Step) -> Step:

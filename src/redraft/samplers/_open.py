@@ -167,11 +167,14 @@ def check_share(name: str, value: float, least: float = 0.0) -> None:
 def check_steps(steps: int, canvas: Canvas, spec: Spec) -> None:
     """Raises UserError when there are no steps, or more than the tokens that may be written.
 
-    Positions that a chosen length cut off still hold masks: they count, so that one short answer is no mistake.
+    Positions that a chosen length cut off still hold masks: they count, so that one short answer is no mistake, and so
+    does the end-of-text that such a length has put in place.
     """
     if steps < 1:
         raise UserError(f"steps = {steps} must be at least 1.")
-    most = int((canvas.ids == spec.mask_id).sum(1).max()) + spec.length_head
+    answer = torch.arange(canvas.ids.shape[1]) >= canvas.prompt[:, None]
+    closed = answer & (canvas.status == GIVEN) & (canvas.ids == spec.eos_id)
+    most = int(((canvas.ids == spec.mask_id).sum(1) + closed.any(1)).max())
     if spec.attend.kind == "block":  # steps are steps a block (see ``Blockwise``)
         most = spec.attend.block
     if spec.grows:

@@ -59,9 +59,10 @@ class DraftVerify:
         """Rows with drafts have them verified, the others get new ones; a lone last position needs no draft."""
         assert spec.drafter is not None
         begin, run = _frontier(canvas)
-        drafted = (canvas.status == DRAFT).sum(1)
+        drafts = canvas.status == DRAFT
+        drafted = _in_a_row(drafts, begin)  # a constraint may have dropped some of them
         live = run > 0
-        verify = live & ((drafted > 0) | (run == 1))
+        verify = live & (drafts.any(1) | (run == 1))
         asks = []
         if bool(verify.any()):
             asks.append(_verification(canvas, spec, verify, begin, torch.minimum(drafted + 1, run)))
@@ -129,6 +130,13 @@ class DraftVerify:
         return state, Step(*(torch.cat([getattr(step, name) for step in steps]) for name in names))
 
 
+def _in_a_row(marked: Tensor, begin: Tensor) -> Tensor:
+    """[B] how many ``marked`` [B, L] positions follow one another from ``begin`` [B] on."""
+    columns = torch.arange(marked.shape[1] + 1)
+    other = torch.cat([~marked, torch.ones_like(marked[:, :1])], 1) & (columns >= begin[:, None])
+    return other.to(torch.int8).argmax(1) - begin
+
+
 def _frontier(canvas: Canvas) -> tuple[Tensor, Tensor]:
     """[B] the leftmost open position, and [B] how many open ones stand there in a row (0: none is left)."""
     closed = torch.cat([~canvas.open, torch.ones_like(canvas.step)[:, None].bool()], 1)
@@ -164,19 +172,20 @@ def _verified(canvas: Canvas, spec: Spec, ask: Forward, out: Output) -> Step:
     assert ask.rows is not None
     rows, real = ask.rows, ask.want >= 0
     at = rows[:, None], ask.want.clamp(min=0)
-    drafted = real & (canvas.status[at] == DRAFT)
-    wrong = ~(drafted & (out.token == canvas.ids[at]))
-    ended = out.token == spec.eos_id
-    before = torch.cat([torch.zeros_like(wrong[:, :1]), (wrong | ended)[:, :-1]], 1)
+    right = real & (canvas.status[at] == DRAFT) & (out.token == canvas.ids[at])
+    stops = ~right | (out.token == spec.eos_id)
+    before = torch.cat([torch.zeros_like(stops[:, :1]), stops[:, :-1]], 1)
     sealed = real & ~before.cumsum(1).bool()
-    back = drafted & ~sealed
-    row, column = (sealed | back).nonzero(as_tuple=True)
+    back = canvas.status[rows] == DRAFT  # whatever of the drafts isn't sealed, also what was not asked about
+    row, column = sealed.nonzero(as_tuple=True)
+    back[row, ask.want[row, column]] = False
+    loose, place = back.nonzero(as_tuple=True)
     return Step(
-        row=rows[row],
-        pos=ask.want[row, column],
-        token=torch.where(sealed, out.token, spec.mask_id)[row, column],
-        status=torch.where(sealed, SEALED, FREE)[row, column],
-        conf=out.conf[row, column],
+        row=torch.cat([rows[row], rows[loose]]),
+        pos=torch.cat([ask.want[row, column], place]),
+        token=torch.cat([out.token[row, column], torch.full_like(place, spec.mask_id)]),
+        status=torch.cat([torch.full_like(row, SEALED), torch.full_like(loose, FREE)]),
+        conf=torch.cat([out.conf[row, column], torch.zeros(len(loose))]),
     )
 
 

@@ -31,7 +31,7 @@ from redraft.train.ema import Ema
 from redraft.train.logging import Event, MetricsFile, TensorBoard, Watcher
 from redraft.train.recipe import Recipe
 from redraft.train.setup import Parts, prepare
-from redraft.train.state import State, Window, trained
+from redraft.train.state import State, Window
 from redraft.train.throughput import Arithmetic, Meter
 from redraft.types import Batch, Forward, Network, Objective, Prepared, Spec, Stage
 
@@ -99,7 +99,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             targets = sum(int(batch.target.sum()) for batch in batches)
             before, state.tokens = state.tokens, state.tokens + sum(int(batch.valid.sum()) for batch in batches)
             gone, spent = spent, state.spent(table, state.tokens, time.monotonic() - begun)
-            stage, begins = _stage(stages, gone, state.network)
+            stage, begins = _stage(stages, gone, state)
             warmup = table.warmup if table.warmup < 1 else table.warmup * spent / state.tokens / stage.share
             within = min((spent - begins) / stage.share, 1.0)
             rate = optim.learning_rate(table.schedule, within, table.lr, warmup, table.min_lr)
@@ -208,7 +208,7 @@ def _stages(family: Any, objective: Objective) -> Sequence[Stage]:
     return [Stage(1.0, family.training() if hasattr(family, "training") else objective, ("",))]
 
 
-def _stage(stages: Sequence[Stage], spent: float, network: nn.Module) -> tuple[Stage, float]:
+def _stage(stages: Sequence[Stage], spent: float, state: State) -> tuple[Stage, float]:
     """The stage that training is in when ``spent`` of the budget is gone, and where it began; others' weights rest."""
     begin = 0.0
     for stage in stages[:-1]:
@@ -218,8 +218,8 @@ def _stage(stages: Sequence[Stage], spent: float, network: nn.Module) -> tuple[S
     else:
         stage = stages[-1]
     if len(stages) > 1:
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(name.startswith(stage.learns))
+        for name, parameter in state.network.named_parameters():
+            parameter.requires_grad_(name in state.learns and name.startswith(stage.learns))
     return stage, begin
 
 
@@ -390,7 +390,7 @@ def _validated(recipe: Recipe, state: State, parts: Parts, objective: Objective)
         if best:
             state.best = state.latest
             if recipe.train.keep_best:
-                state.best_weights = {name: t.detach().cpu().clone() for name, t in trained(state.network).items()}
+                state.best_weights = {name: t.detach().cpu().clone() for name, t in state.trained().items()}
     return Event("validation", state.step, state.tokens, {**values, "best": best})
 
 
@@ -428,7 +428,7 @@ def _save(work: Path, state: State, parts: Parts, low: bool) -> Event:
 def _write_model(state: State, parts: Parts, out: Path) -> None:
     """Save the weights that validation chose, else the averaged ones, else the last."""
     if state.best_weights:
-        for name, own in trained(state.network).items():
+        for name, own in state.trained().items():
             own.copy_(state.best_weights[name])
         parts.model.save(out)
         return

@@ -33,6 +33,14 @@ class State:
     best: dict[str, Any] | None = None  # of the best so far ...
     best_weights: dict[str, Tensor] = field(default_factory=dict)  # ... and its weights, where they are to be kept
     objective: dict[str, Any] = field(default_factory=dict)  # fields of the objective, where training has changed them
+    learns: frozenset[str] = field(init=False)  # names of what the run changes, in whatever stage
+
+    def __post_init__(self) -> None:
+        self.learns = frozenset(name for name, p in self.network.named_parameters() if p.requires_grad)
+
+    def trained(self) -> dict[str, Tensor]:
+        """What training changes, by name, tied tensors named once. The rest of an adapted model is its base's."""
+        return {name: p.data for name, p in self.network.named_parameters() if name in self.learns}
 
     def spent(self, train: TrainTable, tokens: int, seconds: float) -> float:
         """Share of the budget gone, 0..1, with ``tokens`` read in ``seconds``: the greatest of those that are set."""
@@ -47,7 +55,7 @@ class State:
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors for safetensors and plain values for JSON."""
-        tensors = {f"model.{name}": t for name, t in trained(self.network).items()}
+        tensors = {f"model.{name}": t for name, t in self.trained().items()}
         for name, parameter in self.network.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = value
@@ -74,7 +82,7 @@ class State:
     @torch.no_grad()
     def unpack(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take up what ``pack`` wrote. The recipe must be the same one: names and shapes are taken to match."""
-        for name, own in trained(self.network).items():
+        for name, own in self.trained().items():
             own.copy_(tensors[f"model.{name}"])
         for name, parameter in self.network.named_parameters():
             prefix = f"optimizer.{name}."
@@ -113,8 +121,3 @@ class Window:
     def unpack(self, values: list[float], device: torch.device) -> None:
         self.loss, self.norm = (torch.tensor(v, device=device) for v in values[:2])
         self.targets = int(values[2])
-
-
-def trained(network: nn.Module) -> dict[str, Tensor]:
-    """What training changes, by name, tied tensors named once. The rest of an adapted model is its base's."""
-    return {name: p.data for name, p in network.named_parameters() if p.requires_grad}
