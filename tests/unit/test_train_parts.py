@@ -200,6 +200,14 @@ def test_two_recipes_tell_their_difference_but_not_where_files_lie() -> None:
     assert [line.split(":")[0] for line in new.difference(json.loads(json.dumps(old)))] == ["train.lr"]
 
 
+def test_a_checkpoint_is_a_folder_beside_the_recipe_or_a_name(tmp_path: Path) -> None:
+    """A recipe called like the checkpoint that it begins with is not taken for it."""
+    (tmp_path / "base.toml").write_text("[data]\nsource = 'x'\n[train]\ntokens = 1\n[model]\nfrom = 'base'\n")
+    assert Recipe.load(tmp_path / "base.toml").start == "base"
+    (tmp_path / "base").mkdir()
+    assert Recipe.load(tmp_path / "base.toml").start == str(tmp_path / "base")
+
+
 def test_a_run_outlives_the_coming_of_new_options() -> None:
     recipe = Recipe.of({"data": {"source": "x"}, "train": {"tokens": 1}, "family": {"name": "masked"}})
     old = recipe.tables()

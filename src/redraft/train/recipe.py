@@ -193,6 +193,13 @@ class Recipe:
                 return str(place)
         return name
 
+    @property
+    def start(self) -> str:
+        """The checkpoint to begin with: a folder as found by the same rule, else its name."""
+        roots = (self.data.data_root, os.environ.get("REDRAFT_DATA", ""), self.folder)
+        places = [Path(root).expanduser() / self.model.from_ for root in roots if root]
+        return next((str(place) for place in places if place.is_dir()), self.model.from_)
+
 
 def dump_toml(tables: Mapping[str, Any]) -> str:
     """Tables of strings, numbers, booleans, lists and tables as TOML text; None values are left out."""

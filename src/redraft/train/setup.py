@@ -55,7 +55,7 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
     if recipe.lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.train.seed)
-            adapters.attach(model, recipe.lora, recipe.path(recipe.model.from_))
+            adapters.attach(model, recipe.lora, recipe.start)
     model.network.recompute = recipe.train.recompute
     if recipe.train.compile:  # block by block: what is around them depends on the data
         for block in model.network.every_block():
@@ -103,7 +103,7 @@ def _start(recipe: Recipe) -> Model:
     """The checkpoint to begin with, as one of the recipe's family."""
     if recipe.model.config:
         raise UserError("[model] has both 'from' and 'config'.", "A checkpoint brings its own shape: drop one.")
-    return become(load_model(recipe.path(recipe.model.from_), device="cpu"), recipe.family)
+    return become(load_model(recipe.start, device="cpu"), recipe.family)
 
 
 def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, conditional: bool) -> Model:
