@@ -269,6 +269,7 @@ def theirs(network: Any) -> Tensor:
 
 
 def test_peft_loads_what_was_trained_here(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -309,6 +310,7 @@ def _gpt2(folder: Path) -> Any:
     ids=["llama", "llama-all", "gpt2"],
 )
 def test_what_peft_wrote_is_loaded(make: Callable[[Path], Any], targets: Any, more: Any, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
     from peft import LoraConfig, get_peft_model
 
     base = make(tmp_path / "base")
