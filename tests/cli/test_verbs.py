@@ -196,6 +196,16 @@ def test_data_and_model_must_go_together(redraft: Redraft, pairs: Path) -> None:
 # models, doctor
 
 
+def test_models_shows_the_parts_asked_for(redraft: Redraft) -> None:
+    from redraft.registry import names
+
+    found = redraft("models", "--families", "--caches", "--json").json
+    assert set(found) == {"families", "caches"}
+    assert [one["name"] for one in found["families"]] == list(names("families"))
+    listed = redraft("models", "--families").out.splitlines()
+    assert [line.split()[0] for line in listed[1:]] == list(names("families"))
+
+
 def test_models_lists_what_there_is(redraft: Redraft) -> None:
     from redraft.registry import names
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -14,28 +15,49 @@ from redraft.cli._common import Device, Json, Seed
 _TRAINING_BYTES = 16  # a float32 weight, its gradient and AdamW's two moments
 
 
-def models(as_json: Json = False, device: Device = "auto", seed: Seed = 0) -> dict[str, Any]:
-    """List families, samplers, constraints, guidance, shapes and shipped checkpoints.
+def _only(kind: str) -> Any:
+    return typer.Option(f"--{kind}", help=f"Show {kind}; without any of these, everything.")
+
+
+def models(
+    families: Annotated[bool, _only("families")] = False,
+    samplers: Annotated[bool, _only("samplers")] = False,
+    caches: Annotated[bool, _only("caches")] = False,
+    constraints: Annotated[bool, _only("constraints")] = False,
+    guidance: Annotated[bool, _only("guidance")] = False,
+    courses: Annotated[bool, _only("courses")] = False,
+    presets: Annotated[bool, _only("presets")] = False,
+    checkpoints: Annotated[bool, _only("checkpoints")] = False,
+    as_json: Json = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> dict[str, Any]:
+    """List families, samplers, caches, constraints, guidance, courses, shapes and shipped checkpoints.
 
     \b
     Examples:
       redraft models
+      redraft models --families
+      redraft models --samplers --caches
       redraft models --json | python -m json.tool
 
     A shape fits --device if weights, gradients and optimizer state take less than its memory. --seed is taken for the
     sake of scripts that give every command the same options; nothing here is random.
     """
-    found = {
-        "families": _families(),
-        "samplers": _samplers(),
-        "constraints": _named("constraints"),
-        "guidance": _named("guidance"),
-        "courses": _named("courses"),
-        "presets": _presets(device),
-        "checkpoints": _checkpoints(),
+    parts: dict[str, tuple[bool, Callable[[], list[dict[str, Any]]]]] = {
+        "families": (families, _families),
+        "samplers": (samplers, _samplers),
+        "caches": (caches, lambda: _named("caches")),
+        "constraints": (constraints, lambda: _named("constraints")),
+        "guidance": (guidance, lambda: _named("guidance")),
+        "courses": (courses, lambda: _named("courses")),
+        "presets": (presets, lambda: _presets(device)),
+        "checkpoints": (checkpoints, _checkpoints),
     }
+    some = any(asked for asked, _ in parts.values())
+    found = {kind: made() for kind, (asked, made) in parts.items() if asked or not some}
     if not as_json:
-        _show(found)
+        typer.echo("\n\n".join("\n".join(_SHOWN[kind](rows)) for kind, rows in found.items()))
     return found
 
 
@@ -109,33 +131,50 @@ def _checkpoints() -> list[dict[str, Any]]:
     return [facts(path) for path in zoo().values()]
 
 
-def _show(found: dict[str, Any]) -> None:
-    typer.echo("Families (redraft train, redraft compare --families)")
-    for family in found["families"]:
-        typer.echo(f"  {family['name']:20} {family['summary']} [{family['citation']}]")
-    typer.echo("\nSamplers (--sampler NAME --option KEY=VALUE)")
-    for sampler in found["samplers"]:
-        options = ", ".join(f"{key}={value}" for key, value in sampler["options"].items())
-        typer.echo(f"  {sampler['name']:20} {sampler['summary']}{f' ({options})' if options else ''}")
-    typer.echo("\nConstraints (--constraint NAME=TEXT)")
-    for constraint in found["constraints"]:
-        typer.echo(f"  {constraint['name']:20} {constraint['summary']}")
-    titles = {
-        "guidance": "Guidance (--guidance NAME --guide KEY=VALUE)",
-        "courses": "Courses into another family (redraft finetune --course NAME --set course.KEY=VALUE)",
-    }
-    for kind, title in titles.items():
-        typer.echo(f"\n{title}")
-        for one in found[kind]:
+def _listing(title: str) -> Callable[[list[dict[str, Any]]], list[str]]:
+    """Lines of named things with a summary and their options."""
+
+    def lines(rows: list[dict[str, Any]]) -> list[str]:
+        shown = [title]
+        for one in rows:
             options = ", ".join(f"{key}={value}" for key, value in one["options"].items())
-            typer.echo(f"  {one['name']:20} {one['summary']}{f' ({options})' if options else ''}")
-    typer.echo("\nShapes, with a vocabulary of 8192 (model.preset in a recipe)")
-    for shape in found["presets"]:
+            shown.append(f"  {one['name']:20} {one['summary']}{f' ({options})' if options else ''}")
+        return shown
+
+    return lines
+
+
+def _family_lines(rows: list[dict[str, Any]]) -> list[str]:
+    title = "Families (redraft train, redraft compare --families)"
+    return [title, *(f"  {one['name']:20} {one['summary']} [{one['citation']}]" for one in rows)]
+
+
+def _constraint_lines(rows: list[dict[str, Any]]) -> list[str]:
+    return ["Constraints (--constraint NAME=TEXT)", *(f"  {one['name']:20} {one['summary']}" for one in rows)]
+
+
+def _preset_lines(rows: list[dict[str, Any]]) -> list[str]:
+    shown = ["Shapes, with a vocabulary of 8192 (model.preset in a recipe)"]
+    for shape in rows:
         fits = "" if shape["trains_here"] else ", too large to train on this device"
         sizes = f"{shape['layers']} layers of {shape['dim']}, {shape['max_length']} positions"
-        typer.echo(f"  {shape['name']:20} {shape['parameters'] / 1e6:.1f}M parameters: {sizes}{fits}")
-    typer.echo("\nCheckpoints (--model NAME)")
-    for checkpoint in found["checkpoints"]:
-        typer.echo(f"  {checkpoint['name']:20} {checkpoint['megabytes']} MB. {checkpoint.get('card', '')}")
-    if not found["checkpoints"]:
-        typer.echo("  none here: run in a checkout, or set REDRAFT_ZOO to a folder of checkpoints")
+        shown.append(f"  {shape['name']:20} {shape['parameters'] / 1e6:.1f}M parameters: {sizes}{fits}")
+    return shown
+
+
+def _checkpoint_lines(rows: list[dict[str, Any]]) -> list[str]:
+    none = ["  none here: run in a checkout, or set REDRAFT_ZOO to a folder of checkpoints"]
+    lines = [f"  {one['name']:20} {one['megabytes']} MB. {one.get('card', '')}" for one in rows]
+    return ["Checkpoints (--model NAME)", *(lines or none)]
+
+
+_SHOWN: dict[str, Callable[[list[dict[str, Any]]], list[str]]] = {
+    "families": _family_lines,
+    "samplers": _listing("Samplers (--sampler NAME --option KEY=VALUE)"),
+    "caches": _listing("Caches (--cache NAME --cache-option KEY=VALUE)"),
+    "constraints": _constraint_lines,
+    "guidance": _listing("Guidance (--guidance NAME --guide KEY=VALUE)"),
+    "courses": _listing("Courses into another family (redraft finetune --course NAME --set course.KEY=VALUE)"),
+    "presets": _preset_lines,
+    "checkpoints": _checkpoint_lines,
+}
