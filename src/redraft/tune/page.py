@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -120,7 +121,7 @@ def _scatter(found: Mapping[str, Any], names: Sequence[str], at: Mapping[str, fl
     series = []
     on = sorted((row for row in shown if row["front"].get(front)), key=lambda row: at[row["id"]])
     if len(on) > 1:
-        marks = [_mark(found, row, at) for row in on]
+        marks = [replace(_mark(found, row, at), label="") for row in on]  # each is labelled among its own
         series.append(Series("front", names.index(on[0]["sampler"]) % COLOURS, marks))
     for number, name in enumerate(names):
         for lost in (False, True):
