@@ -519,3 +519,17 @@ def test_a_checkpoint_goes_on_as_a_growing_one() -> None:
     assert grown.spec.delete_id == len(new) - 1
     with pytest.raises(UserError, match="edits|tokens"):
         become(grown, {"name": "edit"})
+
+
+def test_a_wrapped_sampler_is_reported_as_the_one_that_was_asked_for() -> None:
+    import json
+
+    from redraft.cli.generate import sampler_name, sampler_options
+    from redraft.samplers._blockwise import Blockwise
+    from redraft.samplers._resizing import Resizing
+    from redraft.samplers.confidence import Confidence
+
+    asked = Confidence(steps=3)
+    for sampler in (asked, Resizing(asked), Blockwise(asked)):
+        assert sampler_name(sampler) == "confidence"
+        assert json.loads(json.dumps(sampler_options(sampler)))["steps"] == 3

@@ -186,16 +186,13 @@ def pair(model: Model, drafter: str | None, sampler: str | None) -> str | None:
 
 def sampler_name(sampler: Sampler) -> str:
     """The name that finds this sampler again: that of its file."""
-    return type(_inner(sampler)).__module__.rsplit(".", 1)[-1]
+    from redraft.samplers import unwrapped
+
+    return type(unwrapped(sampler)).__module__.rsplit(".", 1)[-1]
 
 
 def sampler_options(sampler: Sampler) -> dict[str, Any]:
     """Its fields."""
-    return vars(_inner(sampler))
+    from redraft.samplers import unwrapped
 
-
-def _inner(sampler: Sampler) -> Sampler:
-    """The sampler that was asked for, without what makes it write block by block."""
-    from redraft.samplers._blockwise import Blockwise
-
-    return sampler.inner if isinstance(sampler, Blockwise) else sampler
+    return vars(unwrapped(sampler))

@@ -11,7 +11,7 @@ from typing import Any
 from redraft.errors import UserError, suggest
 from redraft.model import Model
 from redraft.registry import find, names
-from redraft.samplers._blockwise import Blockwise
+from redraft.samplers import unwrapped
 from redraft.settings import Settings
 
 _STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -122,7 +122,7 @@ class Space:
     def own(self) -> Trial:
         """How the model decodes today."""
         method = self.model.method(self.settings)
-        sampler: Any = method.sampler.inner if isinstance(method.sampler, Blockwise) else method.sampler
+        sampler = unwrapped(method.sampler)
         name, options = type(sampler).__module__.rsplit(".", 1)[-1], dict(vars(sampler))
         one = self.settings
         return Trial.of(name, options, one.candidates, one.cache, one.cache_options)
