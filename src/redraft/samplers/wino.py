@@ -19,7 +19,8 @@ class State:
     """What is known of each row's draft."""
 
     conf: Tensor  # [B, L] log-probability of each token when it was written
-    last: Tensor  # [B] positions written in the last pass
+    free: Tensor  # [B] free positions before the last pass, -1: there was none in this block
+    back: Tensor  # [B] positions that the last pass masked again
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Wino:
         _open.check_block(self.block)
         _open.check_share("threshold", self.threshold)
         _open.check_share("verify", self.verify)
-        return State(torch.zeros(canvas.ids.shape), torch.full_like(canvas.step, _FIRST))
+        return State(torch.zeros(canvas.ids.shape), torch.full_like(canvas.step, -1), torch.zeros_like(canvas.step))
 
     def plan(self, canvas: Canvas, state: State, spec: Spec) -> list[Forward]:
         mine = _open.in_block(canvas, canvas.open, self.block)
@@ -67,7 +68,11 @@ class Wino:
     ) -> tuple[State, Step]:
         ask, out = asks[0], outs[0]
         assert ask.rows is not None
-        rows, last = ask.rows, state.last[ask.rows]
+        rows = ask.rows
+        left = (canvas.status == FREE)[rows].sum(1)
+        # As it landed: a constraint may have dropped some of it.
+        written = state.free[rows] - left + state.back[rows]
+        last = torch.where(state.free[rows] < 0, _FIRST, written)
         shadow = ask.want >= canvas.ids.shape[1]
         free = (ask.want >= 0) & ~shadow
         at = _places(ask, canvas.ids.shape[1])
@@ -86,15 +91,17 @@ class Wino:
         back = torch.where((doubtful.sum(1) >= last)[:, None], doubtful & least, doubtful)
 
         done = free.sum(1) - count + back.sum(1) == 0
-        memory, seen = state.conf.clone(), state.last.clone()
+        memory, before, masked = state.conf.clone(), state.free.clone(), state.back.clone()
         conf = torch.where(free, out.conf, state.conf[rows].gather(1, at))
         row, column = (taken | back | (shadow & done[:, None])).nonzero(as_tuple=True)
         pos = at[row, column]
         memory[rows[row], pos] = conf[row, column]
-        seen[rows] = torch.where(done, _FIRST, count)
+        before[rows], masked[rows] = torch.where(done, -1, left), back.sum(1)
         token = torch.where(back, spec.mask_id, token)
         status = torch.where(back, FREE, torch.where(done[:, None], SEALED, DRAFT))
-        return State(memory, seen), Step(rows[row], pos, token[row, column], status[row, column], conf[row, column])
+        return State(memory, before, masked), Step(
+            rows[row], pos, token[row, column], status[row, column], conf[row, column]
+        )
 
 
 def _positions(chosen: Tensor) -> Tensor:
