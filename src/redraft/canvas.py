@@ -81,6 +81,15 @@ def make_canvas(
     )
 
 
+def joined(steps: Sequence[Step]) -> Step:
+    """The ops of several steps that set cells, one after the other; of no steps, one without ops."""
+    if not steps:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return Step(nothing, nothing, nothing, nothing, torch.zeros(0))
+    names = ("row", "pos", "token", "status", "conf")
+    return Step(*(torch.cat([getattr(step, name) for step in steps]) for name in names))
+
+
 def extent(canvas: Canvas) -> Tensor:
     """[B] cells of each row, padding left out."""
     return torch.where(canvas.status != PAD, torch.arange(1, canvas.ids.shape[1] + 1), 0).amax(1)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redraft.canvas import resize
+from redraft.canvas import joined, resize
 from redraft.errors import UserError
 from redraft.length import AnswerLength, Asking, best_lengths, length_request
 from redraft.models.parts.store import KeyValueStore
@@ -382,25 +382,19 @@ def _admit(constraint: Constraint, canvas: Canvas, asks: list[Forward], outs: li
         row, column = row[useful], column[useful]
         sealed = torch.full_like(row, SEALED)
         spare.append(Step(at[0][useful], at[1][useful], out.token[row, column], sealed, out.conf[row, column]))
-    whole = _joined(spare)
+    whole = joined(spare)
     order = whole.conf.sort(descending=True, stable=True).indices
     first = np.unique(whole.row[order].numpy(), return_index=True)[1]
     # Its surest prediction was drawn where only it is written, so it is feasible alone, unless its context was not.
     surest = constraint.admit(canvas, _part(whole, order[torch.from_numpy(first)]))
     if len(surest.row) < len(idle):
         raise RuntimeError("a sampler proposes nothing that the constraint allows")
-    return _joined([kept, surest])
+    return joined([kept, surest])
 
 
 def _part(step: Step, index: Tensor) -> Step:
     """Some of a step's changes."""
     return Step(step.row[index], step.pos[index], step.token[index], step.status[index], step.conf[index])
-
-
-def _joined(steps: list[Step]) -> Step:
-    return Step(
-        *(torch.cat([getattr(step, name) for step in steps]) for name in ("row", "pos", "token", "status", "conf"))
-    )
 
 
 def _bump(counts: Tensor, rows: Tensor | None) -> None:

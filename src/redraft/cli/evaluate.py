@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from redraft.cli import _decoding as how
 from redraft.cli import _training as t
 from redraft.cli._common import Constraint, Device, Json, Seed, constraints, log
 from redraft.cli.generate import Drafter, pair, sampler_name, sampler_options
@@ -35,41 +36,24 @@ def evaluate(
     skip_bad_rows: t.SkipBadRows = False,
     rows: Annotated[int, typer.Option(min=1, help="Most rows to use, drawn from all; the same every time.")] = 500,
     task: Annotated[str | None, typer.Option(help="translation, qa ... Unset: recognised from the data.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to write. Unset: the model's own.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps, for samplers that take them.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="See: redraft models. Unset: the model's own.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
-    ] = None,
+    max_new_tokens: how.MaxNewTokens = None,
+    steps: how.Steps = None,
+    sampler: how.SamplerName = None,
+    option: how.Options = None,
     drafter: Drafter = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="0 takes the likeliest token. Unset: the model's own; 1 for plain text.")
     ] = None,
-    candidates: Annotated[
-        int | None, typer.Option(min=1, help="Output lengths to try; the model keeps the likeliest text.")
-    ] = None,
+    candidates: how.Candidates = None,
     votes: Annotated[
         int,
         typer.Option(min=1, help="Solutions per prompt, of which the majority's answer counts; needs a temperature."),
     ] = 1,
-    length: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|head|search|fixed", help="Where the output length comes from: see docs/choosing.md."
-        ),
-    ] = None,
-    start: Annotated[
-        int | None, typer.Option(min=0, help="Cells to begin with, for models whose texts grow and shrink.")
-    ] = None,
-    cache: Annotated[
-        str | None, typer.Option(help="What passes may reuse; see: redraft models. none: nothing.")
-    ] = None,
-    cache_option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the cache policy; repeat for more.")
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(metavar="float32|bfloat16|int8", help="On CPUs: may be faster, and round.")
-    ] = None,
+    length: how.Length = None,
+    start: how.Start = None,
+    cache: how.Cache = None,
+    cache_option: how.CacheOptions = None,
+    weights: how.WeightsAs = None,
     constraint: Constraint = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts written at a time.")] = 32,
     samples: Annotated[int, typer.Option(min=2, help="Noise draws for the likelihood bound.")] = 4,

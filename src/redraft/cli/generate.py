@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from redraft.cli import _decoding as how
 from redraft.cli._common import Adapter, Constraint, Device, Guidance, Guide, Json, Seed, constraints, screen
 from redraft.errors import UserError
 
@@ -23,12 +24,10 @@ Drafter = Annotated[
 def generate(
     model: Annotated[str, typer.Option(help="A model folder, or a shipped checkpoint (see: redraft models).")],
     prompt: Annotated[str, typer.Option(help="The prompt; - reads it from stdin.")],
-    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to write. Unset: the model's own.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps, for samplers that take them.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="See: redraft models. Unset: the model's own.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
-    ] = None,
+    max_new_tokens: how.MaxNewTokens = None,
+    steps: how.Steps = None,
+    sampler: how.SamplerName = None,
+    option: how.Options = None,
     adapter: Adapter = None,
     drafter: Drafter = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
@@ -36,27 +35,12 @@ def generate(
     top_p: Annotated[
         float | None, typer.Option(min=0, max=1, help="Draw from this much probability; 1 is off.")
     ] = None,
-    candidates: Annotated[
-        int | None, typer.Option(min=1, help="Output lengths to try; the model keeps the likeliest text.")
-    ] = None,
-    length: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|head|search|fixed", help="Where the output length comes from: see docs/choosing.md."
-        ),
-    ] = None,
-    start: Annotated[
-        int | None, typer.Option(min=0, help="Cells to begin with, for models whose texts grow and shrink.")
-    ] = None,
-    cache: Annotated[
-        str | None, typer.Option(help="What passes may reuse; see: redraft models. none: nothing.")
-    ] = None,
-    cache_option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the cache policy; repeat for more.")
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(metavar="float32|bfloat16|int8", help="On CPUs: may be faster, and round.")
-    ] = None,
+    candidates: how.Candidates = None,
+    length: how.Length = None,
+    start: how.Start = None,
+    cache: how.Cache = None,
+    cache_option: how.CacheOptions = None,
+    weights: how.WeightsAs = None,
     constraint: Constraint = None,
     guidance: Guidance = None,
     guide: Guide = None,

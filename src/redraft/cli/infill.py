@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from redraft.cli import _decoding as how
 from redraft.cli._common import Constraint, Device, Json, Seed, constraints
 from redraft.errors import UserError
 
@@ -25,10 +26,8 @@ def infill(
     prefix: Annotated[str, typer.Option(help="What stands before --text, taken as it is.")] = "",
     suffix: Annotated[str, typer.Option(help="What stands after --text, taken as it is.")] = "",
     steps: Annotated[int | None, typer.Option(help="Denoising steps, at most the tokens in holes.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="See: redraft models. Unset: the model's own.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
-    ] = None,
+    sampler: how.SamplerName = None,
+    option: how.Options = None,
     start: Annotated[int | None, typer.Option(min=0, help="Cells a [[?]] begins with, where texts grow.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
     constraint: Constraint = None,

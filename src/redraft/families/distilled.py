@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from redraft.errors import UserError
 from redraft.families.masked import Masked
 from redraft.objectives.distill import Distill
 
@@ -22,10 +21,6 @@ class Distilled(Masked):
     teacher_steps: int = 8  # passes in which the teacher writes an answer
     text: Literal["teacher", "data"] = "teacher"  # whose answers
     order: Literal["confidence", "random"] = "confidence"  # in which the teacher writes
-
-    def __post_init__(self) -> None:
-        if self.autoregressive:
-            raise UserError("family distilled takes no autoregressive loss beside its own.", "Leave it out.")
 
     def objective(self) -> Distill:
         return Distill(

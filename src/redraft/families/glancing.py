@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from redraft.errors import UserError
 from redraft.families.masked import Masked
 from redraft.objectives.glancing import Glancing as Objective
 
@@ -18,10 +17,6 @@ class Glancing(Masked):
 
     ratio: float = 0.5  # tokens shown for each one that is guessed wrong
     share: float = 0.5  # of the rows that are treated so
-
-    def __post_init__(self) -> None:
-        if self.autoregressive:
-            raise UserError("family glancing takes no autoregressive loss beside its own.", "Leave it out.")
 
     def objective(self) -> Objective:
         return Objective(**asdict(super().objective()), ratio=self.ratio, share=self.share)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from redraft.data.tokenizer import Tokenizer
+from redraft.errors import UserError
 from redraft.families._vocabulary import vocabulary
 from redraft.objectives._joint import Joint
 from redraft.objectives.masked import Masked as Objective
@@ -39,6 +40,11 @@ class Masked:
     shift: Literal[0, 1] = 0  # 1: predictions stand one position earlier, as in the autoregressive model it once was
     block: int = 0  # 0: every position sees every other; else those of its own block and of the blocks before it
     autoregressive: float = 0.0  # weight in training of next-token prediction beside it; needs shift 1
+
+    def __post_init__(self) -> None:
+        if self.autoregressive and type(self) is not Masked:
+            name = type(self).__name__.lower()
+            raise UserError(f"family {name} takes no autoregressive loss beside its own.", "Leave it out.")
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         return Spec(

@@ -27,10 +27,6 @@ class Thought(Masked):
     coupled: float = 0.0  # thought by thought: share of rows whose earlier thoughts are noised too
     border: str = ""  # what ends a thought
 
-    def __post_init__(self) -> None:
-        if self.autoregressive:
-            raise UserError("family thought takes no autoregressive loss beside its own.", "Leave it out.")
-
     def spec(self, tokenizer: Tokenizer) -> Spec:
         spec = super().spec(tokenizer)
         if not self.border:

@@ -8,17 +8,17 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from redraft.errors import UserError
 from redraft.models import transformer
 from redraft.models.parts.attention import Attention, Sight, mix, see
-from redraft.models.parts.backbone import Backbone, pick
+from redraft.models.parts.backbone import pick
 from redraft.models.parts.block import Block
 from redraft.models.parts.edits import EditRates
 from redraft.models.parts.mlp import SwiGLU
 from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.positions import rotary_table, rotate
+from redraft.models.parts.readout import Readout
 from redraft.models.parts.store import KeyValueStore, Window
 from redraft.models.parts.time import Modulation, TimeEmbedding
 from redraft.types import Attend, Forward
@@ -190,7 +190,7 @@ class DecoderBlock(Block):
         return x + self._drop(self.cross(self.cross_norm(x), sight.table, sight.memory))
 
 
-class CrossAttention(Backbone):
+class CrossAttention(Readout):
     """The transformer of Vaswani et al. 2017 (arXiv:1706.03762) with today's parts: RoPE, RMSNorm, SwiGLU.
 
     It serves every family: what the decoder sees of itself is decided by the request. A masked decoder over an encoder
@@ -264,24 +264,9 @@ class CrossAttention(Backbone):
         begin, source, answer = split(ask)
         memory = None if begin is None else self.memory(ask, begin, source, answer, store, self.encode)
         sight = self.sight(answer, begin, store, memory)
-        condition = self._condition(ask)
+        condition = self.condition(ask)
         x = self.run(self.embed(answer), sight, condition)
-        x = self.norm(pick(x, answer, self.config.shift))
-        if self.final_modulation is not None and condition is not None:
-            row = (ask.want >= 0).nonzero()[:, 0].to(self.device)
-            shift, scale = self.final_modulation(condition)
-            x = torch.addcmul(shift[row, 0], x, 1 + scale[row, 0])
-        if self.edits is not None:
-            rates: Tensor = self.edits(x, self.embedding.weight)
-            return rates
-        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
-
-    def _condition(self, ask: Forward) -> Tensor | None:
-        if self.time is None:
-            return None
-        if ask.t is None:
-            raise ValueError("this network is conditioned on time, but the request carries no t")
-        return self.time(ask.t.to(self.device))
+        return self.predict(pick(x, answer, self.config.shift), ask, condition)
 
     def sight(
         self, answer: Forward, begin: Tensor | None, store: KeyValueStore | None, memory: Memory | None

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from redraft.errors import UserError
 from redraft.models.parts.attention import Attention, see
-from redraft.models.parts.backbone import Backbone, pick
+from redraft.models.parts.backbone import pick
 from redraft.models.parts.block import Block
 from redraft.models.parts.edits import EditRates
 from redraft.models.parts.mlp import SwiGLU
 from redraft.models.parts.moe import Experts, MixtureOfExperts
 from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.positions import Stretch, rotary_table
+from redraft.models.parts.readout import Readout
 from redraft.models.parts.store import KeyValueStore
 from redraft.models.parts.time import Modulation, TimeEmbedding
 from redraft.types import Forward
@@ -95,7 +95,7 @@ def _block(c: Config, layer: int) -> Block:
     )
 
 
-class Transformer(Backbone):
+class Transformer(Readout):
     """Pre-norm transformer: RoPE, RMSNorm, SwiGLU, grouped-query attention; optional QK norm, adaLN time, experts."""
 
     rotary: Tensor
@@ -146,24 +146,9 @@ class Transformer(Backbone):
         x = self.embed(ask)
         if self.answer is not None and ask.prompt is not None:
             x = x + (ask.streams[1] >= ask.prompt[:, None]).to(self.device)[..., None] * self.answer
-        condition = self._condition(ask)
+        condition = self.condition(ask)
         x = self.run(x, sight, condition)
-        x = self.norm(pick(x, ask, self.config.shift))
-        if self.final_modulation is not None and condition is not None:
-            row = (ask.want >= 0).nonzero()[:, 0].to(self.device)
-            shift, scale = self.final_modulation(condition)
-            x = torch.addcmul(shift[row, 0], x, 1 + scale[row, 0])
-        if self.edits is not None:
-            rates: Tensor = self.edits(x, self.embedding.weight)
-            return rates
-        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
-
-    def _condition(self, ask: Forward) -> Tensor | None:
-        if self.time is None:
-            return None
-        if ask.t is None:
-            raise ValueError("this network is conditioned on time, but the request carries no t")
-        return self.time(ask.t.to(self.device))
+        return self.predict(pick(x, ask, self.config.shift), ask, condition)
 
 
 def _down(mlp: nn.Module) -> list[Tensor]:

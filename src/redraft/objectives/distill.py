@@ -13,7 +13,7 @@ from redraft.errors import UserError
 from redraft.objectives import _noise as noise
 from redraft.objectives import _times as times
 from redraft.objectives._cross_entropy import per_row
-from redraft.objectives.masked import Masked, choose
+from redraft.objectives.masked import Masked, choose, size_of
 from redraft.types import Batch, Forward, LossTerms, Prepared, Spec
 
 
@@ -58,7 +58,7 @@ class Distill(Masked):
         can = noise.noisable(batch, spec)
         t = self.low + (self.high - self.low) * times.continuous(len(can), generator, where)
         count = can.sum(1)
-        size = torch.ceil((1 - schedule.alpha(t)) * count).clamp_(min=1).minimum(count)
+        size = size_of(1 - schedule.alpha(t), count)
         hidden = choose(can, size, generator)
         weight = -schedule.dalpha(t) * count / size.clamp(min=1)
         opened = can if self.text == "teacher" else hidden

@@ -11,7 +11,7 @@ from redraft.errors import UserError
 from redraft.objectives import _times as times
 from redraft.objectives._cross_entropy import check_smoothing, cross_entropy, per_row
 from redraft.objectives._noise import Stretched, noisable
-from redraft.objectives.masked import Masked, choose
+from redraft.objectives.masked import Masked, choose, size_of
 from redraft.types import Batch, Forward, LossTerms, Prepared, Spec
 
 
@@ -75,7 +75,7 @@ class Expand:
             can = _span(can, draw(rows, 2))
         count = can.sum(1)
         share = 1 - Stretched(spec.schedule).alpha(times.continuous(rows, generator, where))
-        hidden = choose(can, torch.ceil(share * count).clamp(min=1).minimum(count), generator)
+        hidden = choose(can, size_of(share, count), generator)
 
         # 2. Which masks are merged into the one before them, and which stand for several.
         chance = draw(rows) * self.merge * (draw(rows) < 0.5)

@@ -86,7 +86,7 @@ class Masked:
             x = Absorbing().corrupt(batch.ids, schedule.alpha(t), can, spec, generator)
             return self.request(batch, spec, can & (x == spec.mask_id), self.rate(spec, t), t)
         count = can.sum(1)
-        hide = torch.ceil((1 - schedule.alpha(t)) * count).clamp_(min=1).minimum(count)
+        hide = size_of(1 - schedule.alpha(t), count)
         weight = -schedule.dalpha(t) * count / hide.clamp(min=1)
         hidden = choose(can, hide, generator)
         if not self.complementary:
@@ -159,6 +159,11 @@ class Masked:
             tokens=prepared.tokens,
             is_bound=(self.low, self.high, self.complementary) == (0.0, 1.0, False),
         )
+
+
+def size_of(share: Tensor, count: Tensor) -> Tensor:
+    """[B] how many of ``count`` [B] positions such a share is: at least one, where there is one."""
+    return torch.ceil(share * count).clamp_(min=1).minimum(count)
 
 
 def choose(can: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:

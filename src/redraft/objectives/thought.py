@@ -11,7 +11,7 @@ from torch import Tensor
 from redraft.errors import UserError
 from redraft.objectives import _noise as noise
 from redraft.objectives import _times as times
-from redraft.objectives.masked import Masked, choose
+from redraft.objectives.masked import Masked, choose, size_of
 from redraft.types import Batch, Forward, Prepared, Spec
 
 
@@ -56,7 +56,7 @@ class Thought(Masked):
             can, later = self._one_thought(batch, can, spec, generator)
         t = self.low + (self.high - self.low) * times.continuous(rows, generator, where)
         count = can.sum(1)
-        size = _size(1 - schedule.alpha(t), count)
+        size = size_of(1 - schedule.alpha(t), count)
         hidden = choose(can, size, generator)
         weight = -schedule.dalpha(t) * count / size.clamp(min=1)
         prepared = self.request(batch, spec, hidden, weight, t)
@@ -64,7 +64,7 @@ class Thought(Masked):
         if self.scheduled:
             u = t + (1 - t) * _uniform(rows, generator, where)
             taken = _uniform(rows, generator, where) < self.scheduled
-            more = choose(can & ~hidden, _size(1 - schedule.alpha(u), count) - size, generator) & taken[:, None]
+            more = choose(can & ~hidden, size_of(1 - schedule.alpha(u), count) - size, generator) & taken[:, None]
             if bool(more.any()):
                 x = yield from _predicted(prepared.ask, x, more, spec)
         return replace(prepared, ask=replace(prepared.ask, x=x))
@@ -95,11 +95,6 @@ def _predicted(ask: Forward, x: Tensor, more: Tensor, spec: Spec) -> Generator[F
     forbidden = torch.tensor(sorted({*spec.forbidden, spec.mask_id}), device=logits.device)
     token = logits.index_fill(1, forbidden, -torch.inf).argmax(-1)
     return x.masked_scatter(more, token.to(x))
-
-
-def _size(share: Tensor, count: Tensor) -> Tensor:
-    """[B] how many of ``count`` [B] positions such a share is: at least one, where there is one."""
-    return torch.ceil(share * count).clamp_(min=1).minimum(count)
 
 
 def _uniform(rows: int, generator: torch.Generator, where: torch.device) -> Tensor:

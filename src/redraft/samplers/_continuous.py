@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redraft.canvas import extent, joined
 from redraft.errors import UserError
 from redraft.noise import gaussian
 from redraft.samplers import _open, _uniform
-from redraft.types import GIVEN, PAD, Canvas, Continuous, Forward, Output, Spec, Step, Vectors
+from redraft.types import GIVEN, Canvas, Continuous, Forward, Output, Spec, Step, Vectors
 
 _BEGIN, _LATER = 1 << 43, 7 << 40  # streams of noise: what vectors begin as, and what is added on the way
 
@@ -35,7 +36,7 @@ def start(canvas: Canvas, spec: Spec, steps: int) -> State:
     if what.ratio > 1:
         inside = canvas.status == GIVEN
         column = torch.arange(canvas.ids.shape[1])
-        closing = (canvas.ids == spec.eos_id) & (column == lengths(canvas)[:, None] - 1)
+        closing = (canvas.ids == spec.eos_id) & (column == extent(canvas)[:, None] - 1)
         if bool((inside & (column >= canvas.prompt[:, None]) & ~closing).any()):
             raise UserError(
                 "a latent model writes whole answers: its vectors hold several tokens each, so none can be given.",
@@ -63,14 +64,9 @@ def continuous(spec: Spec) -> Continuous:
     return spec.continuous
 
 
-def lengths(canvas: Canvas) -> Tensor:
-    """[B] positions of each row."""
-    return torch.where(canvas.status != PAD, torch.arange(1, canvas.ids.shape[1] + 1), 0).amax(1)
-
-
 def vector_counts(canvas: Canvas, what: Continuous) -> Tensor:
     """[B] vectors that the answer of each row takes."""
-    return -(-(lengths(canvas) - canvas.prompt).clamp(min=0) // what.ratio)
+    return -(-(extent(canvas) - canvas.prompt).clamp(min=0) // what.ratio)
 
 
 def log_snr(spec: Spec, turn: Tensor, steps: int) -> Tensor:
@@ -181,8 +177,4 @@ def written(canvas: Canvas, spec: Spec, asks: list[Forward], outs: list[Output],
             parts.append(_open.write(ask, out, ask.want >= 0))
         elif continuous(spec).tokens:
             parts.append(_uniform.draft(ask, out, out.token, canvas.step[ask.rows] + 1 >= steps))
-    if not parts:
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return Step(nothing, nothing, nothing, nothing, torch.zeros(0))
-    names = ("row", "pos", "token", "status", "conf")
-    return Step(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    return joined(parts)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from redraft.canvas import joined
 from redraft.errors import UserError
 from redraft.length import length_request
 from redraft.samplers import _open
@@ -123,11 +124,7 @@ class DraftVerify:
                 steps.append(_verified(canvas, spec, ask, out))
             else:
                 steps.append(_open.write(ask, out, ask.want >= 0, DRAFT))
-        if not steps:
-            nothing = torch.zeros(0, dtype=torch.int64)
-            return state, Step(nothing, nothing, nothing, nothing, nothing.float())
-        names = ("row", "pos", "token", "status", "conf")
-        return state, Step(*(torch.cat([getattr(step, name) for step in steps]) for name in names))
+        return state, joined(steps)
 
 
 def _in_a_row(marked: Tensor, begin: Tensor) -> Tensor:
