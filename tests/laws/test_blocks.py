@@ -21,6 +21,7 @@ from redraft.decode import Loop, Method
 from redraft.errors import UserError
 from redraft.models._lean import Lean
 from redraft.models.parts import streams
+from redraft.models.parts.attention import see
 from redraft.models.transformer import Transformer
 from redraft.objectives import _blocks as blocks
 from redraft.objectives.block import INTERVALS, Block
@@ -120,17 +121,22 @@ def test_flex_attention_equals_the_dense_mask(conditional: bool, size: int, caus
     rows, width = ask.streams[1].shape
     torch.manual_seed(1)
     query, key, value = torch.randn(3, rows, 2, width, 16)
-    dense = F.scaled_dot_product_attention(query, key, value, streams.dense(ask))
-    flex = streams.flex_attention(compiled=False)(query, key, value, block_mask=streams.flex(ask, query.device))
     real = ask.streams[1] >= 0
-    torch.testing.assert_close(flex.transpose(1, 2)[real], dense.transpose(1, 2)[real], rtol=1e-4, atol=1e-5)
+    table = torch.zeros(64, 2, 8)
+    for reach in (None, 2):
+        sight = see(ask, table, None, False, reach)
+        dense = F.scaled_dot_product_attention(query, key, value, (sight.near or sight).mask)
+        mask = streams.flex(ask, query.device, reach)
+        flex = streams.flex_attention(compiled=False)(query, key, value, block_mask=mask)
+        torch.testing.assert_close(flex.transpose(1, 2)[real], dense.transpose(1, 2)[real], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [0, 3])
 @each_kind
 @each_size
-def test_one_pass_equals_a_pass_for_every_block(conditional: bool, size: int) -> None:
+def test_one_pass_equals_a_pass_for_every_block(conditional: bool, size: int, window: int) -> None:
     """What a noisy block predicts beside the clean text is what it predicts when it stands behind that text alone."""
-    net, attend = network(), Attend("block", size)
+    net, attend = network(window=window), Attend("block", size)
     ask = two_streams(conditional, attend, causal=False)
     assert ask.clean is not None
     rows, length = ask.x.shape

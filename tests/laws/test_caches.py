@@ -51,11 +51,11 @@ def request(x: torch.Tensor, lengths: list[int], want: list[list[int]], attend: 
     )
 
 
-@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(("shift", "window"), [(0, 0), (1, 0), (1, 4)])
 @pytest.mark.parametrize(("attend", "isolate"), SIGHTS)
-def test_exact_reuse_equals_recomputing(attend: Attend, isolate: bool, shift: int) -> None:
+def test_exact_reuse_equals_recomputing(attend: Attend, isolate: bool, shift: int, window: int) -> None:
     """A story of growing, changing, shrinking and regrowing rows of different lengths."""
-    net = network(shift=shift)
+    net = network(shift=shift, window=window)
     store, policy = net.store(2, 16), Exact()
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(5, 40, (2, 16), generator=generator)

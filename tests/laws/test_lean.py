@@ -19,6 +19,7 @@ SHAPES = [
     pytest.param({"heads": 4, "kv_heads": 2, "qk_norm": True, "tied": False}, id="grouped-qknorm-untied"),
     pytest.param({"shift": 1, "restart": False}, id="shifted"),
     pytest.param({"qkv_bias": True, "head_dim": 24}, id="biased-wide"),
+    pytest.param({"window": 4, "distant": (1,)}, id="windowed"),
 ]
 SIGHTS = [Attend("full"), Attend("causal"), Attend("block", 3)]
 

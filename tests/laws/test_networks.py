@@ -26,6 +26,7 @@ SHAPES = [
     pytest.param({"heads": 4, "kv_heads": 2, "qk_norm": True, "tied": False}, id="grouped-qknorm-untied"),
     pytest.param({"timed": True}, id="timed"),
     pytest.param({"shift": 1}, id="shifted"),
+    pytest.param({"window": 4, "distant": (1,)}, id="windowed"),
 ]
 
 
@@ -56,6 +57,22 @@ def test_causal_leaks_nothing(shape: dict[str, object]) -> None:
     before, after = net(ask(net, x, Attend("causal"))), net(ask(net, changed, Attend("causal")))
     torch.testing.assert_close(before[:6], after[:6], rtol=0, atol=0)
     assert not torch.allclose(before[7:], after[7:])
+
+
+@pytest.mark.parametrize("attend", [Attend("full"), Attend("causal"), Attend("block", 3)], ids=lambda a: a.kind)
+def test_a_window_is_as_wide_as_it_says(attend: Attend) -> None:
+    """Through one layer, what is ``window`` positions away is not seen; through one without, it is."""
+    x = torch.randint(5, 40, (1, 12))
+    for distant in ((), (0,)):
+        net = network(layers=1, window=4, distant=distant)
+        base = net(ask(net, x, attend))
+        for position in range(12):
+            changed = x.clone()
+            changed[0, position] = (x[0, position] + 3) % 35 + 5
+            moved = (net(ask(net, changed, attend)) - base).abs().amax(1) > 1e-9
+            stage = attend.stage(torch.arange(12)[None], None)[0]
+            near = (torch.arange(12) - position).abs() < 4
+            assert torch.equal(moved, (stage >= stage[position]) & (near if not distant else torch.ones(12) > 0))
 
 
 def test_blocks_see_themselves_and_what_came_before() -> None:

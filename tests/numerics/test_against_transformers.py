@@ -27,6 +27,15 @@ _SMALL = {
 }
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10_000.0}
+_IN_USE = {"use_sliding_window": True, "sliding_window": 6}
+_KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+WINDOWS = [
+    ("Mistral", {"num_key_value_heads": 2, "sliding_window": 6}),
+    ("Mistral", {"num_key_value_heads": 4, "sliding_window": 1, "head_dim": 8}),
+    ("Qwen2", {"num_key_value_heads": 4, **_IN_USE, "max_window_layers": 0}),
+    ("Qwen2", {"num_key_value_heads": 2, **_IN_USE, "max_window_layers": 2}),
+    ("Qwen3", {"num_key_value_heads": 2, **_IN_USE, "layer_types": _KINDS}),
+]
 CASES = [
     ("Llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
     ("Llama", {"num_key_value_heads": 1, "head_dim": 8, "attention_bias": True, "mlp_bias": True}),
@@ -47,6 +56,8 @@ CASES = [
     ("Qwen2", {"num_key_value_heads": 2}),
     ("Qwen2", {"num_key_value_heads": 4, "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}),
     ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16}),
+    ("Mistral", {"num_key_value_heads": 2, "sliding_window": None}),
+    *WINDOWS,
     ("GPT2", {"n_embd": 24, "n_head": 2, "n_layer": 2, "n_positions": 64, "n_inner": 30, "vocab_size": 50}),
     ("Bert", {"num_attention_heads": 2}),
     ("Bert", {"tie_word_embeddings": False, "hidden_act": "relu"}),
@@ -55,8 +66,12 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "more"), CASES, ids=[f"{kind}-{n}" for n, (kind, _) in enumerate(CASES)])
-def test_logits(kind: str, more: dict[str, Any], tmp_path: Path) -> None:
+def named(cases: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+    return [pytest.param(kind, more, id=f"{kind}-{number}") for number, (kind, more) in enumerate(cases)]
+
+
+def make(kind: str, more: dict[str, Any], folder: Path) -> Any:
+    """A tiny random model of theirs, saved in ``folder``."""
     base = {} if kind == "GPT2" else _SMALL
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     special |= {"cls_token_id": 1, "sep_token_id": 2} if kind == "ModernBert" else {}
@@ -66,12 +81,36 @@ def test_logits(kind: str, more: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     for parameter in theirs.parameters():
         parameter.data.normal_(std=0.3)
-    theirs.save_pretrained(tmp_path)
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+@pytest.mark.parametrize(("kind", "more"), named(CASES))
+def test_logits(kind: str, more: dict[str, Any], tmp_path: Path) -> None:
+    theirs = make(kind, more, tmp_path)
     ids = torch.randint(3, 50, (2, 20))
     with torch.no_grad():
         expected = theirs(input_ids=ids).logits
     ours = load(tmp_path, "cpu", mask_id=49 if "Bert" in kind else None)
     torch.testing.assert_close(answers(ours, ids), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "more"), named(WINDOWS))
+def test_windows_of_ragged_prompts_with_a_cache(kind: str, more: dict[str, Any], tmp_path: Path) -> None:
+    """Prompts shorter, as long and longer than the window, and texts that leave it behind: greedy, id for id."""
+    theirs = make(kind, more, tmp_path)
+    prompts = [[3, 4, 5], [6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21]]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        for _ in range(16):  # their own cache counts for nothing here: whole passes
+            with torch.no_grad():
+                ids = torch.cat([ids, theirs(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
+        expected.append(ids[0, len(prompt) :].tolist())
+    ours = load(tmp_path, "cpu")
+    for cache in ("exact", "none"):
+        found = ours.generate(prompts, max_new_tokens=16, ignore_eos=True, cache=cache)
+        assert [text.ids for text in found] == expected
 
 
 def plain(**shape: Any) -> Model:
@@ -89,6 +128,10 @@ def plain(**shape: Any) -> Model:
         ("llama", {}),
         ("llama", {"heads": 4, "kv_heads": 2, "tied": False}),
         ("qwen3", {"qk_norm": True, "head_dim": 12}),
+        ("qwen3", {"qk_norm": True, "window": 6, "layers": 4, "distant": (0, 1)}),
+        ("mistral", {"heads": 4, "kv_heads": 2, "window": 6}),
+        ("qwen2", {"qkv_bias": True, "window": 6, "distant": (0,)}),
+        ("qwen2", {"qkv_bias": True}),
     ],
 )
 def test_plain_autoregressive_models_go_out_and_come_back(to: str, shape: dict[str, Any], tmp_path: Path) -> None:
@@ -116,9 +159,17 @@ def test_what_no_llama_computes_is_not_written_as_one() -> None:
         model = Model.fresh({"name": family}, tokenizer, shape, conditional)
         with pytest.raises(UserError, match=says):
             export("llama", model.network, tokenizer, model.spec, Path("nowhere"), "float32", "")
-    with pytest.raises(UserError, match="qwen3"):
-        model = plain(qk_norm=True)
-        export("llama", model.network, model.tokenizer, model.spec, Path("nowhere"), "float32", "")
+    for to, odd in (
+        ("llama", {"qk_norm": True}),
+        ("llama", {"window": 6}),
+        ("llama", {"qkv_bias": True}),
+        ("mistral", {"window": 6, "distant": (1,)}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+    ):
+        model = plain(**odd)
+        with pytest.raises(UserError, match="can't be written so"):
+            export(to, model.network, model.tokenizer, model.spec, Path("nowhere"), "float32", "")
 
 
 @pytest.mark.parametrize("family", ["autoregressive", "masked"])

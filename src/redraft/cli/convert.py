@@ -16,7 +16,9 @@ def convert(
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
     to: Annotated[
         str,
-        typer.Option(help="redraft, a public format that can hold the model (llama, qwen3), or a family (masked ...)."),
+        typer.Option(
+            help="redraft, a public format that holds the model (llama, qwen3 ...), or a family (masked ...)."
+        ),
     ] = "redraft",
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of that family; repeat for more.")
@@ -46,8 +48,8 @@ def convert(
       redraft convert base-autoregressive runs/start --to masked --option shift=1
 
     redraft's own folders are in the Hugging Face layout: transformers reads them after importing
-    redraft.interop.transformers. Plain autoregressive models can be written as Llama (or, with normalised queries and
-    keys, as Qwen3), which every engine serves.
+    redraft.interop.transformers. Plain autoregressive models can be written as Llama (with normalised queries and keys
+    as Qwen3, with windows as Mistral, with biases of queries, keys and values as Qwen2), which every engine serves.
 
     --adapter folds a LoRA adapter into the weights.
 

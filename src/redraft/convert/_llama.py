@@ -23,18 +23,23 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
 }
+FULL, NEAR = "full_attention", "sliding_attention"
 ROTARY = (".rotary_emb.inv_freq",)  # computed from the configuration, stored by older writers
 
 
 def shape(keys: Keys, mlp_dim: int | None = None, head_dim: int | None = None, **more: Any) -> Config:
     """The keys that Llama, Qwen and their kin have in common; ``more`` are fields that only some have."""
     keys.must("hidden_act", "silu", "swish")
-    keys.silent("attention_dropout", "hidden_dropout", "max_window_layers", "pretraining_tp", "is_causal")
-    windows(keys)
+    keys.silent("attention_dropout", "hidden_dropout", "pretraining_tp", "is_causal")
     theta, stretch = rope(keys)
     length = keys.get("max_position_embeddings", int)
     if stretch is not None and stretch.kind == "yarn":  # some files name the original context alone
         length = max(length, int(stretch.factor * stretch.original))
+    near = more if "window" in more else windows(keys, used=True, first=0, width=0)
+    if near["window"] >= length:
+        more |= {"window": 0, "distant": ()}
+    elif near["window"] and near is not more:
+        raise keys.unsupported("sliding_window", "In this format every layer sees everything.")
     heads = keys.get("num_attention_heads", int)
     return Config(
         vocab_size=keys.get("vocab_size", int),
@@ -54,18 +59,33 @@ def shape(keys: Keys, mlp_dim: int | None = None, head_dim: int | None = None, *
     )
 
 
-def windows(keys: Keys) -> None:
-    """Attention that sees only nearby positions is not here, save where it is no narrower than the context.
+def windows(keys: Keys, used: bool, first: int, width: int) -> dict[str, Any]:
+    """Fields ``window`` and ``distant`` of a shape: how far layers see, and which see everything all the same.
 
+    Args:
+        used, first, width: what holds where the file is silent: are there windows, from which layer on, and how wide.
     Raises:
-        UserError: it is asked for.
+        UserError: layers that should have a window, of which the file doesn't say how wide it is.
     """
-    window = keys.get("sliding_window", int, 0)  # means something only with use_sliding_window
-    if window < keys.get("max_position_embeddings", int):
-        keys.must("use_sliding_window", False)
-    keys.silent("use_sliding_window")
-    if any(kind != "full_attention" for kind in keys.get("layer_types", list, [])):
-        raise keys.unsupported("layer_types", "Only full_attention is.")
+    layers, used = keys.get("num_hidden_layers", int), keys.get("use_sliding_window", bool, used)
+    given = keys.get("sliding_window", int, 0 if "sliding_window" in keys else width)  # null: none
+    window = given if used else 0
+    first = keys.get("max_window_layers", int, first)
+    seeing = distant(keys, [bool(window) and number >= first for number in range(layers)])
+    if len(seeing) == layers:
+        return {"window": 0, "distant": ()}
+    if window < 1:
+        key = "layer_types" if window == 0 else "sliding_window"
+        raise keys.unsupported(key, "The file sets no window: sliding_window, and use_sliding_window in Qwen's.")
+    return {"window": window, "distant": seeing}
+
+
+def distant(keys: Keys, near: list[bool]) -> tuple[int, ...]:
+    """Layers that see everything: those that ``layer_types`` says, else those that are not ``near``."""
+    kinds = keys.get("layer_types", list, [NEAR if one else FULL for one in near])
+    if len(kinds) != len(near) or set(kinds) - {FULL, NEAR}:
+        raise keys.unsupported("layer_types", f"Known: {FULL}, {NEAR}, one for each layer.")
+    return tuple(number for number, kind in enumerate(kinds) if kind == FULL)
 
 
 def rope(keys: Keys, default: float = 10_000.0) -> tuple[float, Stretch | None]:
@@ -208,8 +228,8 @@ def plain(network: Backbone, spec: Spec) -> Config:
     return c
 
 
-def describe(c: Config) -> dict[str, Any]:
-    """The keys that ``shape`` reads."""
+def describe(c: Config, *without: str) -> dict[str, Any]:
+    """The keys that ``shape`` reads, but for those that a format does not know."""
     described = {
         "hidden_act": "silu",
         "vocab_size": c.vocab_size,
@@ -227,6 +247,10 @@ def describe(c: Config) -> dict[str, Any]:
         "rope_scaling": None,
         "is_causal": True,
     }
+    if c.window:
+        kinds = [FULL if number in c.distant else NEAR for number in range(c.layers)]
+        described |= {"use_sliding_window": True, "sliding_window": c.window, "layer_types": kinds}
+        described["max_window_layers"] = kinds.index(NEAR)
     if c.stretch is not None:
         s = c.stretch
         scaling: dict[str, Any] = {"rope_type": s.kind, "factor": s.factor}
@@ -237,4 +261,4 @@ def describe(c: Config) -> dict[str, Any]:
             scaling |= {"beta_slow": s.low, "beta_fast": s.high, "attention_factor": s.size, "truncate": s.whole}
             scaling["original_max_position_embeddings"] = s.original
         described["rope_scaling"] = scaling
-    return described
+    return {key: value for key, value in described.items() if key not in without}

@@ -37,7 +37,11 @@ class Llama:
     @staticmethod
     def write(network: Backbone, spec: Spec) -> tuple[dict[str, Any], Layout]:
         c = _llama.plain(network, spec)
-        if c.qk_norm or c.qkv_bias != c.out_bias:
-            raise UserError("this model can't be written so: Llama has no norm of queries and keys.", "Try --to qwen3.")
+        if c.qk_norm or c.window or c.qkv_bias != c.out_bias:
+            raise UserError(
+                "this model can't be written so: Llama has no norms of queries and keys, no windows, and no biases of "
+                "these alone.",
+                "Try --to qwen3, mistral or qwen2.",
+            )
         names = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": c.mlp_bias}
         return {**names, **_llama.describe(c)}, _llama.layout(c)

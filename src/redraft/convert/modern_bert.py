@@ -6,9 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from redraft import config
-from redraft.convert import Plan
+from redraft.convert import Plan, _llama
 from redraft.convert._keys import Keys
-from redraft.convert._llama import ACTIVATIONS
 from redraft.convert.llada import MASKED
 from redraft.data.vocabulary import Ids
 from redraft.models.modern_bert import Config
@@ -48,8 +47,8 @@ class ModernBert:
             distant=_distant(keys, layers),
             window=keys.get("local_attention", int, 128),
             norm_eps=keys.get("norm_eps", float, 1e-5),
-            activation=keys.choose("hidden_activation", ACTIVATIONS, "gelu"),
-            head_activation=keys.choose("classifier_activation", ACTIVATIONS, "gelu"),
+            activation=keys.choose("hidden_activation", _llama.ACTIVATIONS, "gelu"),
+            head_activation=keys.choose("classifier_activation", _llama.ACTIVATIONS, "gelu"),
             norm_bias=keys.get("norm_bias", bool, False),
             attention_bias=keys.get("attention_bias", bool, False),
             mlp_bias=keys.get("mlp_bias", bool, False),
@@ -64,11 +63,7 @@ class ModernBert:
 def _distant(keys: Keys, layers: int) -> tuple[int, ...]:
     """Layers that see everything: each n-th, or as listed."""
     every = keys.get("global_attn_every_n_layers", int, 3)
-    default = ["sliding_attention" if number % every else "full_attention" for number in range(layers)]
-    kinds = keys.get("layer_types", list, default)
-    if len(kinds) != layers or set(kinds) - {"full_attention", "sliding_attention"}:
-        raise keys.unsupported("layer_types", "Known: full_attention, sliding_attention, one for each layer.")
-    return tuple(number for number, kind in enumerate(kinds) if kind == "full_attention")
+    return _llama.distant(keys, [number % every != 0 for number in range(layers)])
 
 
 def _thetas(keys: Keys) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 from redraft import config
 from redraft.convert import Plan, _llama
 from redraft.convert._keys import Keys
+from redraft.convert.qwen2 import QWEN
 from redraft.data.vocabulary import Ids
 from redraft.errors import UserError
 from redraft.models.parts.backbone import Backbone
@@ -28,7 +29,7 @@ class Qwen3:
     @staticmethod
     def read(keys: Keys, names: Collection[str], ids: Ids) -> Plan:
         bias = keys.get("attention_bias", bool, False)
-        c = _llama.shape(keys, shift=1, qk_norm=True, qkv_bias=bias, out_bias=bias)
+        c = _llama.shape(keys, shift=1, qk_norm=True, qkv_bias=bias, out_bias=bias, **_llama.windows(keys, **QWEN))
         family = {"name": "autoregressive", "isolate_prompt": False}
         return Plan({"name": "transformer", **config.to_mapping(c)}, family, _llama.layout(c))
 

@@ -39,6 +39,8 @@ class Flops:
     and a key it attends to: 4 D a layer (scores and mixture). Per wanted position: 2 D V (the vocabulary). With time
     conditioning, per row and pass: 2 (6 D D layers + 2 D D).
 
+    Layers with a window (``Transformer``) are counted as if they saw everything: an upper bound.
+
     With an encoder, positions of the prompt pass through its layers, and through 2 (2 D Dkv) of each layer of the
     decoder for their keys and values there; the others pass through the decoder, whose layers have 2 (2 D^2) more for
     looking across.

@@ -62,7 +62,7 @@ class Lean:
         x = F.embedding(tokens, net.embedding.weight)
         if net.answer is not None and ask.prompt is not None:
             x = torch.addcmul(x, (pos >= ask.prompt[:, None]).to(x.dtype)[..., None], net.answer)
-        sight = see(ask, self.rotary, store, c.restart)
+        sight = see(ask, self.rotary, store, c.restart, c.reach)
         for layer in self.layers[:-1]:
             x = layer(x, sight)
         x = self.layers[-1](x, sight, lambda y: pick(y, ask, c.shift))
@@ -92,7 +92,7 @@ class Layer:
 
     def __init__(self, block: Any, c: Any, matrix: type[_Matrix]) -> None:
         attention = block.attention
-        self.index, self.eps = attention.layer, c.norm_eps
+        self.index, self.eps, self.near = attention.layer, c.norm_eps, attention.near
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
         turned = self.heads + self.kv_heads
         qkv = (attention.qkv.weight * block.attention_norm.weight).view(-1, self.head_dim, c.dim)
@@ -116,6 +116,7 @@ class Layer:
         picked: Callable[[Tensor], Tensor] | None = None,
         between: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
+        sight = sight.near if self.near and sight.near else sight
         rows, width, _ = x.shape
         qkv = self.qkv(normal(x, self.eps))
         if self.bias is not None:

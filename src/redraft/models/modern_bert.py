@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redraft.errors import UserError
-from redraft.models.parts.attention import Attention, Sight, see
+from redraft.models.parts.attention import Attention, see
 from redraft.models.parts.backbone import Backbone, pick
 from redraft.models.parts.block import Block
 from redraft.models.parts.mlp import Activation, Gated, activate
@@ -79,34 +79,20 @@ class ModernBert(Backbone):
             self.register_buffer(name, rotary_table(c.max_length, c.dim // c.heads, theta), persistent=False)
 
     def _block(self, layer: int) -> Block:
-        c, bias = self.config, self.config.attention_bias
+        c, bias, near = self.config, self.config.attention_bias, layer not in self.config.distant
         return Block(
             nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias)
             if layer
             else nn.Identity(),  # the embedding's is the first
-            Attention(c.dim, c.heads, c.heads, False, 0.0, layer, qkv_bias=bias, out_bias=bias),
+            Attention(c.dim, c.heads, c.heads, False, 0.0, layer, qkv_bias=bias, out_bias=bias, near=near),
             nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias),
             Gated(c.dim, c.hidden, c.activation, c.mlp_bias),
         )
 
     def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
         """Flat logits [N, V] in the order of ``ask.want >= 0``."""
-        far = see(ask, self.distant, store, restart=False)
-        close = self._close(ask, far)
-        x = self.embedding_norm(self.embed(ask))
-        for layer, block in enumerate(self.blocks):
-            x = block(x, far if layer in self.config.distant else close, None)
+        sight = see(ask, self.distant, store, False, self.config.window // 2, self.near)
+        x = self.run(self.embedding_norm(self.embed(ask)), sight)
         x = self.transform(self.final_norm(pick(x, ask, 0)))
         x = self.norm(activate(x, self.config.head_activation))
         return F.linear(x, self.embedding.weight if self.head is None else self.head.weight, self.bias)
-
-    def _close(self, ask: Forward, far: Sight) -> Sight:
-        """The sight of the layers that see only what is nearby; cells of the store stand at their positions."""
-        pos = ask.pos.clamp(min=0).to(self.device)
-        keys = pos[:, None] if far.window is None else torch.arange(far.window.extent, device=self.device)
-        mask = ((pos[:, :, None] - keys).abs() <= self.config.window // 2)[:, None]
-        if far.causal:
-            mask = mask & torch.ones(mask.shape[-2:], dtype=torch.bool, device=self.device).tril()
-        mask = mask if far.mask is None else mask & far.mask
-        itself = torch.eye(*mask.shape[-2:], dtype=torch.bool, device=self.device)  # padding sees something: no NaN
-        return replace(far, table=self.near[pos], mask=mask | itself if far.window is None else mask, causal=False)

@@ -23,7 +23,7 @@ from redraft.models.parts.time import Modulation, TimeEmbedding
 from redraft.types import Forward
 
 _LEAST = {"vocab_size": 1, "dim": 1, "layers": 1, "heads": 1, "kv_heads": 0, "mlp_dim": 0, "max_length": 1}
-_LEAST |= {"head_dim": 0, "rotary_dim": 0}
+_LEAST |= {"head_dim": 0, "rotary_dim": 0, "window": 0}
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Config:
     mlp_bias: bool = False
     head_bias: bool = False
     experts: Experts | None = None  # instead of one MLP a layer
+    window: int = 0  # layers see what is less than so many positions away, but for those in ``distant``; 0: everything
+    distant: tuple[int, ...] = ()
     edits: bool = False  # predicts log-rates of edits (``parts.edits``), and not tokens
 
     encoder_layers = 0  # every layer reads prompt and answer alike
@@ -83,12 +85,18 @@ class Config:
     def hidden(self) -> int:
         return self.mlp_dim or -(-self.dim * 8 // 3 // 32) * 32
 
+    @property
+    def reach(self) -> int | None:
+        """How far layers see that don't see everything (``attention.see``)."""
+        return self.window - 1 if self.window else None
+
 
 def _block(c: Config, layer: int) -> Block:
     sparse = c.experts is not None and layer not in c.experts.dense
+    shape = (c.dim, c.heads, c.key_heads, c.qk_norm, c.norm_eps, layer, c.head_width, c.qkv_bias, c.out_bias)
     return Block(
         RMSNorm(c.dim, c.norm_eps),
-        Attention(c.dim, c.heads, c.key_heads, c.qk_norm, c.norm_eps, layer, c.head_width, c.qkv_bias, c.out_bias),
+        Attention(*shape, near=c.window > 0 and layer not in c.distant),
         RMSNorm(c.dim, c.norm_eps),
         MixtureOfExperts(c.dim, c.experts) if sparse and c.experts else SwiGLU(c.dim, c.hidden, c.mlp_bias),
         Modulation(c.dim, 6) if c.timed else None,
@@ -142,7 +150,7 @@ class Transformer(Readout):
 
     def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
         """Flat logits [N, V] in the order of ``ask.want >= 0``."""
-        sight = see(ask, self.rotary, store, self.config.restart)
+        sight = see(ask, self.rotary, store, self.config.restart, self.config.reach)
         x = self.embed(ask)
         if self.answer is not None and ask.prompt is not None:
             x = x + (ask.streams[1] >= ask.prompt[:, None]).to(self.device)[..., None] * self.answer

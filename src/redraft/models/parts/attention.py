@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Sight:
     store: KeyValueStore | None
     window: Window | None
     blocks: Any = None  # a BlockMask instead of a mask: attention is FlexAttention's
+    near: Sight | None = None  # of the layers that see only what is nearby
 
 
 def place(ask: Forward, restart: bool) -> Tensor:
@@ -36,8 +37,28 @@ def place(ask: Forward, restart: bool) -> Tensor:
     return pos.clamp(min=0)
 
 
-def see(ask: Forward, rotary: Tensor, store: KeyValueStore | None, restart: bool) -> Sight:
-    """Resolve a request's ``Attend`` into the cheapest form attention can take."""
+def see(
+    ask: Forward,
+    rotary: Tensor,
+    store: KeyValueStore | None,
+    restart: bool,
+    reach: int | None = None,
+    near: Tensor | None = None,
+) -> Sight:
+    """Resolve a request's ``Attend`` into the cheapest form attention can take.
+
+    With a ``reach``, some layers see what ``Attend`` shows them up to that many positions away, |i - j| <= reach, and
+    no further: sliding windows. ``near`` is their rotary table, if it is one of their own.
+    """
+    sight = _see(ask, rotary, store, restart)
+    if reach is not None:
+        sight.near = _nearby(ask, sight, reach)
+        if near is not None:
+            sight.near.table = near[place(ask, restart).to(near.device)]
+    return sight
+
+
+def _see(ask: Forward, rotary: Tensor, store: KeyValueStore | None, restart: bool) -> Sight:
     table = rotary[place(ask, restart).to(rotary.device)]
     if ask.clean is not None:
         if rotary.device.type == "cuda":
@@ -60,6 +81,28 @@ def see(ask: Forward, rotary: Tensor, store: KeyValueStore | None, restart: bool
     return Sight(table, mask[:, None].to(rotary.device), False, None, None)
 
 
+def _nearby(ask: Forward, sight: Sight, reach: int) -> Sight:
+    """The same sight, but for what is more than ``reach`` positions away. Padding keeps what it sees: no NaN."""
+    pos = ask.streams[1].int()
+    if int(pos.max()) <= reach:
+        return replace(sight)
+    device = sight.table.device
+    if sight.blocks is not None:
+        return replace(sight, blocks=streams.flex(ask, device, reach))
+    window, mask, keys = sight.window, sight.mask, pos
+    if sight.store is not None:
+        lowest = torch.where(pos < 0, pos.max(), pos).amin(1)
+        window = sight.store.window(ask, (lowest - reach).clamp(min=0))
+        mask, keys = window.mask, torch.arange(window.begin, window.extent, device=pos.device)[None]
+    visible = ((pos[:, :, None] - keys[:, None]).abs() <= reach) | (pos < 0)[:, :, None]
+    if not bool(visible.all()):
+        if sight.causal:
+            visible = visible & torch.ones(visible.shape[1:], dtype=torch.bool, device=pos.device).tril()
+        visible = visible[:, None].to(device)
+        mask = visible if mask is None else mask & visible
+    return replace(sight, mask=mask, causal=sight.causal and mask is None, window=window)
+
+
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(Dh)) v with ``kv_heads`` shared keys (Ainslie et al. 2023, arXiv:2305.13245)."""
 
@@ -74,8 +117,10 @@ class Attention(nn.Module):
         head_dim: int = 0,  # 0: dim / heads
         qkv_bias: bool = False,
         out_bias: bool = False,
+        near: bool = False,  # sees only what is nearby
     ) -> None:
         super().__init__()
+        self.near = near
         self.heads, self.kv_heads, self.head_dim, self.layer = heads, kv_heads, head_dim or dim // heads, layer
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=qkv_bias)
         self.out = nn.Linear(heads * self.head_dim, dim, bias=out_bias)
@@ -83,6 +128,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_dim, eps) if qk_norm else None
 
     def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        sight = sight.near if self.near and sight.near else sight
         rows, width, _ = x.shape
         qkv = self.qkv(x).view(rows, width, -1, self.head_dim)
         both, value = qkv.split([self.heads + self.kv_heads, self.kv_heads], 2)

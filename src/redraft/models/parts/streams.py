@@ -22,6 +22,7 @@ class Marks:
     order: Tensor  # stage by the clean stream's own Attend
     shared: Tensor  # bool: of an isolated prompt, which both streams see
     real: Tensor  # bool: not padding
+    pos: Tensor
 
     def at(self, *index: Any) -> Marks:
         return Marks(*(part[index] for part in vars(self).values()))
@@ -37,7 +38,7 @@ def marks(ask: Forward) -> Marks:
     stage = ask.stage(pos)
     clean = (torch.arange(pos.shape[1], device=pos.device) >= ask.x.shape[1]).expand_as(pos)
     shared = torch.zeros_like(clean) if ask.prompt is None else ~clean & (pos < ask.prompt[:, None])
-    return Marks(clean, stage, ask.clean.attend.stage(pos, ask.prompt), shared, pos >= 0)
+    return Marks(clean, stage, ask.clean.attend.stage(pos, ask.prompt), shared, pos >= 0, pos)
 
 
 def sees(query: Marks, key: Marks) -> Tensor:
@@ -53,8 +54,10 @@ def dense(ask: Forward) -> Tensor:
     return sees(of.at(slice(None), slice(None), None), of.at(slice(None), None, slice(None)))[:, None]
 
 
-def flex(ask: Forward, device: torch.device) -> Any:
+def flex(ask: Forward, device: torch.device, reach: int | None = None) -> Any:
     """The same as a BlockMask of FlexAttention, which skips tiles that nobody sees: about half of them here.
+
+    With a ``reach``, nothing real sees further than that many positions.
 
     Dong et al. 2024, arXiv:2412.05496.
     """
@@ -64,7 +67,10 @@ def flex(ask: Forward, device: torch.device) -> Any:
     rows, width = of.stage.shape
 
     def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return sees(of.at(row, query), of.at(row, key))
+        mine, other = of.at(row, query), of.at(row, key)
+        if reach is None:
+            return sees(mine, other)
+        return sees(mine, other) & (((mine.pos - other.pos).abs() <= reach) | ~mine.real)
 
     return create_block_mask(rule, rows, None, width, width, device=str(device))
 
