@@ -6,14 +6,11 @@ Legend of shapes: ``redraft.types``; S is the number of texts of a ``Language``,
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -261,17 +258,3 @@ def log_probabilities(network: Network, spec: Spec, x: Tensor, start: int = 0) -
     logits = network(ask).double().view(x.shape[0], x.shape[1] - start, -1).clone()
     logits[..., sorted({*spec.forbidden, spec.mask_id})] = -torch.inf
     return logits.log_softmax(-1)
-
-
-def golden(*path: str) -> dict[str, Tensor]:
-    """Recorded values of a public reference: a safetensors file under ``$REDRAFT_PARITY`` (or beside the checkout).
-
-    Skips the test where the file isn't there.
-    """
-    from safetensors.torch import load_file
-
-    root = Path(os.environ.get("REDRAFT_PARITY") or Path(__file__).parents[2] / "shared" / "parity")
-    file = root.joinpath(*path)
-    if not file.is_file():
-        pytest.skip(f"no reference values: {file} (set REDRAFT_PARITY)")
-    return load_file(file)

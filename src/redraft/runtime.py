@@ -81,16 +81,21 @@ def inverse_cdf(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Ten
     scaled = logits.float()
     scaled = (scaled - scaled.amax(1, keepdim=True)) / temperature[:, None].float()  # no overflow near temperature 0
     if bool((top_k > 0).any()) or bool((top_p < 1).any()):
-        value, order = scaled.sort(dim=-1, descending=True, stable=True)
-        rank = torch.arange(scaled.shape[1], device=scaled.device)
-        p = value.softmax(-1)
-        # A token is kept while the mass before it is below top_p; the first always is.
-        drop = (p.cumsum(-1) - p >= top_p[:, None]) & (rank > 0)
-        drop |= (top_k[:, None] > 0) & (rank >= top_k[:, None])
-        scaled = scaled.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
+        scaled = truncate(scaled, top_k, top_p)
     mass = scaled.softmax(-1).double().cumsum(-1)
     drawn = torch.searchsorted(mass, (uniform.double() * mass[:, -1])[:, None], right=True)[:, 0]
     return drawn.clamp(max=logits.shape[1] - 1)
+
+
+def truncate(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """-inf for the tokens of ``logits`` [N, V] that top-k (0: off) and top-p (1: off), [N] each, leave out."""
+    value, order = logits.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(logits.shape[1], device=logits.device)
+    p = value.softmax(-1)
+    # A token is kept while the mass before it is below top_p; the first always is.
+    drop = (p.cumsum(-1) - p >= top_p[:, None]) & (rank > 0)
+    drop |= (top_k[:, None] > 0) & (rank >= top_k[:, None])
+    return logits.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
 
 
 def peak_matmul(

@@ -9,6 +9,7 @@ import torch
 
 from redraft.errors import UserError
 from redraft.noise.schedules.cosine import Cosine
+from redraft.noise.schedules.exponential import Exponential
 from redraft.noise.schedules.geometric import Geometric
 from redraft.noise.schedules.linear import Linear
 from redraft.noise.schedules.polynomial import Polynomial
@@ -23,6 +24,7 @@ SCHEDULES = [find("noise.schedules", name)() for name in names("noise.schedules"
     Polynomial(power=3),
     Geometric(1e-3, 1.0),
     Sigmoid(-2.0, 4.0, 0.9),
+    Exponential(1e-3, 20.0, 1.0),
 ]
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,15 @@ from redraft.cli._common import log
 if TYPE_CHECKING:
     from redraft.parity import Check
 
-_HEAD = ("model", "numbers compared", "largest difference", "tolerance", "texts compared", "equal", "pass")
+_HEAD = (
+    "model",
+    "numbers compared",
+    "largest difference",
+    "of tolerance",
+    "ids and passes compared",
+    "equal",
+    "pass",
+)
 
 
 def compare(root: Path, as_json: bool) -> dict[str, Any]:
@@ -24,29 +33,45 @@ def compare(root: Path, as_json: bool) -> dict[str, Any]:
     for check in run(root):
         checks.append(check)
         if not check.ok:
-            log(f"! {check.model}: {check.what} differs by {check.difference:.3g} (tolerance {check.tolerance})")
+            said = f" {check.note}" if check.note else ""
+            log(f"! {check.model}: {check.what} differs by {check.difference:.3g} (tolerance {check.tolerance}).{said}")
     if not as_json:
         typer.echo(table(checks))
     return {"parity": [asdict(check) for check in checks], "ok": all(check.ok for check in checks)}
 
 
 def table(checks: list[Check]) -> str:
-    """A Markdown table, one row a model."""
+    """A Markdown table, one row a model, and under it what is recorded, but not compared.
+
+    The difference shown is the one that comes closest to its tolerance.
+    """
+    from redraft.parity import IDS, NOTHING
+
     rows = [_HEAD, tuple("---" for _ in _HEAD)]
-    for model in dict.fromkeys(check.model for check in checks):
+    for model in dict.fromkeys(check.model for check in checks if check.tolerance != NOTHING or not check.ok):
         mine = [check for check in checks if check.model == model]
-        numbers = [check for check in mine if check.tolerance != "equal ids"]
-        texts = [check for check in mine if check.tolerance == "equal ids"]
-        worst = max(numbers, key=lambda check: check.difference)
-        kinds = "; ".join(dict.fromkeys(check.what for check in numbers))
-        equal = f"{sum(check.ok for check in texts)} of {len(texts)}" if texts else "elsewhere"
+        numbers = [check for check in mine if check.tolerance not in (IDS, NOTHING)]
+        texts = [check for check in mine if check.tolerance == IDS]
+        worst = max(numbers, key=lambda check: check.used, default=None)
+        difference = (f"{worst.difference:.1e}", f"{worst.used:.0%}") if worst else ("-", "-")
+        kinds = _briefly(check.what for check in numbers)
+        equal = f"{sum(check.ok for check in texts)} of {len(texts)}" if texts else "-"
         groups = "; ".join(dict.fromkeys(check.what.split(",")[0] for check in texts)) or "-"
         passed = "yes" if all(check.ok for check in mine) else "NO"
-        rows.append(
-            (model, kinds, f"{worst.difference:.1e}", worst.tolerance.replace("|", "\\|"), groups, equal, passed)
-        )
+        rows.append((model, kinds, *difference, groups, equal, passed))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     notes = dict.fromkeys(
-        f"{check.model}: {check.note}" for check in checks if check.note and "passes" not in check.note
+        f"- {check.model}, {check.what + ' not compared' if check.tolerance == NOTHING else check.what}: {check.note}"
+        for check in checks
+        if check.note
     )
     return "\n".join([*lines, *(["", *notes] if notes else [])])
+
+
+def _briefly(names: Iterable[str]) -> str:
+    """Each once, and what is said of "x", "x, a" and "x, b" as "x (a, b)"."""
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        first, _, rest = name.partition(", ")
+        found.setdefault(first, []).extend([rest] if rest else [])
+    return "; ".join(f"{first} ({', '.join(rest)})" if rest else first for first, rest in found.items())
