@@ -21,6 +21,7 @@ from redraft.errors import UserError
 from redraft.families import build_family
 from redraft.model import Model
 from redraft.models.parts.backbone import Backbone
+from redraft.models.parts.readout import Readout
 from redraft.registry import find
 from redraft.types import Spec
 
@@ -36,6 +37,8 @@ def become(model: Model, family: Mapping[str, Any]) -> Model:
     - **Mask.** A vocabulary without one gets a token for it, the first id that its tokenizer leaves unused, else a new
       one, whose vectors are the mean of all others; so it is with special tokens that the family needs. A tokenizer
       with a separator and no end of text ends by it (BERT).
+    - **Guesses.** A network that is to be told what it predicted before (``self_condition``) gets a map for it that
+      begins at zero, one that no longer is loses it; within its family it stays as it was, unless given.
     - **Prompt.** Whether it is isolated stays as it was, unless given. A network that knows no isolated prompt gets no
       length head.
 
@@ -48,6 +51,8 @@ def become(model: Model, family: Mapping[str, Any]) -> Model:
     inherited = {"isolate_prompt": isolated, "shift": model.network.config.shift}
     if not isolated:
         inherited["length_head"] = False
+    if given.get("name") == model.family_name:
+        inherited |= {key: getattr(model.family, key) for key in ("self_condition", "guesses") if key in fields}
     table = {**{key: value for key, value in inherited.items() if key in fields}, **given}
     name, built = build_family(table)
     model.check_mask()  # one that was trained with a mask must say which id it is
@@ -60,6 +65,10 @@ def become(model: Model, family: Mapping[str, Any]) -> Model:
     if getattr(network.config, "edits", False) != spec.edits:
         what = "tokens" if spec.edits else "edits"
         raise UserError(f"this network predicts {what}: it can't go on as family '{name}'.", "Train one from scratch.")
+    if getattr(network.config, "guess", False) != (spec.guesses > 0):
+        if not isinstance(network, Readout):
+            raise UserError("this network can't be told what it predicted before.", "Leave out self_condition.")
+        network.listen(spec.guesses > 0)
     _read_at(network, spec.shift, name)
     if tokenizer.vocab_size > network.config.vocab_size:
         _grow(network, tokenizer.vocab_size)

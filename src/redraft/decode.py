@@ -12,6 +12,7 @@ from torch import Tensor
 
 from redraft.canvas import joined, resize
 from redraft.errors import UserError
+from redraft.guesses import Memory
 from redraft.length import AnswerLength, Asking, best_lengths, length_request
 from redraft.models.parts.store import KeyValueStore
 from redraft.runtime import inverse_cdf, keyed_uniform
@@ -100,6 +101,7 @@ class Loop:
     room: tuple[int, int] | None = None  # seats and cells of a store; None: those of the canvas
     watch: Callable[[Forward, Output], None] | None = None  # told of every answer, before it is applied
     _forbidden: Tensor | None = None
+    _memory: Memory | None = None  # of models that are told what they predicted before
 
     def run(self, canvas: Canvas) -> Iterator[Step]:
         """Fill every free position of the canvas, one ``Step`` at a time."""
@@ -109,6 +111,7 @@ class Loop:
         """The loop itself. Whoever drives it must be in inference mode while it runs."""
         sampler = self.method.sampler
         state = sampler.start(canvas, self.spec)
+        self._memory = Memory(canvas, self.spec.guesses) if self.spec.guesses else None
         ending = _Ending(canvas, self.spec.eos_id)
         if self.method.constraint is not None:
             self.method.constraint.start(canvas)
@@ -151,6 +154,10 @@ class Loop:
 
     def answer(self, canvas: Canvas, ask: Forward) -> Turns[Output]:
         """Have one request run: predictions and drawn tokens at the wanted positions."""
+        memory = None if ask.number or ask.net != self.spec.net else self._memory
+        if memory is not None:
+            assert ask.rows is not None
+            ask.guess = memory.of(canvas, ask.rows)
         logits = yield from self._guided(canvas, ask)
         predicts = ask.vectors is not None and ask.vectors.kind == "predict"
         if predicts and self.spec.continuous is not None and not self.spec.continuous.tokens:
@@ -172,6 +179,8 @@ class Loop:
         out.log_z = log_z
         if predicts:
             out.vector = self.networks[ask.net].expected(out.log_p)  # type: ignore[attr-defined]
+        if memory is not None:
+            memory.keep(ask, out)
         if self.watch is not None:
             self.watch(ask, out)
         return out
@@ -337,6 +346,8 @@ class Loop:
         """Rows become copies of their parents; a seat of the store follows its first child, others are copied."""
         for name in ("ids", "status", "step", "nfe", "score", "limit", "gap"):
             setattr(canvas, name, getattr(canvas, name)[parents])
+        if self._memory is not None:
+            self._memory.reorder(parents)
         old, seats = canvas.slot, torch.empty_like(canvas.slot)
         heirs: dict[int, int] = {}
         for row, parent in enumerate(parents.tolist()):

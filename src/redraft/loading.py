@@ -165,7 +165,8 @@ def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
         tokenizer = Vocabulary(configs.build(Ids, described.vocabulary, f"{file} vocabulary"), folder)
     check_vocabulary(network.config, tokenizer, str(file))
     spec = family.spec(tokenizer)
-    if (network.config.shift, network.config.timed) != (spec.shift, spec.timed):
+    made_for = network.config.shift, network.config.timed, getattr(network.config, "guess", False)
+    if made_for != (spec.shift, spec.timed, spec.guesses > 0):
         raise UserError(f"{file}: this network was not made for family '{family_name}' with these options.")
     defaults = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     configs.build(Settings, defaults, str(folder / "generation_config.json"))  # checked here, used later

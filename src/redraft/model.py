@@ -125,6 +125,10 @@ class Model:
             if not hasattr(shape, "edits"):
                 raise UserError(f"this network predicts no edits, and family '{name}' does.", "Take the transformer.")
             shape = replace(shape, edits=True)
+        if spec.guesses:
+            if not hasattr(shape, "guess"):
+                raise UserError("this network can't be told what it predicted before.", "Take the transformer.")
+            shape = replace(shape, guess=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = models.build(shape)

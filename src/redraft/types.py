@@ -95,6 +95,17 @@ class Vectors:
     guess: Tensor | None = None  # [R, Q, Z] what was predicted before: self-conditioning (arXiv:2208.04202)
 
 
+@dataclass(frozen=True)
+class Guess:
+    """What was predicted before at each position of a text: self-conditioning (arXiv:2208.04202) of token networks.
+
+    P: positions of the text, of which a request may run some; K: the likeliest tokens.
+    """
+
+    token: Tensor  # [R, P, K]
+    weight: Tensor  # [R, P, K] their probabilities; 0 where nothing was predicted
+
+
 @dataclass
 class Forward:
     """A request for one pass of a network. Methods ask, the loop answers."""
@@ -122,6 +133,7 @@ class Forward:
     clean: Clean | None = None  # a second stream
     without: Tensor | None = None  # [R, K] ids that may not be drawn in a row, besides the forbidden ones; -1 is none
     vectors: Vectors | None = None  # continuous diffusion: what stands at some positions in place of their tokens
+    guess: Guess | None = None  # of networks that are told what they predicted before (``Spec.guesses``)
 
     def stage(self, pos: Tensor) -> Tensor:
         """Stage of positions ``pos`` [R, K] -> [R, K]; see ``Attend``."""
@@ -265,6 +277,7 @@ class Spec:
     drafter: Spec | None = None  # who drafts for it: another network, or the same one asked in another way
     expand_id: int = -1  # predicted where two masks should stand for one, -1 where the model knows no such token
     delete_id: int = -1  # predicted where a mask stands for nothing
+    guesses: int = 0  # likeliest tokens of its last prediction that the network is told (``Guess``); 0: it isn't
 
     @property
     def grows(self) -> bool:

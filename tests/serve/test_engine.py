@@ -340,7 +340,7 @@ def test_every_field_of_a_request_has_its_place_in_a_pool() -> None:
     from redraft.serve import pool
     from redraft.types import Forward
 
-    known = {*pool._PADDED, *pool._JOINED, *pool._SHARED, *pool._UNREAD, "mask", "vectors"}
+    known = {*pool._PADDED, *pool._JOINED, *pool._SHARED, *pool._UNREAD, "mask", "vectors", "guess"}
     assert {one.name for one in fields(Forward)} <= known
 
 

@@ -51,9 +51,10 @@ def test_a_thought_model_without_its_options_is_a_masked_model(plain: Path, tmp_
 
 THOUGHT = ["family.name=thought", "family.scheduled=0.5", "family.coupled=0.5", "family.border=' '"]
 DISTILLED = ["family.name=distilled", "family.teacher_steps=3"]
+TOLD = ["family.self_condition=0.5"]
 
 
-@pytest.mark.parametrize("options", [THOUGHT, DISTILLED], ids=["thought", "distilled"])
+@pytest.mark.parametrize("options", [THOUGHT, DISTILLED, TOLD], ids=["thought", "distilled", "told"])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(options: list[str], plain: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(TOY, [*SMALL, *options, f"model.from={plain}"])
     whole = train(recipe, tmp_path / "whole", device="cpu")

@@ -210,7 +210,7 @@ class Grounds:
             return load(base, "cpu").parameters
         spec = self.spec(family)
         shape = shape_of(preset, spec.vocab_size, self.study.network)
-        shape = replace(shape, shift=spec.shift, timed=spec.timed, edits=spec.edits)
+        shape = replace(shape, shift=spec.shift, timed=spec.timed, edits=spec.edits, guess=spec.guesses > 0)
         built = build_family(self.family(family))[1]
         return models.parameters(built.shape(shape) if hasattr(built, "shape") else shape)
 

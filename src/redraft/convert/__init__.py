@@ -131,6 +131,8 @@ def export(
     """
     from safetensors.torch import save_file
 
+    if spec.guesses:
+        raise UserError("no public format holds a self-conditioned model.", "Fine-tune it with self_condition = 0.")
     config, layout = find("convert", format_name).write(network, spec)
     special = {f"{key}_token_id": getattr(spec, f"{key}_id") for key in ("pad", "eos") if tokenizer.has(key)}
     if tokenizer.has("bos"):

@@ -21,7 +21,8 @@ class ClassifierFree:
 
     ``scale`` 1 is off and costs nothing, 0 ignores the prompt, above 1 follows it more closely, at two passes instead
     of one. (LLaDA writes w = scale - 1.) Train with ``train.drop_prompt`` (0.1 or so), so that the model knows texts
-    without prompts. The length of an answer, where it is chosen beforehand, is not guided.
+    without prompts. The length of an answer, where it is chosen beforehand, is not guided. Without the prompt, a
+    self-conditioned model isn't told its guess either, which was made with it.
     """
 
     scale: float = 2.0
@@ -38,7 +39,7 @@ class ClassifierFree:
             return [ask]
         assert ask.rows is not None
         inside = (ask.pos >= 0) & (ask.pos < canvas.prompt[ask.rows, None])
-        return [ask, replace(ask, x=without_prompt(ask.x, inside, spec), branch=ask.branch + 1)]
+        return [ask, replace(ask, x=without_prompt(ask.x, inside, spec), branch=ask.branch + 1, guess=None)]
 
     def combine(self, canvas: Canvas, ask: Forward, logits: list[Tensor]) -> Tensor:
         if len(logits) == 1:

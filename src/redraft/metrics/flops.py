@@ -73,5 +73,6 @@ class Flops:
     def _stack(self, queries: int, pairs: int, wanted: int, timed_rows: int, linear: int) -> float:
         c = self.shape
         timed = 2 * c.dim * c.dim * (6 * c.layers + 2) * timed_rows if c.timed else 0
+        told = 2 * c.dim * c.dim * queries if getattr(c, "guess", False) else 0  # what was predicted before
         outputs = c.vocab_size * (2 if getattr(c, "edits", False) else 1)  # rates of insertion and of substitution
-        return float(c.layers * (linear * queries + 4 * c.dim * pairs) + 2 * c.dim * outputs * wanted + timed)
+        return float(c.layers * (linear * queries + 4 * c.dim * pairs) + 2 * c.dim * outputs * wanted + timed + told)

@@ -58,10 +58,9 @@ class Lean:
     def __call__(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
         """Flat logits [N, V] in the order of ``ask.want >= 0``."""
         net, c = self.network, self.config
-        tokens, pos = ask.streams
-        x = F.embedding(tokens, net.embedding.weight)
+        x = net.embed(ask)
         if net.answer is not None and ask.prompt is not None:
-            x = torch.addcmul(x, (pos >= ask.prompt[:, None]).to(x.dtype)[..., None], net.answer)
+            x = torch.addcmul(x, (ask.streams[1] >= ask.prompt[:, None]).to(x.dtype)[..., None], net.answer)
         sight = see(ask, self.rotary, store, c.restart, c.reach)
         for layer in self.layers[:-1]:
             x = layer(x, sight)

@@ -54,7 +54,7 @@ class LeanCross:
         _, pos = answer.streams
         at = (pos if begin is None else pos - begin[:, None]).clamp(min=0)
         turned = Looking(**{**vars(seen), "table": self.rotary[at]})
-        x = F.embedding(answer.streams[0], net.embedding.weight)
+        x = net.embed(answer)
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1
             picked = partial(pick, ask=answer, shift=c.shift) if last else None

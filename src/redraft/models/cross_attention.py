@@ -15,6 +15,7 @@ from redraft.models.parts.attention import Attention, Sight, mix, see
 from redraft.models.parts.backbone import pick
 from redraft.models.parts.block import Block
 from redraft.models.parts.edits import EditRates
+from redraft.models.parts.guess import Guessed
 from redraft.models.parts.mlp import SwiGLU
 from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.positions import rotary_table, rotate
@@ -46,6 +47,7 @@ class Config:
     timed: bool = False  # the decoder is told the time; the encoder's work never depends on it
     shift: int = 0  # the logits of position p stand at p - shift (autoregressive 1)
     edits: bool = False  # predicts log-rates of edits (``parts.edits``), and not tokens
+    guess: bool = False  # is told what it predicted before (``parts.guess``)
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -226,6 +228,7 @@ class CrossAttention(Readout):
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.head = None if c.tied else nn.Linear(c.dim, c.vocab_size, bias=False)
         self.edits = EditRates(c.dim) if c.edits else None
+        self.guess = Guessed(c.dim) if c.guess else None
         self.time = TimeEmbedding(c.dim) if c.timed else None
         self.final_modulation = Modulation(c.dim, 2) if c.timed else None
         table = rotary_table(c.max_length, c.head_width, c.rope_theta)

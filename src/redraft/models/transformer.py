@@ -13,6 +13,7 @@ from redraft.models.parts.attention import Attention, see
 from redraft.models.parts.backbone import pick
 from redraft.models.parts.block import Block
 from redraft.models.parts.edits import EditRates
+from redraft.models.parts.guess import Guessed
 from redraft.models.parts.mlp import SwiGLU
 from redraft.models.parts.moe import Experts, MixtureOfExperts
 from redraft.models.parts.norms import RMSNorm
@@ -55,6 +56,7 @@ class Config:
     window: int = 0  # layers see what is less than so many positions away, but for those in ``distant``; 0: everything
     distant: tuple[int, ...] = ()
     edits: bool = False  # predicts log-rates of edits (``parts.edits``), and not tokens
+    guess: bool = False  # is told what it predicted before (``parts.guess``)
 
     encoder_layers = 0  # every layer reads prompt and answer alike
 
@@ -116,6 +118,7 @@ class Transformer(Readout):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.answer = nn.Parameter(torch.zeros(config.dim)) if config.restart else None  # tells answer from prompt
         self.edits = EditRates(config.dim) if config.edits else None
+        self.guess = Guessed(config.dim) if config.guess else None
         self.head = None if config.tied else nn.Linear(config.dim, config.vocab_size, config.head_bias)
         self.time = TimeEmbedding(config.dim) if config.timed else None
         self.final_modulation = Modulation(config.dim, 2) if config.timed else None

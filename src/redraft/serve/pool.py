@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redraft.decode import Call
-from redraft.types import Forward, Vectors
+from redraft.types import Forward, Guess, Vectors
 
 
 def groups(calls: Sequence[Call], slack: int) -> list[list[int]]:
@@ -62,6 +62,8 @@ def merge(calls: Sequence[Call]) -> Forward:
         made[name] = _join([getattr(ask, name) for ask in asks])
     if asks[0].vectors is not None:
         made["vectors"] = _vectors([ask.vectors for ask in asks if ask.vectors is not None])
+    if asks[0].guess is not None:
+        made["guess"] = _guesses([ask.guess for ask in asks if ask.guess is not None])
     if asks[0].mask is not None:
         made["mask"] = _squares([ask.mask for ask in asks if ask.mask is not None])
     return Forward(**made)
@@ -77,7 +79,7 @@ def split(logits: Tensor, calls: Sequence[Call]) -> list[Tensor]:
 
 def _kind(call: Call) -> Hashable:
     ask = call.ask
-    absent = tuple(getattr(ask, name) is None for name in ("prompt", "t", "read", "cell", "mask", "whole"))
+    absent = tuple(getattr(ask, name) is None for name in ("prompt", "t", "read", "cell", "mask", "whole", "guess"))
     vectors = None if ask.vectors is None else (ask.vectors.kind, ask.vectors.guess is None)
     return ask.net, ask.attend, ask.shift, id(call.store), absent, vectors
 
@@ -108,6 +110,12 @@ def _vectors(parts: Sequence[Vectors]) -> Vectors:
     """Of requests of one kind."""
     laid = {name: _stack([getattr(part, name) for part in parts], 0) for name in ("z", "noisy", "guess")}
     return Vectors(parts[0].kind, **laid)
+
+
+def _guesses(parts: Sequence[Guess]) -> Guess:
+    """Of requests of one model."""
+    laid = {name: _stack([getattr(part, name) for part in parts], 0) for name in ("token", "weight")}
+    return Guess(**laid)  # type: ignore[arg-type] # all of them have both
 
 
 def _join(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -103,7 +103,15 @@ def _start(recipe: Recipe) -> Model:
     """The checkpoint to begin with, as one of the recipe's family."""
     if recipe.model.config:
         raise UserError("[model] has both 'from' and 'config'.", "A checkpoint brings its own shape: drop one.")
-    return become(load_model(recipe.start, device="cpu"), recipe.family)
+    found = load_model(recipe.start, device="cpu")
+    listened = getattr(found.network.config, "guess", False)
+    model = become(found, recipe.family)
+    if recipe.lora is not None and model.spec.guesses and not listened:
+        raise UserError(
+            "an adapter can't teach a model self-conditioning: its new map stands beside the matrices adapted.",
+            "Train all weights: leave out [lora].",
+        )
+    return model
 
 
 def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, conditional: bool) -> Model:

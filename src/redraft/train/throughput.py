@@ -37,6 +37,7 @@ class Arithmetic:
         """Count a transformer: its blocks' attention and mlp, and one projection onto the vocabulary."""
         shape = network.config
         parts = [part for block in network.blocks for part in (block.attention, block.mlp)]
+        parts += [network.guess] if getattr(network, "guess", None) is not None else []
         outputs = shape.vocab_size * (2 if getattr(shape, "edits", False) else 1)  # insertion and substitution
         found = cls(body=_entries(parts), head=outputs * shape.dim, pairs=shape.layers * shape.dim)
         if not isinstance(network, CrossAttention):

@@ -1,6 +1,8 @@
-"""From hidden states to predictions, for networks that may be told the time and may predict edits."""
+"""What networks of tokens share that may be told the time, or what they predicted before, and may predict edits."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -8,19 +10,32 @@ from torch.nn import functional as F
 
 from redraft.models.parts.backbone import Backbone
 from redraft.models.parts.edits import EditRates
+from redraft.models.parts.guess import Guessed
 from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.time import Modulation, TimeEmbedding
 from redraft.types import Forward
 
 
 class Readout(Backbone):
-    """What stands behind the blocks. None where the network has no such part."""
+    """What stands before and behind the blocks. None where the network has no such part."""
 
     norm: RMSNorm
     time: TimeEmbedding | None
     final_modulation: Modulation | None
     edits: EditRates | None
     head: nn.Linear | None  # None: the embedding's own weights
+    guess: Guessed | None
+
+    def listen(self, told: bool) -> None:
+        """From now on, read what was predicted before, by a map that begins at zero; or no more."""
+        if told != self.config.guess:
+            weight = self.embedding.weight
+            self.guess = Guessed(weight.shape[1]).to(weight.device, weight.dtype) if told else None
+            self.config = replace(self.config, guess=told)
+
+    def embed(self, ask: Forward) -> Tensor:
+        x = super().embed(ask)
+        return x if self.guess is None or ask.guess is None else x + self.guess(ask, self.embedding.weight)
 
     def condition(self, ask: Forward) -> Tensor | None:
         """[R, D] of the request's time, for networks that are told it."""
