@@ -174,14 +174,20 @@ def test_drafts_and_blocks_of_many_texts_share_passes(kind: str, folders: dict[s
     assert opened.counts["rows"] > opened.counts["passes"]
 
 
-@pytest.mark.parametrize("family", ["masked", "autoregressive"])
-def test_texts_of_an_encoder_decoder_share_passes(family: str, folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    "family",
+    [{"name": "masked"}, {"name": "autoregressive"}, {"name": "masked", "self_condition": 0.5}],
+    ids=["masked", "autoregressive", "self-conditioned"],
+)
+def test_texts_of_an_encoder_decoder_share_passes(family: dict[str, Any], folders: dict[str, Path]) -> None:
     """Rows that encode their prompts, and rows whose prompts are encoded already, in one pass."""
     tokenizer = load(folders["pairs-masked"], "cpu").tokenizer
-    made = Model.fresh({"name": family}, tokenizer, shape("toy", tokenizer.vocab_size, "cross_attention"), True, 1)
+    made = Model.fresh(family, tokenizer, shape("toy", tokenizer.vocab_size, "cross_attention"), True, 1)
     for parameter in made.network.double().parameters():
         if parameter.ndim == 2:
             parameter.data.mul_(5)
+    if made.spec.guesses:
+        torch.nn.init.normal_(made.network.guess.weight)
     asked = [(prompt, seed, way) for seed, prompt in enumerate(PROMPTS) for way in ways(made)]
     offline = [made.generate(prompt, max_new_tokens=12, seed=seed, **way)[0] for prompt, seed, way in asked]
     opened, heard = Engine(made, Limits(rows=7, queue=200)), Heard()
