@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from redraft import registry
 from redraft.canvas import make_canvas
 from redraft.constraints import _numbers as numbers
-from redraft.constraints import build, build_all
-from redraft.constraints._bytes import Automaton
+from redraft.constraints import build, build_all, satisfied
 from redraft.constraints._regex import from_regex
 from redraft.data.tokenizer import Tokenizer
 from redraft.decode import Loop, Method
@@ -116,25 +115,23 @@ def test_a_pattern_means_what_python_says(pattern: str) -> None:
     for size in range(6):
         for signs in itertools.product("abcxé\n" if size < 4 else "abc", repeat=size):
             text = "".join(signs)
-            assert accepts(automaton, text.encode()) == (judge.fullmatch(text) is not None), text
+            assert automaton.accepts(text.encode()) == (judge.fullmatch(text) is not None), text
 
 
 def test_characters_are_well_formed_utf_8() -> None:
     automaton = from_regex("(?s:.)")
     for code in [*range(0, 0x10000, 61), 0x7F, 0x80, 0x7FF, 0x800, 0xFFFF, *range(0x10000, 0x110000, 4099), 0x10FFFF]:
         if not 0xD800 <= code < 0xE000:
-            assert accepts(automaton, chr(code).encode())
+            assert automaton.accepts(chr(code).encode())
     for broken in (b"\xc0\x80", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xff", b"\x80", b"\xe4\xb8"):
-        assert not accepts(automaton, broken)
+        assert not automaton.accepts(broken)
 
 
-def accepts(automaton: Automaton, text: bytes) -> bool:
-    state = 0
-    for byte in text:
-        state = int(automaton.table[state, byte])
-        if state < 0:
-            return False
-    return bool(automaton.accept[state])
+def test_texts_of_anybody_are_judged_by_all_constraints_and_by_their_tokens() -> None:
+    texts, tokens = ["ab 12", "ab 123", "cd 12", "ab 12", ""], [3, 3, 3, 9, 0]
+    wanted = {"regex": "[a-z]+ [0-9]{2}", "keywords": "ab", "length": "2-5"}
+    assert satisfied(wanted, texts, tokens) == [True, False, False, False, False]
+    assert satisfied({}, texts, tokens) == [True] * 5
 
 
 @given(
@@ -385,6 +382,6 @@ def test_schemas_accept_and_refuse(schema: Any, good: list[str], bad: list[str])
     automaton = kind.automaton()
     for text in good:
         json.loads(text)
-        assert accepts(automaton, text.encode()), text
+        assert automaton.accepts(text.encode()), text
     for text in bad:
-        assert not accepts(automaton, text.encode()), text
+        assert not automaton.accepts(text.encode()), text

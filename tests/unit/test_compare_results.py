@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,13 @@ def test_length_buckets_hold_every_item_once() -> None:
     assert [b["above"] for b in found["buckets"]] == [0, 10, 20]
     assert sum(b["rows"] for b in found["buckets"]) == 80
     assert all(set(b["values"]) == {BEAM.id, MANY.id} for b in found["buckets"])
+
+
+def test_the_report_says_that_one_dropout_for_all_can_favour_a_family() -> None:
+    study = record()
+    study.plan = replace(study.plan, train={"dropout": 0.3, "weight_decay": 0.05})
+    (note,) = (note for note in summarise(study)["caveats"] if "dropout" in note)
+    assert "the same dropout 0.3 and weight decay 0.05" in note and "favour" in note
 
 
 def test_likelihood_says_what_is_a_bound() -> None:

@@ -124,6 +124,46 @@ def test_a_piece_that_fails_is_reported_and_the_rest_stands(
     assert "three steps are refused" in (folder / "out" / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_constraint_is_measured_with_and_without(
+    finished: tuple[Path, dict[str, Any], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chosen settings only, on the same models; nothing that was measured before is touched."""
+    folder, found, _ = finished
+    before = stamps(folder)
+    monkeypatch.setattr(runner, "train", None)  # training again would fail
+    under = runner.run(study(folder, constraint={"regex": "[0-9]+ [a-z ]{3,20}"}), lambda line: None)
+    after = stamps(folder)
+    assert {name: after[name] for name in before} == before
+    assert found["control"] is None and under["complete"]
+    control = under["control"]
+    chosen = {row["id"] for row in under["settings"] if row["chosen"]}
+    assert {row["setting"] for row in control["settings"]} == chosen
+    assert {row["family"] for row in control["settings"]} == {"autoregressive", "masked"}
+    for row in control["settings"]:
+        assert row["valid"]["with"]["value"] == 100 and 0 <= row["valid"]["without"]["value"] <= 100
+        free = next(one for one in under["settings"] if one["id"] == row["setting"])
+        assert row["quality"]["without"]["value"] == free["quality"][under["task"]["primary"]]["value"]
+        assert row["cost"]["difference"] == pytest.approx(
+            row["quality"]["with"]["value"] - row["quality"]["without"]["value"]
+        )
+        assert [s["batch"] for s in row["speed"]] == [1, 4] and all(s["times"]["ratio"] > 0 for s in row["speed"])
+        assert (row["against_baseline"] is None) == (row["setting"] == under["baseline"]["setting"])
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Control" in page and "[0-9]+ [a-z ]{3,20}" in page
+    assert "## Control" in (folder / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_constraint_that_nothing_can_satisfy_is_told_and_the_study_stands(
+    finished: tuple[Path, dict[str, Any], list[str]],
+) -> None:
+    folder, _, _ = finished
+    found = runner.run(study(folder, constraint={"length": "900 characters"}), lambda line: None)
+    assert found["control"]["settings"] == [] and any("constrained" in m["what"] for m in found["missing"])
+    assert found["settings"] and "<h2>Control" not in (folder / "out" / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(UserError):
+        study(folder, constraint={"regex": "("})
+
+
 def test_too_little_data_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(rows(4), encoding="utf-8")
     with pytest.raises(UserError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redraft.cli import _training as t
-from redraft.cli._common import Device, Json, listed, log
+from redraft.cli._common import Constraint, Device, Json, constraints, listed, log
 from redraft.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def compare(
     task: Annotated[str | None, typer.Option(help="translation, qa ... Unset: recognised from the data.")] = None,
     margin: Annotated[float | None, typer.Option(min=0, help="Largest difference that doesn't matter.")] = None,
     test_rows: Annotated[int | None, typer.Option(min=2, help="Most test rows.")] = None,
+    constraint: Constraint = None,
     price_per_hour: Annotated[float | None, typer.Option(min=0, help="Of this machine, for cost.")] = None,
     rival_endpoint: Annotated[
         str | None,
@@ -82,7 +83,8 @@ def compare(
         --rival-endpoint https://api.example.com/v1 --rival-model small --rival-option price_out=0.6
 
     Every family gets the same budget; quality, latency, compute and memory are measured. Without a budget the study
-    is planned to end within ten minutes. OUT gets report.html, report.md and results.json.
+    is planned to end within ten minutes. With --constraint the chosen settings also write under it: how many texts are
+    valid with and without, and what that costs. OUT gets report.html, report.md and results.json.
     """
     from redraft import config
 
@@ -119,6 +121,7 @@ def compare(
         task=task,
         margin=margin,
         test_rows=test_rows,
+        constraint=constraints(constraint) or None,
         price_per_hour=price_per_hour,
         rival=rival,
         train=training or None,

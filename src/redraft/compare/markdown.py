@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redraft.compare.plan import clock
-from redraft.compare.units import Results, by_family, memory, primary, probability, quantity, seconds
+from redraft.compare.units import Results, by_family, memory, primary, probability, quantity, seconds, shortened
 from redraft.compare.verdict import signed
 
 
@@ -35,6 +35,8 @@ def markdown(found: Results) -> str:
         rows.append([floor["name"], *values, "", "floor", ""])
     parts += [f"## Quality (margin ±{task['margin']:g} {primary(found)})", "", *_table(head, rows), ""]
     parts += ["## Speed, compute and memory", "", *_speed_lines(found), ""]
+    if found.get("control"):
+        parts += ["## Control", "", *_control_lines(found), ""]
     if found.get("rival"):
         parts += ["## Against a service", "", *_rival_lines(found), ""]
     parts += ["## Training", "", *_training_lines(found), ""]
@@ -77,6 +79,33 @@ def _speed_lines(found: Results) -> list[str]:
             line += ["" if cost is None else f"{cost:.3g}"]
         lines.append(line)
     return _table(head, lines)
+
+
+def _control_lines(found: Results) -> list[str]:
+    control, name = found["control"], primary(found)
+    lines = [f"Constraint: {kind} `{shortened(text)}`" for kind, text in control["constraint"].items()]
+    sizes = sorted({s["batch"] for row in control["settings"] for s in row["speed"]})
+    head = ["setting", "valid % without", "valid % with", f"{name} without", f"{name} with", "difference (95 %)"]
+    head += ["against the baseline, both constrained (95 %)", "verdict", "passes with"]
+    head += [f"p50 with, batch {batch} (times without)" for batch in sizes]
+    rows = []
+    for row in control["settings"]:
+        line = [row["label"]]
+        line += [_plain_interval(row[what][how]) for what in ("valid", "quality") for how in ("without", "with")]
+        against = row["against_baseline"]
+        line += [_moved(row["cost"]), _moved(against)]
+        line += ["" if against is None else "void" if found["verdict"]["void"] else against["verdict"]]
+        line.append(f"{row['nfe']['with']:.1f}")
+        timed = {s["batch"]: s for s in row["speed"]}
+        line += [f"{seconds(s['p50'])} ({s['times']['ratio']:.2f}x)" if s else "" for s in map(timed.get, sizes)]
+        rows.append(line)
+    return [*lines, "", *_table(head, rows)]
+
+
+def _moved(tested: Mapping[str, Any] | None) -> str:
+    if tested is None:
+        return ""
+    return f"{signed(tested['difference'])} ({signed(tested['low'])} to {signed(tested['high'])})"
 
 
 def _rival_lines(found: Results) -> list[str]:

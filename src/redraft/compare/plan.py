@@ -22,6 +22,7 @@ SLACK = 0.85  # share of the minutes that is planned for: machines are not as st
 FEWEST_TEST, FEWEST_VALIDATION = 100, 50
 FEWEST_TOKENS = 10_000  # of training: below this there is nothing to compare
 REPORTING = 8.0  # seconds of scoring and writing
+CONSTRAINED = 1.5  # seconds with a constraint for each one without, roughly
 
 Probe = Callable[[str, str], tuple[float, Model]]
 Table = Callable[[int], dict[str, Any]]
@@ -173,7 +174,10 @@ class Costs:
         calls = plan.timed_calls + 1
         texts = sum(self.batch[s.id] * batches for s in plan.settings)
         race = sum(calls * (self.single[s.id] * (1 in study.batch_sizes) + self.batch[s.id]) for s in plan.settings)
-        return texts + race + REPORTING
+        again = 0.0
+        if study.constraint:  # two settings a family write the test items once more, and are timed in both ways
+            again = CONSTRAINED * 2 * len(study.families) * (texts + race) / max(1, len(plan.settings))
+        return texts + race + again + REPORTING
 
 
 def within(plan: Plan, study: Study, costs: Costs, seconds: float) -> Plan:

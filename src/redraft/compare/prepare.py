@@ -181,6 +181,7 @@ class Grounds:
         if tokens:
             return draft
         fields = {k: v for k, v in dataclasses.asdict(study).items() if k not in ("out", "price_per_hour")}
+        fields = {k: v for k, v in fields.items() if v or k != "constraint"}  # plans made before there was one
         key = {"kind": "plan", "study": fields, "data": self.sha, "draft": dataclasses.asdict(draft)}
         if (found := cells.get(key)) is None:
             tell("measuring this machine")

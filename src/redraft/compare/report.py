@@ -23,6 +23,7 @@ from redraft.compare.units import (
     probability,
     quantity,
     seconds,
+    shortened,
 )
 from redraft.compare.verdict import signed
 
@@ -48,7 +49,20 @@ _TONES = {
 def html(found: Results) -> str:
     """One self-contained page."""
     style = files("redraft.compare").joinpath("report.css").read_text(encoding="utf-8")
-    sections = (_header, _verdict, _tiles, _pareto, _quality, _speed, _rival, _lengths, _samples, _training, _method)
+    sections = (
+        _header,
+        _verdict,
+        _tiles,
+        _pareto,
+        _quality,
+        _speed,
+        _control,
+        _rival,
+        _lengths,
+        _samples,
+        _training,
+        _method,
+    )
     body = "\n".join(text for section in sections if (text := section(found)))
     title = escape(f"redraft: {' or '.join(found['study']['families'])}?")
     return (
@@ -243,6 +257,45 @@ def _timed(speed: Row | None, priced: bool) -> list[str]:
     ratio = f"{up['ratio']:.2f}x <small>{up['low']:.2f} to {up['high']:.2f}</small>" if up else ""
     cells = [f"{seconds(speed['p50'])}, {seconds(speed['p95'])}", f"{speed['tokens_per_second']:,.0f}", ratio]
     return cells + (["" if cost is None else f"{cost:.3g}"] if priced else [])
+
+
+def _control(found: Results) -> str:
+    """The chosen settings under the study's constraint, and without it."""
+    control = found.get("control")
+    if not control:
+        return ""
+    wanted = "; ".join(f"{kind} {shortened(text)}" for kind, text in control["constraint"].items())
+    lead = (
+        f"The settings that validation chose, with the constraint {wanted} and without it. Valid is the share of texts "
+        "that satisfy it, checked on the finished text. The difference is what the constraint does to quality, "
+        "positive where it helps; beside it, the family against the baseline, both constrained."
+    )
+    sizes = sorted({s["batch"] for row in control["settings"] for s in row["speed"]})
+    name = primary(found)
+    head = ["setting", "valid\nwithout", "valid\nwith", f"{name}\nwithout", f"{name}\nwith", "difference, 95 %"]
+    head += ["against the\nbaseline, 95 %", "", *(f"p50, batch {batch}\nand times without" for batch in sizes)]
+    body = []
+    for row in control["settings"]:
+        cells = [_spot(found, row["family"], row["label"])]
+        cells += [_spanned(row[what][how]) for what in ("valid", "quality") for how in ("without", "with")]
+        cells += [_moved(row["cost"]), _moved(row["against_baseline"])]
+        cells.append(_badge(_word(found, row["against_baseline"])) if row["against_baseline"] else "")
+        timed = {s["batch"]: s for s in row["speed"]}
+        cells += [
+            f"{seconds(s['p50'])} <small>{s['times']['ratio']:.2f}x</small>" if s else "" for s in map(timed.get, sizes)
+        ]
+        body.append(("first" if row["setting"] == found["baseline"]["setting"] else "", cells))
+    return _section("Control", lead, _table(head, body)) if body else ""
+
+
+def _spanned(value: Row) -> str:
+    return f"{value['value']:.1f} <small>{value['low']:.1f} to {value['high']:.1f}</small>"
+
+
+def _moved(tested: Row | None) -> str:
+    if tested is None:
+        return ""
+    return f"{signed(tested['difference'])} <small>{signed(tested['low'])} to {signed(tested['high'])}</small>"
 
 
 def _rival(found: Results) -> str:

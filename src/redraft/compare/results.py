@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from redraft import __version__, models
-from redraft.compare import rival, stats, verdict
+from redraft.compare import control, rival, stats, verdict
 from redraft.compare.material import Item, score
 from redraft.compare.plan import Plan
 from redraft.compare.study import Setting, Study
@@ -25,6 +25,7 @@ from redraft.metrics.cost import Cost
 from redraft.metrics.flops import Flops
 from redraft.metrics.speed import Speed, ratio_interval
 from redraft.tasks import Choice
+from redraft.train.recipe import TrainTable
 
 SCHEMA = "redraft.compare/1"
 BUCKETS = (0, 10, 20, 40, 80, 160)  # reference tokens
@@ -153,6 +154,7 @@ def summarise(record: Record) -> dict[str, Any]:
         "references": _references(record),
         "samples": _samples(record, chosen),
         "rival": rival.summary(record, chosen),
+        "control": control.summary(record, chosen),
     }
     found["verdict"] = _verdict(record, found, chosen, void)
     found["caveats"] = _caveats(record, found)
@@ -472,6 +474,8 @@ def _caveats(record: Record, found: dict[str, Any]) -> list[str]:
             f"{ngram['order']}-gram model of the targets alone ({ngram['bits_per_byte']:.2f}): the models are far from "
             "trained out."
         )
+    if record.of("train"):
+        notes.append(_regularised(record))
     if study.bases:
         notes.append("Fine-tuned from checkpoints: the verdict holds for these starting points.")
     runs = found["training"]
@@ -490,6 +494,18 @@ def _caveats(record: Record, found: dict[str, Any]) -> list[str]:
     if record.missing:
         notes.append(f"Pieces of the study are missing ({len(record.missing)}); see the list at the end.")
     return notes
+
+
+def _regularised(record: Record) -> str:
+    """Dropout and weight decay, of which families do not want alike much."""
+    table = record.of("train")[0].get("recipe", {}).get("train") or record.plan.train
+    used = (
+        f"dropout {table.get('dropout', 0.0):g} and weight decay {table.get('weight_decay', TrainTable.weight_decay):g}"
+    )
+    return (
+        f"All families were trained with the same {used}. That choice can favour one of them: on little data "
+        "autoregressive models usually want more of it than diffusion models, whose noise regularises already."
+    )
 
 
 def _still_falling(points: list[dict[str, Any]]) -> bool:

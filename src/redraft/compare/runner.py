@@ -15,8 +15,9 @@ import torch
 
 from redraft import runtime
 from redraft.compare import floors, markdown, material, plan, report, results, rival
+from redraft.compare.control import Controlled
 from redraft.compare.material import Item, Material
-from redraft.compare.measure import machine, race, write_texts
+from redraft.compare.measure import Decoding, machine, race, write_texts
 from redraft.compare.plan import Plan
 from redraft.compare.prepare import Grounds, minutes_end
 from redraft.compare.study import Cells, Setting, Study, digest
@@ -61,9 +62,12 @@ def run(study: Study, tell: Tell, command: str = "") -> dict[str, Any]:
     for batch in study.batch_sizes:
         job.race(batch)
     chosen, others = job.split_settings()
-    for part, optional in ((chosen, False), (others, True)):
-        for seed in job.seeds:
-            job.texts("test", part, seed, optional=optional)
+    for seed in job.seeds:
+        job.texts("test", chosen, seed)
+    if study.constraint:
+        job.control(chosen)
+    for seed in job.seeds:
+        job.texts("test", others, seed, optional=True)
     job.rival()
     found = results.summarise(job.record(command))
     job.write(found)
@@ -240,6 +244,39 @@ class Job:
             return {"entries": entries, "device": str(self.device), "threads": torch.get_num_threads()}
 
         self._cell(key, f"timing at batch {batch}", work)
+
+    def control(self, chosen: Sequence[Setting]) -> None:
+        """Let the chosen settings write the test items once more under the study's constraint, and time both ways."""
+        prompts, most, wanted = [item.prompt for item in self.test], max(self.study.batch_sizes), self.study.constraint
+        key: dict[str, Any] = {"constraint": wanted, "new_tokens": self.plan.new_tokens, "items": digest(prompts)}
+        able: list[Setting] = []
+        for seed in self.seeds:
+            for setting in chosen:
+                if not self._trained(setting.family, seed):
+                    continue
+
+                def work(setting: Setting = setting, seed: int = seed) -> dict[str, Any]:
+                    model = self.model(setting.family, seed)
+                    return write_texts(model, prompts, Controlled(setting, wanted), self.plan.new_tokens, most)
+
+                own = {"kind": "control", **self._model_key(setting.family, seed), **key}
+                label = f"constrained: {setting.label}, seed {seed}"
+                value = self._cell({**own, "setting": dataclasses.asdict(setting)}, label, work, {"id": setting.id})
+                able += [setting] if value is not None and seed == self.seeds[0] else []
+        for batch in self.study.batch_sizes if able else ():
+            own = {"kind": "control_race", "batch": batch, "calls": self.plan.timed_calls, **key}
+            own["models"] = [self._model_key(family, self.seeds[0]) for family in self.study.families]
+            own["settings"] = [dataclasses.asdict(setting) for setting in able]
+
+            def timed(batch: int = batch) -> dict[str, Any]:
+                models = [self.model(setting.family, self.seeds[0]) for setting in able]
+                ways: list[tuple[Model, Decoding]] = list(zip(models, able, strict=True))
+                ways += [(model, Controlled(s, wanted)) for model, s in zip(models, able, strict=True)]
+                share = RACE_SHARE * (self.deadline - time.monotonic())
+                until = time.monotonic() + share
+                return {"entries": race(ways, prompts, batch, self.plan.timed_calls, self.plan.new_tokens, until)}
+
+            self._cell(own, f"timing under the constraint at batch {batch}", timed)
 
     def rival(self) -> None:
         """Ask the service that the study names, if any, for the test items."""

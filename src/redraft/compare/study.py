@@ -53,6 +53,7 @@ class Study:
     blocks: tuple[int, ...] = (0,)
     candidates: tuple[int, ...] = (1, 4)  # output lengths tried, for families that predict the length
     max_new_tokens: int = 0
+    constraint: dict[str, str] = field(default_factory=dict)  # kind -> text: chosen settings are also measured under it
 
     task: str | None = None
     margin: float = 0.0  # largest difference that doesn't matter, in units of the task's first metric
@@ -81,6 +82,8 @@ class Study:
         for name in ("budget_tokens", "passes", "minutes", "margin", "price_per_hour"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} = {getattr(self, name)} can't be negative.")
+        for kind, text in self.constraint.items():
+            find("constraints", kind).of(text).automaton()  # a mistake in it shows now, not after training
         for name in (*self.family_options, *self.bases):
             if name not in self.families:
                 raise UserError(f"options for the family '{name}', which is not compared.")

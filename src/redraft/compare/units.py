@@ -42,6 +42,12 @@ def memory(value: int | None) -> str:
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """A text on one line, its middle left out where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+
+
 def probability(value: float) -> str:
     """A p-value, not more exact than it is."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,23 @@ def build_all(wanted: Mapping[str, Any], tokenizer: Tokenizer) -> Constrained:
     bounds = [kind.most for kind in kinds if kind.most >= 0]
     automaton = _compiled(tokenizer, tuple(kinds))
     return Constrained(automaton, tokenizer.eos_id, tokenizer.mask_id, least, min(bounds, default=-1))
+
+
+def satisfied(wanted: Mapping[str, Any], texts: Sequence[str], tokens: Sequence[int]) -> list[bool]:
+    """Which texts, of so many ``tokens`` each, satisfy all of several constraints, whoever wrote them.
+
+    Raises:
+        UserError: as ``build``.
+    """
+    from redraft.registry import find
+
+    kinds: list[Kind] = [find("constraints", name).of(value) for name, value in wanted.items()]
+    languages = [automaton for kind in kinds if (automaton := kind.automaton()) is not None]
+    return [
+        all(kind.least <= count and (kind.most < 0 or count <= kind.most) for kind in kinds)
+        and all(language.accepts(text.encode()) for language in languages)
+        for text, count in zip(texts, tokens, strict=True)
+    ]
 
 
 @lru_cache(maxsize=64)

@@ -27,6 +27,15 @@ class Automaton:
     def states(self) -> int:
         return len(self.table)
 
+    def accepts(self, text: bytes) -> bool:
+        """Is this text in the language?"""
+        state = 0
+        for byte in text:
+            state = int(self.table[state, byte])
+            if state < 0:
+                return False
+        return bool(self.accept[state])
+
 
 def anything() -> Automaton:
     """All texts."""
