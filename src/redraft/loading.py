@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from redraft import adapters, models, runtime, weights
+from redraft import adapters, hub, models, runtime, weights
 from redraft import config as configs
 from redraft.errors import UserError, suggest
 from redraft.families import build_family
@@ -44,28 +44,8 @@ def resolve(name_or_path: str | Path) -> Path:
     if path.is_dir():
         raise UserError(f"'{path}' has no config.json: it is no model folder.")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)) and not path.parent.exists():
-        return _from_hub(str(name_or_path))
+        return hub.pull(str(name_or_path))
     raise UserError(f"unknown model '{name_or_path}'.", suggest(str(name_or_path), known))
-
-
-def _from_hub(name: str) -> Path:
-    """A snapshot of a repository of the Hugging Face hub, from its cache where it is there already.
-
-    Raises:
-        UserError: no such repository, or it can't be reached.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"'{name}' is neither a folder nor a model that the Hugging Face hub gave: {reason}",
-            "Check the name and the network, or give the path of a folder.",
-        ) from None
 
 
 def load(

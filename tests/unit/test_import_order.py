@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "redraft"
 # pairs in APART.
 TIERS = [
     {"errors", "types"},
-    {"registry", "config", "runtime", "files"},
+    {"registry", "config", "runtime", "files", "hub"},
     {"data", "noise", "models", "weights"},
     {
         "presets",

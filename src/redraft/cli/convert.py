@@ -61,6 +61,7 @@ def convert(
     import torch
 
     import redraft
+    from redraft import hub
     from redraft.config import parse_options
     from redraft.convert import export, writable
     from redraft.registry import names
@@ -75,6 +76,8 @@ def convert(
         raise UserError("--option is for the fields of a family.", "For example --to masked --option shift=0.")
     if to in writable() and storage == "int8":
         raise UserError(f"the format '{to}' has no int8 weights.", "Take float32 or bfloat16.")
+    if push_to_hub is not None:
+        hub.check_push(push_to_hub)
     dtype = torch.bfloat16 if storage == "bfloat16" else torch.float32
     model = redraft.load(source, device, dtype, mask_id, adapter)
     card = f"# {target.name}\n\nMade from `{source}` by `redraft convert`.\n"
@@ -87,7 +90,7 @@ def convert(
     else:
         export(to, model.network, model.tokenizer, model.spec, target, storage, card)
     if push_to_hub is not None:
-        _push(target, push_to_hub)
+        hub.push(target, push_to_hub)
     if not as_json:
         log(f"{model.parameters / 1e6:.1f}M parameters, family {model.family_name}: {target}")
     size = sum(path.stat().st_size for path in target.iterdir())
@@ -101,17 +104,3 @@ def convert(
         "megabytes": round(size / 1e6, 2),
         "pushed_to": push_to_hub,
     }
-
-
-def _push(folder: Path, name: str) -> None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        api = HfApi()
-        api.create_repo(name, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=name)
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(
-            f"the hub did not take '{name}': {str(error).splitlines()[0]}", "Log in: hf auth login."
-        ) from None
