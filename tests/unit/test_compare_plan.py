@@ -99,6 +99,12 @@ def test_more_seeds_get_fewer_tokens_each() -> None:
     assert measured(1e10, seeds=3).tokens == pytest.approx(measured(1e10).tokens / 3, rel=0.05)
 
 
+def test_dropouts_to_try_share_the_minutes_and_a_constraint_takes_its_part_of_decoding() -> None:
+    assert measured(1e10, dropouts=(0.1, 0.3)).tokens == pytest.approx(measured(1e10).tokens / 2, rel=0.05)
+    free, bound = (costs(0.1).of(DRAFT, replace(STUDY, constraint=c)) for c in ({}, {"length": "1-5"}))
+    assert bound > free
+
+
 def test_too_little_time_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(UserError, match="--minutes"):
         measured(1e6, minutes=0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from redraft.compare import runner
 from redraft.compare.study import Study
 from redraft.errors import UserError
+from redraft.loading import load
 
 WORDS = {"one": "eins", "two": "zwei", "red": "rot", "dog": "Hund", "sees": "sieht", "house": "Haus"}
 
@@ -162,6 +164,44 @@ def test_a_constraint_that_nothing_can_satisfy_is_told_and_the_study_stands(
     assert found["settings"] and "<h2>Control" not in (folder / "out" / "report.html").read_text(encoding="utf-8")
     with pytest.raises(UserError):
         study(folder, constraint={"regex": "("})
+
+
+def test_of_several_dropouts_each_family_keeps_its_best_on_validation_rows(
+    finished: tuple[Path, dict[str, Any], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What validation says is made up here: autoregressive is better at 0.3, masked at 0.0."""
+    (tmp_path / "mine.jsonl").write_text(rows(160), encoding="utf-8")
+    real, loaded = runner.train, []
+
+    def trained(recipe: Any, folder: Path, **rest: Any) -> Any:
+        result = real(recipe, folder, **rest)
+        assert result.validation is not None
+        good = recipe.train.dropout == {"autoregressive": 0.3, "masked": 0.0}[recipe.family["name"]]
+        return replace(result, validation={**result.validation, "bits_per_byte": 1.0 if good else 2.0})
+
+    def watched(folder: Path, device: str) -> Any:
+        loaded.append(folder.name)
+        return load(folder, device)
+
+    monkeypatch.setattr(runner, "train", trained)
+    monkeypatch.setattr(runner, "load", watched)
+    found = runner.run(study(tmp_path, dropouts=(0.0, 0.3)), lambda line: None)
+    assert found["complete"] and len(found["training"]) == 4
+    kept = {run["family"]: run for run in found["training"] if run["kept"]}
+    assert {name: run["dropout"] for name, run in kept.items()} == {"autoregressive": 0.3, "masked": 0.0}
+    assert set(loaded) == {Path(run["model"]).name for run in kept.values()}  # the others write nothing
+    (note,) = (note for note in found["caveats"] if "dropout" in note)
+    total = sum(run["tokens"] for run in found["training"])
+    assert f"{total:,} in all" in note and "autoregressive 0.3, masked 0" in note
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert text.count("(not kept)") == 2
+    monkeypatch.setattr(runner, "train", None)
+    again = runner.run(study(tmp_path, dropouts=(0.0, 0.3)), lambda line: None)
+    assert again["settings"] == found["settings"]
+    with pytest.raises(UserError, match="twice"):
+        study(tmp_path, dropouts=(0.1,), train={"dropout": 0.2})
+    with pytest.raises(UserError, match="different numbers"):
+        study(tmp_path, dropouts=(0.1, 1.0))
 
 
 def test_too_little_data_is_a_user_error(tmp_path: Path) -> None:

@@ -64,6 +64,14 @@ def compare(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of [train] for all; repeatable.")
     ] = None,
+    dropout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATES",
+            help="0.1,0.3: train every model at each, within --minutes or at the whole budget each time; "
+            "a family's best on validation rows counts.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the report; the same command goes on where it stopped.")] = Path(
         "comparison"
     ),
@@ -125,6 +133,7 @@ def compare(
         price_per_hour=price_per_hour,
         rival=rival,
         train=training or None,
+        dropouts=rates(dropout, "--dropout"),
         seed=seed,
         device=device,
         out=str(out),
@@ -170,6 +179,20 @@ def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
         return tuple(int(part) for part in listed(text))
     except ValueError:
         raise UserError(f"{option} {text}: not whole numbers.", f"Write them like this: {option} 1,4,16.") from None
+
+
+def rates(text: str | None, option: str) -> tuple[float, ...] | None:
+    """``"0.1,0.3"`` -> (0.1, 0.3).
+
+    Raises:
+        UserError: not numbers with commas between them.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in listed(text))
+    except ValueError:
+        raise UserError(f"{option} {text}: not numbers.", f"Write them like this: {option} 0.1,0.3.") from None
 
 
 def chosen_bases(named: Sequence[str] | None, families: Sequence[str], own_terms: bool) -> dict[str, str]:

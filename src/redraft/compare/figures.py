@@ -8,7 +8,7 @@ from typing import Any
 
 from redraft.compare import charts
 from redraft.compare.charts import Mark, Series
-from redraft.compare.units import Results, by_family, colour, label_of, primary, seconds
+from redraft.compare.units import Results, by_family, colour, label_of, primary, seconds, trained_as
 
 
 def pareto(found: Results) -> str:
@@ -115,7 +115,8 @@ def learning(found: Results) -> str:
             )
             for p in points
         ]
-        series.append(Series(f"{run['family']}, seed {run['seed']}", colour(found, run["family"]), marks))
+        label = f"{trained_as(found, run)}, seed {run['seed']}"
+        series.append(Series(label, colour(found, run["family"]), marks, dashed=not run["kept"]))
     series = [s for s in series if s.marks]
     return charts.lines(series, "passes over the training rows", "validation bits per byte", "learning curves")
 

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redraft.compare.plan import clock
-from redraft.compare.units import Results, by_family, memory, primary, probability, quantity, seconds, shortened
+from redraft.compare.units import (
+    Results,
+    by_family,
+    memory,
+    primary,
+    probability,
+    quantity,
+    seconds,
+    shortened,
+    trained_as,
+)
 from redraft.compare.verdict import signed
 
 
@@ -135,7 +145,7 @@ def _training_lines(found: Results) -> list[str]:
             value = f"<= {value} ± {check['bits_error']:.3f}"
         rows.append(
             [
-                run["family"],
+                trained_as(found, run),
                 str(run["seed"]),
                 f"{run['parameters']:,}",
                 f"{run['tokens']:,}",

@@ -51,8 +51,9 @@ class Plan:
     def lines(self, study: Study) -> list[str]:
         """The plan in words."""
         base = f"fine-tuning {', '.join(study.bases.values())}" if study.bases else f"from scratch, size {self.preset}"
+        runs = f"{study.seeds} seed(s)" + (f" x {len(study.dropouts)} dropouts" if study.dropouts else "")
         text = [
-            f"train    {len(study.families)} families x {study.seeds} seed(s), {self.tokens:,} tokens each, {base}",
+            f"train    {len(study.families)} families x {runs}, {self.tokens:,} tokens each, {base}",
             f"decode   {len(self.settings)} settings, {self.validation_rows} validation and {self.test_rows} test rows",
             f"time     batch {', '.join(map(str, study.batch_sizes))}, {self.timed_calls} calls each",
         ]
@@ -134,7 +135,7 @@ def measured(study: Study, draft: Plan, probe: Probe, questions: Sequence[Item],
         found = {family: probe(family, size) for family in study.families}
         speeds = {family: speed for family, (speed, _) in found.items()}
         models = {family: model for family, (_, model) in found.items()}
-        tokens = _affordable(left * (1 - EVALUATION), speeds, study.seeds)
+        tokens = _affordable(left * (1 - EVALUATION), speeds, study.runs)
         enough = tokens >= TOKENS_PER_PARAMETER * models[study.baseline].parameters
         if chosen is None or enough:
             chosen = size, speeds, models
@@ -149,13 +150,13 @@ def measured(study: Study, draft: Plan, probe: Probe, questions: Sequence[Item],
     plan = within(replace(draft, preset=size), study, costs, left * EVALUATION)
     decode = costs.of(plan, study)
     left = total - (time.monotonic() - begun)
-    tokens = _affordable(max(left - decode, 0.3 * left), speeds, study.seeds)
+    tokens = _affordable(max(left - decode, 0.3 * left), speeds, study.runs)
     if tokens < FEWEST_TOKENS:
         raise UserError(
             f"{minutes:g} minutes are too few here: {max(tokens, 0):,} training tokens for each model.",
             "Give more --minutes, fewer seeds or steps, or fine-tune with --from.",
         )
-    train = tokens * study.seeds * sum(1 / speed for speed in speeds.values())
+    train = tokens * study.runs * sum(1 / speed for speed in speeds.values())
     stages = {"preparing": time.monotonic() - begun, "training": train, "decoding": decode}
     return replace(plan, tokens=tokens, train=table(tokens), seconds=stages)
 

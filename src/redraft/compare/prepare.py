@@ -102,8 +102,8 @@ class Grounds:
         spec: Spec = build_family(self.family(name))[1].spec(self.tokenizer)
         return spec
 
-    def recipe(self, chosen: Plan, family: str, seed: int) -> Recipe:
-        """The recipe of one model: the same for all families but for the family itself."""
+    def recipe(self, chosen: Plan, family: str, seed: int, dropout: float | None = None) -> Recipe:
+        """The recipe of one model: the same for all families but for the family itself (``dropout``: the plan's)."""
         folder, base = self.out.resolve(), self.study.bases.get(family)
         columns = {"input": "input", "target": "target"} if self.material.paired else {"text": "text"}
         tables = {
@@ -116,13 +116,13 @@ class Grounds:
             "tokenizer": {"kind": "file", "path": str(folder / "tokenizer")},
             "model": {"from": base} if base else {"network": self.study.network, "preset": chosen.preset},
             "family": self.family(family),
-            "train": {**chosen.train, "seed": seed},
+            "train": {**chosen.train, "seed": seed, **({} if dropout is None else {"dropout": dropout})},
         }
         return Recipe.of(tables, f"recipe of {family}", folder=str(folder))
 
-    def key(self, chosen: Plan, family: str, seed: int) -> dict[str, Any]:
+    def key(self, chosen: Plan, family: str, seed: int, dropout: float | None = None) -> dict[str, Any]:
         """What a trained model depends on, wherever its files lie."""
-        tables = self.recipe(chosen, family, seed).tables()
+        tables = self.recipe(chosen, family, seed, dropout).tables()
         tables["data"] = {"sha": self.sha, "length": chosen.length}
         tables["tokenizer"] = self.tokenizer.fingerprint
         return {"family": family, "seed": seed, "recipe": tables}
@@ -181,7 +181,7 @@ class Grounds:
         if tokens:
             return draft
         fields = {k: v for k, v in dataclasses.asdict(study).items() if k not in ("out", "price_per_hour")}
-        fields = {k: v for k, v in fields.items() if v or k != "constraint"}  # plans made before there was one
+        fields = {k: v for k, v in fields.items() if v or k not in ("constraint", "dropouts")}  # older plans have none
         key = {"kind": "plan", "study": fields, "data": self.sha, "draft": dataclasses.asdict(draft)}
         if (found := cells.get(key)) is None:
             tell("measuring this machine")

@@ -24,6 +24,7 @@ from redraft.compare.units import (
     quantity,
     seconds,
     shortened,
+    trained_as,
 )
 from redraft.compare.verdict import signed
 
@@ -376,7 +377,12 @@ def _training(found: Results) -> str:
     body = []
     for run in found["training"]:
         check = run["validation"]
-        cells = [_spot(found, run["family"]), f"{run['seed']}", f"{run['parameters']:,}", f"{run['tokens']:,}"]
+        cells = [
+            _spot(found, run["family"], trained_as(found, run)),
+            f"{run['seed']}",
+            f"{run['parameters']:,}",
+            f"{run['tokens']:,}",
+        ]
         cells += [f"{run['passes']:.1f}", f"{quantity(run['flops'])}FLOP", clock(run["seconds"])]
         cells += [f"{run['tokens_per_second']:,.0f}" if run["tokens_per_second"] else "", memory(run["peak_memory"])]
         body.append(
@@ -420,6 +426,8 @@ def _method(found: Results) -> str:
     """What an engineer needs to check the numbers or to get them again."""
     study, plan, machine, data = found["study"], found["plan"], found["machine"], found["data"]
     rows = ", ".join(f"{count:,} {name}" for name, count in data["rows"].items())
+    tried = {"dropout": " or ".join(f"{rate:g}" for rate in study["dropouts"])} if study["dropouts"] else {}
+    table = {**plan["train"], **tried}
     gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
     facts = {
         "task": f"{found['task']['name']}: {found['task']['reason']}",
@@ -427,7 +435,7 @@ def _method(found: Results) -> str:
         "data": f"{data['source']} ({rows} rows), hash {data['sha']}",
         "network": f"preset {plan['preset'] or 'of the checkpoints'}, vocabulary {plan['vocab_size']:,}",
         "checkpoints": ", ".join(f"{family}: {path}" for family, path in study["bases"].items()),
-        "training": ", ".join(f"{key} {value}" for key, value in plan["train"].items()),
+        "training": ", ".join(f"{key} {value}" for key, value in table.items()),
         "seeds": ", ".join(str(study["seed"] + i) for i in range(study["seeds"])),
         "decoding": f"at most {plan['new_tokens']} new tokens; chosen on {data['validation_items']} validation items",
         "machine": f"{gpu}{machine.get('cpu', '')}, {machine.get('cores')} cores, {machine.get('threads')} threads, "

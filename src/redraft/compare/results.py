@@ -275,6 +275,8 @@ def _training(record: Record) -> list[dict[str, Any]]:
     for cell in record.of("train"):
         row = {name: cell[name] for name in names}
         row["tokens_per_second"] = cell["tokens"] / cell["seconds"] if cell["seconds"] else None
+        row["dropout"] = _table(record, cell).get("dropout", 0.0)
+        row["kept"] = cell.get("kept", True)
         row["validation"] = cell["validation"]
         row["model"] = cell["out"]
         found.append(row)
@@ -478,7 +480,7 @@ def _caveats(record: Record, found: dict[str, Any]) -> list[str]:
         notes.append(_regularised(record))
     if study.bases:
         notes.append("Fine-tuned from checkpoints: the verdict holds for these starting points.")
-    runs = found["training"]
+    runs = [run for run in found["training"] if run["kept"]]
     still = [r["family"] for r in runs if _still_falling(r["curve"]["validation"])]
     if still:
         names = ", ".join(dict.fromkeys(still))
@@ -498,14 +500,29 @@ def _caveats(record: Record, found: dict[str, Any]) -> list[str]:
 
 def _regularised(record: Record) -> str:
     """Dropout and weight decay, of which families do not want alike much."""
-    table = record.of("train")[0].get("recipe", {}).get("train") or record.plan.train
-    used = (
-        f"dropout {table.get('dropout', 0.0):g} and weight decay {table.get('weight_decay', TrainTable.weight_decay):g}"
-    )
+    runs = record.of("train")
+    decay = f"weight decay {_table(record, runs[0]).get('weight_decay', TrainTable.weight_decay):g}"
+    if not record.study.dropouts:
+        dropout = f"dropout {_table(record, runs[0]).get('dropout', 0.0):g}"
+        return (
+            f"All families were trained with the same {dropout} and {decay}. That choice can favour one of them: on "
+            "little data autoregressive models usually want more of it than diffusion models, whose noise regularises "
+            "already. --dropout 0.1,0.3 tries several for each."
+        )
+    tried = ", ".join(f"{rate:g}" for rate in record.study.dropouts)
+    kept = {cell["family"]: cell["dropout"] for cell in runs if cell.get("kept", True)}
+    chosen = ", ".join(f"{family} {rate:g}" for family, rate in kept.items())
+    each, total = record.plan.tokens, sum(cell["tokens"] for cell in runs)
     return (
-        f"All families were trained with the same {used}. That choice can favour one of them: on little data "
-        "autoregressive models usually want more of it than diffusion models, whose noise regularises already."
+        f"Each model was trained at dropout {tried} on {each:,} tokens each time, {total:,} in all, and every family's "
+        f"best on validation rows was kept: {chosen}. The {decay} was the same for all."
     )
+
+
+def _table(record: Record, cell: dict[str, Any]) -> dict[str, Any]:
+    """[train] of the recipe of a training."""
+    table: dict[str, Any] = cell.get("recipe", {}).get("train") or record.plan.train
+    return table
 
 
 def _still_falling(points: list[dict[str, Any]]) -> bool:

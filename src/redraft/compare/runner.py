@@ -52,7 +52,9 @@ def run(study: Study, tell: Tell, command: str = "") -> dict[str, Any]:
         tell(line)
     for seed in job.seeds:
         for family in study.families:
-            job.training(family, seed)
+            for dropout in study.dropouts or (None,):
+                job.training(family, seed, dropout)
+    job.settle()
     for seed in job.seeds:
         for family in study.families:
             job.likelihood(family, seed)
@@ -91,6 +93,7 @@ class Job:
     done: list[dict[str, Any]] = field(default_factory=list)
     missing: list[dict[str, str]] = field(default_factory=list)
     resumed: int = 0  # cells found finished
+    dropout: dict[str, float] = field(default_factory=dict)  # of each family, where the study tries several
     _loaded: dict[tuple[str, int], Model] = field(default_factory=dict)
 
     # ---- beginning
@@ -128,24 +131,40 @@ class Job:
 
     # ---- the pieces
 
-    def training(self, family: str, seed: int) -> None:
+    def training(self, family: str, seed: int, dropout: float | None = None) -> None:
         """Train (or fine-tune) one family with one seed, at the same budget as all others."""
-        recipe = self.grounds.recipe(self.plan, family, seed)
-        key = self._model_key(family, seed)
+        recipe = self.grounds.recipe(self.plan, family, seed, dropout)
+        key = self.grounds.key(self.plan, family, seed, dropout)
+        folder = self._folder(key)
 
         def work() -> dict[str, Any]:
-            folder = self._folder(family, seed)
             result = train(recipe, folder, device=str(self.device), on_event=self._watch(f"{family} {seed}"))
             curve = _curve(folder / "train" / "metrics.jsonl")
             return {**dataclasses.asdict(result), "out": str(folder.relative_to(self.out)), "curve": curve}
 
-        label = f"training {family}, seed {seed}"
-        value = self._cell({"kind": "train", **key}, label, work)
-        if value is not None and not (self._folder(family, seed) / "config.json").exists():
+        label = f"training {family}, seed {seed}" + ("" if dropout is None else f", dropout {dropout:g}")
+        value = self._cell({"kind": "train", **key}, label, work, {"dropout": dropout})
+        if value is not None and not (folder / "config.json").exists():
             self.tell(f"{label}: its model was removed, training again")
             self.cells.path({"kind": "train", **key}).unlink()
             self.done.pop()
-            self.training(family, seed)
+            self.training(family, seed, dropout)
+
+    def settle(self) -> None:
+        """Of the dropouts tried, keep each family's best: the fewest bits per byte of the validation rows, mean over
+        seeds, among those at which no seed failed. What was trained at others is counted, and used no more."""
+        for family in self.study.families if self.study.dropouts else ():
+            bits: dict[float, list[float]] = {}
+            for cell in self.done:
+                if cell["kind"] == "train" and cell["family"] == family and cell["validation"]:
+                    bits.setdefault(cell["dropout"], []).append(cell["validation"]["bits_per_byte"])
+            if bits:
+                best = min(bits, key=lambda rate: (-len(bits[rate]), sum(bits[rate])))
+                self.dropout[family] = best
+                self.tell(f"{family}: dropout {best:g} is best on validation rows")
+        for cell in self.done:
+            if cell["kind"] == "train" and cell["family"] in self.dropout:
+                cell["kept"] = cell["dropout"] == self.dropout[cell["family"]]
 
     def likelihood(self, family: str, seed: int) -> None:
         """Nats of every test row: exact, or a bound with its Monte-Carlo error."""
@@ -346,7 +365,7 @@ class Job:
         """A trained model, read once."""
         if (family, seed) not in self._loaded:
             self._loaded = {k: v for k, v in self._loaded.items() if k[1] == seed}  # one seed in memory at a time
-            self._loaded[family, seed] = load(self._folder(family, seed), str(self.device))
+            self._loaded[family, seed] = load(self._folder(self._model_key(family, seed)), str(self.device))
         return self._loaded[family, seed]
 
     def _cell(
@@ -378,14 +397,15 @@ class Job:
         return value
 
     def _trained(self, family: str, seed: int) -> bool:
-        return any(c["kind"] == "train" and (c["family"], c["seed"]) == (family, seed) for c in self.done)
+        mine = [c for c in self.done if c["kind"] == "train" and (c["family"], c["seed"]) == (family, seed)]
+        return any(cell.get("kept", True) for cell in mine)
 
-    def _folder(self, family: str, seed: int) -> Path:
+    def _folder(self, key: dict[str, Any]) -> Path:
         """Of a model; a hash tells it from one trained otherwise."""
-        return self.out / "models" / f"{family}-{seed}-{digest(self._model_key(family, seed))[:8]}"
+        return self.out / "models" / f"{key['family']}-{key['seed']}-{digest(key)[:8]}"
 
     def _model_key(self, family: str, seed: int) -> dict[str, Any]:
-        return self.grounds.key(self.plan, family, seed)
+        return self.grounds.key(self.plan, family, seed, self.dropout.get(family))
 
     def _watch(self, label: str) -> Callable[[Event], None]:
         """Report a training run at most every ten seconds."""

@@ -47,6 +47,7 @@ class Study:
     vocab_size: int = 0
     length: int = 0  # tokens of the longest row
     train: dict[str, Any] = field(default_factory=dict)  # fields of a recipe's [train], the same for all families
+    dropouts: tuple[float, ...] = ()  # each model is trained at all of them; a family's best on validation rows is kept
 
     steps: tuple[int, ...] = (1, 2, 4, 8, 16)
     samplers: tuple[str, ...] = ()  # of diffusion families; empty: what suits the task
@@ -82,6 +83,10 @@ class Study:
         for name in ("budget_tokens", "passes", "minutes", "margin", "price_per_hour"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} = {getattr(self, name)} can't be negative.")
+        if len(set(self.dropouts)) != len(self.dropouts) or not all(0 <= rate < 1 for rate in self.dropouts):
+            raise UserError("dropouts must be different numbers of at least 0 and below 1.", "For example 0.1,0.3.")
+        if self.dropouts and "dropout" in self.train:
+            raise UserError("dropout is set twice.", "Give --dropout or --set dropout=, not both.")
         for kind, text in self.constraint.items():
             find("constraints", kind).of(text).automaton()  # a mistake in it shows now, not after training
         for name in (*self.family_options, *self.bases):
@@ -97,6 +102,11 @@ class Study:
     @property
     def baseline(self) -> str:
         return self.families[0]
+
+    @property
+    def runs(self) -> int:
+        """Trainings of each family."""
+        return self.seeds * max(1, len(self.dropouts))
 
     @property
     def unlimited(self) -> bool:

@@ -58,6 +58,13 @@ def label_of(found: Results, name: str) -> str:
     return next((str(row["label"]) for row in found["settings"] if row["id"] == name), "the baseline")
 
 
+def trained_as(found: Results, run: Mapping[str, Any]) -> str:
+    """The family of a training, and what it was tried with."""
+    if not found["study"]["dropouts"]:
+        return str(run["family"])
+    return f"{run['family']}, dropout {run['dropout']:g}" + ("" if run["kept"] else " (not kept)")
+
+
 def colour(found: Results, family: str) -> int:
     """Number of a family's colour in the style sheet."""
     return list(found["study"]["families"]).index(family) % COLOURS
