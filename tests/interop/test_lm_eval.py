@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +26,15 @@ FAMILIES = [{"name": "autoregressive", "isolate_prompt": False}, {"name": "maske
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: str(family["name"]))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(request.param, tmp_path_factory.mktemp("lm") / "m")
+
+
+def saved(family: dict[str, Any], path: Path) -> Path:
     tokenizer = Tokenizer.bytes()
-    model = Model.fresh(request.param, tokenizer, preset("toy", tokenizer.vocab_size, dim=32, max_length=64), False)
+    model = Model.fresh(family, tokenizer, preset("toy", tokenizer.vocab_size, dim=32, max_length=64), False)
     for parameter in model.network.parameters():
         if parameter.ndim == 2:
             parameter.data.mul_(4)
-    path = tmp_path_factory.mktemp("lm") / "m"
     model.save(path)
     return path
 
@@ -107,13 +113,43 @@ def test_conversations_are_what_the_folders_template_makes_of_them(folder: Path,
 
 
 def test_without_the_harness_the_error_says_what_to_install() -> None:
-    import subprocess
-    import sys
-
     code = "import sys; sys.modules['lm_eval'] = None; import runpy; "
     code += "runpy.run_module('redraft.interop.lm_eval', run_name='__main__')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 2 and "pip install 'redraft[harness]'" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_by_the_command_of_the_harness(tmp_path: Path) -> None:
+    """``lm_eval`` itself, which learns of our class from the task; its results say with which settings."""
+    root = Path(__file__).parents[2]
+    made = f"pretrained={saved(FAMILIES[1], tmp_path / 'm')},steps=4,temperature=0.0"
+    words = [
+        "--model",
+        "redraft",
+        "--model_args",
+        made,
+        "--device",
+        "cpu",
+        "--tasks",
+        "examples/lm_eval/translation.yaml",
+        "--limit",
+        "2",
+    ]
+    env = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env |= {"HF_HOME": str(tmp_path / "home")}
+    run = subprocess.run(
+        [sys.executable, "-m", "lm_eval", *words, "--output_path", str(tmp_path / "out.json")],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env=env,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr
+    [written] = tmp_path.glob("out*.json")
+    found = json.loads(written.read_text())
+    assert 0 <= found["results"]["redraft_translation"]["chrf,none"] <= 100
+    assert found["config"]["generation_settings"]["steps"] == 4
 
 
 def test_through_the_harness(folder: Path, tmp_path: Path) -> None:

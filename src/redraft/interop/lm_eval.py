@@ -90,8 +90,8 @@ class RedraftLM(LM):
             "family": self.model.family_name,
             "model_num_parameters": self.model.parameters,
             "sampler": type(self.sampler).__module__.rsplit(".", 1)[-1],
-            "sampler_settings": {key: str(value) for key, value in vars(self.sampler).items()},
-            "generation_settings": {key: str(value) for key, value in self.settings.items()},
+            "sampler_settings": _recorded(vars(self.sampler)),
+            "generation_settings": _recorded(self.settings),
             "likelihood": f"bound, {self.samples} noise draws" if bound else "exact",
             "seed": self.seed,
         }
@@ -246,6 +246,11 @@ class RedraftLM(LM):
         for _ in drafting:
             pass
         return bool(drafting.canvas.ids[0, len(head) :].tolist() == tail)
+
+
+def _recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON holds them."""
+    return {k: v if isinstance(v, bool | int | float | str | None) else str(v) for k, v in settings.items()}
 
 
 def main() -> None:
