@@ -160,6 +160,9 @@ def fill(
                     found, wanted = list(tensor.shape), list(part.shape)
                     what = f"{shard}: tensor '{name}' has shape {found}, the configuration needs {wanted}."
                     raise UserError(what, _REMEDY)
+                if not tensor.is_floating_point():
+                    what = f"{shard}: tensor '{name}' holds {str(tensor.dtype).removeprefix('torch.')}, not weights."
+                    raise UserError(what, "Quantised checkpoints of others can't be read.")
                 part.copy_(tensor)
                 filled[place.name] += tensor.numel()
                 done += tensor.numel() * tensor.element_size()

@@ -328,6 +328,53 @@ def test_special_tokens_are_found_in_the_tokenizers_files(tmp_path: Path) -> Non
     assert load(tmp_path / "own").generate("ab", max_new_tokens=4, steps=2)
 
 
+@pytest.mark.parametrize("kind", ["DreamTokenizer", "GPT2Tokenizer", "BertTokenizer"])
+def test_older_tokenizer_files_are_read_as_transformers_reads_them(kind: str, tmp_path: Path) -> None:
+    """Dream has vocab.json, merges.txt and code of its own, which is not run; what is saved has a tokenizer.json."""
+    transformers = pytest.importorskip("transformers")
+    from redraft.data.tokenizer import Tokenizer
+
+    folder = write(tmp_path / "m", {**CONFIGS["dream"][0], "vocab_size": 400, "mask_token_id": None})
+    if kind == "BertTokenizer":
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "12", "three"]
+        (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+        named = {"mask_token": "[MASK]", "unk_token": "[UNK]"}
+    else:
+        trained = Tokenizer.train(["the cats are three, it's 12 o'clock"] * 9, 300).backend
+        trained.model.save(str(folder))
+        named = {"mask_token": "<|mask|>", "eos_token": "<|endoftext|>"}
+        special = {"special": True, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+        ids = enumerate(named.values(), trained.get_vocab_size())
+        named["added_tokens_decoder"] = {str(number): {"content": text, **special} for number, text in ids}
+    remote = {"auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, **remote, **named}))
+    theirs = getattr(transformers, kind.replace("Dream", "Qwen2")).from_pretrained(folder)
+    model = load(folder)
+    text = "the cats are three, 12 cats"
+    assert model.tokenizer.encode(text) == theirs(text, add_special_tokens=False).input_ids
+    assert model.spec.mask_id == theirs.mask_token_id
+    model.save(tmp_path / "own")
+    assert load(tmp_path / "own").tokenizer.encode(text) == model.tokenizer.encode(text)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "own")
+    assert again(text, add_special_tokens=False).input_ids == model.tokenizer.encode(text)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(checkpoint: Path) -> None:
+    (checkpoint / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    with pytest.raises(UserError, match="LlamaTokenizer"):
+        load(checkpoint)
+    (checkpoint / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer\.json' is corrupt"):
+        load(checkpoint)
+
+
+def test_numbers_that_are_no_weights_are_refused(checkpoint: Path) -> None:
+    state = load_file(checkpoint / "model.safetensors")
+    save_file(state | {"model.norm.weight": torch.ones(24, dtype=torch.int32)}, str(checkpoint / "model.safetensors"))
+    with pytest.raises(UserError, match=r"model\.safetensors: tensor 'model\.norm\.weight' holds int32"):
+        load(checkpoint)
+
+
 def test_several_ends_of_text_are_one_event(checkpoint: Path) -> None:
     """Llama 3 names three. The probability of ending is the sum of theirs, and none of them stands in a text."""
     config = json.loads((checkpoint / "config.json").read_text())

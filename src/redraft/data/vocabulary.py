@@ -28,6 +28,16 @@ _FILES = (
     "vocab.txt",
     "tokenizer.model",
 )
+_PAIRS = ("vocab.json", "merges.txt")
+_OLDER = {  # tokenizer_class -> the class of transformers that reads it, and the files that it needs
+    "GPT2Tokenizer": ("GPT2Tokenizer", _PAIRS),
+    "GPT2TokenizerFast": ("GPT2Tokenizer", _PAIRS),
+    "Qwen2Tokenizer": ("Qwen2Tokenizer", _PAIRS),
+    "Qwen2TokenizerFast": ("Qwen2Tokenizer", _PAIRS),
+    "DreamTokenizer": ("Qwen2Tokenizer", _PAIRS),
+    "BertTokenizer": ("BertTokenizer", ("vocab.txt",)),
+    "BertTokenizerFast": ("BertTokenizer", ("vocab.txt",)),
+}
 
 
 @dataclass(frozen=True)
@@ -66,17 +76,11 @@ class Vocabulary(Tokenizer):
         self.folder = folder
         self._number(ids)
         self.added = ()
-        self._backend: tokenizers.Tokenizer | None = None
-        if folder is not None and (folder / "tokenizer.json").is_file():
-            self._backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._backend = None if folder is None else read_backend(folder)
+        if self._backend is not None:
             self._backend.no_padding()
             self._backend.no_truncation()
             self._backend.encode_special_tokens = True
-        elif folder is not None and any((folder / name).is_file() for name in _FILES):
-            raise UserError(
-                f"{folder}: its tokenizer is not a tokenizer.json.",
-                "Make one: transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...).",
-            )
         self.names = read_specials(folder) if folder is not None else {}
 
     def _number(self, ids: Ids) -> None:
@@ -127,15 +131,20 @@ class Vocabulary(Tokenizer):
         return bool(getattr(self.ids, key) >= 0)
 
     def save(self, folder: str | Path) -> None:
-        """The tokenizer's files as they are, but for a mask token that was added."""
+        """The tokenizer's files as they are, but for a mask token that was added; for older ones a tokenizer.json."""
         if self.folder is None:
             return
         for name in _FILES:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, Path(folder) / name)
-        if self.added:
+        older = self._backend is not None and not (self.folder / "tokenizer.json").is_file()
+        if self.added or older:
             write_atomically(Path(folder) / "tokenizer.json", self.backend.to_str(pretty=True))
-            named = {**_read(self.folder / "tokenizer_config.json"), "mask_token": _MASK}
+            named = _read(self.folder / "tokenizer_config.json")
+            named |= {"mask_token": _MASK} if self.added else {}
+            if older:  # so that nobody looks for the code that came with it
+                named = {**named, "tokenizer_class": _OLDER[named["tokenizer_class"]][0]}
+                named.pop("auto_map", None)
             write_atomically(Path(folder) / "tokenizer_config.json", json.dumps(named, indent=2) + "\n")
 
     @property
@@ -164,6 +173,38 @@ class Vocabulary(Tokenizer):
         return super().decode(ids) if self._backend is not None else " ".join(str(int(i)) for i in ids)
 
 
+def read_backend(folder: Path) -> tokenizers.Tokenizer | None:
+    """A folder's tokenizer: its ``tokenizer.json``, or one made of the older files of GPT-2, Qwen2, Dream and BERT.
+
+    None where there is none at all.
+
+    Raises:
+        UserError: a corrupt one, or of another kind.
+    """
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            return tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the backend raises plain Exception
+            raise UserError(f"'{file}' is corrupt: {error}.", "Copy it again.") from None
+    if not any((folder / name).is_file() for name in _FILES):
+        return None
+    kind = str(_read(folder / "tokenizer_config.json").get("tokenizer_class"))
+    name, needed = _OLDER.get(kind, ("", ()))
+    if not name or not all((folder / part).is_file() for part in needed):
+        raise UserError(
+            f"{folder}: its tokenizer ({kind}) is not a tokenizer.json.",
+            "Make one: transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...).",
+        )
+    import transformers
+
+    try:
+        made: tokenizers.Tokenizer = getattr(transformers, name).from_pretrained(folder).backend_tokenizer
+    except Exception as error:
+        raise UserError(f"{folder}: its tokenizer can't be read from {', '.join(needed)}: {error}.") from None
+    return made
+
+
 def find_ids(folder: Path, config: Mapping[str, Any], size: int, given: Mapping[str, int]) -> Ids:
     """Special tokens of a checkpoint from its files: those given; then ``*_token_id`` of config.json and
     generation_config.json; then the tokenizer's ``*_token`` or the usual name, looked up in tokenizer.json. Where the
@@ -174,8 +215,8 @@ def find_ids(folder: Path, config: Mapping[str, Any], size: int, given: Mapping[
     """
     generation = _read(folder / "generation_config.json")
     by_name: dict[str, int | None] = {}
-    if (folder / "tokenizer.json").is_file():
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend = read_backend(folder)
+    if backend is not None:
         by_name = {
             key: backend.token_to_id(name) for key, name in name_specials(backend, read_specials(folder)).items()
         }
