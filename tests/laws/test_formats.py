@@ -33,6 +33,9 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     "llama": [
         _LLAMA | {"model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True},
         _LLAMA | {"model_type": "llama", "head_dim": 8, "attention_bias": True, "mlp_bias": True},
+        _LLAMA  # the keys of SmolLM2
+        | {"model_type": "llama", "is_llama_config": True, "rope_interleaved": False, "rope_scaling": None}
+        | {"pretraining_tp": 1, "rope_theta": 100000, "tie_word_embeddings": True, "transformers.js_config": {}},
         _LLAMA | {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}},
     ],
     "diffullama": [_LLAMA | {"model_type": "llama", "mask_token_id": 49}],
@@ -42,6 +45,9 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     ],
     "qwen2": [
         _LLAMA | {"model_type": "qwen2", "num_key_value_heads": 1, "rope_theta": 1e6},
+        _LLAMA  # the keys of Qwen2.5
+        | {"model_type": "qwen2", "use_mrope": False, "use_sliding_window": False, "sliding_window": 8}
+        | {"max_window_layers": 1, "attention_dropout": 0.0, "tie_word_embeddings": True, "use_cache": True},
         _LLAMA | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
     ],
     "qwen3": [_LLAMA | {"model_type": "qwen3", "head_dim": 10, "num_key_value_heads": 2, "attention_bias": True}],
@@ -177,6 +183,8 @@ def test_an_unknown_key_is_named(name: str, config: dict[str, Any]) -> None:
         ("qwen2", "layer_types", ["full_attention"]),
         ("mistral", "sliding_window", -3),
         ("llama", "sliding_window", 8),
+        ("llama", "rope_interleaved", True),
+        ("qwen2", "use_mrope", True),
         ("dream", "sliding_window", 8),
         ("llada_moe", "sliding_window", 8),
         ("llada", "alibi", True),

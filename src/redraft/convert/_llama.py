@@ -30,7 +30,10 @@ ROTARY = (".rotary_emb.inv_freq",)  # computed from the configuration, stored by
 def shape(keys: Keys, mlp_dim: int | None = None, head_dim: int | None = None, **more: Any) -> Config:
     """The keys that Llama, Qwen and their kin have in common; ``more`` are fields that only some have."""
     keys.must("hidden_act", "silu", "swish")
+    keys.must("use_mrope", False)  # in most of Qwen2.5
+    keys.must("rope_interleaved", False)  # in SmolLM, as the next two
     keys.silent("attention_dropout", "hidden_dropout", "pretraining_tp", "is_causal")
+    keys.silent("is_llama_config", "transformers.js_config", "neftune_noise_alpha")
     theta, stretch = rope(keys)
     length = keys.get("max_position_embeddings", int)
     if stretch is not None and stretch.kind == "yarn":  # some files name the original context alone
