@@ -34,6 +34,8 @@ class Attend:
     names its prompt lengths, the prompt is one stage of its own before all others, and blocks are counted from its
     end: it sees itself whole and never the answer (as in an encoder-decoder), so its keys and values are exact for
     every later pass.
+
+    This is what a request allows. Layers of a network may see less of it: windows (``models.parts.attention.see``).
     """
 
     kind: str = "full"  # full | causal | block
