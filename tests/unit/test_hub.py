@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 import torch
@@ -47,7 +47,8 @@ class Hub:
             return 200, {"url": f"{self.url}/{name}"}, {}
         if parts == ["api", "validate-yaml"]:
             return 200, {"errors": [], "warnings": []}, {}  # of the head of a model card
-        name, rest = ("/".join(parts[2:4]), parts[4:]) if parts[0] == "api" else ("/".join(parts[:2]), parts[2:])
+        begin = {"api": 2, "datasets": 1}.get(parts[0], 0)  # /api/models/NAME, /datasets/NAME or /NAME
+        name, rest = "/".join(parts[begin : begin + 2]), parts[begin + 2 :]
         if name == "org/gated":
             return 403, {"error": "gated"}, {"X-Error-Code": "GatedRepo"}
         if name not in self.repositories:
@@ -57,11 +58,14 @@ class Hub:
     def _of(self, name: str, rest: list[str], body: bytes) -> tuple[int, Any, dict[str, str]]:
         files = self.repositories[name]
         commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
-        if rest[0] == "revision":
+        listed = [{"type": "file", "path": f, "size": len(v), "oid": _sha(v)} for f, v in files.items()]
+        if not rest or rest[0] == "revision":
             return 200, {"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]}, {}
         if rest[0] == "tree":
-            listed = [{"type": "file", "path": f, "size": len(v), "oid": _sha(v)} for f, v in files.items()]
-            return 200, listed, {}
+            return 200, listed if len(rest) == 2 else [], {}
+        if rest[0] == "paths-info":
+            wanted = parse_qs(body.decode()).get("paths", []) if body[:1] != b"{" else json.loads(body)["paths"]
+            return 200, [entry for entry in listed if entry["path"] in wanted], {}
         if rest[0] == "preupload":
             paths = [file["path"] for file in json.loads(body)["files"]]
             return 200, {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]}, {}
@@ -70,6 +74,8 @@ class Hub:
                 if change["key"] == "file":
                     files[change["value"]["path"]] = base64.b64decode(change["value"]["content"])
             return 200, {"success": True, "commitOid": commit, "commitUrl": f"{self.url}/{name}/commit/{commit}"}, {}
+        if "/".join(rest[2:]) not in files:
+            return 404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"}
         content = files["/".join(rest[2:])]  # resolve/COMMIT/FILE
         return 200, content, {"ETag": f'"{_sha(content)}"', "X-Repo-Commit": commit}
 
@@ -203,3 +209,22 @@ found["push"] = refused("convert", "org/tiny", "nowhere", "--push-to-hub", "org/
     cut_off = 'found["tiny"] = refused("generate", "--model", "org/tiny", "--prompt", "1")'
     code, said = run(cut_off, tmp_path / "another", "http://127.0.0.1:9")["tiny"]
     assert code == 2 and "can't be reached" in said, said
+
+
+def test_data_come_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    rows = [{"question": f"what is {n}?", "answer": f"it is {n}"} for n in range(3)]
+    hub.repositories = {"org/data": {"train.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}}
+    script = """
+from redraft.registry import find
+source = find("data.sources", "hub")()
+found["splits"] = source.splits("hub:org/data")
+found["rows"] = [row.values for row in source.read("hub:org/data#train")]
+found["none"] = refused("evaluate", "--model", "base-masked", "--data", "hub:org/none")
+"""
+    found = run(script, tmp_path / "home", hub.url)
+    assert found["splits"] == {"train": "hub:org/data#train"} and found["rows"] == rows
+    code, said = found["none"]
+    assert code == 2 and "hub:org/none" in said and "can't be opened" in said, said
+    again = run(script.rpartition("found[")[0], tmp_path / "home", hub.url, HF_HUB_OFFLINE="1")
+    assert again["rows"] == rows, "from the cache"
