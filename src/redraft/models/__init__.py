@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from redraft import config as configs
@@ -34,9 +35,7 @@ def build(shape: Any) -> Backbone:
 
 def parameters(shape: Any) -> int:
     """Weights of a network of this shape, without making it."""
-    import torch
-
-    with torch.device("meta"):
+    with _without_memory():
         return sum(weight.numel() for weight in build(shape).parameters())
 
 
@@ -46,11 +45,27 @@ def empty(described: Mapping[str, Any], where: str) -> Backbone:
     Raises:
         UserError: no such network, or a shape that it can't have.
     """
-    import torch
-
     made = shape(described, where)
-    with torch.device("meta"):
+    with _without_memory():
         return build(made)
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
+    """Tensors that are made have no memory, and draw no initial values: for that torch would import its compiler."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Undrawn(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            if getattr(function, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
+                return args[0] if args else (kwargs or {})["tensor"]  # torch.nn.init names it
+            return function(*args, **(kwargs or {}))
+
+    with torch.device("meta"), Undrawn():
+        yield
 
 
 def shape(described: Mapping[str, Any], where: str) -> Any:
