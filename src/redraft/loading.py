@@ -102,6 +102,7 @@ class Outline:
     family: str
     context: int
     conditional: bool
+    left_to_right: bool
     infills: bool  # sees what follows a hole
     defaults: Mapping[str, Any]  # its own generation settings
 
@@ -112,7 +113,10 @@ def outline(folder: Path) -> Outline:
         UserError: as ``load``, but for what is wrong with the weights themselves.
     """
     network, _, _, (tokenizer, family, name, conditional, defaults) = _open(folder, None)
-    return Outline(name, network.config.max_length, conditional, family.spec(tokenizer).schedule is not None, defaults)
+    spec = family.spec(tokenizer)
+    diffuses = spec.schedule is not None
+    by_token = spec.continuous is None or spec.continuous.tokens
+    return Outline(name, network.config.max_length, conditional, not diffuses, diffuses and by_token, defaults)
 
 
 _Opened = tuple[Backbone, weights.Files, weights.Layout, tuple[Any, ...]]

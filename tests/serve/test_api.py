@@ -336,6 +336,24 @@ def test_what_is_no_request_is_told_so(client: Any, body: str) -> None:
     assert answer.json()["error"]["message"]
 
 
+def test_an_error_of_ours_has_the_same_shape(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastapi.testclient import TestClient
+
+    from redraft.serve import wire
+    from redraft.serve.app import create_app
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a secret of the server")
+
+    monkeypatch.setattr(wire.Completion, "whole", broken)
+    only = {"text-masked": folders["text-masked"]}
+    with TestClient(create_app(settings(only)), raise_server_exceptions=False) as opened:
+        answer = opened.post("/v1/completions", json=ROUTES["/v1/completions"])
+        assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+        assert "secret" not in answer.text
+        assert opened.get("/healthz").status_code == 200
+
+
 def test_unknown_routes_and_methods_have_the_same_shape(client: Any) -> None:
     assert client.post("/v1/nothing").status_code == 404
     assert client.get("/v1/completions").status_code == 405
@@ -477,6 +495,7 @@ def test_public_checkpoints_are_served_by_ids_and_under_any_name(tmp_path: Path)
             ("mine", "autoregressive", False),
             ("checkpoint", "autoregressive", False),
         ]
+        assert told[0]["samplers"] == ["autoregressive"]
         body = {"prompt": [5, 6, 7], "max_tokens": 6, "temperature": 1.0, "seed": 4}
         for name in ("mine", "checkpoint"):
             found = opened.post("/v1/completions", json={"model": name, **body}).json()

@@ -150,6 +150,68 @@ def test_code_is_completed_by_tab(visit: Callable[..., Any]) -> None:
     assert page.evaluate("document.activeElement.id") != "code-text"
 
 
+def test_code_is_completed_by_touch(visit: Callable[..., Any]) -> None:
+    page = visit("code", width=380, is_mobile=True, has_touch=True)
+    page.select_option("#code-model", "text-masked")
+    page.fill("#code-text", "the cat sat")
+    assert page.is_disabled("#code-drop")
+    page.tap("#code-run")
+    page.wait_for_function("() => !document.getElementById('code-drop').disabled")
+    shown = page.locator("#code-ghost").inner_text()
+    assert page.input_value("#code-text") == "the cat sat"
+    page.tap("#code-drop")
+    assert page.is_disabled("#code-drop") and page.input_value("#code-text") == "the cat sat"
+    page.tap("#code-run")
+    page.wait_for_function("() => !document.getElementById('code-drop').disabled")
+    page.tap("#code-run")
+    assert page.input_value("#code-text") == shown
+
+
+@pytest.mark.parametrize(
+    ("tab", "run", "canvas"), [("focus", "#focus-run", "#focus-canvas"), ("race", "#race-run", "")]
+)
+def test_a_stream_that_breaks_off_is_no_finished_text(
+    visit: Callable[..., Any], tab: str, run: str, canvas: str
+) -> None:
+    page = visit(tab)
+    answer = {"status": 200, "content_type": "text/event-stream", "body": ": ping\n\n"}
+    page.route("**/v1/completions", lambda route: route.fulfill(**answer))
+    page.click(run)
+    page.wait_for_selector("#trouble:not([hidden])")
+    assert "broke off" in page.locator("#trouble").inner_text()
+    assert page.locator(f"#{tab} i.slot").count() == 0  # nothing pretends to be under way
+
+
+def test_a_story_keeps_only_what_was_finished(visit: Callable[..., Any]) -> None:
+    page = visit("story")
+    page.select_option("#story-model", "text-autoregressive")
+    page.fill("#story-line", "the cat")
+    body = 'data: {"choices": [{"text": " sat"}]}\n\n'
+    page.route("**/v1/completions", lambda r: r.fulfill(status=200, content_type="text/event-stream", body=body))
+    page.click("#story-run")
+    page.wait_for_selector("#trouble:not([hidden])")
+    assert page.locator("#story-text").inner_text() == "the cat"
+    assert page.locator("#story-text .canvas").count() == 0
+
+
+def test_without_a_key_the_page_says_where_to_enter_one(browser: Any, address: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.route("**/v1/models", lambda route: route.fulfill(status=401, json={"error": {"message": "no key"}}))
+    page.goto(address)
+    page.wait_for_selector("#trouble:not([hidden])", timeout=WAIT)
+    assert "API key" in page.locator("#trouble").inner_text()
+    page.click("#focus-run")
+    page.wait_for_function("() => document.getElementById('trouble').textContent.includes('No model')", timeout=WAIT)
+    page.unroute("**/v1/models")
+    page.click("#key-button")
+    page.fill("#key", "a key of mine")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#focus-model option", state="attached", timeout=WAIT)
+    assert page.is_hidden("#trouble")
+    context.close()
+
+
 def test_errors_are_told_on_the_page(visit: Callable[..., Any], browser: Any, address: str) -> None:
     context = browser.new_context()
     page = context.new_page()

@@ -49,6 +49,7 @@ class PositionCalibrated:
     retracts = False
     width = 1
     tries = {"decay": (0.0, 0.25)}
+    files = ("frequencies",)  # fields that name a file: a server takes them from its operator alone
 
     def start(self, canvas: Canvas, spec: Spec) -> State:
         _open.check_diffusion(spec)

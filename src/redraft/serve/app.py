@@ -125,6 +125,7 @@ def create_app(settings: Settings, ready: Callable[[], None] | None = None) -> F
     app.exception_handlers[RequestValidationError] = _invalid
     app.exception_handlers[HTTPException] = _no_route
     app.exception_handlers[Refusal] = lambda _, error: error.response()
+    app.exception_handlers[Exception] = _bug
     app.exception_handlers[UserError] = lambda _, error: Refusal(400, str(error), "invalid_request_error").response()
     _routes(app, service)
     if settings.cors:
@@ -410,6 +411,12 @@ async def _invalid(_: Request, error: Any) -> JSONResponse:
         message = f"{'.'.join(place)}: {message[0].lower()}{message[1:]}"
     body = wire.failure(message, "invalid_request_error", param=place[0] if place else None)
     return JSONResponse(body, 400)
+
+
+async def _bug(_: Request, error: Exception) -> JSONResponse:
+    """An error of ours, in OpenAI's shape; its traceback is for the log alone."""
+    logger().error("an answer failed", exc_info=error)
+    return JSONResponse(wire.failure("an error of the server, see its log", "server_error"), 500)
 
 
 async def _no_route(request: Request, error: Any) -> JSONResponse:

@@ -202,13 +202,18 @@ def _generation(
 
 
 def _check_options(request: schema._Request, model: Model) -> None:
-    from redraft.registry import names
+    from redraft.registry import find, names
 
     own = request.redraft
     if own.sampler is not None and own.sampler not in names("samplers"):
         raise UserError(f"unknown sampler '{own.sampler}'.", suggest(own.sampler, names("samplers")))
     if own.cache is not None and own.cache not in ("none", *names("caches")):
         raise UserError(f"unknown cache '{own.cache}'.", suggest(own.cache, ("none", *names("caches"))))
+    chosen = model.settings(sampler=own.sampler)
+    kind = type(model.family.sampler()) if chosen.sampler is None else find("samplers", chosen.sampler)
+    for name in own.options:
+        if name in getattr(kind, "files", ()):
+            raise UserError(f"option '{name}' names a file: a request can't.", "Set it where the model is saved.")
 
 
 def _check_texts(count: int, limits: Settings) -> None:

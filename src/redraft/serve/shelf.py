@@ -29,6 +29,7 @@ class Entry:
     template: str | None
     created: int
     engine: Engine | None = None
+    samplers: list[str] = field(default_factory=list)  # those that can write with it; known once it has been loaded
     used: float = 0.0  # time.monotonic()
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -48,9 +49,10 @@ class Entry:
             "family": about.family,
             "context": about.context,
             "conditional": about.conditional,
+            "left_to_right": about.left_to_right,
             "infill": about.infills,
             "chat_template": self.template is not None,
-            "samplers": _diffusion_samplers() if about.infills else ["autoregressive"],
+            "samplers": self.samplers,
             "defaults": dict(about.defaults),
             "loaded": self.engine is not None,
         }
@@ -92,6 +94,7 @@ class Shelf:
             entry.used = time.monotonic()
             if entry.engine is None:
                 entry.engine = await asyncio.to_thread(self.load, entry)
+                entry.samplers = entry.samplers or _fitting(entry.model)
             return entry.engine
 
     def load(self, entry: Entry) -> Engine:
@@ -126,7 +129,17 @@ def _named(model: str) -> tuple[str, Path]:
     return (folder.resolve().name if folder == Path(model) else model), folder.resolve()
 
 
-def _diffusion_samplers() -> list[str]:
+def _fitting(model: Model) -> list[str]:
+    """The samplers that can write with a model: those that don't refuse to begin."""
     from redraft.registry import names
 
-    return [name for name in names("samplers") if name != "autoregressive"]
+    found = []
+    head = [0 if not model.tokenizer.has("mask") or model.tokenizer.mask_id else 1]  # any token: it may be of ids alone
+    for name in names("samplers"):
+        try:
+            drafting = model.compose([head], model.settings(sampler=name, options={}, max_new_tokens=4))
+            drafting.loop.method.sampler.start(drafting.canvas, model.spec)
+        except UserError:
+            continue
+        found.append(name)
+    return found

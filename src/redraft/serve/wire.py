@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from redraft.samplers import unwrapped
 from redraft.serve import schema
 from redraft.serve.reading import Text
 from redraft.serve.requests import Wanted, now
@@ -57,7 +58,7 @@ class Voice:
     def own(self) -> dict[str, Any]:
         """What offline generation would need to write the same."""
         chosen = self.wanted.generation
-        sampler = self.wanted.model.method(chosen).sampler
+        sampler = unwrapped(self.wanted.model.method(chosen).sampler)
         names = ("seed", "temperature", "top_k", "top_p", "candidates", "max_new_tokens")
         return {
             "sampler": type(sampler).__module__.rsplit(".", 1)[-1],

@@ -5,7 +5,12 @@ const $ = (id) => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 let known = [];
 const model = (id) => known.find((one) => one.id === $(id).value);
-const causal = (one) => !one.infill;
+const causal = (one) => one.left_to_right;
+const served = (id) => {
+  const one = model(id);
+  if (!one) throw new Error("No model is chosen: the list of models has not come yet, or none that fits is served.");
+  return one;
+};
 
 function trouble(error) {
   if (error && error.name === "AbortError") return;
@@ -64,8 +69,11 @@ function choose(tab, focus = true) {
 tabs.forEach((tab, i) => {
   tab.addEventListener("click", () => choose(tab));
   tab.addEventListener("keydown", (event) => {
-    const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (move) choose(tabs[(i + move + tabs.length) % tabs.length]);
+    const last = tabs.length - 1;
+    const to = { ArrowRight: i === last ? 0 : i + 1, ArrowLeft: i ? i - 1 : last, Home: 0, End: last }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    choose(tabs[to]);
   });
 });
 const named = tabs.find((tab) => `#${tab.getAttribute("aria-controls")}` === location.hash);
@@ -115,7 +123,7 @@ function notes() {
   for (const name of ["story", "code"]) $(`${name}-note`).hidden = !model(`${name}-model`)?.conditional;
   $("infill-prompt-label").hidden = !(model("infill-model")?.conditional ?? true);
   const one = model("code-model");
-  $("code-how").textContent = one ? (causal(one) ? "sees what stands before the cursor" : "sees both sides of the cursor") : "";
+  $("code-how").textContent = one ? (one.infill ? "sees both sides of the cursor" : "sees what stands before the cursor") : "";
 }
 
 const shown = {
@@ -167,7 +175,8 @@ function own(one) {
 }
 
 const write = runs($("focus-run"), async (signal) => {
-  const one = model("focus-model");
+  const one = served("focus-model");
+  play(false);
   focus.clear(true);
   player.at = -1;
   player.more = true;
@@ -255,12 +264,26 @@ const start = runs($("race-run"), async (signal) => {
   $("race-timeline").hidden = true;
   $("race-verdict").textContent = "";
   for (const lane of lanes) {
-    lane.model = model(`${lane.side}-model`);
+    lane.model = served(`${lane.side}-model`);
     lane.box.querySelector("h2").textContent = `${lane.model.id} · ${causal(lane.model) ? "left to right" : "all at once"}`;
     lane.box.classList.remove("first");
     lane.canvas.clear(true);
     numbers(lane.box.querySelector(".numbers"), []);
   }
+  try { await record(signal); } catch (error) {
+    for (const lane of lanes) lane.canvas.clear();
+    throw error;
+  }
+  race.span = Math.max(...lanes.map((lane) => lane.ends));
+  race.slow = calm ? 1 : Math.max(1, Math.round(4 / race.span));
+  for (const lane of lanes) lane.canvas.element.classList.remove("waiting");
+  $("race-timeline").hidden = false;
+  race.at = 0;
+  raceAt(0);
+  racePlay(true);
+});
+
+async function record(signal) {
   for (const lane of lanes) {
     const body = { model: lane.model.id, prompt: $("race-prompt").value, max_tokens: 64, diffusing: true, seed: 1, temperature: 0, redraft: {} };
     if (!causal(lane.model)) body.redraft = { steps: Number($("race-steps").value), ...(lane.model.conditional ? { candidates: 1 } : {}) };
@@ -276,14 +299,7 @@ const start = runs($("race-run"), async (signal) => {
     lane.canvas.frames = best;
     lane.ends = best.at(-1).seconds;
   }
-  race.span = Math.max(...lanes.map((lane) => lane.ends));
-  race.slow = calm ? 1 : Math.max(1, Math.round(4 / race.span));
-  for (const lane of lanes) lane.canvas.element.classList.remove("waiting");
-  $("race-timeline").hidden = false;
-  race.at = 0;
-  raceAt(0);
-  racePlay(true);
-});
+}
 $("race-play").addEventListener("click", () => racePlay(race.timer === null));
 $("race-scrub").addEventListener("input", () => { racePlay(false); raceAt((race.span * Number($("race-scrub").value)) / 1000); });
 
@@ -369,26 +385,29 @@ async function into(body, path, place, one, signal) {
   place(box);
   const canvas = new Canvas(box);
   let text = "";
-  await stream(path, { ...body, diffusing: true }, (chunk) => {
-    text += chunk.choices[0].text;
-    if (!chunk.diffusion) return;
-    canvas.add({ ...chunk.diffusion, canvas: chunk.diffusion.canvas.filter((piece) => piece.status !== "given") }, causal(one));
-    canvas.show(canvas.frames.length - 1);
-  }, signal);
+  try {
+    await stream(path, { ...body, diffusing: true }, (chunk) => {
+      text += chunk.choices[0].text;
+      if (!chunk.diffusion) return;
+      canvas.add({ ...chunk.diffusion, canvas: chunk.diffusion.canvas.filter((piece) => piece.status !== "given") }, causal(one));
+      canvas.show(canvas.frames.length - 1);
+    }, signal);
+  } catch (error) { tell(); throw error; } // what was on its way is no part of the story
   return text;
 }
 
 runs($("story-run"), async (signal) => {
+  const one = served("story-model");
   turn();
-  const one = model("story-model");
   const text = await into({ ...telling(one), prompt: told() }, "/v1/completions", (box) => $("story-text").append(box), one, signal);
   story.push({ text, model: true });
   tell();
 });
 
 async function redraft(i) {
-  const one = model("story-model");
-  const after = causal(one) ? "" : told().slice(told(i + 1).length);
+  const one = served("story-model");
+  trouble(null);
+  const after = !one.infill ? "" : told().slice(told(i + 1).length);
   const body = { ...telling(one), prompt: told(i), ...(after ? { suffix: after } : {}) };
   const old = $("story-text").children[i];
   story[i].text = await into(body, "/v1/completions", (box) => old.replaceWith(box), one);
@@ -396,8 +415,8 @@ async function redraft(i) {
 }
 
 runs($("story-three"), async (signal) => {
+  const one = served("story-model");
   turn();
-  const one = model("story-model");
   const answer = await ask("/v1/completions", { ...telling(one), prompt: told(), n: 3, temperature: Math.max(0.5, Number($("story-temperature").value)) }, signal);
   $("story-ways").replaceChildren(...answer.choices.map((choice) => {
     const button = document.createElement("button");
@@ -416,24 +435,39 @@ const code = { text: $("code-text"), ghost: $("code-ghost"), box: document.query
 function suggest(text) {
   code.suggestion = text;
   code.box.classList.toggle("suggesting", Boolean(text));
+  $("code-run").firstChild.textContent = text ? "Take it " : "Complete ";
+  $("code-drop").disabled = !text;
   code.ghost.replaceChildren();
   if (!text) return;
   const part = (name, content) => Object.assign(document.createElement("span"), { className: name, textContent: content });
   code.ghost.append(code.text.value.slice(0, code.at), part("ghost", text), part("after", code.text.value.slice(code.at)));
 }
 
+function take() {
+  const text = code.suggestion;
+  suggest("");
+  code.text.setRangeText(text, code.at, code.at, "end");
+}
+
+// Asks for a completion at the cursor; where one is shown, takes it.
 async function complete() {
-  const one = model("code-model");
-  if (!one) return;
+  if (code.suggestion) { take(); return; }
+  const one = served("code-model");
+  trouble(null);
   code.abort?.abort();
   code.abort = new AbortController();
+  const { signal } = code.abort;
   code.at = code.text.selectionStart;
   const before = code.text.value.slice(0, code.at), after = code.text.value.slice(code.at);
   const body = { model: one.id, prompt: before, max_tokens: Number($("code-length").value), temperature: 0, seed: 0 };
-  if (!causal(one) && after.trim()) body.suffix = after;
+  if (one.infill && after.trim()) body.suffix = after;
   numbers($("code-numbers"), [["…", "thinking"]]);
   const began = performance.now();
-  const answer = await ask("/v1/completions", body, code.abort.signal);
+  let answer;
+  try { answer = await ask("/v1/completions", body, signal); } catch (error) {
+    if (signal === code.abort.signal) numbers($("code-numbers"), []);
+    throw error;
+  }
   const seconds = (performance.now() - began) / 1000;
   suggest(answer.choices[0].text);
   const effort = answer.choices[0].redraft;
@@ -447,11 +481,12 @@ code.text.addEventListener("keydown", (event) => {
     suggest("");
   } else if (event.key === "Tab" && !event.shiftKey && !code.leave) {
     event.preventDefault();
-    if (code.suggestion) { const text = code.suggestion; suggest(""); code.text.setRangeText(text, code.at, code.at, "end"); }
-    else complete().catch(trouble);
+    complete().catch(trouble);
   } else if (!["Shift", "Control", "Alt", "Meta"].includes(event.key)) { code.leave = false; }
 });
 code.text.addEventListener("input", () => suggest(""));
+$("code-run").addEventListener("click", () => complete().catch(trouble));
+$("code-drop").addEventListener("click", () => suggest(""));
 code.text.addEventListener("blur", () => { code.leave = false; });
 
 // ---- keys
@@ -460,7 +495,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     const open = tabs.find((tab) => tab.getAttribute("aria-selected") === "true").getAttribute("aria-controls");
-    ({ focus: write, race: start, infill: fill, story: () => $("story-run").click() })[open]?.();
+    ({ focus: write, race: start, infill: fill, story: () => $("story-run").click(), code: () => $("code-run").click() })[open]?.();
   } else if (event.altKey && event.key.toLowerCase() === "m" && !$("infill").hidden) {
     event.preventDefault();
     mark();
