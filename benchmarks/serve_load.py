@@ -5,7 +5,8 @@
 
 Each client sends a request, reads its stream to the end, and sends the next. Every answer is compared with what offline
 generation wrote for that prompt and seed before the server started: an answer that differs, is cut short or never comes
-is counted as wrong. First text: until the first final text arrived. Memory is the server's resident size.
+is counted, as lost (no answer, or an error), cut (no end) or other (not that text). First text: until the first final
+text arrived. Memory is the server's resident size at five moments of a row.
 """
 
 from __future__ import annotations
@@ -63,18 +64,20 @@ async def client(
     texts: list[str],
     begin: int,
     end: float,
-    seen: list[tuple[float, float, int, bool]],
+    seen: list[tuple[float, float, int, str]],
 ) -> None:
     number = begin
     while time.monotonic() < end:
         which = number % len(asked)
         number += 7
-        at, first, text, done, tokens = time.monotonic(), 0.0, "", False, 0
+        at, first, text, ended, tokens = time.monotonic(), 0.0, "", "cut", 0
         try:
             async with http.stream("POST", "/v1/completions", json={**body, "prompt": asked[which]}) as answer:
+                if answer.is_error:
+                    ended = "lost"
                 async for line in answer.aiter_lines():
                     if line == "data: [DONE]":
-                        done = True
+                        ended = "whole"
                     elif line.startswith("data: "):
                         chunk = json.loads(line[6:])
                         for choice in chunk.get("choices", []):
@@ -83,18 +86,31 @@ async def client(
                         if chunk.get("usage"):
                             tokens = chunk["usage"]["completion_tokens"]
         except httpx2.HTTPError:
-            done = False
+            ended = "lost"
         now = time.monotonic()
-        seen.append(((first or now) - at, now - at, tokens, done and text == texts[which]))
+        seen.append(
+            ((first or now) - at, now - at, tokens, "other" if ended == "whole" and text != texts[which] else ended)
+        )
 
 
-async def load(address: str, body: dict, asked: list[str], texts: list[str], clients: int, seconds: float) -> list:
-    seen: list[tuple[float, float, int, bool]] = []
+async def watch(pid: int, seconds: float, sizes: list[float]) -> None:
+    for moment in range(5):
+        sizes.append(resident(pid))
+        if moment < 4:
+            await asyncio.sleep(seconds / 4)
+
+
+async def load(
+    address: str, body: dict, asked: list[str], texts: list[str], clients: int, seconds: float, pid: int
+) -> tuple[list, list[float]]:
+    seen: list[tuple[float, float, int, str]] = []
+    sizes: list[float] = []
     limits = httpx2.Limits(max_connections=clients + 4)
     async with httpx2.AsyncClient(base_url=address, timeout=300, limits=limits) as http:
         end = time.monotonic() + seconds
-        await asyncio.gather(*(client(http, body, asked, texts, n * 31, end, seen) for n in range(clients)))
-    return seen
+        work = (client(http, body, asked, texts, n * 31, end, seen) for n in range(clients))
+        await asyncio.gather(watch(pid, seconds, sizes), *work)
+    return seen, sizes
 
 
 def main() -> None:
@@ -121,20 +137,23 @@ def main() -> None:
         "redraft": own,
         "stream_options": {"include_usage": True},
     }
-    asyncio.run(load(address, body, asked, texts, 4, 3.0))  # warm
+    asyncio.run(load(address, body, asked, texts, 4, 3.0, server.pid))  # warm
     print(f"{given.model}, batch {given.batch}, {own or 'greedy'}, load {os.getloadavg()[0]:.1f}")
-    print("| clients | requests/s | tokens/s | first text p50 / p95 / p99 | whole p50 / p95 / p99 | wrong | MB |")
+    print(
+        "| clients | requests/s | tokens/s | first text p50 / p95 / p99 | whole p50 / p95 / p99 | "
+        "lost, cut, other | MB over time |"
+    )
     print("|---:|---:|---:|---|---|---:|---|")
     for clients in map(int, given.clients.split(",")):
-        before, begin = resident(server.pid), time.monotonic()
-        seen = asyncio.run(load(address, body, asked, texts, clients, given.seconds))
+        begin = time.monotonic()
+        seen, sizes = asyncio.run(load(address, body, asked, texts, clients, given.seconds, server.pid))
         wall = time.monotonic() - begin
         first, whole = (np.percentile([s[i] for s in seen], [50, 95, 99]) * 1000 for i in (0, 1))
-        wrong = sum(not s[3] for s in seen)
+        wrong = ", ".join(str(sum(s[3] == kind for s in seen)) for kind in ("lost", "cut", "other"))
         span = " ms | ".join(" / ".join(f"{value:.0f}" for value in part) for part in (first, whole))
         print(
-            f"| {clients} | {len(seen) / wall:.1f} | {sum(s[2] for s in seen) / wall:.0f} | {span} ms | {wrong} of "
-            f"{len(seen)} | {before:.0f}, {resident(server.pid):.0f} |",
+            f"| {clients} | {len(seen) / wall:.1f} | {sum(s[2] for s in seen) / wall:.0f} | {span} ms | {wrong} "
+            f"of {len(seen)} | {', '.join(f'{size:.0f}' for size in sizes)} |",
             flush=True,
         )
     server.terminate()

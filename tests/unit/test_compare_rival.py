@@ -88,6 +88,23 @@ def test_passing_failures_are_tried_again(status: int) -> None:
     assert len(seen) == 3
 
 
+def test_a_service_of_other_fields_is_asked_its_way() -> None:
+    """Newer models of the field's first service take neither max_tokens nor a temperature."""
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        if "max_tokens" in body:
+            return refused(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        return (
+            refused(400, "Unsupported value: 'temperature' does not support 0") if "temperature" in body else said("x")
+        )
+
+    with service(answer) as (address, seen):
+        found = measure(Rival(address, "small", shots=0), ["a", "b"], [], 5, alone=2)
+    assert [reply["text"] for reply in found["replies"]] == ["x", "x"]
+    assert found["fields"] == {"max_tokens": "max_completion_tokens", "temperature": None}
+    assert len(seen) == 5 and all(body["max_completion_tokens"] == 5 for body in seen[1:])  # learnt once
+
+
 def test_what_fails_for_good_is_a_failure_and_not_an_answer() -> None:
     for answer, why in [
         (refused(400, "too long"), "400 too long"),

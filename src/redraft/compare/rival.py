@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 KEY = "REDRAFT_RIVAL_KEY"  # environment variable of the API key; never an option, never in a report
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # worth another try
+# Fields that some services refuse -> under which name they take them; None: not at all.
+_OTHERWISE = {"max_tokens": "max_completion_tokens", "temperature": None}
 _FEWEST = 0.9  # share of items that must be answered for a verdict
 
 
@@ -77,6 +80,7 @@ class Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.Client(headers=headers, timeout=rival.timeout, follow_redirects=False)
         self._dice = random.Random(0)
+        self.names: dict[str, str | None] = {}  # fields that this service takes otherwise, as it has said
 
     def close(self) -> None:
         self._http.close()
@@ -89,10 +93,11 @@ class Client:
         """
         import httpx2
 
-        body = {"model": self.rival.model, "messages": list(messages), "max_tokens": new_tokens, "temperature": 0}
+        asked = {"model": self.rival.model, "messages": list(messages), "max_tokens": new_tokens, "temperature": 0}
         url = f"{self.rival.endpoint.rstrip('/')}/chat/completions"
         begun, why = time.perf_counter(), ""
         for number in range(1, self.rival.tries + 1):
+            body = {name: value for key, value in asked.items() if (name := self.names.get(key, key)) is not None}
             at = time.perf_counter()
             wait = 0.5 * 2 ** (number - 1) * self._dice.uniform(0.75, 1.25)
             try:
@@ -105,12 +110,20 @@ class Client:
                 why = f"{answer.status_code} {_message(answer)}"
                 if answer.status_code in (401, 403, 404):
                     raise UserError(f"the rival refuses: {why}.", f"Check --rival-model, the address and ${KEY}.")
+                if answer.status_code == 400 and self._learn(why, body):
+                    continue
                 if answer.status_code not in _AGAIN:
                     return Reply(None, time.perf_counter() - begun, tries=number, failure=why)
                 wait = max(wait, _seconds(answer.headers.get("retry-after", "")))
             if number < self.rival.tries:
                 time.sleep(min(wait, 60.0) * self.patience)
         return Reply(None, time.perf_counter() - begun, tries=self.rival.tries, failure=why)
+
+    def _learn(self, why: str, body: Mapping[str, Any]) -> bool:
+        """Whether a refusal was about a field that can be sent otherwise; from now on it is."""
+        found = [key for key in _OTHERWISE if key in body and re.search(rf"\b{key}\b", why)]
+        self.names.update({key: _OTHERWISE[key] for key in found})
+        return bool(found)
 
 
 def measure(
@@ -139,6 +152,7 @@ def measure(
     answered = sum(reply.text is not None for reply in rest)
     return {
         "rival": asdict(rival),
+        "fields": client.names,
         "replies": [asdict(reply) for reply in [*replies, *rest]],
         "alone": [reply.seconds for reply in replies if reply.text is not None and reply.tries == 1],
         "requests_per_second": answered / wall if answered else None,
