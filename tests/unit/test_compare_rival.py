@@ -102,6 +102,9 @@ def test_a_service_of_other_fields_is_asked_its_way() -> None:
         found = measure(Rival(address, "small", shots=0), ["a", "b"], [], 5, alone=2)
     assert [reply["text"] for reply in found["replies"]] == ["x", "x"]
     assert found["fields"] == {"max_tokens": "max_completion_tokens", "temperature": None}
+    with service(lambda number, body: refused(400, "prompt and max_tokens exceed the context")) as (address, said_no):
+        assert "exceed" in ask(address).failure
+    assert len(said_no) == 1  # no matter of the field's name
     assert len(seen) == 5 and all(body["max_completion_tokens"] == 5 for body in seen[1:])  # learnt once
 
 

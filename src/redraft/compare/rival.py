@@ -29,6 +29,7 @@ KEY = "REDRAFT_RIVAL_KEY"  # environment variable of the API key; never an optio
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # worth another try
 # Fields that some services refuse -> under which name they take them; None: not at all.
 _OTHERWISE = {"max_tokens": "max_completion_tokens", "temperature": None}
+_REFUSES = re.compile("unsupported|not support|unrecogni|unknown|not permitted|not allowed", re.IGNORECASE)
 _FEWEST = 0.9  # share of items that must be answered for a verdict
 
 
@@ -121,7 +122,8 @@ class Client:
 
     def _learn(self, why: str, body: Mapping[str, Any]) -> bool:
         """Whether a refusal was about a field that can be sent otherwise; from now on it is."""
-        found = [key for key in _OTHERWISE if key in body and re.search(rf"\b{key}\b", why)]
+        named = [key for key in _OTHERWISE if key in body and re.search(rf"\b{key}\b", why)]
+        found = named if _REFUSES.search(why) else []  # a limit that is too large for one text is refused for that text
         self.names.update({key: _OTHERWISE[key] for key in found})
         return bool(found)
 
