@@ -6,6 +6,8 @@ infinite, and a weak model would never stop writing digits.
 
 from __future__ import annotations
 
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+
 MOST = 15  # digits that a double holds exactly
 FRACTION = 6  # digits behind the point of a bounded number: with more, 21.0000000000000001 would be read as 21
 LARGEST = 10**9  # of a bound that is excluded, for the same reason
@@ -25,30 +27,72 @@ def integers(low: int | None, high: int | None) -> str:
     return _either([part for part in parts if part])
 
 
-def decimals(low: int | None, high: int | None, above: bool = False, below: bool = False) -> str:
-    """Decimal numbers between whole bounds; ``above`` and ``below`` exclude the bound itself. "" if there are none."""
+def decimals(low: float | None, high: float | None, above: bool = False, below: bool = False) -> str:
+    """Decimal numbers between bounds; ``above`` and ``below`` exclude the bound itself. "" if there are none.
+
+    Bounds are counted in units of the last digit that is written and rounded inwards, so that a bound may have any
+    number of digits.
+    """
+    least, most = _units(low, ROUND_CEILING), _units(high, ROUND_FLOOR)
+    if least is not None and above and Decimal(least) == _scaled(low):
+        least += 1
+    if most is not None and below and Decimal(most) == _scaled(high):
+        most -= 1
     parts = []
-    if low is None or low < 0:
-        least, most = (0 if high is None or high >= 0 else -high), (None if low is None else -low)
-        parts.append(_signed("-", _fractions(least, most, below and high is not None and high <= 0, above)))
-    if high is None or high >= 0:
-        parts.append(_fractions(max(low or 0, 0), high, above and low is not None and low >= 0, below))
+    if least is None or least < 0:
+        nearest = 0 if most is None or most >= 0 else -most
+        parts.append(_signed("-", _between(nearest, None if least is None else -least)))
+    if most is None or most >= 0:
+        parts.append(_between(max(least or 0, 0), most))
     return _either([part for part in parts if part])
 
 
-def _fractions(low: int, high: int | None, above: bool, below: bool) -> str:
-    """Decimals of a magnitude from ``low`` to ``high``: whole part below the upper bound, then any fraction."""
-    if high is not None and (low > high or (low == high and (above or below))):
+def _scaled(bound: float | None) -> Decimal:
+    return Decimal(repr(bound)).scaleb(FRACTION)
+
+
+def _units(bound: float | None, rounding: str) -> int | None:
+    return None if bound is None else int(_scaled(bound).to_integral_value(rounding))
+
+
+def _between(low: int, high: int | None) -> str:
+    """Decimals of a magnitude from ``low`` >= 0 to ``high`` units of 10^-FRACTION: by whole part, then by fraction."""
+    if high is not None and low > high:
         return ""
-    fraction, positive = rf"(?:\.[0-9]{{1,{FRACTION}}})?", rf"\.[0-9]{{0,{FRACTION - 1}}}[1-9]"
-    parts = []
-    if high is None or low < high:
-        parts.append(f"{low}{positive}" if above else f"{low}{fraction}")
-        inner = _magnitudes(low + 1, None if high is None else high - 1)
-        parts.append(f"{inner}{fraction}" if inner else "")
-    if high is not None and not below:
-        parts.append(rf"{high}(?:\.0)?")
+    unit, last = 10**FRACTION, 10**FRACTION - 1
+    (first, rest), (final, end) = divmod(low, unit), (None, last) if high is None else divmod(high, unit)
+    if first == final:
+        return f"{first}{_fraction(rest, end)}"
+    inner = _magnitudes(first + 1, None if final is None else final - 1)
+    parts = [f"{first}{_fraction(rest, last)}", f"{inner}{_fraction(0, last)}" if inner else ""]
+    if final is not None:
+        parts.append(f"{final}{_fraction(0, end)}")
     return _either([part for part in parts if part])
+
+
+def _fraction(low: int, high: int) -> str:
+    """A point and up to ``FRACTION`` digits, zeros at the end left out at will, of ``low`` to ``high`` units."""
+    digits = _ending(f"{low:0{FRACTION}d}", f"{high:0{FRACTION}d}")
+    return rf"(?:\.{digits})?" if low == 0 else rf"\.{digits}"
+
+
+def _ending(low: str, high: str) -> str:
+    """At least one digit and at most as many as there are in ``low`` and ``high``; what is missing counts as zeros."""
+    rest = len(low) - 1
+    if set(low) == {"0"} and set(high) in ({"9"}, {"0"}):
+        return f"[0-{high[0]}]{{1,{rest + 1}}}"
+
+    def after(digit: str, least: str, most: str) -> str:
+        if not rest:
+            return digit
+        return digit + (f"(?:{_ending(least, most)})?" if set(least) == {"0"} else _ending(least, most))
+
+    if low[0] == high[0]:
+        return after(low[0], low[1:], high[1:])
+    parts = [after(low[0], low[1:], "9" * rest)]
+    if int(high[0]) - int(low[0]) > 1:
+        parts.append(after(_span(str(int(low[0]) + 1), str(int(high[0]) - 1)), "0" * rest, "9" * rest))
+    return _either([*parts, after(high[0], "0" * rest, high[1:])])
 
 
 def _magnitudes(low: int, high: int | None) -> str:

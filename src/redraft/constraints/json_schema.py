@@ -359,20 +359,12 @@ def _number(schema: Mapping[str, Any], path: str, whole: bool) -> str:
         most = None if high is None else int(high // 1) - (high % 1 == 0 and below)
         found = numbers.integers(least, most)
     else:
-        if any(bound is not None and bound % 1 for bound in (low, high)):
-            raise UserError(
-                f"json_schema: {path}: only whole bounds of a number can be followed.", "Use whole numbers."
-            )
         if any(abs(bound or 0) > numbers.LARGEST for bound, strict in ((low, above), (high, below)) if strict):
             raise UserError(f"json_schema: {path}: bounds of a number that are excluded must be below 10^9.")
-        found = numbers.decimals(_whole(low), _whole(high), above, below)
+        found = numbers.decimals(low, high, above, below)
     if not found:
         raise UserError(f"json_schema: {path}: no number lies between its bounds.")
     return found
-
-
-def _whole(bound: float | None) -> int | None:
-    return None if bound is None else int(bound)
 
 
 def _bound(
