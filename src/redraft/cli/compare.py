@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _BASE, _SCRATCH = "base", "scratch"
 _BUDGETS = ("budget_tokens", "passes", "minutes")
+
+_N = TypeVar("_N", int, float)
 
 
 def compare(
@@ -173,12 +175,7 @@ def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     Raises:
         UserError: not whole numbers with commas between them.
     """
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in listed(text))
-    except ValueError:
-        raise UserError(f"{option} {text}: not whole numbers.", f"Write them like this: {option} 1,4,16.") from None
+    return _numbers(int, text, option, "not whole numbers", "1,4,16")
 
 
 def rates(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -187,12 +184,16 @@ def rates(text: str | None, option: str) -> tuple[float, ...] | None:
     Raises:
         UserError: not numbers with commas between them.
     """
+    return _numbers(float, text, option, "not numbers", "0.1,0.3")
+
+
+def _numbers(read: Callable[[str], _N], text: str | None, option: str, wrong: str, like: str) -> tuple[_N, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in listed(text))
+        return tuple(read(part) for part in listed(text))
     except ValueError:
-        raise UserError(f"{option} {text}: not numbers.", f"Write them like this: {option} 0.1,0.3.") from None
+        raise UserError(f"{option} {text}: {wrong}.", f"Write them like this: {option} {like}.") from None
 
 
 def chosen_bases(named: Sequence[str] | None, families: Sequence[str], own_terms: bool) -> dict[str, str]:

@@ -32,9 +32,8 @@ def build_all(wanted: Mapping[str, Any], tokenizer: Tokenizer) -> Constrained:
         UserError: as ``build``; or no text satisfies all of them.
     """
     from redraft.constraints._constrained import Constrained
-    from redraft.registry import find
 
-    kinds: list[Kind] = [find("constraints", name).of(value) for name, value in wanted.items()]
+    kinds = _kinds(wanted)
     least = max((kind.least for kind in kinds), default=0)
     bounds = [kind.most for kind in kinds if kind.most >= 0]
     automaton = _compiled(tokenizer, tuple(kinds))
@@ -47,15 +46,19 @@ def satisfied(wanted: Mapping[str, Any], texts: Sequence[str], tokens: Sequence[
     Raises:
         UserError: as ``build``.
     """
-    from redraft.registry import find
-
-    kinds: list[Kind] = [find("constraints", name).of(value) for name, value in wanted.items()]
+    kinds = _kinds(wanted)
     languages = [automaton for kind in kinds if (automaton := kind.automaton()) is not None]
     return [
         all(kind.least <= count and (kind.most < 0 or count <= kind.most) for kind in kinds)
         and all(language.accepts(text.encode()) for language in languages)
         for text, count in zip(texts, tokens, strict=True)
     ]
+
+
+def _kinds(wanted: Mapping[str, Any]) -> list[Kind]:
+    from redraft.registry import find
+
+    return [find("constraints", name).of(value) for name, value in wanted.items()]
 
 
 @lru_cache(maxsize=64)
