@@ -1,16 +1,24 @@
 """Does a text depend on its neighbours? Every sampler with every cache: ragged batches against single rows.
 
-    python -m benchmarks.batch_invariance [--rows 8]
+    python -m benchmarks.batch_invariance [--samplers confidence,wino] [--rows 4]
 
-In float32, on an untrained network with opinions (its weights are enlarged). Batches of several sizes change how sums
-are rounded: a decision may turn where it was that close. A text counts as *equal* if its ids are, as *close* if, in the
-pass in which the two part, predictions agree within 1e-4 and
+In float32, on an untrained network with opinions (its weights are enlarged), of a family that the sampler is for;
+samplers of masks also with a text that grows block by block and one that changes its length. Batches of several sizes
+change how sums are rounded: a decision may turn where it was that close. A text counts as *equal* if its ids are (with
+their number, where lengths change) and so are its passes, as *close* if, in the pass in which the two part, predictions
+agree within 1e-4 and
 
 - either another token was drawn at some position: both use the same uniform, so it lay within 1e-4 of an edge between
   the two tokens (at temperature 0: the two likeliest tokens are that close);
 - or other positions were written, and two of them were within 1e-4 in confidence.
 
-Anything else is a dependence on neighbours, set in bold. Prints a table; exits with 1 if there is any.
+Continuous diffusion decides nothing before its last passes: vectors go on from step to step, and rounding with them. So
+its texts are compared by what these say, tokens predicted (embedding) or decoded (latent), with the same excuse, and the
+vectors predicted at every pass besides: the greatest difference of a number is told, and one above 1e-3 of the largest
+number counts as a dependence. Samplers of edits draw by rates; theirs have no excuse.
+
+Anything else is a dependence on neighbours, set in bold. Prints a table; exits with 1 if there is any, or a sampler that
+could not be run at all.
 """
 
 from __future__ import annotations
@@ -23,23 +31,32 @@ from typing import Any
 import torch
 
 from redraft import registry
-from redraft.canvas import make_canvas
+from redraft.canvas import Growth
 from redraft.data.tokenizer import Tokenizer
-from redraft.decode import Loop, Method
 from redraft.errors import UserError
 from redraft.model import Model
 from redraft.presets import preset
-from redraft.types import Canvas, Forward, Output, Sampler
+from redraft.types import PAD, Canvas, Forward, Output
 
-MARGIN = 1e-4
-HOMES = {
-    "autoregressive": "autoregressive",
-    "draft_verify": "hybrid",
-    "posterior": "uniform",
-    "predictor_corrector": "uniform",
-    "analytic": "sedd",
+MARGIN, DRIFT = 1e-4, 1e-3
+MASKS = [{"name": "masked"}]
+LENGTHS = [{"name": "block", "block": 4}, {"name": "expand"}]
+VECTORS = [{"name": "embedding"}, {"name": "latent"}]
+# Families of the samplers that are not for masked diffusion alone; the others fill masks.
+HOMES: dict[str, list[dict[str, Any]]] = {
+    "analytic": [{"name": "sedd"}, {"name": "sedd", "process": "uniform"}],
+    "autoregressive": [{"name": "autoregressive"}],
+    "confidence": MASKS + LENGTHS,
+    "ddim": VECTORS,
+    "dpm_solver": VECTORS,
+    "draft_verify": [{"name": "hybrid"}],
+    "edit_flow": [{"name": "edit"}, {"name": "edit", "start": 4}],
+    "posterior": [{"name": "uniform"}],
+    "predictor_corrector": [{"name": "uniform"}],
+    "thought": [{"name": "thought", "border": "e"}],
+    "threshold": MASKS + LENGTHS,
 }
-LENGTHS = (24, 11, 17, 5, 30, 8, 21, 14)  # free positions of the rows of a batch
+FREE = (12, 5, 9, 14, 3, 7)  # free positions of the rows of a batch
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,8 @@ class Seen:
     want: tuple[int, ...]
     token: tuple[int, ...]
     conf: torch.Tensor  # [w] probability of these
-    p: torch.Tensor  # [w, V]
+    p: torch.Tensor  # [w, V]; of no width where vectors are predicted that are no tokens
+    vector: torch.Tensor | None  # [w, Z]
 
 
 @dataclass
@@ -60,50 +78,58 @@ class Watch:
 
     def __call__(self, ask: Forward, out: Output) -> None:
         assert ask.rows is not None
-        owner = (ask.want >= 0).nonzero()[:, 0]
+        about, owner = ask.about, (ask.want >= 0).nonzero()[:, 0]
         for number, row in enumerate(ask.rows.tolist()):
-            real = ask.want[number] >= 0
+            real, mine = ask.want[number] >= 0, owner == number
+            numbers = out.vector is not None and out.vector is out.log_p
             one = Seen(
-                tuple(ask.want[number][real].tolist()),
+                tuple(about[number][real].tolist()),
                 tuple(out.token[number][real].tolist()),
                 out.conf[number][real].double().exp(),
-                out.log_p[owner == number].double().exp(),
+                out.log_p[mine][:, : 0 if numbers else None].double().exp(),
+                None if out.vector is None else out.vector[mine].double(),
             )
             self.seen.setdefault(row, []).append(one)
 
 
-def model_of(family: str) -> Model:
+def model_of(family: dict[str, Any]) -> Model:
     tokenizer = Tokenizer.bytes()
-    model = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size), conditional=True, seed=1)
+    model = Model.fresh(family, tokenizer, preset("toy", tokenizer.vocab_size), conditional=True, seed=1)
     for parameter in model.network.parameters():
         if parameter.ndim == 2:
             parameter.data.mul_(4)
+    model.network.embedding.weight.data[list(model.spec.borders)] *= 2  # so that a few are written
     model.network.requires_grad_(False)
     return model
 
 
-def write(model: Model, sampler: Sampler, cache: str, rows: list[int], temperature: float) -> tuple[Canvas, Watch]:
+def write(model: Model, settings: dict[str, Any], rows: list[int]) -> tuple[Canvas, Watch]:
     """Texts of these rows, whose prompts and lengths differ."""
     prompts = [[65 + row, 70, 66 + 2 * row, 4] if row % 2 else [65 + row, 4] for row in rows]
-    canvas = make_canvas(
-        [[*prompt, *[None] * LENGTHS[row % len(LENGTHS)]] for prompt, row in zip(prompts, rows, strict=True)],
-        [len(prompt) for prompt in prompts],
-        model.spec,
-        seeds=rows,
-        temperature=temperature,
-    )
-    policy = None if cache == "none" else registry.find("caches", cache)()
-    watch = Watch()
-    loop = Loop({"main": model.writer()}, Method(sampler, policy), model.spec, watch=watch)
-    for _ in loop.run(canvas):
+    free = [FREE[row % len(FREE)] for row in rows]
+    growth = None
+    if model.spec.grows:
+        growth = Growth([len(p) + n + 6 for p, n in zip(prompts, free, strict=True)], [[len(p)] for p in prompts])
+        most = model.family.start if model.spec.edits else 99
+        closed = [[*[None] * min(n - 1, most), model.tokenizer.eos_id] for n in free]
+    else:
+        closed = [[None] * n for n in free]
+    chosen = model.settings(seed=rows[0], max_new_tokens=max(free), **settings)
+    texts = [[*prompt, *answer] for prompt, answer in zip(prompts, closed, strict=True)]
+    drafting = model.prepare(texts, [len(p) for p in prompts], chosen, length_known=True, growth=growth)
+    watch = drafting.loop.watch = Watch()
+    for _ in drafting:
         pass
-    return canvas, watch
+    return drafting.canvas, watch
 
 
-def excused(alone: Watch, together: Watch, number: int) -> bool:
+def excused(alone: list[Seen], together: list[Seen]) -> bool:
     """Did the two part at a decision that was closer than ``MARGIN``? See above."""
+    if alone[-1].vector is not None or alone[0].vector is not None:
+        last = 1 + sum(one.vector is None for one in alone)  # what is decoded, or predicted last
+        alone, together = alone[-last:], together[-last:]
     before: Seen | None = None
-    for ours, theirs in zip(alone.seen[0], together.seen[number], strict=False):
+    for ours, theirs in zip(alone, together, strict=False):
         if ours.want != theirs.want:
             break
         if float((ours.p.cumsum(-1) - theirs.p.cumsum(-1)).abs().max()) > MARGIN:
@@ -117,40 +143,73 @@ def excused(alone: Watch, together: Watch, number: int) -> bool:
     return float(apart.min()) < MARGIN
 
 
+def drift(alone: list[Seen], together: list[Seen]) -> float:
+    """The greatest difference of a predicted vector's number, relative to the largest; 0 where there are no vectors."""
+    found = 0.0
+    for ours, theirs in zip(alone, together, strict=False):
+        if ours.vector is not None and theirs.vector is not None:
+            found = max(found, float((ours.vector - theirs.vector).abs().max() / ours.vector.abs().max()))
+    return found
+
+
+@dataclass
+class Cell:
+    """What became of the texts of one sampler, family and cache."""
+
+    equal: int = 0
+    close: int = 0
+    wrong: int = 0
+    drift: float = 0.0
+    refused: str = ""
+
+    def compare(self, model: Model, settings: dict[str, Any], rows: int) -> None:
+        try:
+            canvas, together = write(model, settings, list(range(rows)))
+        except UserError as error:
+            self.refused = error.what
+            return
+        for row in range(rows):
+            single, alone = write(model, settings, [row])
+            ours, theirs = alone.seen[0], together.seen[row]
+            text, other = (c.ids[n][c.status[n] != PAD] for c, n in ((single, 0), (canvas, row)))
+            moved = drift(ours, theirs)
+            self.drift = max(self.drift, moved)
+            if moved > DRIFT:
+                self.wrong += 1
+            elif torch.equal(text, other) and int(single.nfe[0]) == int(canvas.nfe[row]):
+                self.equal += 1
+            elif not model.spec.edits and excused(ours, theirs):
+                self.close += 1
+            else:
+                self.wrong += 1
+
+    def __str__(self) -> str:
+        if self.refused:
+            return f"refused: {self.refused}"
+        parts = [f"{self.equal} equal"]
+        parts += [f"{self.close} close"] * (self.close > 0) + [f"**{self.wrong}**"] * (self.wrong > 0)
+        return ", ".join(parts) + (f"; vectors {self.drift:.0e}" if self.drift else "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--samplers", default=",".join(registry.names("samplers")), help="names with commas between")
+    parser.add_argument("--rows", type=int, default=4)
     args = parser.parse_args()
     caches, failed = ["none", *registry.names("caches")], 0
-    print("| sampler | " + " | ".join(caches) + " |\n|---|" + "---|" * len(caches))
-    for name in registry.names("samplers"):
-        kind: Any = registry.find("samplers", name)
-        model = model_of(HOMES.get(name, "masked"))
-        sampler = kind(steps=4) if "steps" in kind.__dataclass_fields__ else kind()
-        cells = []
-        for cache in caches:
-            equal = close = wrong = 0
-            for temperature in (0.0, 1.0):
-                try:
-                    canvas, together = write(model, sampler, cache, list(range(args.rows)), temperature)
-                except UserError as error:
-                    cells.append(f"refused: {error.what}")
-                    break
-                for row in range(args.rows):
-                    single, alone = write(model, sampler, cache, [row], temperature)
-                    width = single.ids.shape[1]
-                    if torch.equal(canvas.ids[row, :width], single.ids[0]):
-                        equal += 1
-                    elif excused(alone, together, row):
-                        close += 1
-                    else:
-                        wrong += 1
-            else:
-                cells.append(
-                    f"{equal} equal" + (f", {close} close" if close else "") + (f", **{wrong}**" if wrong else "")
-                )
-                failed += wrong
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    print("| sampler | family | " + " | ".join(caches) + " |\n|---|---|" + "---|" * len(caches))
+    for name in args.samplers.split(","):
+        kind = registry.find("samplers", name)
+        steps = {"steps": 4} if "steps" in kind.__dataclass_fields__ else {}
+        for family in HOMES.get(name, MASKS):
+            model, cells = model_of(family), [Cell() for _ in caches]
+            for cell, cache in zip(cells, caches, strict=True):
+                for temperature in (0.0, 1.0):
+                    chosen = {"sampler": name, "cache": cache, "temperature": temperature, **steps}
+                    cell.compare(model, chosen, args.rows)
+            label = "-".join(map(str, family.values()))
+            print(f"| {name} | {label} | " + " | ".join(map(str, cells)) + " |", flush=True)
+            failed += sum(cell.wrong for cell in cells) + all(cell.refused for cell in cells)
     sys.exit(1 if failed else 0)
 
 

@@ -199,7 +199,8 @@ class Loop:
         narrow, store = ask, None
         if ask.stamp is None:
             ask.stamp = canvas.step[ask.rows]
-        if self.method.cache is not None and ask.mask is None:
+        decodes = ask.vectors is not None and ask.vectors.kind == "decode"  # which runs no position of the text
+        if self.method.cache is not None and ask.mask is None and not decodes:
             store = self._store(ask.net, ask.branch, canvas)
             ask.slot = canvas.slot[ask.rows]
             shift = self.spec.shift if ask.shift is None else ask.shift

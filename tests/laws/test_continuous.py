@@ -23,7 +23,7 @@ from redraft.noise import gaussian
 from redraft.noise.gaussian import Gaussian
 from redraft.objectives._autoencoder import Autoencoder
 from redraft.presets import preset
-from redraft.registry import find
+from redraft.registry import find, names
 from redraft.types import SEALED, Batch, Forward, Spec
 from tests import tiny
 
@@ -246,6 +246,19 @@ def test_latent_texts_keep_the_laws_of_samplers(sampler: Any, temperature: float
         assert canvas.ids[number, :prompt].tolist() == row[:prompt]
         if temperature == 0:
             assert completion(slices, number, made.spec.eos_id) == completion(alone, 0, made.spec.eos_id)
+
+
+@each_sampler
+@pytest.mark.parametrize("cache", names("caches"))
+def test_latent_texts_are_the_same_with_every_cache(sampler: Any, cache: str) -> None:
+    """All vectors run at every pass, and prompts see nothing of them: there is nothing to approximate."""
+    made, policy = model("latent"), find("caches", cache)()
+    plain, _ = run(made, sampler, ROWS, PROMPTS, temperature=1.0, cache=None)
+    canvas, _ = run(made, sampler, ROWS, PROMPTS, temperature=1.0, cache=policy)
+    assert torch.equal(canvas.ids, plain.ids)
+    for number, (row, prompt) in enumerate(zip(ROWS, PROMPTS, strict=True)):
+        alone, _ = run(made, sampler, [row], [prompt], seeds=[number], temperature=1.0, cache=policy)
+        assert completion(canvas, number, made.spec.eos_id) == completion(alone, 0, made.spec.eos_id)
 
 
 @each_family

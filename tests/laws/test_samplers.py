@@ -56,14 +56,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 
 # Those that ask about tokens. One that makes edits has its laws where the length stands here, and more of its own
 # (``test_edits.py``).
-def samplers(edits: bool = True) -> list[Any]:
+def samplers(edits: bool = True, variants: bool = True) -> list[Any]:
     cases = []
     for name in registry.names("samplers"):
         if name == "edit_flow" and not edits:
             continue
         kind = registry.find("samplers", name)
         few = {"steps": 4} if "steps" in kind.__dataclass_fields__ else {}
-        for options in [{}, *VARIANTS.get(name, [])]:
+        for options in [{}, *(VARIANTS.get(name, []) if variants else [])]:
             label = "-".join([name, *(f"{key}={value}" for key, value in options.items())])
             cases.append(pytest.param(kind(**{**few, **options}), id=label))
     return cases
@@ -79,6 +79,7 @@ HOMES = {
     "EditFlow": "edit",
     "Posterior": "uniform",
     "PredictorCorrector": "uniform",
+    "Thought": "thought",
 }
 
 
@@ -90,10 +91,12 @@ def model_for(sampler: Sampler, conditional: bool = True, family: str = "") -> M
     """A tiny untrained model that the sampler fits, with weights large enough to have opinions; in float64, so that
     batched and single rows can't differ by rounding."""
     tokenizer, table = Tokenizer.bytes(), tiny.described(family or home(sampler))
+    table |= {"border": "e"} if table["name"] == "thought" else {}
     model = Model.fresh(table, tokenizer, preset("toy", tokenizer.vocab_size), conditional, seed=1)
     for parameter in model.network.parameters():
         if parameter.ndim == 2:
             parameter.data.mul_(5)
+    model.network.embedding.weight.data[list(model.spec.borders)] *= 2  # so that a few are written
     model.network.double().requires_grad_(False)
     return model
 
@@ -160,6 +163,20 @@ def test_same_seed_same_text_whatever_the_batch(sampler: Sampler, temperature: f
         mine = winners(together, by_score=False)[number]
         assert completion(together, mine, model.spec.eos_id) == completion(alone, 0, model.spec.eos_id)
         assert together.score[mine] == pytest.approx(float(alone.score[0]), abs=1e-4)
+
+
+@pytest.mark.parametrize("sampler", samplers(variants=False))
+def test_nor_does_a_text_depend_on_its_neighbours_with_any_other_cache(sampler: Sampler) -> None:
+    model = model_for(sampler)
+    for name in registry.names("caches"):
+        texts = []
+        for numbers in ([0, 1, 2], [0], [1], [2]):
+            rows, prompts = [ROWS[n] for n in numbers], [[3, 2, 6][n] for n in numbers]
+            canvas = board(model.spec, sampler, rows, prompts, seeds=numbers, temperature=1.0)
+            method = Method(sampler, registry.find("caches", name)())
+            assert list(Loop({"main": model.network}, method, model.spec).run(canvas))
+            texts += [completion(canvas, row, model.spec.eos_id) for row in range(len(numbers))]
+        assert texts[:3] == texts[3:], name
 
 
 @pytest.mark.parametrize("conditional", [True, False])
