@@ -12,13 +12,13 @@ agree within 1e-4 and
   the two tokens (at temperature 0: the two likeliest tokens are that close);
 - or other positions were written, and two of them were within 1e-4 in confidence.
 
-Continuous diffusion decides nothing before its last passes: vectors go on from step to step, and rounding with them. So
-its texts are compared by what these say, tokens predicted (embedding) or decoded (latent), with the same excuse, and the
-vectors predicted at every pass besides: the greatest difference of a number is told, and one above 1e-3 of the largest
-number counts as a dependence. Samplers of edits draw by rates; theirs have no excuse.
+Continuous diffusion decides nothing before its last passes: vectors go on from step to step, and rounding with them.
+So its texts are compared by what these say, tokens predicted (embedding) or decoded (latent), with the same excuse, and
+by the vectors predicted at every pass besides: the greatest difference of a number is told, and one above 1e-3 of the
+largest number counts as a dependence. Samplers of edits draw by rates; theirs have no excuse.
 
-Anything else is a dependence on neighbours, set in bold. Prints a table; exits with 1 if there is any, or a sampler that
-could not be run at all.
+Anything else is a dependence on neighbours, set in bold. Prints a table; exits with 1 if there is any, or a sampler
+that could not be run at all.
 """
 
 from __future__ import annotations

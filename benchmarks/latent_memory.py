@@ -20,6 +20,7 @@ import sys
 import torch
 
 from redraft.data.vocabulary import Ids, Vocabulary
+from redraft.likelihood import corrupt
 from redraft.metrics.memory import Memory
 from redraft.model import Model
 from redraft.presets import preset
@@ -60,7 +61,8 @@ def _work(family: str, length: int, phase: str, name: str, ratio: int) -> dict[s
         if optimizer is not None:
             batch = Batch(ids, target, torch.ones_like(target), None, torch.zeros(1, dtype=torch.int64))
             generator = torch.Generator().manual_seed(1)
-            backward(network, objective, objective.prepare(batch, model.spec, generator), 1.0)
+            prepared, _ = corrupt(objective, batch, model.spec, generator, {"main": network})
+            backward(network, objective, prepared, 1.0)
             optim.step(optimizer, 1e-3)
         else:
             settings = model.settings(max_new_tokens=length, steps=1, ignore_eos=True, cache="none")

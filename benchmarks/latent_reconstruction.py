@@ -51,9 +51,8 @@ def main() -> None:
         for batch in parts:
             prepared = Autoencoder().prepare(batch, spec, generator)
             extra = {**prepared.extra, "log_snr": torch.full_like(prepared.extra["log_snr"], float(log_snr))}
-            assert prepared.before is not None
-            clean = network(prepared.before)
-            prepared = Autoencoder().complete(clean, replace(prepared, extra=extra))
+            clean = network(vectors.encoding(batch, spec))
+            prepared = vectors.noised(replace(prepared, extra=extra), clean)
             ask = prepared.ask
             assert ask.vectors is not None and ask.vectors.noisy is not None
             if denoise:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -337,16 +337,39 @@ _REPEATS = 16  # passes of ``score``, so that its error is itself known to a fif
 
 
 def _once(network: Network, objective: Objective, batch: Batch, spec: Spec, generator: torch.Generator) -> LossTerms:
-    return objective.loss(*answer(network, objective, objective.prepare(batch, spec, generator)))
+    prepared, _ = corrupt(objective, batch, spec, generator, {"main": network})
+    return objective.loss(network(prepared.ask), prepared)
 
 
-def answer(network: Network, objective: Objective, prepared: Prepared) -> tuple[Tensor, Prepared]:
-    """What the network says to a prepared batch, after the passes that come before, and the batch as it then is."""
-    while prepared.before is not None:
-        with nullcontext() if prepared.learns else torch.no_grad():
-            found = network(prepared.before)
-        prepared = objective.complete(found, prepared)  # type: ignore[attr-defined]
-    return network(prepared.ask), prepared
+def corrupt(
+    objective: Objective,
+    batch: Batch,
+    spec: Spec,
+    generator: torch.Generator,
+    networks: Mapping[str, Network],
+    low: bool = False,
+) -> tuple[Prepared, list[Forward]]:
+    """What is learnt from a batch or scored, and the passes made on the way to it by objectives that look ``ahead``.
+
+    ``low``: these run in bfloat16.
+    """
+    if not hasattr(objective, "ahead"):
+        return objective.prepare(batch, spec, generator), []
+    turns, looked = objective.ahead(batch, spec, generator), list[Forward]()
+    answer: Tensor | None = None
+    while True:
+        try:
+            ask = turns.send(answer)
+        except StopIteration as finished:
+            return finished.value, looked
+        looked.append(ask)
+        network = networks[ask.net]
+        where = getattr(network, "device", ask.x.device).type
+        with (
+            nullcontext() if ask.learns else _evaluating(network, torch.no_grad()),
+            torch.autocast(where, torch.bfloat16) if low else nullcontext(),
+        ):
+            answer = network(ask)
 
 
 def _to(batch: Batch, device: torch.device | str) -> Batch:
@@ -362,13 +385,13 @@ def _repeat(batch: Batch, copies: int) -> Batch:
 
 
 @contextmanager
-def _evaluating(network: Network) -> Iterator[None]:
+def _evaluating(network: Network, gradless: AbstractContextManager[Any] | None = None) -> Iterator[None]:
     """No gradient and no dropout inside; the network's mode afterwards is what it was."""
     training = isinstance(network, nn.Module) and network.training
     if isinstance(network, nn.Module):
         network.eval()
     try:
-        with torch.inference_mode():
+        with gradless or torch.inference_mode():
             yield
     finally:
         if isinstance(network, nn.Module):

@@ -136,6 +136,7 @@ class Forward:
     without: Tensor | None = None  # [R, K] ids that may not be drawn in a row, besides the forbidden ones; -1 is none
     vectors: Vectors | None = None  # continuous diffusion: what stands at some positions in place of their tokens
     guess: Guess | None = None  # of networks that are told what they predicted before (``Spec.guesses``)
+    learns: bool = False  # a pass ahead (``Objective``) through which the gradient flows
 
     def stage(self, pos: Tensor) -> Tensor:
         """Stage of positions ``pos`` [R, K] -> [R, K]; see ``Attend``."""
@@ -318,8 +319,6 @@ class Prepared:
     rows: int  # B
     tokens: int  # target tokens of the batch, the denominator
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    before: Forward | None = None  # a pass that ``ask`` depends on: ``Objective.complete`` is given its answer
-    learns: bool = False  # the gradient flows through ``before``, too
 
 
 @dataclass
@@ -337,13 +336,14 @@ class Objective(Protocol):
 
     One whose training draws noise or adds terms that are not those of its likelihood also has ``scoring() ->
     Objective``, the one to score with; one that can lower its variance has ``candidates() -> Sequence[Objective]``, of
-    which training takes the least varying on the validation rows (see ``likelihood``). One of several passes names the
-    next in ``Prepared.before`` and has ``complete(answer, prepared) -> Prepared``, until there is none.
+    which training takes the least varying on the validation rows (see ``likelihood``).
 
-    One that trains on what a network makes of a batch has ``ahead(batch, spec, generator) -> Generator[Forward, Tensor,
-    Prepared]`` beside ``prepare``. It yields requests, which are answered by logits without gradient, and returns what
-    is then learnt from. Their ``net`` is ``main``, the network in training, or, where the objective's ``teacher`` is
-    true, ``teacher``: a frozen copy of the checkpoint that training began with.
+    One that must see what a network makes of a batch has ``ahead(batch, spec, generator) -> Generator[Forward, Tensor,
+    Prepared]``, which is taken in place of ``prepare`` wherever there is one (``likelihood.corrupt``). It yields
+    requests, is sent their answers, and returns what is then learnt from or scored. Answers are as when the network
+    writes, without gradient or dropout, but for requests that say ``learns``. Their ``net`` is ``main``, the network
+    in training, or, where the objective's ``teacher`` is true, ``teacher``: a frozen copy of the checkpoint that
+    training began with.
     """
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared: ...

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from redraft.errors import UserError
+from redraft.likelihood import corrupt
 from redraft.models.transformer import Config, Transformer
 from redraft.objectives.distill import Distill
 from redraft.objectives.glancing import Glancing
 from redraft.objectives.masked import Masked
 from redraft.objectives.thought import Thought, thoughts
-from redraft.train.loop import backward, corrupt
+from redraft.train.loop import backward
 from redraft.types import Batch, Forward, Prepared, Spec
 from tests.tiny import VOCABULARY, family, pairs
 

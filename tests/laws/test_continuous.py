@@ -21,6 +21,7 @@ from redraft.errors import UserError
 from redraft.model import Model
 from redraft.noise import gaussian
 from redraft.noise.gaussian import Gaussian
+from redraft.objectives import _vectors as vectors
 from redraft.objectives._autoencoder import Autoencoder
 from redraft.presets import preset
 from redraft.registry import find, names
@@ -375,9 +376,9 @@ def test_losses_are_finite_teach_and_forget_padding(family: str, weight: str, co
     for seed in range(4):
         found = []
         for width in (0, 14):
-            prepared = objective.prepare(batch(width, conditional), made.spec, generator(seed))
-            answer, prepared = likelihood.answer(made.network, objective, prepared)
-            found.append(objective.loss(answer, prepared))
+            nets = {"main": made.network}
+            prepared, _ = likelihood.corrupt(objective, batch(width, conditional), made.spec, generator(seed), nets)
+            found.append(objective.loss(made.network(prepared.ask), prepared))
         torch.testing.assert_close(found[0].loss, found[1].loss, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found[0].nats, found[1].nats, rtol=1e-4, atol=1e-3)
         assert found[0].tokens == 13 and bool(found[0].loss.isfinite()) and found[0].is_bound == (weight == "bound")
@@ -396,12 +397,11 @@ def test_a_batch_without_targets_costs_nothing(family: str) -> None:
 
 def test_vectors_of_a_text_do_not_depend_on_its_neighbours() -> None:
     made = model("latent")
-    objective = Autoencoder()
-    together = made.network(objective.prepare(batch(), made.spec, generator()).before)
+    together = made.network(vectors.encoding(batch(), made.spec))
     parts = []
     for row in range(3):
         one = Batch(*(part[row : row + 1] for part in vars(batch()).values()))
-        parts.append(made.network(objective.prepare(one, made.spec, generator()).before))
+        parts.append(made.network(vectors.encoding(one, made.spec)))
     assert [len(part) for part in parts] == [2, 1, 2]
     torch.testing.assert_close(together, torch.cat(parts))
     torch.testing.assert_close(together.mean(-1), torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-9)
@@ -414,15 +414,14 @@ def test_the_autoencoder_learns_to_give_back_what_it_got() -> None:
     optimizer, noise = torch.optim.Adam(made.network.autoencoder.parameters(), 3e-3), generator()
     for _ in range(120):
         objective = Autoencoder()
-        prepared = objective.prepare(batch(), made.spec, noise)
-        answer, prepared = likelihood.answer(made.network, objective, prepared)
-        objective.loss(answer, prepared).loss.backward()
+        prepared, _ = likelihood.corrupt(objective, batch(), made.spec, noise, {"main": made.network})
+        objective.loss(made.network(prepared.ask), prepared).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     clean = objective.prepare(batch(), made.spec, noise)
     clean = replace(clean, extra={**clean.extra, "log_snr": torch.full_like(clean.extra["log_snr"], 20.0)})
-    answer, clean = likelihood.answer(made.network, objective, clean)
-    assert torch.equal(answer.argmax(-1), clean.target)
+    ask = vectors.noised(clean, made.network(vectors.encoding(batch(), made.spec))).ask
+    assert torch.equal(made.network(ask).argmax(-1), clean.target)
 
 
 def test_stages_teach_one_part_each(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.decode import Loop, Method
 from redraft.errors import UserError
 from redraft.families import build_family
-from redraft.likelihood import answer, bound
+from redraft.likelihood import bound, corrupt
 from redraft.model import Model
 from redraft.models._lean import Lean
 from redraft.models._lean_cross import LeanCross
@@ -33,7 +33,7 @@ from redraft.objectives._told import Told
 from redraft.objectives.masked import Masked
 from redraft.presets import shape
 from redraft.samplers.confidence import Confidence
-from redraft.train.loop import backward, corrupt
+from redraft.train.loop import backward
 from redraft.train.recipe import Recipe
 from redraft.train.setup import prepare
 from redraft.types import FREE, Canvas, Forward, Guess, Prepared, Spec
@@ -293,11 +293,11 @@ def test_scored_by_two_passes_which_with_a_new_map_is_the_plain_bound() -> None:
     two = bound(net, [batch()], told, spec(), samples=3)
     assert one.rows == pytest.approx(two.rows, rel=1e-6) and two.is_bound
     loudly = tiny_network().eval()
-    prepared = told.prepare(batch(), spec(), torch.Generator().manual_seed(0))
     with torch.no_grad():
-        logits, whole = answer(loudly, told, prepared)
-        assert whole.before is None and whole.ask.guess is not None
-        assert not torch.allclose(logits, loudly(prepared.ask))
+        noise = torch.Generator().manual_seed(0)
+        whole, looked = corrupt(told.scoring(), batch(), spec(), noise, {"main": loudly})
+        assert len(looked) == 1 and whole.ask.guess is not None and bool(whole.ask.guess.weight.any(2).any(1).all())
+        assert not torch.allclose(loudly(whole.ask), loudly(replace(whole.ask, guess=None)))
 
 
 def test_the_bound_of_two_passes_is_one() -> None:

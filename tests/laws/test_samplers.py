@@ -168,15 +168,17 @@ def test_same_seed_same_text_whatever_the_batch(sampler: Sampler, temperature: f
 @pytest.mark.parametrize("sampler", samplers(variants=False))
 def test_nor_does_a_text_depend_on_its_neighbours_with_any_other_cache(sampler: Sampler) -> None:
     model = model_for(sampler)
-    for name in registry.names("caches"):
+    for kind in (registry.find("caches", name) for name in registry.names("caches")):
+        if kind.exact:
+            continue
         texts = []
         for numbers in ([0, 1, 2], [0], [1], [2]):
             rows, prompts = [ROWS[n] for n in numbers], [[3, 2, 6][n] for n in numbers]
             canvas = board(model.spec, sampler, rows, prompts, seeds=numbers, temperature=1.0)
-            method = Method(sampler, registry.find("caches", name)())
+            method = Method(sampler, kind())
             assert list(Loop({"main": model.network}, method, model.spec).run(canvas))
             texts += [completion(canvas, row, model.spec.eos_id) for row in range(len(numbers))]
-        assert texts[:3] == texts[3:], name
+        assert texts[:3] == texts[3:], kind
 
 
 @pytest.mark.parametrize("conditional", [True, False])

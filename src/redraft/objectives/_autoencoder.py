@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,9 +25,9 @@ class Autoencoder:
     noise: float = 2.0
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
+        """Draw noise for the vectors of ``batch``; what they are without it, the network says (``ahead``)."""
         what = spec.continuous
         assert what is not None
-        encoding = vectors.encoding(batch, spec)
         start, count = vectors.starts(batch), vectors.counts(batch, what)
         column = torch.arange(max(1, int((start + count).max())))
         noisy = (column >= start[:, None]) & (column < (start + count)[:, None])
@@ -52,17 +53,13 @@ class Autoencoder:
                 "noise": vectors.normal((*shape, what.width), generator, batch.ids.device),
                 "forbidden": torch.tensor(sorted({*spec.forbidden, spec.mask_id})),
             },
-            before=encoding,
-            learns=True,
             continuous=what,
         )
 
-    def complete(self, answer: Tensor, prepared: Prepared) -> Prepared:
-        extra, given = prepared.extra, prepared.ask.vectors
-        assert given is not None and given.noisy is not None
-        z = gaussian.Gaussian().corrupt(answer, extra["log_snr"].to(answer), extra["noise"].to(answer))
-        ask = replace(prepared.ask, vectors=replace(given, z=vectors.rectangle(z, given.noisy)))
-        return replace(prepared, ask=ask, before=None)
+    def ahead(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Generator[Forward, Tensor, Prepared]:
+        """The vectors, which learn too, and then the batch with their noise (see ``types.Objective``)."""
+        prepared = self.prepare(batch, spec, generator)
+        return vectors.noised(prepared, (yield replace(vectors.encoding(batch, spec), learns=True)))
 
     def loss(self, logits: Tensor, prepared: Prepared) -> LossTerms:
         nll, train = cross_entropy(logits, prepared.target, prepared.extra["forbidden"])

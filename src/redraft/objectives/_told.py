@@ -28,22 +28,21 @@ class Told:
     count: int  # likeliest tokens of a guess
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
-        """The noisy batch; the guess is asked for before."""
-        prepared = self.inner.prepare(batch, spec, generator)
-        return replace(prepared, before=_tokens(prepared))
+        """The noisy batch; nothing is told yet."""
+        return self.inner.prepare(batch, spec, generator)
 
-    def complete(self, answer: Tensor, prepared: Prepared) -> Prepared:
-        """After the first prediction: tell it to every row."""
-        assert prepared.before is not None
-        rows = torch.arange(len(prepared.ask.x), device=prepared.ask.x.device)
-        guess = self._guess(answer, prepared, prepared.before, rows)
-        return replace(prepared, ask=replace(prepared.ask, guess=guess), before=None)
+    def scoring(self) -> Told:
+        """Every row is told."""
+        return replace(self, share=1.0)
 
     def ahead(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Generator[Forward, Tensor, Prepared]:
-        """What training asks and learns (see ``types.Objective``)."""
-        prepared = self.inner.prepare(batch, spec, generator)
-        draw = torch.rand(len(prepared.ask.x), generator=generator, device=generator.device)
-        rows = (draw < self.share).nonzero()[:, 0].to(prepared.ask.x.device)
+        """What is asked before, and what it is told (see ``types.Objective``)."""
+        prepared = self.prepare(batch, spec, generator)
+        rows = torch.arange(len(prepared.ask.x), device=prepared.ask.x.device)
+        if self.share < 1:
+            rows = rows[
+                torch.rand(len(rows), generator=generator, device=generator.device).to(rows.device) < self.share
+            ]
         if not len(rows):
             return prepared
         ask = _part(_tokens(prepared), rows)

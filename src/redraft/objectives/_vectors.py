@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,6 +55,18 @@ def rectangle(flat: Tensor, marked: Tensor) -> Tensor:
     place = marked.flatten().nonzero()[:, 0].to(flat.device)
     whole = flat.new_zeros(marked.numel(), flat.shape[1])
     return whole.index_copy(0, place, flat).view(*marked.shape, -1)
+
+
+def noised(prepared: Prepared, clean: Tensor) -> Prepared:
+    """The batch with the noise drawn for it on its ``clean`` vectors [N, Z]."""
+    extra, given = prepared.extra, prepared.ask.vectors
+    assert given is not None and given.noisy is not None
+    z = gaussian.Gaussian().corrupt(clean, extra["log_snr"].to(clean), extra["noise"].to(clean))
+    return replace(
+        prepared,
+        ask=replace(prepared.ask, vectors=replace(given, z=rectangle(z, given.noisy))),
+        extra={**extra, "clean": clean, "z": z},
+    )
 
 
 def diffusion_nats(error: Tensor, log_snr: Tensor, what: Continuous) -> Tensor:

@@ -50,6 +50,9 @@ class Distill(Masked):
         if self.teacher_steps < 1:
             raise UserError(f"objective distill: teacher_steps = {self.teacher_steps} must be at least 1.")
 
+    def scoring(self) -> Masked:
+        return self.plain()
+
     def ahead(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Generator[Forward, Tensor, Prepared]:
         """What training asks and learns (see ``types.Objective``)."""
         if self.steps or spec.timed or self.complementary:

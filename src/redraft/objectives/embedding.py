@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -49,7 +50,7 @@ class Embedding:
             raise UserError(f"objective embedding: weight '{self.weight}' is unknown.", "Known: bound, flat.")
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
-        """Draw noise for the target tokens of ``batch``; what their embeddings are, the network says first."""
+        """Draw noise for the target tokens of ``batch``; what their embeddings are, the network says (``ahead``)."""
         what = spec.continuous
         assert what is not None
         rows, length = batch.ids.shape
@@ -63,8 +64,7 @@ class Embedding:
             ids = ids.scatter(1, last, count.clamp(max=spec.vocab_size - 1)[:, None])
         row, at = wanted.nonzero(as_tuple=True)
         number = ~noisy[row, at]
-        size, shape = int(noisy.sum()), (1, spec.vocab_size)
-        every = torch.arange(spec.vocab_size).expand(shape)
+        size = int(noisy.sum())
         return vectors.Noised(
             ask=Forward(
                 x=batch.ids.masked_fill(noisy, spec.mask_id),
@@ -88,26 +88,25 @@ class Embedding:
                 "forbidden": torch.tensor(sorted({*spec.forbidden, spec.mask_id})),
                 "guess": torch.rand((), generator=generator) < self.self_condition,
             },
-            before=Forward(x=every, pos=every, want=every, attend=Attend(), vectors=Vectors("encode")),
-            learns=True,
             continuous=what,
         )
 
-    def complete(self, answer: Tensor, prepared: Prepared) -> Prepared:
-        """After the table of embeddings [V, Z]: noise. After a first prediction: show it."""
-        extra, given = dict(prepared.extra), prepared.ask.vectors
+    def ahead(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Generator[Forward, Tensor, Prepared]:
+        """The table of embeddings [V, Z], which learns too; for self-conditioning a first prediction."""
+        prepared = self.prepare(batch, spec, generator)
+        every, tokens = torch.arange(spec.vocab_size)[None], ~prepared.extra["number"]
+        encoding = Forward(every, every, every, Attend(), vectors=Vectors("encode"), learns=True)
+        table = yield encoding
+        prepared = vectors.noised(prepared, table[prepared.target[tokens]])
+        prepared = replace(prepared, extra={**prepared.extra, "table": table})
+        ask, given = prepared.ask, prepared.ask.vectors
         assert given is not None and given.noisy is not None
-        tokens = ~extra["number"]
-        if "table" not in extra:
-            clean = answer[prepared.target[tokens]]
-            z = gaussian.Gaussian().corrupt(clean, extra["log_snr"].to(clean), extra["noise"].to(clean))
-            ask = replace(prepared.ask, vectors=replace(given, z=vectors.rectangle(z, given.noisy)))
-            extra |= {"table": answer}
-            again = ask if bool(extra["guess"]) else None
-            return replace(prepared, ask=ask, extra=extra, before=again, learns=False)
-        p = _probabilities(answer[tokens.to(answer.device)], extra["forbidden"])
-        guess = vectors.rectangle(p @ extra["table"].detach(), given.noisy)
-        return replace(prepared, ask=replace(prepared.ask, vectors=replace(given, guess=guess)), before=None)
+        if not bool(prepared.extra["guess"]):
+            return prepared
+        answer = yield ask
+        p = _probabilities(answer[tokens.to(answer.device)].float(), prepared.extra["forbidden"])
+        guess = vectors.rectangle(p @ table.detach().float(), given.noisy)
+        return replace(prepared, ask=replace(ask, vectors=replace(given, guess=guess)))
 
     def loss(self, logits: Tensor, prepared: Prepared) -> LossTerms:
         """The loss to minimise, and the bound of each row in nats (with ``flat``: the cross-entropy instead)."""

@@ -44,6 +44,9 @@ class Glancing(Masked):
                 "Set weight = 'flat', without steps and complementary.",
             )
 
+    def scoring(self) -> Masked:
+        return self.plain()
+
     def ahead(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Generator[Forward, Tensor, Prepared]:
         """What training asks and learns (see ``types.Objective``)."""
         if spec.timed:

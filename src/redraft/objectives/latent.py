@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -37,7 +38,7 @@ class Latent:
     length_weight: float = 0.1
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
-        """Draw noise for the vectors of ``batch``; what they are without it, the network says first."""
+        """Draw noise for the vectors of ``batch``; what they are without it, the network says (``ahead``)."""
         what = spec.continuous
         assert what is not None
         rows = len(batch.ids)
@@ -84,33 +85,24 @@ class Latent:
             rows=rows,
             tokens=int(tokens.sum()),
             extra=extra,
-            before=vectors.encoding(batch, spec),
             continuous=what,
         )
 
-    def complete(self, answer: Tensor, prepared: Prepared) -> Prepared:
-        """After the encoder: noise, and a pass of the decoder for the bound. After a first prediction: show it."""
-        before, extra, given = prepared.before, dict(prepared.extra), prepared.ask.vectors
-        assert before is not None and before.vectors is not None and given is not None and given.noisy is not None
-        if before.vectors.kind == "encode":
-            z = gaussian.Gaussian().corrupt(answer, extra["log_snr"].to(answer), extra["noise"].to(answer))
-            extra |= {"clean": answer, "z": z}
-            ask = replace(prepared.ask, vectors=replace(given, z=vectors.rectangle(z, given.noisy)))
-            if self.weight == "bound":
-                return replace(
-                    prepared, ask=ask, extra=extra, before=_decoding(ask, before, extra, _continuous(prepared))
-                )
-            again = None
-            if bool(extra["guess"]):  # the same request, but for what it is told
-                again = ask
-            return replace(prepared, ask=ask, extra=extra, before=again)
-        if before.vectors.kind == "decode":
-            extra["decoded"], _ = cross_entropy(answer, extra["clean_ids"].to(answer.device), extra["forbidden"])
-            return replace(prepared, extra=extra, before=None)
-        v = answer[~extra["number"], : extra["z"].shape[1]]
+    def ahead(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Generator[Forward, Tensor, Prepared]:
+        """The vectors; then for the bound what the decoder says, or for self-conditioning a first prediction."""
+        encoding = vectors.encoding(batch, spec)
+        prepared = vectors.noised(self.prepare(batch, spec, generator), (yield encoding))
+        ask, extra, given = prepared.ask, prepared.extra, prepared.ask.vectors
+        assert given is not None and given.noisy is not None
+        if self.weight == "bound":
+            answer = yield _decoding(ask, encoding, extra, _continuous(prepared))
+            nll, _ = cross_entropy(answer, extra["clean_ids"].to(answer.device), extra["forbidden"])
+            return replace(prepared, extra={**extra, "decoded": nll})
+        if not bool(extra["guess"]):
+            return prepared
+        v = (yield ask)[~extra["number"], : extra["z"].shape[1]]
         guess = gaussian.clean_of(v, extra["z"].to(v), extra["log_snr"].to(v))
-        ask = replace(prepared.ask, vectors=replace(given, guess=vectors.rectangle(guess, given.noisy)))
-        return replace(prepared, ask=ask, before=None)
+        return replace(prepared, ask=replace(ask, vectors=replace(given, guess=vectors.rectangle(guess, given.noisy))))
 
     def loss(self, answer: Tensor, prepared: Prepared) -> LossTerms:
         """The loss to minimise, and the bound of each row in nats (with ``flat``: |v - v_hat|^2 / 2 instead)."""
@@ -144,7 +136,7 @@ def _continuous(prepared: Prepared) -> Continuous:
     return prepared.continuous
 
 
-def _decoding(ask: Forward, encoding: Forward, extra: dict[str, Tensor], what: Continuous) -> Forward:
+def _decoding(ask: Forward, encoding: Forward, extra: Mapping[str, Tensor], what: Continuous) -> Forward:
     """Ask for all tokens from the cleanest vectors."""
     assert ask.vectors is not None and ask.vectors.noisy is not None and encoding.prompt is not None
     clean = extra["clean"]

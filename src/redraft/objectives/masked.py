@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -71,6 +71,10 @@ class Masked:
                 "objective masked: complementary rows have no bound.",
                 "Set weight = 'flat' and steps = 0, or leave it out.",
             )
+
+    def plain(self) -> Masked:
+        """The bound alone, for what trains on more than it."""
+        return Masked(**{each.name: getattr(self, each.name) for each in fields(Masked)})
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
         """Draw noise for the target positions of ``batch`` and ask for what it hid. Works on the batch's device."""

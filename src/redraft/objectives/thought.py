@@ -42,6 +42,9 @@ class Thought(Masked):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"objective thought: {name} = {getattr(self, name)} is no share.", "0 turns it off.")
 
+    def scoring(self) -> Masked:
+        return self.plain()
+
     def ahead(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Generator[Forward, Tensor, Prepared]:
         """What training asks and learns (see ``types.Objective``)."""
         if not self.scheduled and not spec.borders:

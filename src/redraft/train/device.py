@@ -24,4 +24,5 @@ def to_device(prepared: Prepared, device: torch.device) -> Prepared:
 
 
 def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    pinned = device.type == "cuda" and tensor.device.type == "cpu"  # the network's own answers are there already
+    return tensor.pin_memory().to(device, non_blocking=True) if pinned else tensor.to(device)

@@ -23,7 +23,7 @@ from redraft.courses import build_course
 from redraft.errors import UserError
 from redraft.files import disk_error, write_atomically
 from redraft.guidance._condition import drop_prompts
-from redraft.likelihood import answer, bound, spread
+from redraft.likelihood import bound, corrupt, spread
 from redraft.metrics.memory import peak_resident
 from redraft.train import checkpoint, optim
 from redraft.train.device import to_device
@@ -33,7 +33,7 @@ from redraft.train.recipe import Recipe
 from redraft.train.setup import Parts, prepare
 from redraft.train.state import State, Window
 from redraft.train.throughput import Arithmetic, Meter
-from redraft.types import Batch, Forward, Network, Objective, Prepared, Spec, Stage
+from redraft.types import Network, Objective, Prepared, Stage
 
 
 @dataclass(frozen=True)
@@ -150,39 +150,6 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
     return result
 
 
-def corrupt(
-    objective: Objective,
-    batch: Batch,
-    spec: Spec,
-    noise: torch.Generator,
-    networks: Mapping[str, nn.Module],
-    low: bool = False,
-) -> tuple[Prepared, list[Forward]]:
-    """What is learnt from a batch, and the passes made on the way to it, by objectives that look ``ahead``."""
-    if not hasattr(objective, "ahead"):
-        return objective.prepare(batch, spec, noise), []
-    turns, looked = objective.ahead(batch, spec, noise), list[Forward]()
-    answer: Tensor | None = None
-    while True:
-        try:
-            ask = turns.send(answer)
-        except StopIteration as finished:
-            return finished.value, looked
-        looked.append(ask)
-        answer = _answered(networks[ask.net], ask, low)
-
-
-@torch.no_grad()
-def _answered(network: nn.Module, ask: Forward, low: bool) -> Tensor:
-    """Logits as when the network writes: without gradient or dropout."""
-    training = network.training
-    network.eval()
-    with torch.autocast(ask.x.device.type, torch.bfloat16) if low else nullcontext():
-        logits: Tensor = network(ask)
-    network.train(training)
-    return logits
-
-
 def backward(network: Network, objective: Objective, prepared: Prepared, share: float, low: bool = False) -> Tensor:
     """Add ``share`` of a batch's gradient to the parameters; return that share of its loss.
 
@@ -191,7 +158,7 @@ def backward(network: Network, objective: Objective, prepared: Prepared, share: 
     """
     device = prepared.target.device
     with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
-        logits, prepared = answer(network, objective, prepared)
+        logits = network(prepared.ask)
     loss = objective.loss(logits, prepared).loss * share
     loss.backward()
     return loss.detach()

