@@ -42,6 +42,7 @@ class Constraint(Protocol):
     """Keeps a canvas within a language: before drawing, and once more when several tokens are written together."""
 
     def start(self, canvas: Canvas) -> None: ...  # UserError where a row can't be completed
+    def possible(self, canvas: Canvas) -> Tensor: ...  # [B] bool: which rows can be
     def lengths(self, most: int) -> Tensor: ...  # [most] bool: which lengths 1, 2 ... are feasible, end-of-text counted
     def mask(self, canvas: Canvas, ask: Forward, logits: Tensor) -> Tensor: ...
     def admit(self, canvas: Canvas, step: Step) -> Step: ...  # drops ops that are not jointly feasible

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from redraft.canvas import Growth
+from redraft.canvas import Growth, make_canvas
 from redraft.errors import UserError
 from redraft.length import Row, best_lengths, first_look, length_request
 from redraft.types import GIVEN, PAD, SEALED, Canvas, Generation
 
 if TYPE_CHECKING:
+    from redraft.decode import Constraint
     from redraft.drafting import Drafting
     from redraft.model import Model
     from redraft.settings import Settings
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 UNKNOWN = 12  # tokens that a hole of unknown length may have at most
 _HOLE = re.compile(r"\[\[\s*(\?|\d+(?:\s*-\s*\d+)?)\s*\]\]")
 _NEAR = 2  # given tokens on each side of a hole that must go with its length
+_LOOKED_AT = 4096  # combinations of lengths of which a constraint is asked
 _TOGETHER = 64  # combinations of lengths that are all tried; where there are more, one hole is varied at a time
 
 
@@ -88,7 +90,7 @@ def fill(model: Model, parts: Parts, prompt: str, settings: Settings) -> Generat
     Raises:
         UserError: as ``Plan.of``.
     """
-    plan = Plan.of(model, parts, prompt, settings.start)
+    plan = Plan.of(model, parts, prompt, settings)
     drafting = plan.draft(settings)
     for _ in drafting:
         pass
@@ -101,9 +103,10 @@ def fill(model: Model, parts: Parts, prompt: str, settings: Settings) -> Generat
 class Plan:
     """A text with holes on its way: how it is set up, and read again, by whoever has it written.
 
-    The sizes of the holes are chosen before anything is written; but a model that can insert and delete begins with
-    some and finds them out while it writes. Then holes together have at most as many tokens as they say; what each has
-    at least or at most is not held to.
+    The sizes of the holes are chosen before anything is written, under a constraint among those that leave a way to
+    satisfy it. But a model that can insert and delete begins, without a constraint, with some and finds them out while
+    it writes. Then holes together have at most as many tokens as they say; what each has at least or at most is not
+    held to.
     """
 
     layout: Layout
@@ -112,12 +115,13 @@ class Plan:
     most: int = 0  # tokens that growing holes may have together; 0: sizes stay as they are
 
     @classmethod
-    def of(cls, model: Model, parts: Parts, prompt: str | Sequence[int], start: int | None = None) -> Plan:
+    def of(cls, model: Model, parts: Parts, prompt: str | Sequence[int], settings: Settings) -> Plan:
         """
         Args:
-            start: tokens that a growing hole begins with; None: as many as the family says.
+            settings: of these the constraint, and with how many tokens a growing hole begins (``start``).
         Raises:
-            UserError: no hole, a model that can't see what follows one, or more than its context holds.
+            UserError: no hole, a model that can't see what follows one, more than its context holds, or holes of no
+                size that a constraint allows.
         """
         if model.spec.attend.kind == "causal":
             raise UserError(
@@ -130,10 +134,11 @@ class Plan:
             )
         layout = Layout.of(model, parts, prompt)
         layout.check([hole.most for hole in holes])
-        if not model.spec.grows or all(hole.least == hole.most for hole in holes):
-            sizes, passes = choose_sizes(model, layout, holes)
+        constraint = model.constraint(settings)
+        if not model.spec.grows or constraint is not None or all(hole.least == hole.most for hole in holes):
+            sizes, passes = choose_sizes(model, layout, holes, constraint)
             return cls(layout, tuple(sizes), passes)
-        first = model.family.start if start is None else start
+        first = model.family.start if settings.start is None else settings.start
         sizes = [min(max(first, hole.least if hole.least == hole.most else 0), hole.most) for hole in holes]
         return cls(layout, tuple(sizes), most=sum(hole.most for hole in holes))
 
@@ -267,8 +272,10 @@ class Layout:
         self.model.check_length(len(self.row(sizes)))
 
 
-def choose_sizes(model: Model, layout: Layout, holes: Sequence[Hole]) -> tuple[list[int], int]:
-    """The likeliest sizes of holes whose size is open, and the passes that it took.
+def choose_sizes(
+    model: Model, layout: Layout, holes: Sequence[Hole], constraint: Constraint | None = None
+) -> tuple[list[int], int]:
+    """The likeliest sizes of holes whose size is open, of those that a constraint allows, and the passes that it took.
 
     Of each combination two rows are looked at, with nothing written in the holes, and the sum is taken of
 
@@ -281,23 +288,56 @@ def choose_sizes(model: Model, layout: Layout, holes: Sequence[Hole]) -> tuple[l
     if math.prod(len(sizes) for sizes in ranges) == 1:
         return [sizes[0] for sizes in ranges], 0
     free = [index for index, sizes in enumerate(ranges) if len(sizes) > 1]
+    allowed = None if constraint is None else _allowed(model, layout, ranges, constraint)
     by_length = _length_scores(model, layout, [hole.most for hole in holes])
     passes = 0 if by_length is None else 1
-    if math.prod(len(sizes) for sizes in ranges) <= _TOGETHER:
-        combinations = [list(sizes) for sizes in itertools.product(*ranges)]
+    every = math.prod(len(sizes) for sizes in ranges) if allowed is None else len(allowed)
+    if every <= _TOGETHER:
+        combinations = [list(each) for each in (itertools.product(*ranges) if allowed is None else allowed)]
         return _best(model, layout, combinations, free, by_length), passes + 2
     sizes = [(hole.least + hole.most) // 2 for hole in holes]
+    if allowed is not None:  # the nearest
+        sizes = list(min(allowed, key=lambda each: sum(abs(a - b) for a, b in zip(each, sizes, strict=True))))
     for index in [*free, *(free if len(free) > 1 else [])]:  # twice, since they depend on each other
         combinations = [[*sizes[:index], size, *sizes[index + 1 :]] for size in ranges[index]]
+        combinations = [each for each in combinations if allowed is None or tuple(each) in allowed]
         sizes = _best(model, layout, combinations, free, by_length)
         passes += 2
     return sizes, passes
+
+
+def _allowed(
+    model: Model, layout: Layout, ranges: Sequence[range], constraint: Constraint
+) -> dict[tuple[int, ...], None]:
+    """Combinations of sizes that leave a way to satisfy the constraint, in order.
+
+    Raises:
+        UserError: there is none, or too many to look at.
+    """
+    if math.prod(len(sizes) for sizes in ranges) > _LOOKED_AT:
+        raise UserError(
+            f"holes under a constraint may have {_LOOKED_AT} combinations of sizes at most.", "Name some sizes: [[3]]."
+        )
+    every, found = list(itertools.product(*ranges)), dict[tuple[int, ...], None]()
+    for begin in range(0, len(every), _TOGETHER):
+        part = every[begin : begin + _TOGETHER]
+        rows, heads = [layout.row(sizes) for sizes in part], [len(layout.head)] * len(part)
+        possible = constraint.possible(make_canvas(rows, heads, model.spec, seeds=[0] * len(part)))
+        found |= {sizes: None for sizes, may in zip(part, possible.tolist(), strict=True) if may}
+    if not found:
+        raise UserError(
+            "holes of no size that they may have leave a way to satisfy the constraint.",
+            "Change their sizes, the text around them or the constraint.",
+        )
+    return found
 
 
 def _best(
     model: Model, layout: Layout, combinations: list[list[int]], free: list[int], by_length: list[float] | None
 ) -> list[int]:
     writer, spec = model.writer(), model.spec
+    if spec.expand_id >= 0:  # a mask stands for one token here
+        spec = replace(spec, forbidden=(*spec.forbidden, spec.expand_id, spec.delete_id))
     rows = [layout.row(sizes) for sizes in combinations]
     masked: list[Row] = []
     for sizes, row in zip(combinations, rows, strict=True):

@@ -266,20 +266,33 @@ class Model:
             sampler = Blockwise(sampler)
         if self.spec.expand_id >= 0:
             sampler = Resizing(sampler)
-        latent = self.spec.continuous is not None and not self.spec.continuous.tokens
-        if latent and settings.constraint:
-            raise UserError(
-                f"a model of family '{self.family_name}' decides on vectors, not on tokens: it can't be constrained.",
-                "Take a masked model, or one of family 'embedding'.",
-            )
-        if latent and settings.guidance not in (None, "classifier_free"):
+        if self._latent and settings.guidance not in (None, "classifier_free"):
             raise UserError(f"guidance '{settings.guidance}' needs predictions of tokens.", "Take classifier_free.")
-        return Method(sampler, _cache(settings), self._guidance(settings), self._constraint(settings))
+        return Method(sampler, _cache(settings), self._guidance(settings), self.constraint(settings))
 
-    def _constraint(self, settings: Settings) -> Constraint | None:
+    @property
+    def _latent(self) -> bool:
+        return self.spec.continuous is not None and not self.spec.continuous.tokens
+
+    def constraint(self, settings: Settings) -> Constraint | None:
+        """What texts must satisfy; None: nothing.
+
+        Raises:
+            UserError: a model that can't be held to it, or as ``constraints.build``.
+        """
         from redraft.constraints import build_all
 
-        return build_all(settings.constraint, self.tokenizer) if settings.constraint else None
+        if not settings.constraint:
+            return None
+        if self._latent or self.spec.edits:
+            what = "decides on vectors, not on tokens" if self._latent else "begins with tokens and exchanges them"
+            raise UserError(
+                f"a model of family '{self.family_name}' {what}: it can't be constrained.",
+                f"Take a masked model, or one of family '{'embedding' if self._latent else 'expand'}'.",
+            )
+        if settings.start is not None:
+            raise UserError("under a constraint no text grows from a start.", "Leave start out.")
+        return build_all(settings.constraint, self.tokenizer)
 
     def _guidance(self, settings: Settings) -> Guidance | None:
         if settings.guidance is None:
@@ -328,9 +341,15 @@ class Model:
         return "search" if self.conditional and not ends_itself else "fixed"
 
     def _growing(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool) -> Drafting:
-        """Rows that begin short, or with a predicted length, and may grow to ``max_new_tokens``."""
+        """Rows that begin short, or with a predicted length, and may grow to ``max_new_tokens``.
+
+        Under a constraint, which counts positions, a length that is predicted (or ``max_new_tokens``) stands.
+        """
         if settings.ignore_eos:
             raise UserError("ignore_eos needs a length that stands.", "Leave it out.")
+        if settings.constraint:
+            free = [[*head, *[None] * settings.max_new_tokens] for head in heads]
+            return self.prepare(free, [len(head) for head in heads], settings, keep_trace)
         prompts, most = [len(head) for head in heads], settings.max_new_tokens
         limits = [prompt + most for prompt in prompts]
         if settings.start is None and self._length(settings) == "head":

@@ -277,6 +277,64 @@ def test_holes_are_filled_within_the_constraint() -> None:
         model.infill("on [[10]]", constraint={"regex": "at .*"})
 
 
+def opinionated(family: str, conditional: bool = True, **fields: Any) -> Model:
+    tokenizer = Tokenizer.bytes()
+    model = Model.fresh({"name": family, **fields}, tokenizer, preset("toy", tokenizer.vocab_size), conditional, seed=1)
+    for parameter in model.network.parameters():
+        if parameter.ndim == 2:
+            parameter.data.mul_(5)
+    return model
+
+
+FORMS: list[tuple[dict[str, Any], str]] = [
+    ({"regex": r"[a-f]+(-\d\d?){2,3}"}, r"[a-f]+(-\d\d?){2,3}"),
+    ({"json_schema": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}}, r'\{.*"n".*\}'),
+    ({"keywords": "cat,Haus"}, r"(?s:.*cat.*Haus.*|.*Haus.*cat.*)"),
+    ({"length": "5-9"}, r"(?s:.*)"),
+    ({"length": "3 words"}, r"\S+(\s\S+){2}"),
+]
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("family", ["expand", "block"])
+def test_models_that_find_the_length_while_they_write_keep_to_constraints(family: str, conditional: bool) -> None:
+    """Blocks of 4 in a text of up to 20 bytes: what is written first must leave room for what has to follow."""
+    model = opinionated(family, conditional, **({"block": 4} if family == "block" else {}))
+    for wanted, pattern in FORMS:
+        for temperature in (0.0, 1.0):
+            for found in model.generate(["a", "mid"], max_new_tokens=20, temperature=temperature, constraint=wanted):
+                assert re.fullmatch(pattern, found.text), (found.text, wanted)
+                assert satisfied(wanted, [found.text], [len(found.ids)]) == [True]
+                assert len(found.ids) <= 20
+
+
+@pytest.mark.parametrize("family", ["masked", "expand"])
+def test_holes_of_unknown_size_get_one_that_the_constraint_allows(family: str) -> None:
+    model = opinionated(family)
+    text = model.infill("on [[?]] at [[1-9]].", constraint={"regex": r"on \d{4}-\d\d-\d\d at \d\d:\d\d\."}).text
+    assert re.fullmatch(r"on \d{4}-\d\d-\d\d at \d\d:\d\d\.", text)
+    text = model.infill("a [[?]] b [[?]]c", constraint={"regex": "a x+ b y{7}c"}).text  # more than are all tried
+    assert re.fullmatch("a x+ b y{7}c", text)
+    with pytest.raises(UserError, match="holes of no size"):
+        model.infill("on [[1-3]].", constraint={"regex": r"on \d{4}\."})
+    with pytest.raises(UserError, match="combinations"):
+        model.infill("[[?]] [[?]] [[?]] [[?]]", constraint={"keywords": "cat"})
+    with pytest.raises(UserError, match="start"):
+        model.infill("on [[?]].", start=3, constraint={"keywords": "cat"})
+
+
+def test_an_edit_model_refuses_constraints_and_says_what_does_not() -> None:
+    """Whether lengths stand or not: what it begins with is text already."""
+    model = opinionated("edit")
+    for writes in (
+        lambda: model.generate("a", max_new_tokens=8, constraint={"regex": "a+"}),
+        lambda: model.infill("a [[3]]", constraint={"regex": "a .*"}),
+        lambda: model.infill("a [[?]]", constraint={"regex": "a .*"}),
+    ):
+        with pytest.raises(UserError, match="can't be constrained.*expand"):
+            writes()
+
+
 def test_sentencepiece_drops_the_first_space() -> None:
     """With a word marker in the vocabulary the decoder eats one leading space; the constraint holds for the rest."""
     import tokenizers

@@ -48,10 +48,14 @@ class Constrained:
 
     def start(self, canvas: Canvas) -> None:
         """Raises UserError if some row can't be completed."""
-        rows = np.arange(len(canvas.ids))
-        known, size = self._canvas(canvas, rows)
-        for row in np.flatnonzero(~self._feasible(rows, known, size)):
+        known, size = self._canvas(canvas, np.arange(len(canvas.ids)))
+        for row in np.flatnonzero(~self.possible(canvas).numpy()):
             raise self._unsatisfiable(known[row, : size[row]])
+
+    def possible(self, canvas: Canvas) -> Tensor:
+        """[B] bool: which rows can be completed."""
+        rows = np.arange(len(canvas.ids))
+        return torch.from_numpy(self._feasible(rows, *self._canvas(canvas, rows)))
 
     def lengths(self, most: int) -> Tensor:
         """[most] bool: which lengths 1, 2 ... of an answer, its end-of-text counted, some text has exactly.

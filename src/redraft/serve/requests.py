@@ -97,7 +97,7 @@ def infill(request: schema.InfillRequest, model: Model, limits: Settings) -> Wan
     if unsure > MOST_UNSURE:
         raise UserError(f"{unsure} holes of unknown size in one text: at most {MOST_UNSURE}.", "Name some sizes.")
     _check_texts(request.n, limits)
-    plan = Plan.of(model, parts, request.prompt or "", model.settings().start)
+    plan = Plan.of(model, parts, request.prompt or "", model.settings())
     head = len(plan.layout.head)
     generation = _generation(request, model, limits, len(plan.row) - sum(plan.sizes), plan.free)
     span = Span(head, len(plan.row), filled=True, plan=plan)
@@ -129,7 +129,7 @@ def _wanted(
     most = generation.max_new_tokens
     plans: list[Plan | None] = [None] * len(heads)
     if suffix is not None:
-        plans = [Plan.of(model, [Hole(most, most), suffix], prompt) for prompt in prompts]
+        plans = [Plan.of(model, [Hole(most, most), suffix], prompt, generation) for prompt in prompts]
     rows = [[*head, *[None] * most] if plan is None else plan.row for head, plan in zip(heads, plans, strict=True)]
     begin = [len(head) if plan is None else len(plan.layout.head) for head, plan in zip(heads, plans, strict=True)]
     spans = [Span(at, at + most, plan is not None, plan) for at, plan in zip(begin, plans, strict=True)]
