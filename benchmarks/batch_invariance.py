@@ -2,20 +2,21 @@
 
     python -m benchmarks.batch_invariance [--samplers confidence,wino] [--rows 4]
 
-In float32, on an untrained network with opinions (its weights are enlarged), of a family that the sampler is for;
-samplers of masks also with a text that grows block by block and one that changes its length. Batches of several sizes
-change how sums are rounded: a decision may turn where it was that close. A text counts as *equal* if its ids are (with
-their number, where lengths change) and so are its passes, as *close* if, in the pass in which the two part, predictions
-agree within 1e-4 and
+In float32, on an untrained network with opinions (its weights are enlarged), of each family that the sampler is for;
+``confidence`` and ``threshold`` also write block by block (family block), and where the length changes (expand).
+Batches of several sizes change how sums are rounded: a decision may turn where it was that close. A text counts as
+*equal* if its ids are (with their number, where lengths change) and so is the number of its passes, as *close* if, in
+the pass in which the two part, predictions agree within 1e-4 and
 
 - either another token was drawn at some position: both use the same uniform, so it lay within 1e-4 of an edge between
   the two tokens (at temperature 0: the two likeliest tokens are that close);
 - or other positions were written, and two of them were within 1e-4 in confidence.
 
 Continuous diffusion decides nothing before its last passes: vectors go on from step to step, and rounding with them.
-So its texts are compared by what these say, tokens predicted (embedding) or decoded (latent), with the same excuse, and
-by the vectors predicted at every pass besides: the greatest difference of a number is told, and one above 1e-3 of the
-largest number counts as a dependence. Samplers of edits draw by rates; theirs have no excuse.
+So its texts are compared by the last pass, which predicts tokens (embedding) or decodes them (latent), with the same
+excuse, and by vectors besides: those predicted at every pass (embedding), or those decoded in the end (latent). The
+greatest difference of a number is told; one above 1e-3 of the largest number counts as a dependence. Samplers of edits
+draw by rates; theirs have no excuse.
 
 Anything else is a dependence on neighbours, set in bold. Prints a table; exits with 1 if there is any, or a sampler
 that could not be run at all.
@@ -66,8 +67,8 @@ class Seen:
     want: tuple[int, ...]
     token: tuple[int, ...]
     conf: torch.Tensor  # [w] probability of these
-    p: torch.Tensor  # [w, V]; of no width where vectors are predicted that are no tokens
-    vector: torch.Tensor | None  # [w, Z]
+    p: torch.Tensor  # [w, V]
+    vector: torch.Tensor | None  # [w or K, Z] predicted, or decoded
 
 
 @dataclass
@@ -81,13 +82,16 @@ class Watch:
         about, owner = ask.about, (ask.want >= 0).nonzero()[:, 0]
         for number, row in enumerate(ask.rows.tolist()):
             real, mine = ask.want[number] >= 0, owner == number
-            numbers = out.vector is not None and out.vector is out.log_p
+            vector = None if out.vector is None else out.vector[mine].double()
+            if ask.vectors is not None and ask.vectors.kind == "decode":
+                assert ask.vectors.z is not None and ask.vectors.noisy is not None
+                vector = ask.vectors.z[number][ask.vectors.noisy[number]].double()
             one = Seen(
                 tuple(about[number][real].tolist()),
                 tuple(out.token[number][real].tolist()),
                 out.conf[number][real].double().exp(),
-                out.log_p[mine][:, : 0 if numbers else None].double().exp(),
-                None if out.vector is None else out.vector[mine].double(),
+                out.log_p[mine].double().exp(),
+                vector,
             )
             self.seen.setdefault(row, []).append(one)
 
@@ -125,9 +129,8 @@ def write(model: Model, settings: dict[str, Any], rows: list[int]) -> tuple[Canv
 
 def excused(alone: list[Seen], together: list[Seen]) -> bool:
     """Did the two part at a decision that was closer than ``MARGIN``? See above."""
-    if alone[-1].vector is not None or alone[0].vector is not None:
-        last = 1 + sum(one.vector is None for one in alone)  # what is decoded, or predicted last
-        alone, together = alone[-last:], together[-last:]
+    if alone[-1].vector is not None:
+        alone, together = alone[-1:], together[-1:]
     before: Seen | None = None
     for ours, theirs in zip(alone, together, strict=False):
         if ours.want != theirs.want:
