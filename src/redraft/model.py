@@ -348,8 +348,8 @@ class Model:
         if settings.ignore_eos:
             raise UserError("ignore_eos needs a length that stands.", "Leave it out.")
         if settings.constraint:
-            free = [[*head, *[None] * settings.max_new_tokens] for head in heads]
-            return self.prepare(free, [len(head) for head in heads], settings, keep_trace)
+            whole = [[*head, *[None] * settings.max_new_tokens] for head in heads]
+            return self.prepare(whole, [len(head) for head in heads], settings, keep_trace)
         prompts, most = [len(head) for head in heads], settings.max_new_tokens
         limits = [prompt + most for prompt in prompts]
         if settings.start is None and self._length(settings) == "head":
