@@ -227,16 +227,38 @@ def test_doctor_finds_a_damaged_checkpoint(redraft: Redraft, zoo: Path) -> None:
     lines = [f"{digest}  {path.relative_to(zoo)}" for path, digest in sums.items()]
     try:
         (zoo / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        states = {file["file"]: file["state"] for file in redraft("doctor", "--json").json["zoo"]}
-        assert set(states.values()) == {"intact"}
+        well = redraft("doctor", "--json")
+        assert {file["state"] for file in well.json["zoo"]} == {"intact"}
+        assert well.code == 0 and well.json["ok"] is True
         lines[0] = f"{'0' * 64}  {files[0].relative_to(zoo)}"
         (zoo / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        found = redraft("doctor", "--json").json
-        assert found["ok"] is False
+        answer = redraft("doctor", "--json")
+        found = answer.json
+        assert answer.code == 1 and found["ok"] is False
         [problem] = [problem for problem in found["problems"] if "checkpoint" in problem["what"]]
-        assert str(files[0].relative_to(zoo)) in problem["what"]
+        assert str(files[0].relative_to(zoo)) in problem["what"] and problem["needed"]
+        assert f"! {problem['what']}" in redraft("doctor").out
     finally:
         (zoo / "SHA256SUMS").unlink()
+
+
+def test_what_is_merely_left_out_fails_no_doctor(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata as metadata
+
+    real, gone = metadata.version, {"sacrebleu"}
+
+    def version(name: str) -> str:
+        if name in gone:
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    answer = redraft("doctor", "--json")
+    (problem,) = (one for one in answer.json["problems"] if "sacrebleu" in one["what"])
+    assert answer.code == 0 and answer.json["ok"] and not problem["needed"]
+    gone.add("tokenizers")
+    answer = redraft("doctor")
+    assert answer.code == 1 and "! tokenizers is not installed" in answer.out
 
 
 def test_doctor_measures(redraft: Redraft) -> None:

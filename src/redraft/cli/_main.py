@@ -92,7 +92,11 @@ def _root(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 0 done, 1 a bug, 2 a mistake the user can mend, 130 Ctrl-C."""
+    """Run one command line and return its exit code.
+
+    0: done. 1: a bug, or a verb that checks things and found one broken (``ok`` of its result is False). 2: a mistake
+    that the user can mend. 130: Ctrl-C.
+    """
     arguments = list(argv) or ["--help"]
     as_json = "--json" in arguments
     app = typer.Typer(cls=Verbs, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -105,6 +109,8 @@ def main(argv: Sequence[str]) -> int:
         if as_json and isinstance(result, dict):
             typer.echo(json.dumps(_strict(result), ensure_ascii=False))
         sys.stdout.flush()
+        if isinstance(result, dict):
+            return int(result.get("ok") is False)
         return result if isinstance(result, int) else 0
     except UserError as error:
         return _refuse(error.what, error.remedy, as_json)

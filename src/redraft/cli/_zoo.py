@@ -18,10 +18,10 @@ def folder() -> Path | None:
 
 
 def check(root: Path) -> dict[str, str]:
-    """State of every file listed in the checksum file: intact, missing or damaged."""
+    """State of every file listed in the checksum file: intact, missing or damaged. Where there is none: unlisted."""
     sums = root / SUMS
     if not sums.is_file():
-        return {str(path.relative_to(root)): "not listed in SHA256SUMS" for path in root.glob("*/*.safetensors")}
+        return {str(path.relative_to(root)): "unlisted" for path in root.glob("*/*.safetensors")}
     states = {}
     for line in sums.read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition("  ")

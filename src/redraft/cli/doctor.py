@@ -30,6 +30,8 @@ _OPTIONAL = {  # package -> what is off without it, and the extra that has it
     "scikit-learn": ("the nearest-example floor of a comparison", "eval"),
 }
 
+_LEAST_DISK_GB = 0.2  # below this no model can be trained or saved
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -37,6 +39,7 @@ class Problem:
 
     what: str
     remedy: str
+    needed: bool = False  # broken, and not just slow or left out: nothing to rely on
 
 
 def doctor(
@@ -58,6 +61,9 @@ def doctor(
     Shown are versions, devices, measured speed and the state of the shipped checkpoints. Speeds are measured for
     about two seconds; --seed draws the matrices. Nothing is changed. With --parity only the comparison with
     recorded outputs is made, on the CPU, and a table in Markdown is shown.
+
+    The exit code is 0, or 1 where something that is needed is broken: a package that is missing, a damaged checkpoint,
+    no space on the disk, an output that differs. What is merely slow or left out is told, and no failure.
     """
     if parity is not None:
         from redraft.cli._parity import compare
@@ -85,7 +91,8 @@ def doctor(
     problems = [*_package_problems(found["packages"]), *_machine_problems(found, where)]
     zoo, zoo_problems = _zoo()
     problems += zoo_problems
-    found |= {"zoo": zoo, "problems": [asdict(problem) for problem in problems], "ok": not problems}
+    found |= {"zoo": zoo, "problems": [asdict(problem) for problem in problems]}
+    found["ok"] = not any(problem.needed for problem in problems)
     if not as_json:
         _show(found)
     return found
@@ -147,7 +154,7 @@ def memory(where: torch.device) -> int:
 
 
 def _package_problems(packages: dict[str, str | None]) -> list[Problem]:
-    missing = [Problem(f"{name} is not installed.", "Run make install.") for name in _CORE if not packages[name]]
+    missing = [Problem(f"{name} is not installed.", "Run make install.", True) for name in _CORE if not packages[name]]
     for name, (use, extra) in _OPTIONAL.items():
         if not packages[name]:
             missing.append(Problem(f"{name} is not installed: no {use}.", f'Run pip install "redraft[{extra}]".'))
@@ -169,25 +176,26 @@ def _machine_problems(found: dict[str, Any], where: torch.device) -> list[Proble
     if where.type == "cpu" and found["load"] > found["cores"]:
         what = f"the machine is busy (load {found['load']} on {found['cores']} cores), which slows all down."
         problems.append(Problem(what, "Wait, or stop what else is running."))
-    if found["disk_free_gb"] < 2:
-        problems.append(Problem(f"only {found['disk_free_gb']} GB free on this disk.", "Free some space."))
+    if (free := found["disk_free_gb"]) < 2:
+        problems.append(Problem(f"only {free} GB free on this disk.", "Free some space.", needed=free < _LEAST_DISK_GB))
     return problems
 
 
 def _zoo() -> tuple[list[dict[str, Any]], list[Problem]]:
-    from redraft.cli._zoo import check, folder
+    from redraft.cli._zoo import SUMS, check, folder
 
     root = folder()
     if root is None:
         return [], [Problem("no folder of shipped checkpoints.", "Run in a checkout, or set REDRAFT_ZOO to one.")]
     states = check(root)
-    damaged = [name for name, state in states.items() if state != "intact"]
-    problems = [
-        Problem(
-            f"checkpoint file {root / name} is {states[name]}.", f"Restore it: git checkout -- {Path('zoo') / name}"
-        )
-        for name in damaged
-    ]
+    problems = []
+    for name, state in states.items():
+        if state == "unlisted":
+            what = f"checkpoint file {root / name} is not listed in {SUMS}: it can't be verified."
+            problems.append(Problem(what, "Run make checksums."))
+        elif state != "intact":
+            remedy = f"Restore it: git checkout -- {Path('zoo') / name}"
+            problems.append(Problem(f"checkpoint file {root / name} is {state}.", remedy, needed=True))
     return [{"file": name, "state": state} for name, state in states.items()], problems
 
 
@@ -205,6 +213,6 @@ def _show(found: dict[str, Any]) -> None:
     ):
         typer.echo(f"{name:9} {text}")
     for problem in found["problems"]:
-        typer.echo(f"! {problem['what']} {problem['remedy']}")
-    if found["ok"]:
+        typer.echo(f"{'!' if problem['needed'] else '-'} {problem['what']} {problem['remedy']}")
+    if not found["problems"]:
         typer.echo("all well")
