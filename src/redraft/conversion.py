@@ -25,7 +25,10 @@ from redraft.models.parts.readout import Readout
 from redraft.registry import find
 from redraft.types import Spec
 
-_COMMON = ("max_new_tokens", "temperature", "top_k", "top_p")  # generation settings that mean the same in any family
+# Generation settings: those that mean the same in any family, and those that stand or fall together.
+_COMMON = ("max_new_tokens", "temperature", "top_k", "top_p")
+_SAMPLER = ("sampler", "steps", "options")
+_GROUPS = (_SAMPLER, ("length", "candidates", "start"), ("cache", "cache_options"), ("guidance", "guide"))
 
 
 def become(model: Model, family: Mapping[str, Any]) -> Model:
@@ -41,6 +44,7 @@ def become(model: Model, family: Mapping[str, Any]) -> Model:
       begins at zero, one that no longer is loses it; within its family it stays as it was, unless given.
     - **Prompt.** Whether it is isolated stays as it was, unless given. A network that knows no isolated prompt gets no
       length head.
+    - **Generation settings** of its own are kept where they fit (``keep_fitting``).
 
     Raises:
         UserError: the family needs what the network hasn't, such as the time.
@@ -72,12 +76,36 @@ def become(model: Model, family: Mapping[str, Any]) -> Model:
     _read_at(network, spec.shift, name)
     if tokenizer.vocab_size > network.config.vocab_size:
         _grow(network, tokenizer.vocab_size)
-    defaults = model.defaults
-    if name != model.family_name:
-        defaults = {key: value for key, value in defaults.items() if key in _COMMON}
+    alike = type(built.sampler()) is type(model.family.sampler())
+    defaults = {key: value for key, value in model.defaults.items() if alike or key not in _SAMPLER}
     made = Model(network, tokenizer, built, name, model.conditional, defaults)
     made.public = model.public
+    keep_fitting(made)
     return made
+
+
+def keep_fitting(model: Model) -> None:
+    """Of a model's own generation settings, keep those that it can write with.
+
+    A model that was made of another has inherited them. Those of the sampler fit only where both families write with
+    the same sampler of their own: steps that were right for one kind of noise say nothing about another.
+    """
+    own, kept = model.defaults, {key: value for key, value in model.defaults.items() if key in _COMMON}
+    single = [(key,) for key in own if key not in _COMMON and not any(key in group for group in _GROUPS)]
+    for group in (*_GROUPS, *single):
+        more = {key: own[key] for key in group if key in own}
+        if more and _writes(model, {**kept, **more}):
+            kept |= more
+    model.defaults = {key: value for key, value in own.items() if key in kept}
+
+
+def _writes(model: Model, defaults: Mapping[str, Any]) -> bool:
+    model.defaults = dict(defaults)
+    try:
+        model.check(model.settings())
+    except UserError:
+        return False
+    return True
 
 
 def _masks(spec: Spec) -> bool:

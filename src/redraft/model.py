@@ -26,7 +26,7 @@ from redraft.registry import find
 from redraft.samplers._blockwise import Blockwise
 from redraft.samplers._resizing import Resizing
 from redraft.settings import Settings
-from redraft.types import Forward, Generation, Network, Sampler, Spec, Step
+from redraft.types import Canvas, Forward, Generation, Network, Sampler, Spec, Step
 
 if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
@@ -309,14 +309,27 @@ class Model:
 
     def compose(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool = False) -> Drafting:
         """A generation from prompts as ids, of which nothing has run yet."""
+        return self.prepare(settings=settings, keep_trace=keep_trace, **self._rows(heads, settings))
+
+    def check(self, settings: Settings) -> None:
+        """Raises UserError for settings that this model refuses to write with. Nothing runs."""
+        head = [
+            0 if not self.tokenizer.has("mask") or self.tokenizer.mask_id else 1
+        ]  # any token: it may be of ids alone
+        method, spec, board, _ = self._board(settings=settings, **self._rows([head], settings))
+        method.sampler.start(board, spec)
+        self._form(settings.weights)
+
+    def _rows(self, heads: Sequence[list[int]], settings: Settings) -> dict[str, Any]:
+        """What ``prepare`` is given for prompts."""
         for head in heads:
             self.check_length(len(head) + settings.max_new_tokens, prompt=len(head))
         if self.spec.grows:
-            return self._growing(heads, settings, keep_trace)
+            return self._growing(heads, settings)
         if settings.start is not None:
             raise UserError(f"a model of family '{self.family_name}' does not change the length.", "Leave start out.")
         rows = [[*head, *[None] * settings.max_new_tokens] for head in heads]
-        return self.prepare(rows, [len(head) for head in heads], settings, keep_trace)
+        return {"rows": rows, "prompts": [len(head) for head in heads]}
 
     def _length(self, settings: Settings) -> str:
         """How output lengths come about.
@@ -340,7 +353,7 @@ class Model:
             return "head"
         return "search" if self.conditional and not ends_itself else "fixed"
 
-    def _growing(self, heads: Sequence[list[int]], settings: Settings, keep_trace: bool) -> Drafting:
+    def _growing(self, heads: Sequence[list[int]], settings: Settings) -> dict[str, Any]:
         """Rows that begin short, or with a predicted length, and may grow to ``max_new_tokens``.
 
         Under a constraint, which counts positions, a length that is predicted (or ``max_new_tokens``) stands.
@@ -349,18 +362,18 @@ class Model:
             raise UserError("ignore_eos needs a length that stands.", "Leave it out.")
         if settings.constraint:
             whole = [[*head, *[None] * settings.max_new_tokens] for head in heads]
-            return self.prepare(whole, [len(head) for head in heads], settings, keep_trace)
+            return {"rows": whole, "prompts": [len(head) for head in heads]}
         prompts, most = [len(head) for head in heads], settings.max_new_tokens
         limits = [prompt + most for prompt in prompts]
         if settings.start is None and self._length(settings) == "head":
             rows: list[list[int | None]] = [[*head, *[None] * most] for head in heads]
-            return self.prepare(rows, prompts, settings, keep_trace, growth=canvases.Growth(limits))
+            return {"rows": rows, "prompts": prompts, "growth": canvases.Growth(limits)}
         closing = self.closing
         start = self.family.start if settings.start is None else settings.start
         free = min(start, most - len(closing))
         rows = [[*head, *[None] * free, *closing] for head in heads]
         growth = canvases.Growth(limits, [[prompt] for prompt in prompts] if closing else ())
-        return self.prepare(rows, prompts, settings, keep_trace, length_known=True, growth=growth)
+        return {"rows": rows, "prompts": prompts, "length_known": True, "growth": growth}
 
     @property
     def closing(self) -> list[int]:
@@ -400,6 +413,24 @@ class Model:
         Raises:
             UserError: rows longer than the context, or settings that do not go with this model.
         """
+        method, spec, board, how = self._board(rows, prompts, settings, length_known, growth)
+        networks = {"main": self.writer(settings.weights)}
+        if self.drafter is not None:
+            networks["drafter"] = self.drafter.writer(settings.weights)
+        loop = Loop(networks, method, spec, Counter())
+        trace: list[Step] | None = [] if keep_trace else None
+        looked_for, chosen = self._answer_length() if how == "search" else None, how in ("head", "search")
+        return Drafting(board, loop, self.tokenizer, method.sampler.width == 1, trace, chosen, looked_for)
+
+    def _board(
+        self,
+        rows: Sequence[Sequence[int | None]],
+        prompts: Sequence[int],
+        settings: Settings,
+        length_known: bool = False,
+        growth: canvases.Growth | None = None,
+    ) -> tuple[Method, Spec, Canvas, str]:
+        """Of a generation (``prepare``): how it is written, for what kind of model, on what, and whence its lengths."""
         self.check_length(max(map(len, rows)))
         method, spec = self.method(settings), self.spec
         if settings.ignore_eos:
@@ -428,13 +459,7 @@ class Model:
             top_p=settings.top_p,
             growth=growth,
         )
-        networks = {"main": self.writer(settings.weights)}
-        if self.drafter is not None:
-            networks["drafter"] = self.drafter.writer(settings.weights)
-        loop = Loop(networks, method, spec, Counter())
-        trace: list[Step] | None = [] if keep_trace else None
-        looked_for = self._answer_length() if how == "search" else None
-        return Drafting(board, loop, self.tokenizer, method.sampler.width == 1, trace, chosen, looked_for)
+        return method, spec, board, how
 
     def _answer_length(self) -> AnswerLength:
         """What looks for the length of an answer where there is no length head."""
@@ -448,16 +473,19 @@ class Model:
         Raises:
             UserError: other weights than float32 for a network that has no such form here.
         """
-        network = self.network.eval()
-        form = next((form for form in (Lean, LeanCross) if form.fits(network)), None)
+        network, form = self.network.eval(), self._form(kind)
         if form is None:
-            if kind != "float32":
-                raise UserError(f"{kind} weights are for float32 models on a CPU.", "Leave weights at float32.")
             return network
         made_of = (kind, *(parameter._version for parameter in network.parameters()))
         if self._lean is None or self._lean[0] != made_of:
             self._lean = made_of, form(network, kind)  # type: ignore[arg-type]
         return self._lean[1]
+
+    def _form(self, kind: Weights) -> type[Lean] | type[LeanCross] | None:
+        form = next((form for form in (Lean, LeanCross) if form.fits(self.network)), None)
+        if form is None and kind != "float32":
+            raise UserError(f"{kind} weights are for float32 models on a CPU.", "Leave weights at float32.")
+        return form
 
     def infill(self, text: str, prompt: str = "", prefix: str = "", suffix: str = "", **settings: Any) -> Generation:
         """Fill the holes of a text: ``"The [[3]] sat on [[1-4]], [[?]]."`` has one of three tokens, one of one to four,

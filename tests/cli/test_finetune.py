@@ -37,6 +37,27 @@ def test_into_another_family_in_one_command(redraft: Redraft, pairs: Path, tmp_p
     assert described["family"]["name"] == "masked" and described["family"]["shift"] == 1
 
 
+def test_a_base_hands_its_way_of_writing_down(redraft: Redraft, zoo: Path, pairs: Path, tmp_path: Path) -> None:
+    import shutil
+
+    base, file = tmp_path / "base", "generation_config.json"
+    shutil.copytree(zoo / "translate-en-de-masked", base)
+    own = {"sampler": "confidence", "steps": 4, "candidates": 3, "max_new_tokens": 8}
+    (base / file).write_text(json.dumps(own))
+    text = tmp_path / "notes.jsonl"
+    text.write_text("".join(json.dumps({"text": json.loads(line)["answer"]}) + "\n" for line in pairs.open()))
+    distilled = ("--data", pairs, *COLUMNS, "--set", "family.name=distilled", "--set", "family.teacher_steps=2")
+    for name, given, kept in (
+        ("distilled", distilled, own),
+        ("plain", ("--data", text), {key: value for key, value in own.items() if key != "candidates"}),
+    ):
+        made = redraft("finetune", "--from", base, *given, *SMALL, "--out", tmp_path / name, "--json")
+        assert made.code == 0, made.err
+        assert json.loads((tmp_path / name / file).read_text()) == kept
+        said = redraft("generate", "--model", tmp_path / name, "--prompt", "the cat", "--json")
+        assert said.code == 0 and said.json["sampler_options"]["steps"] == 4
+
+
 def test_mistakes_in_words(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
     for words, says in (
         (("--lora-rank", "2", "--lora-targets", "q_prj"), "Did you mean 'q_proj'?"),

@@ -289,6 +289,43 @@ def test_an_embedding_model_fills_holes_and_keeps_to_constraints() -> None:
     assert 2 <= len(text) <= 6 and set(text) <= {"x", "y"}
 
 
+@each_family
+def test_caches_know_vectors_and_samplers_of_tokens_do_not(family: str) -> None:
+    """With the prompt isolated and vectors run at every pass, there is nothing that a cache could get wrong."""
+    from redraft.registry import names
+
+    made = model(family)
+    own = {"max_new_tokens": 21, "steps": 3, "length": "fixed"}
+    wanted = made.generate(["ab", "a longer one"], cache="none", **own)
+    for cache in names("caches"):
+        found = made.generate(["ab", "a longer one"], cache=cache, **own)
+        assert [text.ids for text in found] == [text.ids for text in wanted], cache
+    for sampler in set(names("samplers")) - {"ddim", "dpm_solver"}:
+        with pytest.raises(UserError):
+            made.generate("ab", sampler=sampler, max_new_tokens=8)
+
+
+def test_an_adapter_of_a_latent_model_is_trained_in_the_stage_that_has_any(tmp_path: Path) -> None:
+    from redraft.train.loop import train
+    from redraft.train.recipe import Recipe
+
+    made = model("latent")
+    made.network.float()
+    made.save(tmp_path / "base")
+    small = ["data.length=128", "train.tokens=600", "train.batch_tokens=300", "train.validation_rows=2"]
+    small += ["train.validate_every=0", "train.threads=1", "train.ema=0", f"model.from={tmp_path / 'base'}"]
+    toy = Recipe.load(toy_folder() / "latent.toml").tables()
+    family = {"name": "latent", **vars(made.family)}
+    recipe = Recipe.of({**toy, "family": family, "lora": {"rank": 2}}, "adapter", small, str(toy_folder()))
+    result = train(recipe, tmp_path / "adapter", device="cpu")
+    assert result.steps >= 1 and (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    assert redraft.load(tmp_path / "adapter", "cpu").generate("ab", max_new_tokens=4, steps=2)[0].nfe > 0
+
+
+def toy_folder() -> Path:
+    return Path(__file__).parents[2] / "recipes" / "toy"
+
+
 def test_a_latent_model_refuses_what_it_can_not_do() -> None:
     made = model("latent")
     made.network.float()
@@ -429,7 +466,7 @@ def test_stages_teach_one_part_each(tmp_path: Path) -> None:
     from redraft.train.loop import train
     from redraft.train.recipe import Recipe
 
-    toy = Path(__file__).parents[2] / "recipes" / "toy" / "latent.toml"
+    toy = toy_folder() / "latent.toml"
     small = [
         "tokenizer.kind=bytes",
         "data.length=128",
@@ -438,8 +475,10 @@ def test_stages_teach_one_part_each(tmp_path: Path) -> None:
         "train.dtype=float32",  # auto is measured, and may come out otherwise the second time
         "train.threads=1",
     ]
-    small += ["train.validate_every=0", "train.validation_rows=4", "train.save_every_tokens=1000", "train.ema=0"]
+    small += ["train.validate_every=1500", "train.keep_best=true", "train.validation_rows=4"]
+    small += ["train.save_every_tokens=1000", "train.ema=0"]
     seen: dict[int, dict[str, Tensor]] = {}
+    best: list[tuple[float, bool]] = []  # what the validations said
 
     class Stop(Exception):
         pass
@@ -450,12 +489,16 @@ def test_stages_teach_one_part_each(tmp_path: Path) -> None:
                 from safetensors.torch import load_file
 
                 seen[event.step] = load_file(Path(event.values["path"]) / "state.safetensors")
+            if event.kind == "validation":
+                best.append((event.tokens / 6000, event.values["best"]))
             if event.kind == "update" and stop and event.step >= stop:
                 raise Stop
 
         train(Recipe.load(toy, [*small, "train.log_every=1"]), out, device="cpu", on_event=watch)
 
     train_to(tmp_path / "whole")
+    assert best[0][0] < 0.4 and not any(kept for share, kept in best if share < 0.4)  # half a model is not the best
+    assert any(kept for _, kept in best)
     steps = sorted(seen)
     middle = max(step for step in steps if step <= 0.4 * steps[-1])
     early, later, last = (seen[step] for step in (steps[0], middle, steps[-1]))

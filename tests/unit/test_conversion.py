@@ -70,6 +70,26 @@ def test_what_is_saved_can_be_loaded_and_written_with(name: str, tmp_path: Path)
     assert again.generate("a")[0].nfe > 0
 
 
+def test_generation_settings_are_inherited_where_they_fit() -> None:
+    """Alike families write alike; another noise keeps the lengths tried, one that ends its texts itself not even these;
+    nothing is left that the model would refuse."""
+    own = {"sampler": "confidence", "steps": 5, "candidates": 3, "max_new_tokens": 9, "weights": "float32"}
+    for name, gone in (
+        ("distilled", set()),
+        ("masked", set()),
+        ("uniform", {"sampler", "steps"}),
+        ("block", {"sampler", "steps", "candidates"}),
+    ):
+        start = model("masked", conditional=True)
+        start.defaults = dict(own)
+        made = become(start, {"name": name, **({"block": 4} if name == "block" else {})})
+        assert made.defaults == {key: value for key, value in own.items() if key not in gone}, name
+        assert made.generate("a")[0].nfe > 0
+    blocks = model("masked", conditional=True)
+    blocks.defaults = dict(own)
+    assert "steps" not in become(blocks, {"name": "masked", "block": 4}).defaults  # more than a block has
+
+
 def test_the_same_family_stays_what_it_was() -> None:
     start = model("masked", conditional=True, weight="bound", isolate_prompt=False)
     same = become(start, {"name": "masked", **vars(start.family)})

@@ -138,14 +138,19 @@ def check_diffusion(spec: Spec) -> None:
     if spec.process != "absorbing":
         raise UserError(
             f"this sampler fills masks, and this diffusion model knows {spec.process} noise only.",
-            "Use the sampler posterior, analytic or predictor_corrector; for gaussian noise, ddim or dpm_solver.",
+            "Use the sampler posterior, analytic or predictor_corrector.",
         )
 
 
 def check_noise(spec: Spec) -> None:
-    """Raises UserError for a model without a noise schedule, or one that predicts edits and not tokens."""
+    """Raises UserError for a model without a noise schedule, or one whose noise is on vectors or made of edits."""
     if spec.edits:
         raise UserError("this model predicts edits, and this sampler needs tokens.", "Use the sampler edit_flow.")
+    if spec.continuous is not None:
+        raise UserError(
+            "this sampler is for noise on tokens, and this model takes gaussian noise off vectors.",
+            "Use the sampler ddim or dpm_solver.",
+        )
     if spec.schedule is None:
         raise UserError(
             "this sampler needs a diffusion model: this one has no noise schedule.", "Use the autoregressive sampler."

@@ -134,11 +134,9 @@ def _fitting(model: Model) -> list[str]:
     from redraft.registry import names
 
     found = []
-    head = [0 if not model.tokenizer.has("mask") or model.tokenizer.mask_id else 1]  # any token: it may be of ids alone
     for name in names("samplers"):
         try:
-            drafting = model.compose([head], model.settings(sampler=name, options={}, max_new_tokens=4))
-            drafting.loop.method.sampler.start(drafting.canvas, model.spec)
+            model.check(model.settings(sampler=name, options={}, max_new_tokens=4))
         except UserError:
             continue
         found.append(name)

@@ -74,7 +74,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
         parts = prepare(recipe, work, where)
         family, spec, state = parts.model.family, parts.model.spec, _fresh(recipe, parts, where)
         objective = family.objective()  # what validation scores by; training may look at part of it only
-        stages = _stages(family, objective)
+        stages = _stages(family, objective, state.learns)
         course = build_course(recipe.course)
         if course is not None and any(hasattr(stage.objective, "ahead") for stage in stages):
             raise UserError(f"a course and family '{recipe.family['name']}' don't go together.", "Leave out [course].")
@@ -130,7 +130,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             if last or state.step == 1 or state.step % table.log_every == 0:
                 tell(_update(state, rate, spent, speed, peak, time.monotonic() - begun))
             if parts.validation and not last and _crossed(table.validate_every, before, state.tokens):
-                tell(_validated(recipe, state, parts, objective))
+                tell(_validated(recipe, state, parts, objective, whole=stage is stages[-1]))
                 objective = _steadiest(state, parts, objective, tell)
             due = time.monotonic() - saved_at >= table.save_every_seconds
             if last or due or _crossed(table.save_every_tokens, before, state.tokens):
@@ -167,11 +167,16 @@ def backward(network: Network, objective: Objective, prepared: Prepared, share: 
 # ---- beginning
 
 
-def _stages(family: Any, objective: Objective) -> Sequence[Stage]:
-    """The parts of a training: one of all parameters, unless the family has several."""
+def _stages(family: Any, objective: Objective, learns: frozenset[str]) -> Sequence[Stage]:
+    """The parts of a training: one of all parameters, unless the family has several. Those whose parameters rest (an
+    adapter is trained, and they have none) leave their share of the budget to the others."""
     if hasattr(family, "stages"):
         stages: Sequence[Stage] = family.stages()
-        return stages
+        taught = [stage for stage in stages if any(name.startswith(stage.learns) for name in learns)]
+        if len(taught) == len(stages):
+            return stages
+        whole = sum(stage.share for stage in taught)
+        return [dataclasses.replace(stage, share=stage.share / whole) for stage in taught]
     return [Stage(1.0, family.training() if hasattr(family, "training") else objective, ("",))]
 
 
@@ -339,8 +344,9 @@ def _update(state: State, rate: float, spent: float, speed: Meter, peak: float, 
     return Event("update", state.step, state.tokens, values)
 
 
-def _validated(recipe: Recipe, state: State, parts: Parts, objective: Objective) -> Event:
-    """Score the validation rows with the weights that would be kept, and keep them if they are the best yet."""
+def _validated(recipe: Recipe, state: State, parts: Parts, objective: Objective, whole: bool = True) -> Event:
+    """Score the validation rows with the weights that would be kept, and keep them if they are the best yet and
+    ``whole``: no part of the model has still to be taught."""
     with state.ema.applied(state.network) if state.ema else nullcontext():
         found = bound(state.network, parts.validation, objective, parts.model.spec, device=state.device)
         values = {
@@ -353,7 +359,7 @@ def _validated(recipe: Recipe, state: State, parts: Parts, objective: Objective)
             "passes": state.loader.epochs,
         }
         state.latest = {**values, "step": state.step}
-        best = state.best is None or values["nats_per_token"] < state.best["nats_per_token"]
+        best = whole and (state.best is None or values["nats_per_token"] < state.best["nats_per_token"])
         if best:
             state.best = state.latest
             if recipe.train.keep_best:

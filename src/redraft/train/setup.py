@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from redraft import adapters, config
-from redraft.conversion import become
+from redraft.conversion import become, keep_fitting
 from redraft.data.examples import Columns, Example, Splits, load
 from redraft.data.loader import Loader, batches, tokenise
 from redraft.data.tokenizer import Tokenizer
@@ -127,10 +127,12 @@ def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, conditiona
         return Model.fresh(recipe.family, tokenizer, shape, conditional, recipe.train.seed)
     start.conditional = conditional
     start.check_prompt()
+    keep_fitting(start)
     room = start.network.config.max_length
     if room < needed:
         raise UserError(
-            f"[data] length = {recipe.data.length} is more than the model's {room - 1}.", "Lower data.length."
+            f"[data] length = {recipe.data.length} is more than this model takes ({room - spare} tokens a row).",
+            f"Lower it: --set data.length={room - spare}.",
         )
     return start
 
