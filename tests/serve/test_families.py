@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,18 @@ def test_what_is_told_of_a_family_is_true(server: Any, families: dict[str, Path]
     own_way = server.post("/v1/completions", json={"model": family, **ASK}).json()["choices"][0]["text"]
     offline = load(families[family], "cpu").generate("ab", max_new_tokens=6, seed=1)[0]
     assert own_way == offline.text
+
+
+@pytest.mark.parametrize("family", names("families"))
+def test_a_response_format_is_kept_to_or_refused(server: Any, family: str) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "word", "schema": {"enum": ["ab", "cde"]}}}
+    asked = {"model": family, **ASK, "max_tokens": 9, "temperature": 1.0, "response_format": form}
+    answer = server.post("/v1/completions", json=asked)
+    if family in ("latent", "edit"):
+        assert answer.status_code == 400 and "can't be constrained" in answer.text
+    else:
+        assert answer.status_code == 200, answer.text
+        assert json.loads(answer.json()["choices"][0]["text"]) in ("ab", "cde")
 
 
 def test_no_option_of_a_request_opens_a_file(server: Any, tmp_path: Path) -> None:

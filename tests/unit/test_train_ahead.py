@@ -20,6 +20,7 @@ SMALL = [
     "train.validation_rows=4",
     "train.save_every_tokens=700",
     "train.threads=1",
+    "train.dtype=float32",  # auto is measured, and may come out otherwise in another run
 ]
 
 

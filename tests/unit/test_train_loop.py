@@ -43,6 +43,7 @@ SMALL = [
     "train.validation_rows=12",
     "train.keep_best=true",
     "train.threads=1",
+    "train.dtype=float32",  # auto is measured, and may come out otherwise in another run
 ]
 
 
