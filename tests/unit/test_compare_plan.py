@@ -11,7 +11,7 @@ import pytest
 
 from redraft.compare import plan
 from redraft.compare.material import Item
-from redraft.compare.plan import Costs, Plan
+from redraft.compare.plan import Costs, Plan, Probed
 from redraft.compare.study import Setting, Study
 from redraft.errors import UserError
 
@@ -60,11 +60,27 @@ def test_thinning_keeps_the_most_steps_and_the_baseline() -> None:
     assert last[0] == SETTINGS[0] and {s.candidates for s in last} == {1}
 
 
+def test_thinning_keeps_something_of_every_family() -> None:
+    """One that writes in short blocks has fewer steps to try than the others."""
+    block = [Setting("block", "confidence", {"steps": 2})]
+    grid = [*block, *(Setting("masked", "confidence", {"steps": s}) for s in (2, 4, 8, 16))]
+    assert {s.family for s in plan.core(grid, "autoregressive")} == {"block", "masked"}
+    assert {s.steps for s in plan.core(grid, "autoregressive") if s.family == "masked"} == {4, 16}
+
+
+def test_every_batch_size_and_every_test_row_costs_time() -> None:
+    few, many = (costs(0.1).stages(DRAFT, replace(STUDY, batch_sizes=sizes)) for sizes in ((1, 32), (1, 8, 32)))
+    assert many["timing"] == pytest.approx(few["timing"] + 13 * 0.1 * len(SETTINGS))
+    scored = replace(costs(0.1), likelihood=0.02).of(DRAFT, replace(STUDY, seeds=2))
+    assert scored - costs(0.1).of(DRAFT, replace(STUDY, seeds=2)) == pytest.approx(2 * 500 * 0.02)
+    assert costs(1.0).stages(replace(DRAFT, test_rows=33), STUDY)["test"] == 2 * len(SETTINGS)  # two batches
+
+
 class FakeModel:
     """Has a size and answers at once."""
 
-    def __init__(self, parameters: int) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: int, diffuses: bool) -> None:
+        self.parameters, self.spec = parameters, SimpleNamespace(schedule=1 if diffuses else None)
         self.network = SimpleNamespace(device=__import__("torch").device("cpu"))
 
     def settings(self, **given: Any) -> Any:
@@ -74,15 +90,22 @@ class FakeModel:
         return []
 
 
-def measured(speed: float, minutes: float = 10.0, **fields: Any) -> Plan:
-    def probe(family: str, size: str) -> tuple[float, Any]:
-        count = plan.parameters(size, DRAFT.vocab_size)
-        slower = 2.0 if family == "masked" else 1.0
-        return speed / count / slower, FakeModel(count)
+def measured(
+    speed: float, minutes: float = 10.0, aside: float = 0.0, row_tokens: float = 8.0, held: int = 50, **fields: Any
+) -> Plan:
+    def probe(family: str, size: str) -> Any:
+        count, diffuses = plan.parameters(size, DRAFT.vocab_size), family == "masked"
+        return Probed(speed / count / (2.0 if diffuses else 1.0), aside, FakeModel(count, diffuses))  # type: ignore[arg-type]
 
     study = replace(STUDY, minutes=minutes, **fields)
     items = [Item("a", ("b",), 3)] * 4
-    return plan.measured(study, DRAFT, probe, items, lambda tokens: {"tokens": tokens}, time.monotonic())
+    table = {"validation_rows": 256, **study.train}
+
+    def train(tokens: int) -> dict[str, Any]:
+        return {"tokens": tokens, "validate_every": max(1, tokens // 8), **table}
+
+    begun = time.monotonic()
+    return plan.measured(study, DRAFT, probe, items, train, begun, row_tokens=row_tokens, held=held)
 
 
 def test_a_faster_machine_trains_a_larger_model_on_equal_tokens() -> None:
@@ -103,6 +126,25 @@ def test_dropouts_to_try_share_the_minutes_and_a_constraint_takes_its_part_of_de
     assert measured(1e10, dropouts=(0.1, 0.3)).tokens == pytest.approx(measured(1e10).tokens / 2, rel=0.05)
     free, bound = (costs(0.1).of(DRAFT, replace(STUDY, constraint=c)) for c in ({}, {"length": "1-5"}))
     assert bound > free
+
+
+def test_what_a_run_takes_beside_its_updates_is_counted() -> None:
+    """Reading and building, eight validations, and the likelihood of the test rows: by hand, from the speeds."""
+    bare, slow = measured(1e10), measured(1e10, aside=20.0)
+    each = plan.parameters(bare.preset, DRAFT.vocab_size) * 3 / 1e10  # seconds that a token takes both families
+    assert slow.preset == bare.preset
+    assert bare.tokens - slow.tokens == pytest.approx(2 * 20.0 / each, rel=0.05)
+    long = measured(1e10, row_tokens=1000.0, held=200)
+    assert bare.train["validation_rows"] == 256 and long.train["validation_rows"] < 200
+    for found, row_tokens, held in ((bare, 8.0, 50), (long, 1000.0, 200)):
+        rows = min(held, found.train["validation_rows"])
+        checks = 8 * rows * row_tokens * (1 + 2 * plan.CHECK_SAMPLES) / plan.UPDATE * each / 3
+        assert found.seconds["training"] == pytest.approx(found.tokens * each + checks, rel=0.02)
+        scores = found.test_rows * row_tokens * (1 + 2 * plan.LIKELIHOOD_SAMPLES) / plan.UPDATE * each / 3
+        assert found.seconds["likelihood"] == pytest.approx(scores)
+        assert found.eta_seconds <= 600 * plan.SLACK + 1
+    asked = measured(1e10, row_tokens=1000.0, held=200, train={"validation_rows": 60})
+    assert asked.train["validation_rows"] == 60 and asked.tokens < long.tokens  # the study's own wish is kept
 
 
 def test_too_little_time_is_an_error_that_says_what_to_do() -> None:

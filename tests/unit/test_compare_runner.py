@@ -126,6 +126,33 @@ def test_a_piece_that_fails_is_reported_and_the_rest_stands(
     assert "three steps are refused" in (folder / "out" / "report.html").read_text(encoding="utf-8")
 
 
+def test_when_the_time_is_up_what_is_optional_is_left_out_and_told(
+    finished: tuple[Path, dict[str, Any], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, _ = finished
+    monkeypatch.setattr(runner, "train", None)  # training again would fail
+    monkeypatch.setattr(runner, "minutes_end", lambda study, begun: begun)
+    found = runner.run(study(folder, steps=(1, 4, 5)), lambda line: None)
+    late = {m["what"] for m in found["missing"] if m["why"] == "the time was up"}
+    assert [what for what in late if what.startswith("validation")] == ["validation: masked, 4 steps, seed 0"]
+    assert {row["steps"] for row in found["settings"]} == {None, 1, 5}
+    assert all(row["validation"] for row in found["settings"])
+    assert {row["family"] for row in found["settings"] if row["chosen"]} == {"autoregressive", "masked"}
+    assert "the time was up" in (folder / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_size_is_one_at_which_all_families_are_equal(
+    finished: tuple[Path, dict[str, Any], list[str]],
+) -> None:
+    """A small budget asks for the smallest preset, at which the autoencoder of a latent model is too large a part."""
+    folder, _, _ = finished
+    families = ("autoregressive", "latent")
+    begun = runner.Job.begin(study(folder, families=families, preset=""), lambda line: None)
+    assert begun.plan.preset == "3m"
+    with pytest.raises(UserError, match="--preset 3m or"):
+        runner.Job.begin(study(folder, families=families, preset="1m"), lambda line: None)
+
+
 def test_a_constraint_is_measured_with_and_without(
     finished: tuple[Path, dict[str, Any], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,6 @@ from redraft.errors import UserError
 from redraft.families import build_family
 from redraft.files import disk_error, read_json, write_atomically
 from redraft.loading import load, resolve
-from redraft.model import Model
 from redraft.presets import shape as shape_of
 from redraft.registry import find
 from redraft.train.logging import Event
@@ -163,7 +163,8 @@ class Grounds:
         """
         study = self.study
         tokens = study.budget_tokens or int(study.passes * self.pass_tokens)
-        preset = study.preset or ("" if study.bases or not tokens else plan.largest(tokens, self.tokenizer.vocab_size))
+        sizes = () if study.preset or study.bases else self.sizes()
+        preset = study.preset or (plan.largest(tokens, self.tokenizer.vocab_size, sizes) if tokens and sizes else "")
         draft = Plan(
             tokens=tokens,
             preset=preset,
@@ -185,7 +186,17 @@ class Grounds:
         key = {"kind": "plan", "study": fields, "data": self.sha, "draft": dataclasses.asdict(draft)}
         if (found := cells.get(key)) is None:
             tell("measuring this machine")
-            made = plan.measured(study, draft, self._probe(draft), self.validation, self._table, begun)
+            made = plan.measured(
+                study,
+                draft,
+                self._probe(draft),
+                self.validation,
+                self._table,
+                begun,
+                row_tokens=self.pass_tokens / len(self.material.train),
+                held=len(self.material.validation),
+                sizes=sizes,
+            )
             self.check_parameters(made.preset)
             found = dataclasses.asdict(made)
             cells.put(key, found)
@@ -197,14 +208,28 @@ class Grounds:
         Raises:
             UserError: two networks differ by more than 1 % in parameters.
         """
+        counts, odd = self._counts(preset)
+        if odd:
+            base = self.study.baseline
+            larger = [] if self.study.bases else self._equal()
+            remedy = "Compare models of equal size: the same preset, without what adds parameters to one of them."
+            raise UserError(
+                f"'{odd}' has {counts[odd]:,} parameters and '{base}' {counts[base]:,}: more than 1 % apart.",
+                f"They are alike at --preset {' or '.join(larger)}." if larger else remedy,
+            )
+
+    def sizes(self) -> Sequence[str]:
+        """The presets to choose from: those at which the families have as many weights; all, where there are none."""
+        return self._equal() or plan.SIZES
+
+    def _equal(self) -> list[str]:
+        return [size for size in plan.SIZES if not self._counts(size)[1]]
+
+    def _counts(self, preset: str) -> tuple[dict[str, int], str]:
+        """Parameters of each family, and the first family that has too many or too few of them, if any."""
         counts = {family: self._parameters(family, preset) for family in self.study.families}
         first = counts[self.study.baseline]
-        for family, count in counts.items():
-            if abs(count / first - 1) > EQUAL:
-                raise UserError(
-                    f"'{family}' has {count:,} parameters and '{self.study.baseline}' {first:,}: more than 1 % apart.",
-                    "Compare models of equal size: the same preset, without what adds parameters to one of them.",
-                )
+        return counts, next((family for family, n in counts.items() if abs(n / first - 1) > EQUAL), "")
 
     def _parameters(self, family: str, preset: str) -> int:
         if base := self.study.bases.get(family):
@@ -224,19 +249,24 @@ class Grounds:
         short |= {"batch_tokens": max(PROBE_TOKENS, self.length + 1), "validate_every": 0}
         brief = replace(draft, train={**draft.train, **short})
 
-        def probe(family: str, preset: str) -> tuple[float, Model]:
-            folder, speeds = self.out / "plan" / f"{family}-{preset}", []
+        def probe(family: str, preset: str) -> plan.Probed:
+            folder, begin = self.out / "plan" / f"{family}-{preset}", time.perf_counter()
+            laps: list[tuple[int, float]] = [(0, 0.0)]  # tokens by then, and seconds of the updates since the last
             shutil.rmtree(folder, ignore_errors=True)
 
             def watch(event: Event) -> None:
                 if event.kind == "update":
-                    speeds.append(event.values["tokens_per_second"])
+                    more = event.tokens - laps[-1][0]
+                    laps.append((event.tokens, more / event.values["tokens_per_second"]))
 
             recipe = self.recipe(replace(brief, preset=preset), family, self.study.seed)
             train(recipe, folder, device=str(self.device), on_event=watch)
-            model, steady = load(folder, str(self.device)), sorted(speeds[1:] or speeds)
+            model = load(folder, str(self.device))
             shutil.rmtree(folder, ignore_errors=True)
-            return steady[len(steady) // 2], model
+            aside = time.perf_counter() - begin - sum(seconds for _, seconds in laps)
+            steady = laps[1:] if len(laps) > 2 else laps  # the first update warms up
+            speed = (steady[-1][0] - steady[0][0]) / sum(seconds for _, seconds in steady[1:])
+            return plan.Probed(speed, max(0.0, aside), model)
 
         return probe
 

@@ -31,7 +31,6 @@ from redraft.train.logging import Event
 from redraft.train.loop import train
 
 Tell = Callable[[str], None]
-LIKELIHOOD_SAMPLES = 8  # noise draws per row of a bound
 RACE_SHARE = 0.25  # of the time left, for the timing at one batch size
 
 
@@ -59,8 +58,11 @@ def run(study: Study, tell: Tell, command: str = "") -> dict[str, Any]:
         for family in study.families:
             job.likelihood(family, seed)
     job.floors()
+    needed = plan.core(job.plan.settings, study.baseline)
     for seed in job.seeds:
-        job.texts("validation", job.plan.settings, seed)
+        job.texts("validation", needed, seed)
+    for seed in job.seeds:
+        job.texts("validation", [s for s in job.plan.settings if s not in needed], seed, optional=True)
     for batch in study.batch_sizes:
         job.race(batch)
     chosen, others = job.split_settings()
@@ -182,7 +184,7 @@ class Job:
             size = max(4096, self.plan.length + 1)
             made = batches(tokenise(rows, model.tokenizer), model.tokenizer, self.plan.length, size, "skip")
             objective = model.family.objective()
-            found = bound(model.network, made, objective, model.spec, LIKELIHOOD_SAMPLES, 0, self.device)
+            found = bound(model.network, made, objective, model.spec, plan.LIKELIHOOD_SAMPLES, 0, self.device)
             return {
                 "nats": list(found.rows),
                 "bytes": [int(n) for batch in made for n in batch.bytes.tolist()],
@@ -218,7 +220,8 @@ class Job:
         self._cell({**key, "task": self.material.choice.name}, "floors", work)
 
     def texts(self, part: str, settings: Sequence[Setting], seed: int, optional: bool = False) -> None:
-        """Let a model write an answer to every item of a part, with every setting."""
+        """Let a model write an answer to every item of a part, with every setting; with optional ones only while
+        there is time, and before the test while there is enough for all that must follow."""
         asked = self.test if part == "test" else self.validation
         prompts, most = [item.prompt for item in asked], max(self.study.batch_sizes)
         for setting in settings:
@@ -232,7 +235,7 @@ class Job:
                 "items": digest(prompts),
             }
             label = f"{part}: {setting.label}, seed {seed}"
-            late = optional and time.monotonic() > self.deadline
+            late = optional and time.monotonic() > self.deadline - (self.plan.reserve if part == "validation" else 0.0)
 
             def work(setting: Setting = setting) -> dict[str, Any]:
                 return write_texts(self.model(setting.family, seed), prompts, setting, self.plan.new_tokens, most)
