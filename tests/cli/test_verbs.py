@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.door import PAIRS, Redraft, environment
+from tests.cli.door import PAIRS, Redraft, environment, write
 
 COLUMNS = ("--input", "question", "--target", "answer")
 TINY = ("--preset", "toy", "--set", "tokenizer.vocab_size=300", "--set", "data.length=64")
@@ -185,6 +185,20 @@ def test_evaluate_plain_text(redraft: Redraft, tmp_path: Path, family: str) -> N
     found = redraft("evaluate", "--model", f"base-{family}", "--data", text, "--max-new-tokens", 8, "--json").json
     assert found["likelihood"]["is_bound"] is (family == "masked")
     assert found["temperature"] == 1.0
+
+
+def test_short_plain_texts_are_cut_in_the_middle(redraft: Redraft, tmp_path: Path) -> None:
+    texts = [f"{pair['answer']} {pair['question']}" for pair in PAIRS[:6]]
+    short = write(tmp_path / "short.jsonl", [{"text": text} for text in (*texts, "a")])
+    given = ("--model", "base-masked", "--data", short, "--max-new-tokens", 4, "--out", tmp_path / "texts", "--json")
+    found = redraft("evaluate", *given).json
+    assert found["inputs"] == 6  # one letter can't be cut
+    for line, text in zip((tmp_path / "texts").read_text().splitlines(), texts, strict=True):
+        row = json.loads(line)
+        assert row["prompt"] and text.startswith(row["prompt"] + row["references"][0])
+    nothing = write(tmp_path / "nothing.jsonl", [{"text": "a"}, {"text": "dog"}])
+    answer = redraft("evaluate", "--model", "base-masked", "--data", nothing)
+    assert answer.code == 2 and "can be continued" in answer.err
 
 
 def test_data_and_model_must_go_together(redraft: Redraft, pairs: Path) -> None:

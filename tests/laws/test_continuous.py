@@ -479,6 +479,7 @@ def test_stages_teach_one_part_each(tmp_path: Path) -> None:
     small += ["train.save_every_tokens=1000", "train.ema=0"]
     seen: dict[int, dict[str, Tensor]] = {}
     best: list[tuple[float, bool]] = []  # what the validations said
+    stages: list[tuple[float, str]] = []
 
     class Stop(Exception):
         pass
@@ -489,6 +490,8 @@ def test_stages_teach_one_part_each(tmp_path: Path) -> None:
                 from safetensors.torch import load_file
 
                 seen[event.step] = load_file(Path(event.values["path"]) / "state.safetensors")
+            if event.kind == "stage":
+                stages.append((event.tokens / 6000, event.values["objective"]))
             if event.kind == "validation":
                 best.append((event.tokens / 6000, event.values["best"]))
             if event.kind == "update" and stop and event.step >= stop:
@@ -499,6 +502,7 @@ def test_stages_teach_one_part_each(tmp_path: Path) -> None:
     train_to(tmp_path / "whole")
     assert best[0][0] < 0.4 and not any(kept for share, kept in best if share < 0.4)  # half a model is not the best
     assert any(kept for _, kept in best)
+    assert [name for _, name in stages] == ["autoencoder", "latent"] and stages[1][0] >= 0.4
     steps = sorted(seen)
     middle = max(step for step in steps if step <= 0.4 * steps[-1])
     early, later, last = (seen[step] for step in (steps[0], middle, steps[-1]))

@@ -118,7 +118,7 @@ def _show(found: dict[str, Any], sentence: str, doubts: list[str], out: Path) ->
     batches = found["batches"]
     for name in (found["label"], "95 %", "passes", *(f"ms, batch {b}" for b in batches), "tokens/s"):
         table.add_column(name, justify="right")
-    table.add_column("setting")
+    table.add_column("setting", overflow="fold")
     timed = [row for row in found["settings"] if row["speed"]]
     for row in sorted(timed, key=lambda row: row["speed"][0]["p50"]):
         value, speed = row["quality"], {one["batch"]: one for one in row["speed"]}

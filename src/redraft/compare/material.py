@@ -21,6 +21,7 @@ LOOK = 5000  # rows looked at to guess the task
 FRACTIONS = (0.9, 0.04, 0.06)  # train, validation, test, of data without splits of their own
 SMALL, FRACTIONS_SMALL = 8000, (0.8, 0.08, 0.12)  # rows; few test rows decide nothing
 PROMPT_TOKENS, NEW_TOKENS = 32, 64  # of a continuation of plain text
+SHORTEST = 8  # tokens of a text that can be continued
 LONGEST = 512  # rows longer than this many tokens are left out unless the study names a length
 
 
@@ -123,7 +124,8 @@ def answer_length(material: Material, tokenizer: Tokenizer, longest: int) -> int
 def items(examples: Sequence[Example], tokenizer: Tokenizer, most: int, paired: bool, new_tokens: int) -> list[Item]:
     """At most ``most`` items, the same ones every time. Rows with one prompt are one item with several references.
 
-    Plain text becomes a prompt of its first tokens and a reference of as many as are to be written.
+    Plain text becomes a prompt of its first tokens and a reference of as many as are to be written. Where no text is
+    long enough for that, short ones are cut in the middle.
 
     Raises:
         UserError: no text is long enough to be cut.
@@ -135,10 +137,15 @@ def items(examples: Sequence[Example], tokenizer: Tokenizer, most: int, paired: 
         chosen = _some(list(together.items()), most)
         sizes = [len(ids) + 1 for ids in tokenizer.encode_batch([targets[0] for _, targets in chosen])]
         return [Item(p, tuple(dict.fromkeys(t)), n, task) for ((p, task), t), n in zip(chosen, sizes, strict=True)]
-    whole = [ids for ids in tokenizer.encode_batch([e.target for e in examples]) if len(ids) >= 2 * PROMPT_TOKENS]
+    every = tokenizer.encode_batch([e.target for e in examples])
+    long = [ids for ids in every if len(ids) >= 2 * PROMPT_TOKENS]
+    whole = long or [ids for ids in every if len(ids) >= SHORTEST]
     if not whole:
-        raise UserError(f"no text has {2 * PROMPT_TOKENS} tokens, so none can be continued.", "Give longer texts.")
-    cut = [(ids[:PROMPT_TOKENS], ids[PROMPT_TOKENS : PROMPT_TOKENS + new_tokens]) for ids in _some(whole, most)]
+        raise UserError(f"no text has {SHORTEST} tokens, so none can be continued.", "Give longer texts.")
+    heads = [min(PROMPT_TOKENS, len(ids) // 2) for ids in whole]
+    cut = [
+        (ids[:head], ids[head : head + new_tokens]) for ids, head in _some(list(zip(whole, heads, strict=True)), most)
+    ]
     return [Item(tokenizer.decode(head), (tokenizer.decode(tail),), len(tail)) for head, tail in cut]
 
 

@@ -24,6 +24,7 @@ class Event:
         validation  nats_per_token, nats_error (one standard error), bits_per_byte, bits_error, is_bound, rows, passes,
                     best
         objective   the fields it goes on with, where one was chosen by the variance of the loss
+        stage       number, of (so many), objective: of families that are trained in several, where one begins
         checkpoint  path
         done        the fields of ``Result``
     """
@@ -112,7 +113,7 @@ class Progress:
     def __call__(self, event: Event) -> None:
         if event.kind == "update":
             self._bar.update(self._task, completed=event.values["progress"], line=describe(event))
-        elif event.kind in ("start", "validation", "objective", "done"):
+        elif event.kind in ("start", "stage", "validation", "objective", "done"):
             self._console.print(describe(event), markup=False, highlight=False)
             if event.kind == "start":
                 self._bar.update(self._task, line="the first updates")
@@ -140,6 +141,10 @@ def describe(event: Event) -> str:
         )
     if event.kind == "objective":
         return f"step {event.step}  varies least with {', '.join(f'{name} = {value}' for name, value in v.items())}"
+    if event.kind == "stage":
+        return (
+            f"step {event.step}  stage {v['number']} of {v['of']}: from here on the loss is that of '{v['objective']}'"
+        )
     if event.kind == "done":
         return f"done: {event.step} updates, {event.tokens:,} tokens in {_clock(v['seconds'])}"
     return f"{event.kind} at step {event.step}"

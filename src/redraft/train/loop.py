@@ -91,6 +91,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
         tell(_started(parts, state, peak, low, resumed=saved is not None))
         speed, saved_at = Meter(where, state.tokens, state.flops), time.monotonic()
         spent = state.spent(table, state.tokens, time.monotonic() - begun)
+        told: Stage | None = None  # the stage that watchers know of
 
         # 2. Until the budget is spent ...
         while spent < 1.0 or not state.step:  # at least one update, however short the minutes
@@ -100,6 +101,10 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             before, state.tokens = state.tokens, state.tokens + sum(int(batch.valid.sum()) for batch in batches)
             gone, spent = spent, state.spent(table, state.tokens, time.monotonic() - begun)
             stage, begins = _stage(stages, gone, state)
+            if len(stages) > 1 and stage is not told:
+                told, name = stage, type(stage.objective).__name__.lower()
+                values = {"number": stages.index(stage) + 1, "of": len(stages), "objective": name}
+                tell(Event("stage", state.step, state.tokens, values))
             warmup = table.warmup if table.warmup < 1 else table.warmup * spent / state.tokens / stage.share
             within = min((spent - begins) / stage.share, 1.0)
             rate = optim.learning_rate(table.schedule, within, table.lr, warmup, table.min_lr)
