@@ -27,8 +27,9 @@ from redraft.types import Spec
 
 # Generation settings: those that mean the same in any family, and those that stand or fall together.
 _COMMON = ("max_new_tokens", "temperature", "top_k", "top_p")
-_SAMPLER = ("sampler", "steps", "options")
-_GROUPS = (_SAMPLER, ("length", "candidates", "start"), ("cache", "cache_options"), ("guidance", "guide"))
+_SAMPLER, _LENGTH = ("sampler", "steps", "options"), ("length", "candidates", "start")
+_GROUPS = (_SAMPLER, _LENGTH, ("cache", "cache_options"), ("guidance", "guide"))
+_KIND = {*_SAMPLER, *_LENGTH, "temperature", "top_k", "top_p"}  # chosen for pairs, or for plain text
 
 
 def become(model: Model, family: Mapping[str, Any]) -> Model:
@@ -82,6 +83,22 @@ def become(model: Model, family: Mapping[str, Any]) -> Model:
     made.public = model.public
     keep_fitting(made)
     return made
+
+
+def go_on_with(model: Model, conditional: bool) -> None:
+    """Let a model be trained on pairs from now on (``conditional``), or on plain text.
+
+    Where that is new to it, its own generation settings for the other kind of data go: answers are looked for, and open
+    text is drawn.
+
+    Raises:
+        UserError: plain text, for a network that encodes a prompt.
+    """
+    if model.conditional != conditional:
+        model.defaults = {key: value for key, value in model.defaults.items() if key not in _KIND}
+    model.conditional = conditional
+    model.check_prompt()
+    keep_fitting(model)
 
 
 def keep_fitting(model: Model) -> None:

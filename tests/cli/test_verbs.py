@@ -159,7 +159,7 @@ def test_train_then_finetune_then_evaluate(redraft: Redraft, pairs: Path, tmp_pa
     assert "train: " in first.err  # the data report
     assert redraft(*train).json["steps"] == first.json["steps"]  # finished already
 
-    finetune = ("finetune", "--from", out, "--data", pairs, *COLUMNS, "--set", "data.length=64", "--tokens", 500)
+    finetune = ("finetune", "--from", out, "--data", pairs, *COLUMNS, "--tokens", 500)  # of a context of 256
     assert redraft(*finetune, "--out", tuned, "--json").code == 0
 
     texts = tmp_path / "texts.jsonl"

@@ -53,8 +53,9 @@ def finetune(
       redraft finetune --from meta-llama/Llama-3.2-1B --data my.jsonl --lora-rank 8 --lora-targets q_proj,v_proj --out a
       redraft finetune --from base-autoregressive --data notes.txt --family masked --course anneal --out runs/masked
 
-    The checkpoint brings its family, shape and tokenizer. With --family it is converted first: an autoregressive model
-    becomes a masked one, its predictions one position earlier as before (--set family.shift=0: where they belong).
+    The checkpoint brings its family, shape, tokenizer and, where it fits, its own way of writing. With --family it is
+    converted first: an autoregressive model becomes a masked one, its predictions one position earlier as before
+    (--set family.shift=0: where they belong).
     With --lora-rank the folder holds an adapter as peft writes it; it is a model too, as long as its base is there.
     Without a budget it sees the data three times. Stopped at any moment, the same command goes on from the last
     checkpoint.

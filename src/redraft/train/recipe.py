@@ -33,7 +33,9 @@ class DataTable:
     input: str | None = None  # column of prompts ...
     target: str | None = None  # ... and of what should follow them; all None: recognised by their names
     skip_bad_rows: bool = False
-    length: int = 256  # tokens of the longest row; plain text is cut into windows of this length
+    # Tokens of the longest row; plain text is cut into windows of this length. Unset: 256, or what a checkpoint to
+    # fine-tune takes, if that is less.
+    length: int = 256
     too_long: str = "error"  # pairs longer than that: error | skip | truncate_prompt
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from redraft import adapters, config
-from redraft.conversion import become, keep_fitting
+from redraft.conversion import become, go_on_with
 from redraft.data.examples import Columns, Example, Splits, load
 from redraft.data.loader import Loader, batches, tokenise
 from redraft.data.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ from redraft.files import atomic_folder
 from redraft.loading import load as load_model
 from redraft.model import Model
 from redraft.presets import shape as preset
-from redraft.train.recipe import Recipe
+from redraft.train.recipe import DataTable, Recipe
 from redraft.types import Batch
 
 _PROBE_TOKENS = 8192  # of one validation batch, or of one row if that is longer
@@ -50,7 +50,7 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
     start = _start(recipe) if recipe.model.from_ else None
     tokenizer = start.tokenizer if start else _tokenizer(recipe, splits.train, work / "tokenizer")
     training = tokenise(splits.train, tokenizer)
-    model = _model(recipe, tokenizer, start, conditional=training.prompts is not None)
+    model, length = _model(recipe, tokenizer, start, conditional=training.prompts is not None)
     model.network.to(device).requires_grad_(True).set_dropout(recipe.train.dropout)
     if recipe.lora is not None:
         with torch.random.fork_rng(devices=[]):
@@ -61,10 +61,10 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
         for block in model.network.every_block():
             block.compile(dynamic=True)
     data, train = recipe.data, recipe.train
-    loader = Loader(training, tokenizer, data.length, train.batch_tokens, train.seed, too_long=data.too_long)
+    loader = Loader(training, tokenizer, length, train.batch_tokens, train.seed, too_long=data.too_long)
     probe = _some(splits.validation, train.validation_rows)
-    size = max(_PROBE_TOKENS, data.length + 1)
-    checks = batches(tokenise(probe, tokenizer), tokenizer, data.length, size, data.too_long) if probe else []
+    size = max(_PROBE_TOKENS, length + 1)
+    checks = batches(tokenise(probe, tokenizer), tokenizer, length, size, data.too_long) if probe else []
     skipped = len(splits.train.skipped) + len(loader.fit.skipped)
     return Parts(model, loader, checks, len(splits.train), skipped, _sha256(splits.train))
 
@@ -114,8 +114,8 @@ def _start(recipe: Recipe) -> Model:
     return model
 
 
-def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, conditional: bool) -> Model:
-    """A fresh model of the recipe's shape, or the checkpoint that it begins with."""
+def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, conditional: bool) -> tuple[Model, int]:
+    """A fresh model of the recipe's shape, or the checkpoint that it begins with; and the longest row it is given."""
     family = start.family if start else build_family(recipe.family)[1]
     beyond = family.spec(tokenizer).attend.block - 1  # of an answer's last block
     spare = max(1, beyond, getattr(family, "spare", 0))  # 1: a window's <bos>
@@ -124,17 +124,17 @@ def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, conditiona
         shape = preset(table.preset, tokenizer.vocab_size, table.network)
         changes = {"max_length": max(needed, shape.max_length), **table.config}
         shape = config.build(type(shape), config.to_mapping(shape) | changes, "[model.config]")
-        return Model.fresh(recipe.family, tokenizer, shape, conditional, recipe.train.seed)
-    start.conditional = conditional
-    start.check_prompt()
-    keep_fitting(start)
+        return Model.fresh(recipe.family, tokenizer, shape, conditional, recipe.train.seed), recipe.data.length
+    go_on_with(start, conditional)
     room = start.network.config.max_length
+    if room < needed and recipe.data.length == DataTable.length:
+        return start, room - spare
     if room < needed:
         raise UserError(
             f"[data] length = {recipe.data.length} is more than this model takes ({room - spare} tokens a row).",
             f"Lower it: --set data.length={room - spare}.",
         )
-    return start
+    return start, recipe.data.length
 
 
 def _some(examples: Sequence[Example], most: int) -> list[Example]:
