@@ -93,9 +93,10 @@ class FakeModel:
 def measured(
     speed: float, minutes: float = 10.0, aside: float = 0.0, row_tokens: float = 8.0, held: int = 50, **fields: Any
 ) -> Plan:
-    def probe(family: str, size: str) -> Any:
+    def probe(family: str, size: str, pace: Any) -> Any:
         count, diffuses = plan.parameters(size, DRAFT.vocab_size), family == "masked"
-        return Probed(speed / count / (2.0 if diffuses else 1.0), aside, FakeModel(count, diffuses))  # type: ignore[arg-type]
+        slower = (2.0 if diffuses else 1.0) * (1.5 if pace.get("dropout") else 1.0)
+        return Probed(speed / count / slower, aside, FakeModel(count, diffuses))  # type: ignore[arg-type]
 
     study = replace(STUDY, minutes=minutes, **fields)
     items = [Item("a", ("b",), 3)] * 4
@@ -145,6 +146,8 @@ def test_what_a_run_takes_beside_its_updates_is_counted() -> None:
         assert found.eta_seconds <= 600 * plan.SLACK + 1
     asked = measured(1e10, row_tokens=1000.0, held=200, train={"validation_rows": 60})
     assert asked.train["validation_rows"] == 60 and asked.tokens < long.tokens  # the study's own wish is kept
+    dropping = measured(1e10, train={"dropout": 0.1})  # half as slow again: measured as it will be trained
+    assert dropping.preset == bare.preset and dropping.tokens == pytest.approx(bare.tokens / 1.5, rel=0.05)
 
 
 def test_too_little_time_is_an_error_that_says_what_to_do() -> None:

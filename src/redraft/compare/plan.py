@@ -44,7 +44,9 @@ class Probed:
         return tokens * (1 if self.model.spec.schedule is None else samples) / (UPDATE * self.speed)
 
 
-Probe = Callable[[str, str], Probed]
+# (family, preset, fields of [train]) -> what a short training of it tells
+Probe = Callable[[str, str, Mapping[str, Any]], Probed]
+PACE = ("batch_tokens", "dropout")  # fields of [train] on which the speed depends, and which depend on the budget
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def measured(
     for size in [draft.preset] if draft.preset or study.bases else sizes:
         if chosen and tokens < TOKENS_PER_PARAMETER * parameters(size, draft.vocab_size):
             break  # it would be slower still
-        found = {family: probe(family, size) for family in study.families}
+        found = {family: probe(family, size, {}) for family in study.families}
         tokens = _affordable(left * (1 - EVALUATION), found, study.runs)
         enough = tokens >= TOKENS_PER_PARAMETER * found[study.baseline].model.parameters
         if chosen is None or enough:
@@ -193,6 +195,9 @@ def measured(
             break
     assert chosen is not None
     size, found = chosen
+    guess = table(max(1, _affordable(left * (1 - EVALUATION), found, study.runs)))
+    pace = {name: guess[name] for name in PACE if name in guess}
+    found = {family: probe(family, size, pace) for family in study.families}  # once more, as it will be trained
     models = {family: one.model for family, one in found.items()}
     most = max(study.batch_sizes)
     batch = {s.id: _batch_seconds(models[s.family], s, questions[:most], draft.new_tokens) for s in draft.settings}

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from redraft.train.recipe import Recipe
 from redraft.types import Spec
 
 EQUAL = 0.01  # largest relative difference in parameters between families
-PROBE_UPDATES, PROBE_TOKENS = 12, 2048  # of training, to measure its speed
+PROBE_UPDATES, PROBE_TOKENS = 12, 2048  # of training, to measure its speed; tokens of an update, at first
 PASS_ROWS = 4000  # rows by which the tokens of a pass are estimated
 
 
@@ -245,11 +245,12 @@ class Grounds:
 
     def _probe(self, draft: Plan) -> plan.Probe:
         """A function that trains for a few updates: tokens a second, and the model that came of it."""
-        short: dict[str, Any] = {"tokens": PROBE_UPDATES * PROBE_TOKENS, "log_every": 4, "validation_rows": 2}
-        short |= {"batch_tokens": max(PROBE_TOKENS, self.length + 1), "validate_every": 0}
-        brief = replace(draft, train={**draft.train, **short})
+        usual = {"batch_tokens": max(PROBE_TOKENS, self.length + 1)}
 
-        def probe(family: str, preset: str) -> plan.Probed:
+        def probe(family: str, preset: str, pace: Mapping[str, Any]) -> plan.Probed:
+            short: dict[str, Any] = {**draft.train, "log_every": 4, "validation_rows": 2, "validate_every": 0}
+            short |= usual | dict(pace)
+            short["tokens"] = PROBE_UPDATES * short["batch_tokens"] * short.get("accumulate", 1)
             folder, begin = self.out / "plan" / f"{family}-{preset}", time.perf_counter()
             laps: list[tuple[int, float]] = [(0, 0.0)]  # tokens by then, and seconds of the updates since the last
             shutil.rmtree(folder, ignore_errors=True)
@@ -259,7 +260,7 @@ class Grounds:
                     more = event.tokens - laps[-1][0]
                     laps.append((event.tokens, more / event.values["tokens_per_second"]))
 
-            recipe = self.recipe(replace(brief, preset=preset), family, self.study.seed)
+            recipe = self.recipe(replace(draft, preset=preset, train=short), family, self.study.seed)
             train(recipe, folder, device=str(self.device), on_event=watch)
             model = load(folder, str(self.device))
             shutil.rmtree(folder, ignore_errors=True)

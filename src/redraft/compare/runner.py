@@ -325,9 +325,10 @@ class Job:
         """The settings that validation chose, which must be tested, and the others, which only draw the curve."""
         picked = set(results.picks(self.record("")).values())
         names = {name for pair in picked for name in pair}
+        able = {c["id"] for c in self.done if c["kind"] == "texts"}  # settings that have written something
         return (
             [s for s in self.plan.settings if s.id in names],
-            [s for s in self.plan.settings if s.id not in names],
+            [s for s in self.plan.settings if s.id not in names and s.id in able],
         )
 
     # ---- the end
