@@ -159,9 +159,34 @@ def test_what_is_wrong_with_a_mixture_is_said(tmp_path: Path, text: str, words: 
         load(mixture(tmp_path, text))
 
 
-def test_plain_text_is_no_task(tmp_path: Path) -> None:
+def test_plain_text_is_cut_into_what_is_given_and_what_follows(tmp_path: Path) -> None:
+    pairs(tmp_path, "one", 2)
+    texts = [" ".join(f"w{i}.{j}" for j in range(n)) for i, n in enumerate((1, 2, 40, 300) * 30)]
+    (tmp_path / "notes.txt").write_text("\n\n".join(texts))
+    part = '[[task]]\nname = "notes"\nsource = "notes.txt"\nprompt = "go on: {}"\ncharacters = 60\n'
+    found = load(mixture(tmp_path, task("one") + part))
+    pieces = [e for _, split in found.items() for e in split if e.task == "notes"]
+    assert pieces
+    cuts = set()
+    for piece in pieces:
+        assert piece.prompt is not None and piece.prompt.startswith("go on: ")
+        given = piece.prompt.removeprefix("go on: ")
+        assert given and piece.target and 0 < len(f"{given} {piece.target}") <= 60
+        assert any(f"{given} {piece.target}" in text for text in texts)
+        cuts.add(len(given))
+    assert len(cuts) > 5  # the place varies
+    words = {word for text in texts for word in text.split()}
+    seen = {word for piece in pieces for word in f"{piece.prompt} {piece.target}".split()}
+    assert len(words - seen) <= len(texts)  # nothing is left out but a single word at the end of a document
+
+
+def test_plain_text_is_no_task_by_itself(tmp_path: Path) -> None:
     pairs(tmp_path, "one", 2)
     (tmp_path / "notes.txt").write_text("\n\n".join(f"note {i}" for i in range(80)))
     bare = '[[task]]\nname = "notes"\nsource = "notes.txt"\n'
-    with pytest.raises(UserError, match="plain text"):
+    with pytest.raises(UserError, match="plain text.*characters"):
         load(mixture(tmp_path, task("one") + bare))
+    with pytest.raises(UserError, match="too few"):
+        load(mixture(tmp_path, task("one") + bare + "characters = 5\n"))
+    with pytest.raises(UserError, match="has inputs"):
+        load(mixture(tmp_path, task("one", more="characters = 50") + bare + "characters = 50\n"))

@@ -144,7 +144,7 @@ def _tasks(rows: Sequence[Example]) -> tuple[TaskReport, ...]:
     sizes = {name: sum(len(e.prompt or "") + len(e.target) for e in part) for name, part in together.items()}
     total = max(1, sum(sizes.values()))
     return tuple(
-        TaskReport(name, len(part), len({e.where for e in part}), sizes[name] / total)
+        TaskReport(name, len(part), len({(e.where, e.prompt) for e in part}), sizes[name] / total)
         for name, part in together.items()
     )
 

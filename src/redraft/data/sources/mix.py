@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from re import finditer
 from typing import TYPE_CHECKING
 
 from redraft.data.rows import Row, Source
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from redraft.data.examples import Example, Examples
 
 _SUFFIX = ".mix.toml"
+_LEAST = 20  # characters of a piece of plain text: a few words to begin with, and a few to follow
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Part:
     input: str | None = None  # columns; None: recognised by their names
     target: str | None = None
     rows: int = 0  # most training rows, spread evenly over all; 0: no limit
+    characters: int = 0  # plain text: the size of its pieces, each cut into a beginning that is given and the rest
 
     def __post_init__(self) -> None:
         if self.prompt.count("{}") != 1:
@@ -42,6 +45,8 @@ class Part:
             )
         if self.rows < 0:
             raise UserError(f"task '{self.name}': rows = {self.rows} can't be negative.", "0 is no limit.")
+        if self.characters and self.characters < _LEAST:
+            raise UserError(f"task '{self.name}': characters = {self.characters} is too few.", f"Take {_LEAST} or more.")
         if self.source.endswith(_SUFFIX):
             raise UserError(f"task '{self.name}': a mixture can't hold a mixture.", "Name its sets one by one.")
 
@@ -132,9 +137,30 @@ def _rows(part: Part, split: str, file: str, root: str | None) -> Examples:
     beside = str(Path(file).parent / part.source)
     source = beside if examples.exists(beside) else part.source
     found = examples.part(source, split, columns if str(columns) else None, data_root=root, skip_bad_rows=True)
-    if found and found[0].prompt is None:
-        raise UserError(f"{file}: task '{part.name}' is plain text.", "A task needs an input and a target.")
+    if bool(part.characters) is not bool(found and found[0].prompt is None):
+        if part.characters:
+            raise UserError(f"{file}: task '{part.name}' has inputs; characters is for plain text.", "Leave it out.")
+        what = f"{file}: task '{part.name}' is plain text."
+        raise UserError(what, "Name its input and target, or set characters = 400: pieces of it, to be continued.")
+    if part.characters:
+        return found.replace([piece for text in found for piece in _pieces(text, part.characters)], found.skipped)
     return found
+
+
+def _pieces(text: Example, characters: int) -> Iterator[Example]:
+    """Stretches of a document that begin and end with whole words, each cut between two words into what is given and
+    what follows: a prefix language model (Raffel et al. 2019, arXiv:1910.10683, 3.2.1). A hash of the stretch says where."""
+    from redraft.data.examples import Example, unit_hash
+
+    words, first = [found.span() for found in finditer(r"\S+", text.target)], 0
+    for last, (_, end) in enumerate(words):
+        if last + 1 < len(words) and words[last + 1][1] - words[first][0] <= characters:
+            continue
+        start, middle = words[first][0], first + int(unit_hash(text.target[words[first][0] : end], 0) * (last - first))
+        if middle < last:
+            given, rest = text.target[start : words[middle][1]], text.target[words[middle + 1][0] : end]
+            yield Example(given, rest, text.where)
+        first = last + 1
 
 
 def _some(part: Part, rows: list[Example]) -> list[Example]:
