@@ -17,6 +17,8 @@ from redraft import config
 SOURCES = {
     "mt/tatoeba.en-de": "English-German sentence pairs of Tatoeba (tatoeba.org, manythings.org/anki), CC BY 2.0 FR",
     "lm/novels": "English novels first published 1927 or earlier, public domain",
+    "pairs.mix.toml": "English novels (public domain), sentence pairs of Tatoeba (tatoeba.org, CC BY 2.0 FR), "
+    "SQuADShifts (CC BY 4.0), SciTLDR (Apache-2.0)",
 }
 CARD = """# {name}
 
@@ -49,7 +51,7 @@ def main() -> None:
         name=args.name,
         parameters=result["parameters"] / 1e6,
         family=model.family_name,
-        data=SOURCES[recipe["data"]["source"]],
+        data=next(text for end, text in SOURCES.items() if recipe["data"]["source"].endswith(end)),
         tokens=result["tokens"],
         passes=result["passes"],
         flops=result["flops"],

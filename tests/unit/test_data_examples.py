@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redraft.data.examples import Columns, Example, Examples, choose, load, normalise, read, resolve, split
+from redraft.data.examples import Columns, Example, Examples, choose, load, normalise, paired, read, resolve, split
 from redraft.data.report import describe
 from redraft.data.rows import Row
 from redraft.data.tokenizer import Tokenizer
@@ -363,3 +363,16 @@ def test_real_sets_have_the_rows_their_manifest_says(name: str) -> None:
     listed = json.loads((DATA / "MANIFEST.json").read_text())["files"]
     rows = {entry["split"]: entry["rows"] for entry in listed if entry["name"].startswith(f"{name}.")}
     assert {part: len(examples) for part, examples in load(name, data_root=str(DATA)).items()} == rows
+
+
+def test_the_first_row_says_whether_there_are_prompts(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    (tmp_path / "texts.jsonl").write_text('{"text": "a", "words": "b", "answer": "c"}\n')
+    (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    assert paired(str(tmp_path / "pairs.jsonl"))
+    assert paired(str(tmp_path / "chat.jsonl"))
+    assert not paired(str(tmp_path / "texts.jsonl"))
+    assert paired("texts.jsonl", Columns(input="words", target="answer"), str(tmp_path))
+    assert not paired(str(tmp_path / "pairs.jsonl"), Columns(text="answer"))
+    with pytest.raises(UserError, match="nowhere"):
+        paired(str(tmp_path / "nowhere.jsonl"))

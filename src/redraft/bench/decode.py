@@ -23,6 +23,7 @@ from redraft.models.transformer import Transformer
 from redraft.noise.schedules.linear import Linear
 from redraft.presets import preset
 from redraft.runtime import peak_matmul
+from redraft.samplers._blockwise import Blockwise
 from redraft.samplers.autoregressive import Autoregressive
 from redraft.samplers.confidence import Confidence
 from redraft.types import Attend, Forward, Spec
@@ -135,12 +136,13 @@ class Decode:
             }
         for steps in self.steps[1:]:
             by = Confidence(steps=steps, block=self.block)
+            each = Blockwise(Confidence(steps=steps * self.block // self.new_tokens))
             found |= {
                 f"masked, prefix cache, {steps} steps": ours(half, full, by, Prefix()),
                 f"masked, dual cache, {steps} steps": ours(half, full, by, Dual()),
-                f"block-causal, exact cache, {steps} steps": ours(half, blocks, by, Exact()),
+                f"block-causal, exact cache, {steps} steps": ours(half, blocks, each, Exact()),
                 f"masked, dual cache, {steps} steps, bfloat16": ours(low, full, by, Dual()),
-                f"block-causal, exact cache, {steps} steps, bfloat16": ours(low, blocks, by, Exact()),
+                f"block-causal, exact cache, {steps} steps, bfloat16": ours(low, blocks, each, Exact()),
             }
         return found
 

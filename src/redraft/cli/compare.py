@@ -15,7 +15,8 @@ from redraft.errors import UserError
 if TYPE_CHECKING:
     from redraft.compare.study import Study
 
-_BASE, _SCRATCH = "base", "scratch"
+_SCRATCH = "scratch"
+_BASES = {True: "pairs", False: "base"}  # the shipped models for inputs and targets, and those for plain text
 _BUDGETS = ("budget_tokens", "passes", "minutes")
 
 _N = TypeVar("_N", int, float)
@@ -35,7 +36,7 @@ def compare(
         typer.Option(
             "--from",
             help="Fine-tune this checkpoint; NAME also stands for NAME-<family>; repeat for more. scratch: none. "
-            "Unset, and with no budget and no preset: the shipped base pair.",
+            "Unset, and with no budget and no preset: the shipped pair for this kind of data.",
         ),
     ] = None,
     budget_tokens: Annotated[int | None, typer.Option(min=1, help="Training tokens of each model.")] = None,
@@ -97,6 +98,7 @@ def compare(
     valid with and without, and what that costs. OUT gets report.html, report.md and results.json.
     """
     from redraft import config
+    from redraft.data.examples import Columns, paired
 
     names = listed(families) if families else None
     if rival_endpoint is None and (rival_model or rival_option):
@@ -140,10 +142,10 @@ def compare(
         device=device,
         out=str(out),
     )
-    found = chosen_bases(
-        from_, names or ["autoregressive", "masked"], bool({"preset", *_BUDGETS} & given.keys() or study)
-    )
-    if found:
+    own_terms = bool({"preset", *_BUDGETS} & given.keys() or study) or data is None
+    columns = Columns(text=text, input=input_, target=target)
+    default = "" if from_ or own_terms else _BASES[paired(str(data), columns, data_root)]
+    if found := chosen_bases(from_, names or ["autoregressive", "masked"], default):
         given["bases"] = found
     return run(read(study, given), as_json)
 
@@ -196,16 +198,16 @@ def _numbers(read: Callable[[str], _N], text: str | None, option: str, wrong: st
         raise UserError(f"{option} {text}: {wrong}.", f"Write them like this: {option} {like}.") from None
 
 
-def chosen_bases(named: Sequence[str] | None, families: Sequence[str], own_terms: bool) -> dict[str, str]:
-    """What to fine-tune: what was named; else, unless the user set terms of their own, the shipped base pair."""
+def chosen_bases(named: Sequence[str] | None, families: Sequence[str], default: str) -> dict[str, str]:
+    """What to fine-tune: what was named; else the shipped models ``default``-<family>, if all of them exist."""
     from redraft.loading import zoo
 
     if named:
         return {} if list(named) == [_SCRATCH] else bases(named, families)
-    if own_terms or any(f"{_BASE}-{family}" not in zoo() for family in families):
+    if not default or any(f"{default}-{family}" not in zoo() for family in families):
         return {}
-    log(f"starting from the shipped {_BASE} models; --from {_SCRATCH} trains from nothing")
-    return bases([_BASE], families)
+    log(f"starting from the shipped {default} models; --from {_SCRATCH} trains from nothing")
+    return bases([default], families)
 
 
 def bases(named: Sequence[str], families: Sequence[str]) -> dict[str, str]:

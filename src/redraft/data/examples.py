@@ -179,6 +179,17 @@ def part(
     return dict(splits.items())[name]
 
 
+def paired(source: str, columns: Columns | None = None, data_root: str | None = None) -> bool:
+    """Does a source hold prompts and targets? Its first good row says so.
+
+    Raises:
+        UserError: the source can't be found or read, or a column does not exist.
+    """
+    files = next(iter(resolve(source, data_root).values()))
+    row = next((row for file in files for row in kind(file).read(file) if not row.problem), None)
+    return row is not None and choose(columns or Columns(), row).text is None
+
+
 def exists(source: str) -> bool:
     """Is there a source of this name, from here and not in any data folder?"""
     return bool(_resolve_one(source))

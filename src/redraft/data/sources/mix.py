@@ -46,7 +46,9 @@ class Part:
         if self.rows < 0:
             raise UserError(f"task '{self.name}': rows = {self.rows} can't be negative.", "0 is no limit.")
         if self.characters and self.characters < _LEAST:
-            raise UserError(f"task '{self.name}': characters = {self.characters} is too few.", f"Take {_LEAST} or more.")
+            raise UserError(
+                f"task '{self.name}': characters = {self.characters} is too few.", f"Take {_LEAST} or more."
+            )
         if self.source.endswith(_SUFFIX):
             raise UserError(f"task '{self.name}': a mixture can't hold a mixture.", "Name its sets one by one.")
 
@@ -148,8 +150,9 @@ def _rows(part: Part, split: str, file: str, root: str | None) -> Examples:
 
 
 def _pieces(text: Example, characters: int) -> Iterator[Example]:
-    """Stretches of a document that begin and end with whole words, each cut between two words into what is given and
-    what follows: a prefix language model (Raffel et al. 2019, arXiv:1910.10683, 3.2.1). A hash of the stretch says where."""
+    """Stretches of a document that begin and end with whole words, each cut between two words, where its hash says, into
+    what is given and what follows: a prefix language model (Raffel et al. 2019, arXiv:1910.10683, 3.2.1).
+    """
     from redraft.data.examples import Example, unit_hash
 
     words, first = [found.span() for found in finditer(r"\S+", text.target)], 0
