@@ -150,8 +150,8 @@ def _rows(part: Part, split: str, file: str, root: str | None) -> Examples:
 
 
 def _pieces(text: Example, characters: int) -> Iterator[Example]:
-    """Stretches of a document that begin and end with whole words, each cut between two words, where its hash says, into
-    what is given and what follows: a prefix language model (Raffel et al. 2019, arXiv:1910.10683, 3.2.1).
+    """Stretches of a document, of whole words, each cut between two words, where its hash says, into what is given and
+    what follows: a prefix language model (Raffel et al. 2019, arXiv:1910.10683, 3.2.1).
     """
     from redraft.data.examples import Example, unit_hash
 
