@@ -113,6 +113,17 @@ def test_thought_by_thought_the_past_is_shown_and_the_future_is_not(coupled: flo
     assert met >= {(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)}
 
 
+def test_thought_by_thought_every_token_counts_once_in_the_bound() -> None:
+    """The mean over thoughts and noise levels of what a position weighs is 1, as in the bound of the whole."""
+    rows, seen, draws = batch(), torch.zeros(3, 12, dtype=torch.float64), 3000
+    for seed in range(draws):
+        prepared = learnt(Thought(scheduled=0.5, coupled=0.5).scoring(), seed, {}, borders=(C,))
+        seen[(prepared.ask.want >= 0) & rows.target] += prepared.extra["bound"][~prepared.extra["is_length"]].double()
+    counted = seen[rows.target & (rows.ids != EOS)] / draws
+    assert counted.mean().item() == pytest.approx(1.0, abs=0.03)
+    assert counted.sub(1).abs().max().item() < 0.25  # 4 standard errors of the rarest position
+
+
 class Wrong(nn.Module):
     """Says ``token`` everywhere, and remembers what it was asked."""
 

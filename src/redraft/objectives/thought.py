@@ -19,8 +19,7 @@ from redraft.types import Batch, Forward, Prepared, Spec
 class Thought(Masked):
     """Masked diffusion of a solution (Ye et al. 2024, arXiv:2402.07754), with what makes training resemble sampling.
 
-    With ``scheduled`` and ``coupled`` 0 and a spec without borders it is ``Masked``, bit for bit. What it is scored by
-    is always the plain bound.
+    With ``scheduled`` and ``coupled`` 0 and a spec without borders it is ``Masked``, bit for bit, and scored as such.
 
     Fields:
         scheduled: share of rows that see predictions of the network itself. At time u > t more is hidden than at t;
@@ -30,7 +29,9 @@ class Thought(Masked):
             of them does not spoil the next.
 
     **Thought by thought** (DoT-MP): where the spec names ``borders``, one thought of each row, drawn at random, is
-    noised and learnt. The thoughts before it are there, those after it are hidden and do not count.
+    noised and learnt. The thoughts before it are there, those after it are hidden and do not count. It is scored as it
+    writes: -log p of a solution, given where its thoughts end, is at most the sum of the bounds of each thought given
+    those before it, and k times that of one of the k, drawn at random, has this sum as its mean.
     """
 
     scheduled: float = 0.0
@@ -42,8 +43,9 @@ class Thought(Masked):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"objective thought: {name} = {getattr(self, name)} is no share.", "0 turns it off.")
 
-    def scoring(self) -> Masked:
-        return self.plain()
+    def scoring(self) -> Thought:
+        """The bound of what is written, without its own mistakes."""
+        return replace(self, scheduled=0.0, coupled=0.0)
 
     def ahead(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Generator[Forward, Tensor, Prepared]:
         """What training asks and learns (see ``types.Objective``)."""
@@ -55,13 +57,14 @@ class Thought(Masked):
             )
         schedule, rows, where = noise.stretched(spec), batch.ids.shape[0], batch.ids.device
         can, later = noise.noisable(batch, spec), torch.zeros_like(batch.target)
+        total = torch.ones(rows, dtype=torch.int64, device=where)
         if spec.borders:
-            can, later = self._one_thought(batch, can, spec, generator)
+            can, later, total = self._one_thought(batch, can, spec, generator)
         t = self.low + (self.high - self.low) * times.continuous(rows, generator, where)
         count = can.sum(1)
         size = size_of(1 - schedule.alpha(t), count)
         hidden = choose(can, size, generator)
-        weight = -schedule.dalpha(t) * count / size.clamp(min=1)
+        weight = -schedule.dalpha(t) * count / size.clamp(min=1) * total
         prepared = self.request(batch, spec, hidden, weight, t)
         x = prepared.ask.x.masked_fill(later, spec.mask_id)
         if self.scheduled:
@@ -72,14 +75,17 @@ class Thought(Masked):
                 x = yield from _predicted(prepared.ask, x, more, spec)
         return replace(prepared, ask=replace(prepared.ask, x=x))
 
-    def _one_thought(self, batch: Batch, can: Tensor, spec: Spec, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """[B, L] what noise may touch: a thought of each row, or all up to it; and [B, L] what is not there yet."""
+    def _one_thought(
+        self, batch: Batch, can: Tensor, spec: Spec, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, L] what noise may touch: a thought of each row, or all up to it; [B, L] what is not there yet; [B] how
+        many thoughts it was drawn from."""
         number = thoughts(batch, spec)
         rows, where = batch.ids.shape[0], batch.ids.device
         total = number.masked_fill(~can, -1).amax(1).clamp(min=0) + 1
         at = (_uniform(rows, generator, where) * total).long()[:, None]
         together = _uniform(rows, generator, where) < self.coupled
-        return can & ((number == at) | (number < at) & together[:, None]), can & (number > at)
+        return can & ((number == at) | (number < at) & together[:, None]), can & (number > at), total
 
 
 def thoughts(batch: Batch, spec: Spec) -> Tensor:
