@@ -46,7 +46,7 @@ def settings(args: argparse.Namespace) -> list[Setting]:
         "autoregressive": [("autoregressive", {})],
         "masked": [
             *((f"masked, {n} steps", {"sampler": "confidence", "steps": n}) for n in (1, 2, 4, 8, 16, 32)),
-            ("masked, factor 1", {"sampler": "factor", "options": {"factor": 1.0}}),
+            *((f"masked, factor {f:g}", {"sampler": "factor", "options": {"factor": f}}) for f in (1.0, 0.2)),
         ],
         "thought": [(f"thought by thought, {n} steps each", {"sampler": "thought", "steps": n}) for n in (1, 2, 4)],
     }

@@ -17,6 +17,7 @@ from redraft import config
 SOURCES = {
     "mt/tatoeba.en-de": "English-German sentence pairs of Tatoeba (tatoeba.org, manythings.org/anki), CC BY 2.0 FR",
     "lm/novels": "English novels first published 1927 or earlier, public domain",
+    "multiplication:4x4:450000": "generated multiplications of four digits by four with their long-hand solutions",
     "pairs.mix.toml": "English novels (public domain), sentence pairs of Tatoeba (tatoeba.org, CC BY 2.0 FR), "
     "SQuADShifts (CC BY 4.0), SciTLDR (Apache-2.0)",
 }
