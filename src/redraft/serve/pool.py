@@ -47,7 +47,7 @@ _PADDED = {"x": 0, "pos": -1, "want": -1, "cell": -1}  # rectangles, and what th
 _JOINED = ("prompt", "t", "slot", "read", "whole")  # a number a row
 _SHARED = ("attend", "net", "shift")  # the same in all
 # for samplers, cache policies, stores and training: no network reads them here
-_UNREAD = ("rows", "stamp", "active", "branch", "number", "clean", "without")
+_UNREAD = ("rows", "stamp", "active", "branch", "number", "clean", "without", "learns")
 
 
 def merge(calls: Sequence[Call]) -> Forward:
