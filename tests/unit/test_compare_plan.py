@@ -157,3 +157,9 @@ def test_too_little_time_is_an_error_that_says_what_to_do() -> None:
 
 def test_clock() -> None:
     assert (plan.clock(75), plan.clock(3675), plan.clock(0.2)) == ("1:15", "1:01:15", "0:00")
+
+
+@pytest.mark.parametrize(("width", "rate"), [(128, 1.5e-3), (256, 1.5e-3), (1024, 1.5e-3 / 4), (4096, 1.5e-3 / 16)])
+def test_the_wider_the_checkpoint_the_less_it_is_moved(width: int, rate: float) -> None:
+    table = plan.training_table(Study(data="my.jsonl"), 1_000_000, 100_000, 64, True, width)
+    assert table["lr"] == pytest.approx(rate)

@@ -111,9 +111,12 @@ def largest(tokens: int, vocab_size: int, sizes: Sequence[str] = SIZES) -> str:
     return fitting[-1] if fitting else sizes[0]
 
 
-def training_table(study: Study, tokens: int, pass_tokens: int, length: int, paired: bool) -> dict[str, Any]:
-    """Fields of the recipe's [train], the same for every family.
+def training_table(
+    study: Study, tokens: int, pass_tokens: int, length: int, paired: bool, width: int = 256
+) -> dict[str, Any]:
+    """Fields of the recipe's [train], the same for every family; ``width`` is that of the widest network.
 
+    The learning rate falls with the width (Yang et al. 2022, arXiv:2203.03466): wider checkpoints are moved less.
     Small budgets get small batches, so that there are about a thousand updates; many passes over little data get
     dropout, and the model of the best validation is kept: each family at its best stopping point.
     """
@@ -122,7 +125,7 @@ def training_table(study: Study, tokens: int, pass_tokens: int, length: int, pai
     table: dict[str, Any] = {
         "tokens": tokens,
         "batch_tokens": max(batch, longest),
-        "lr": 4e-4 if study.bases else 1.5e-3,
+        "lr": 1.5e-3 * min(1.0, 256 / width),
         "dropout": 0.1 if tokens > 5 * pass_tokens else 0.0,
         "keep_best": True,
         "validate_every": max(1, tokens // 8),

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +241,8 @@ class Grounds:
         return models.parameters(built.shape(shape) if hasattr(built, "shape") else shape)
 
     def _table(self, tokens: int) -> dict[str, Any]:
-        return plan.training_table(self.study, tokens, self.pass_tokens, self.length, self.material.paired)
+        width = max(map(_width, self.study.bases.values()), default=256)
+        return plan.training_table(self.study, tokens, self.pass_tokens, self.length, self.material.paired, width)
 
     def _probe(self, draft: Plan) -> plan.Probe:
         """A function that trains for a few updates: tokens a second, and the model that came of it."""
@@ -309,6 +310,12 @@ def _shared_tokenizer(study: Study) -> Tokenizer:
     if len({model.tokenizer.fingerprint for model in models.values()}) > 1:
         raise UserError("the checkpoints to fine-tune have different tokenizers.", "Use a pair trained alike.")
     return models[study.baseline].tokenizer
+
+
+@lru_cache
+def _width(base: str) -> int:
+    width: int = load(base, "cpu").network.config.dim
+    return width
 
 
 def _base_length(study: Study) -> int:
