@@ -28,7 +28,9 @@ class Lean:
     - a norm's gain is folded into the matrix that follows it: W (g * n) = (W g) n;
     - in keys and queries the two numbers that are rotated together stand side by side (attention doesn't care, as long
       as they do in both), so that a rotation is one multiplication of complex numbers;
-    - the last layer mixes and transforms only what a prediction is wanted of.
+    - the last layer mixes and transforms only what a prediction is wanted of;
+    - the positions of all rows of a request are one matrix, with zeros below it up to the next of a few heights
+      (``level``): oneDNN builds a kernel for every height it meets, and keeps it.
 
     Equal to the network it is made of up to rounding, that of ``weights`` included; they are copied, so make a new one
     when they change.
@@ -62,13 +64,15 @@ class Lean:
         if net.answer is not None and ask.prompt is not None:
             x = torch.addcmul(x, (ask.streams[1] >= ask.prompt[:, None]).to(x.dtype)[..., None], net.answer)
         sight = see(ask, self.rotary, store, c.restart, c.reach)
+        x, shape = level(x), x.shape[:-1]
         for layer in self.layers[:-1]:
-            x = layer(x, sight)
-        x = self.layers[-1](x, sight, lambda y: pick(y, ask, c.shift))
+            x, shape = layer(x, shape, sight)
+        x, shape = self.layers[-1](x, shape, sight, lambda y: pick(y, ask, c.shift))
         if net.edits is not None:
+            x = unlevel(x, shape)
             rates: Tensor = net.edits(normal(x, c.norm_eps) * net.norm.weight, net.embedding.weight)
             return rates
-        return self.head(normal(x, c.norm_eps))
+        return unlevel(self.head(normal(x, c.norm_eps)), shape)
 
 
 def on_cpu(network: Backbone) -> bool:
@@ -86,7 +90,8 @@ def _plain(c: Config) -> bool:
 class Layer:
     """One block: [R, Q, D] -> [R, Q, D], or [N, D] where ``picked`` takes the N positions that matter after it.
 
-    ``between`` is what the block does between its attention and its MLP (``Block.between``), None for nothing.
+    Both are passed on as ``level`` makes them, beside their shape without D. ``between`` is what the block does between
+    its attention and its MLP (``Block.between``), None for nothing.
     """
 
     def __init__(self, block: Any, c: Any, matrix: type[_Matrix]) -> None:
@@ -111,16 +116,16 @@ class Layer:
     def __call__(
         self,
         x: Tensor,
+        shape: torch.Size,
         sight: Sight,
         picked: Callable[[Tensor], Tensor] | None = None,
         between: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, torch.Size]:
         sight = sight.near if self.near and sight.near else sight
-        rows, width, _ = x.shape
-        qkv = self.qkv(normal(x, self.eps))
+        qkv = self.qkv(normal(x, self.eps))[: shape.numel()]
         if self.bias is not None:
             qkv.add_(self.bias)
-        qkv = qkv.view(rows, width, -1, self.head_dim)
+        qkv = qkv.view(*shape, -1, self.head_dim)
         pair = self._turned(qkv, sight.table)
         if sight.store is not None and sight.window is not None:
             keys, values = sight.store.put(self.index, sight.window, pair)
@@ -130,14 +135,17 @@ class Layer:
         mixed = F.scaled_dot_product_attention(
             query, keys, values, sight.mask, is_causal=sight.causal, enable_gqa=self.heads != self.kv_heads
         )
-        mixed = mixed.transpose(1, 2).reshape(rows, width, -1)
+        mixed = mixed.transpose(1, 2).flatten(2)
         if picked is not None and between is None:
-            x, mixed = picked(x), picked(mixed)
-        x = self.out.add(mixed, x)
+            x, mixed = picked(unlevel(x, shape)), picked(mixed)
+            x, shape = level(x), x.shape[:-1]
+        x = self.out.add(level(mixed), x)
         if between is not None:
-            x = between(x) if picked is None else picked(between(x))
-        level = normal(x, self.eps)
-        return self.down.add(self.up.times(level, self.gate.silu(level)), x)
+            x = between(unlevel(x, shape))
+            x = x if picked is None else picked(x)
+            x, shape = level(x), x.shape[:-1]
+        inner = normal(x, self.eps)
+        return self.down.add(self.up.times(inner, self.gate.silu(inner)), x), shape
 
     def _turned(self, qkv: Tensor, turn: Tensor) -> Tensor:
         """Rotate queries and keys of ``qkv`` [R, Q, H + 2 Hk, Dh] in place; keys and values as [2, R, Hk, Q, Dh]."""
@@ -229,6 +237,24 @@ def normal(x: Tensor, eps: float) -> Tensor:
         flat = x.view(-1)
         return x * (float(torch.dot(flat, flat)) / width + eps) ** -0.5
     return F.rms_norm(x, (width,), None, eps)
+
+
+def level(x: Tensor) -> Tensor:
+    """[..., D] -> [M, D], all rows as one matrix whose height M is one of a few: zeros below, at most an eighth."""
+    width = x.shape[-1]
+    count = x.numel() // width
+    step = 1 << max(0, count.bit_length() - 4)
+    height = -(-count // step) * step
+    if height == count:
+        return x.reshape(count, width)
+    tall = x.new_zeros(height, width)
+    tall[:count].view_as(x).copy_(x)
+    return tall
+
+
+def unlevel(x: Tensor, shape: torch.Size) -> Tensor:
+    """What ``level`` made of a tensor [*shape, D], as it was."""
+    return x[: shape.numel()].view(*shape, x.shape[-1])
 
 
 def _side_by_side(x: Tensor, axis: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from redraft.models._lean import MATRICES, Layer, Weights, normal, on_cpu
+from redraft.models._lean import MATRICES, Layer, Weights, level, normal, on_cpu, unlevel
 from redraft.models.cross_attention import CrossAttention, Looking, check, split
 from redraft.models.parts.attention import see
 from redraft.models.parts.backbone import pick
@@ -55,19 +55,22 @@ class LeanCross:
         at = (pos if begin is None else pos - begin[:, None]).clamp(min=0)
         turned = Looking(**{**vars(seen), "table": self.rotary[at]})
         x = net.embed(answer)
+        x, shape = level(x), x.shape[:-1]
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1
             picked = partial(pick, ask=answer, shift=c.shift) if last else None
             between = None if memory is None else partial(self.between[number], sight=seen)
-            x = layer(x, turned, picked, between)
+            x, shape = layer(x, shape, turned, picked, between)
         if net.edits is not None:
+            x = unlevel(x, shape)
             rates: Tensor = net.edits(normal(x, c.norm_eps) * net.norm.weight, net.embedding.weight)
             return rates
-        return self.head(normal(x, c.norm_eps))
+        return unlevel(self.head(normal(x, c.norm_eps)), shape)
 
     def _encode(self, source: Forward) -> Tensor:
         x, sight = F.embedding(source.x, self.network.embedding.weight), see(source, self.rotary, None, False)
+        x, shape = level(x), x.shape[:-1]
         for layer in self.encoder:
-            x = layer(x, sight)
-        encoded: Tensor = self.network.encoder_norm(x)
+            x, shape = layer(x, shape, sight)
+        encoded: Tensor = self.network.encoder_norm(unlevel(x, shape))
         return encoded
