@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,23 @@ PROBE_UPDATES, PROBE_TOKENS = 12, 2048  # of training, to measure its speed; tok
 PASS_ROWS = 4000  # rows by which the tokens of a pass are estimated
 
 
+@dataclass(frozen=True)
+class Base:
+    """What a study must know of a checkpoint that it starts from. The weights are not kept."""
+
+    family: str
+    parameters: int
+    width: int
+    longest: int  # positions it has
+    tokenizer: Tokenizer
+
+    @classmethod
+    def read(cls, name_or_path: str) -> Base:
+        model = load(name_or_path, "cpu")
+        shape = model.network.config
+        return cls(model.family_name, model.parameters, shape.dim, shape.max_length, model.tokenizer)
+
+
 @dataclass
 class Grounds:
     """What a study stands on before it is planned."""
@@ -45,6 +62,7 @@ class Grounds:
     out: Path
     device: torch.device
     material: Material
+    bases: dict[str, Base]  # the checkpoints to start from, by family; none: from scratch
     tokenizer: Tokenizer
     length: int  # tokens of the longest row
     new_tokens: int  # tokens an answer may have
@@ -59,8 +77,9 @@ class Grounds:
             UserError: wrong checkpoints to start from, rows that can't be used, a full disk.
         """
         out = Path(study.out)
-        tokenizer = _tokenizer(study, raw, out)
-        fitted, length = material.fit(raw, tokenizer, study.length or _base_length(study))
+        bases = {family: Base.read(path) for family, path in study.bases.items()}
+        tokenizer = _shared_tokenizer(study, bases) if bases else _tokenizer(study, raw, out)
+        fitted, length = material.fit(raw, tokenizer, study.length or _longest(bases))
         try:
             for name in ("train", "validation", "test"):
                 material.write(getattr(fitted, name), out / "data" / f"{name}.jsonl")
@@ -72,6 +91,7 @@ class Grounds:
             out=out,
             device=device,
             material=fitted,
+            bases=bases,
             tokenizer=tokenizer,
             length=length,
             new_tokens=new_tokens,
@@ -232,8 +252,8 @@ class Grounds:
         return counts, next((family for family, n in counts.items() if abs(n / first - 1) > EQUAL), "")
 
     def _parameters(self, family: str, preset: str) -> int:
-        if base := self.study.bases.get(family):
-            return load(base, "cpu").parameters
+        if family in self.bases:
+            return self.bases[family].parameters
         spec = self.spec(family)
         shape = shape_of(preset, spec.vocab_size, self.study.network)
         shape = replace(shape, shift=spec.shift, timed=spec.timed, edits=spec.edits, guess=spec.guesses > 0)
@@ -241,7 +261,7 @@ class Grounds:
         return models.parameters(built.shape(shape) if hasattr(built, "shape") else shape)
 
     def _table(self, tokens: int) -> dict[str, Any]:
-        width = max(map(_width, self.study.bases.values()), default=256)
+        width = max((base.width for base in self.bases.values()), default=256)
         return plan.training_table(self.study, tokens, self.pass_tokens, self.length, self.material.paired, width)
 
     def _probe(self, draft: Plan) -> plan.Probe:
@@ -284,9 +304,7 @@ def _suits(sampler: str, spec: Spec) -> bool:
 
 
 def _tokenizer(study: Study, raw: Material, out: Path) -> Tokenizer:
-    """That of the checkpoints to start from, or one trained on the training rows, once."""
-    if study.bases:
-        return _shared_tokenizer(study)
+    """One trained on the training rows, once."""
     size, folder = plan.vocabulary(study, raw), out / "tokenizer"
     mark, made_from = folder / "made_from.json", {"sha": raw.sha, "vocab_size": size}
     if not (mark.exists() and json.loads(mark.read_text(encoding="utf-8")) == made_from):
@@ -299,31 +317,22 @@ def _tokenizer(study: Study, raw: Material, out: Path) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def _shared_tokenizer(study: Study) -> Tokenizer:
+def _shared_tokenizer(study: Study, bases: Mapping[str, Base]) -> Tokenizer:
+    """That of the checkpoints to start from."""
     unnamed = [family for family in study.families if family not in study.bases]
     if unnamed:
         raise UserError(f"no checkpoint to fine-tune for '{unnamed[0]}'.", "Name one for each family.")
-    models = {family: load(path, "cpu") for family, path in study.bases.items()}
-    for family, model in models.items():
-        if model.family_name != family:
-            raise UserError(f"'{study.bases[family]}' is of family '{model.family_name}', not '{family}'.")
-    if len({model.tokenizer.fingerprint for model in models.values()}) > 1:
+    for family, base in bases.items():
+        if base.family != family:
+            raise UserError(f"'{study.bases[family]}' is of family '{base.family}', not '{family}'.")
+    if len({base.tokenizer.fingerprint for base in bases.values()}) > 1:
         raise UserError("the checkpoints to fine-tune have different tokenizers.", "Use a pair trained alike.")
-    return models[study.baseline].tokenizer
+    return bases[study.baseline].tokenizer
 
 
-@lru_cache
-def _width(base: str) -> int:
-    width: int = load(base, "cpu").network.config.dim
-    return width
-
-
-def _base_length(study: Study) -> int:
+def _longest(bases: Mapping[str, Base]) -> int:
     """The longest row that every checkpoint to start from can take; 0 where there are none."""
-    if not study.bases:
-        return 0
-    longest = [load(path, "cpu").network.config.max_length for path in study.bases.values()]
-    return min(material.LONGEST, min(longest) - 1)
+    return min(material.LONGEST, min(base.longest for base in bases.values()) - 1) if bases else 0
 
 
 def minutes_end(study: Study, begun: float) -> float:
