@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -42,6 +43,32 @@ def release() -> None:
 
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Within it, what the process frees stays with it (of glibc; elsewhere nothing changes). See ``release``.
+
+    An update of a training on a CPU frees tens of megabytes and asks for as many again. Large blocks would go back to
+    the system every time, which must clear their pages before they return: up to a fifth of the update.
+    """
+    import ctypes
+
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        yield
+        return
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)
+    try:
+        yield
+    finally:  # where glibc's own rule ends up, which a first call switches off
+        mallopt(mmap_max, 1 << 16)
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 64 << 20)
+        release()
 
 
 def keyed_uniform(seed: Tensor, stamp: Tensor, pos: Tensor) -> Tensor:

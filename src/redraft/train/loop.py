@@ -266,9 +266,10 @@ def _check_data(recorded: str, parts: Parts) -> None:
 
 @contextmanager
 def _own_settings(threads: int, seed: int, where: torch.device) -> Iterator[None]:
-    """The process settings of a run, threads and torch's generator (of dropout); the caller's come back after it."""
+    """The process settings of a run: threads, memory, torch's generator (of dropout); the caller's come back."""
     before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+    kept = runtime.keeping_memory() if where.type == "cpu" else nullcontext()
+    with kept, torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
         if threads:
             torch.set_num_threads(threads)
