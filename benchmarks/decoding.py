@@ -4,6 +4,7 @@
     python -m benchmarks.decoding caches --model base-masked --data lm/novels --judge base-autoregressive ...
     python -m benchmarks.decoding fewest --model translate-en-de-masked --rival translate-en-de-autoregressive ...
     python -m benchmarks.decoding draft --model runs/hybrid --data lm/novels --data-root DATA
+    python -m benchmarks.decoding draft --model multiply-autoregressive --drafter multiply-masked --data multiplication:4x4
 
 Quality is on test rows, with 95 % intervals; differences are paired. Latencies are medians of calls in which every
 setting runs the same prompts in turn, and ratios have bootstrap intervals over calls. Prints a table, then JSON.
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("part", choices=("caches", "fewest", "draft"))
     parser.add_argument("--model", required=True)
     parser.add_argument("--rival", help="fewest: the autoregressive model")
+    parser.add_argument("--drafter", help="draft: the diffusion model that drafts, where the model is no hybrid")
     parser.add_argument("--judge", help="caches of plain text: whose likelihood judges")
     parser.add_argument("--data", required=True)
     parser.add_argument("--data-root")
@@ -62,6 +64,8 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.model = args, redraft.load(args.model)
+        if args.drafter:
+            self.model.draft_with(redraft.load(args.drafter))
         self.new = self.model.settings().max_new_tokens
         examples = load(args.data, data_root=args.data_root).test
         self.metric = choose(examples).task.metrics()[0]
@@ -134,11 +138,11 @@ class Bench:
         return [{"settings": [(t.id, v) for t, v in zip(trials, values, strict=True)]}, *found]
 
     def draft(self) -> list[dict[str, Any]]:
-        """A hybrid: drafts of several sizes against one token at a time, whose texts they must equal."""
+        """Drafts of several sizes, of a hybrid or of another model, against one token at a time."""
         found = []
         for temperature in (0.0, 1.0):
             plain = Trial.of("autoregressive", {})
-            trials = [plain, *(Trial.of("draft_verify", {"block": block}) for block in (2, 4, 8, 16))]
+            trials = [plain, *(Trial.of("draft_verify", {"block": block}) for block in (4, 8, 16, 32))]
             self.temperature = temperature
             wrote = [self._write(self.model, trial) for trial in trials]
             times = {batch: self._race([(self.model, trial) for trial in trials], batch) for batch in self.args.batch}
