@@ -4,7 +4,8 @@
     python -m benchmarks.decoding caches --model base-masked --data lm/novels --judge base-autoregressive ...
     python -m benchmarks.decoding fewest --model translate-en-de-masked --rival translate-en-de-autoregressive ...
     python -m benchmarks.decoding draft --model runs/hybrid --data lm/novels --data-root DATA
-    python -m benchmarks.decoding draft --model multiply-autoregressive --drafter multiply-masked --data multiplication:4x4
+    python -m benchmarks.decoding draft --model multiply-autoregressive --drafter multiply-masked \
+        --data multiplication:4x4
 
 Quality is on test rows, with 95 % intervals; differences are paired. Latencies are medians of calls in which every
 setting runs the same prompts in turn, and ratios have bootstrap intervals over calls. Prints a table, then JSON.
