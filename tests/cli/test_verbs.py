@@ -489,7 +489,8 @@ def test_a_mixture_trains_is_evaluated_by_task_and_compared(redraft: Redraft, pa
 def test_evaluate_scores_texts_that_satisfy_a_constraint(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
     asked = ("evaluate", *MODEL, "--data", pairs, *COLUMNS, "--rows", 6, "--split", "validation", "--max-new-tokens", 8)
     out = tmp_path / "texts.jsonl"
-    found = redraft(*asked, "--constraint", "regex=[a-c ]{1,6}", "--out", out, "--json").json
+    (tmp_path / "pattern").write_text("[a-c ]{1,6}\n")  # as an editor leaves it: the line end is no part of it
+    found = redraft(*asked, "--constraint", f"regex=@{tmp_path / 'pattern'}", "--out", out, "--json").json
     assert found["constraint"] == {"regex": "[a-c ]{1,6}"}
     texts = [json.loads(line)["text"] for line in out.read_text().splitlines()]
     assert texts and all(1 <= len(text) <= 6 and set(text) <= set("abc ") for text in texts)

@@ -34,7 +34,7 @@ Adapter = Annotated[
 
 
 def constraints(pairs: list[str] | None) -> dict[str, str]:
-    """``["regex=[0-9]+", "json_schema=@schema.json"]`` -> mapping from kind to text.
+    """``["regex=[0-9]+", "json_schema=@schema.json"]`` -> mapping from kind to text, a file's without its last line end.
 
     Raises:
         UserError: not KIND=TEXT, a kind named twice, a file that can't be read.
@@ -53,7 +53,7 @@ def constraints(pairs: list[str] | None) -> dict[str, str]:
             raise UserError(f"--constraint: '{kind}' is named twice.", "Write it as one.")
         if text.startswith("@"):
             try:
-                text = Path(text[1:]).read_text(encoding="utf-8")
+                text = Path(text[1:]).read_text(encoding="utf-8").removesuffix("\n")  # which editors add
             except OSError as error:
                 raise UserError(f"--constraint: can't read '{text[1:]}': {error.strerror}.") from None
             except UnicodeDecodeError:
