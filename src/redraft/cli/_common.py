@@ -34,7 +34,7 @@ Adapter = Annotated[
 
 
 def constraints(pairs: list[str] | None) -> dict[str, str]:
-    """``["regex=[0-9]+", "json_schema=@schema.json"]`` -> mapping from kind to text, a file's without its last line end.
+    """``["regex=[0-9]+", "json_schema=@FILE"]`` -> mapping from kind to text; a file's last line end is left out.
 
     Raises:
         UserError: not KIND=TEXT, a kind named twice, a file that can't be read.
