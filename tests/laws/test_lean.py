@@ -9,7 +9,7 @@ from redraft.caches.exact import Exact
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.model import Model
-from redraft.models._lean import Lean, Weights
+from redraft.models._lean import Lean, Weights, level, unlevel
 from redraft.models.transformer import Transformer
 from redraft.presets import preset
 from redraft.types import Attend, Forward
@@ -123,3 +123,11 @@ def test_int8_weights_need_a_network_that_can() -> None:
         made.generate("abc", max_new_tokens=3, weights="int8")
     with pytest.raises(UserError, match="weights"):
         made.generate("abc", weights="int4")
+
+
+def test_matrices_have_few_heights_and_keep_their_rows() -> None:
+    heights = {count: len(level(torch.zeros(count, 1))) for count in range(4097)}
+    assert all(count <= height <= count * 9 / 8 for count, height in heights.items())
+    assert len(set(heights.values())) <= 8 * 10 + 1  # kernels are built, and kept, for each
+    x = torch.randn(3, 7, 2)
+    assert torch.equal(unlevel(level(x), x.shape[:-1]), x)
