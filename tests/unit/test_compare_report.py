@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _studies import record
+from _studies import MANY, record
 
 from redraft.compare import charts, markdown, report
 from redraft.compare.results import summarise
@@ -67,6 +67,12 @@ def test_a_page_holds_every_part() -> None:
     for line in found["verdict"]["lines"]:
         assert line["text"].partition(": ")[2] in words
     assert page.tags.count("svg") >= 4
+
+
+def test_a_dominating_setting_stands_beside_the_chosen_ones() -> None:
+    page = report.html(summarise(record(damage={MANY.id: 0.35})))
+    (tiles,) = re.findall(r'<div class="tiles">.*?</dl></div></div>', page, re.S)
+    assert "autoregressive, greedy" in tiles
 
 
 def test_a_page_needs_nothing_from_elsewhere() -> None:

@@ -54,11 +54,31 @@ def test_values_are_those_of_the_metric_and_differences_are_test_minus_baseline(
 
 
 def test_a_worse_but_faster_model() -> None:
-    found = summarise(record(damage={MANY.id: 0.35}))
+    found = summarise(record(damage={MANY.id: 0.35}, seconds={GREEDY.id: 0.9}))
     lines = found["verdict"]["lines"]
     assert not found["verdict"]["void"] and lines
     assert lines[0]["quality"] == "worse" and "2.0x faster at batch 1" in lines[0]["text"]
-    assert "trade" in found["verdict"]["advice"]
+    assert "trade" in found["verdict"]["advice"] and lines[0]["rivals"] == []
+
+
+def test_a_model_that_another_setting_of_the_baseline_dominates_is_no_trade() -> None:
+    """Faster than beam search, which is the best of its family, but worse and slower than greedy decoding."""
+    found = summarise(record(damage={MANY.id: 0.35}))
+    assert found["baseline"]["speed_setting"] == BEAM.id
+    (line,) = found["verdict"]["lines"]
+    assert [(r["batch"], r["setting"], r["quality"]) for r in line["rivals"]] == [
+        (1, GREEDY.id, "better"),
+        (32, GREEDY.id, "better"),
+    ]
+    assert all(r["ratio"] == pytest.approx(1.5) for r in line["rivals"])  # 0.3 s against 0.2 s
+    assert "greedy is better and faster" in found["verdict"]["headline"]
+    assert found["verdict"]["advice"].startswith("Keep autoregressive") and "trade" not in found["verdict"]["advice"]
+
+
+def test_a_setting_that_scores_lower_or_is_slower_is_no_rival() -> None:
+    (better,) = summarise(record(damage={MANY.id: 0.15, GREEDY.id: 0.5}))["verdict"]["lines"]
+    (quicker,) = summarise(record(damage={MANY.id: 0.35}, seconds={MANY.id: 0.1}))["verdict"]["lines"]
+    assert better["rivals"] == quicker["rivals"] == []
 
 
 def test_a_better_model() -> None:

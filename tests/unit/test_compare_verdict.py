@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from redraft.compare.verdict import Floor, Quality, Ratio, advice, headline, sentence, signed, speed_words, voids
+from redraft.compare.verdict import Floor, Quality, Ratio, Rival, advice, headline, sentence, signed, speed_words, voids
 
 
 def quality(verdict: str, difference: float = -0.1) -> Quality:
@@ -52,6 +52,29 @@ def test_advice(verdict: str, ratios: list[Ratio], begins: str) -> None:
 def test_worse_and_faster_somewhere_is_a_trade() -> None:
     assert "trade" in advice("masked", "autoregressive", quality("worse", -2.0), [FASTER, SLOWER])
     assert "trade" not in advice("masked", "autoregressive", quality("worse", -2.0), [EQUAL, SLOWER])
+
+
+def rival(batch: int, better: bool = True, low: float = 1.3) -> Rival:
+    return Rival("autoregressive, greedy", better, Ratio(batch, 1.5, low, 1.7))
+
+
+def test_what_is_dominated_is_no_trade() -> None:
+    ratios, worse = [Ratio(1, 1.5, 1.3, 1.9), Ratio(32, 1.5, 1.4, 1.6)], quality("worse", -11.7)
+    both = [rival(1), rival(32)]
+    text = advice("masked", "autoregressive", worse, ratios, both)
+    assert text == "Keep autoregressive: masked loses 11.7 BLEU, and autoregressive, greedy is better and faster."
+    partly = advice("masked", "autoregressive", worse, ratios, [rival(32)])
+    assert "faster at batch 1 only" in partly and "at batch 32 autoregressive, greedy is better" in partly
+    assert "trade" in partly and "trade" not in text
+    line = sentence("masked", worse, ratios, "autoregressive, beam 4", None, both)
+    assert line.endswith("But autoregressive, greedy is better and faster (1.5x at batch 1, 1.5x at batch 32).")
+
+
+@pytest.mark.parametrize("verdict", ["same", "better", "worse", "undecided"])
+def test_nothing_dominated_is_recommended(verdict: str) -> None:
+    text = advice("masked", "autoregressive", quality(verdict, -2.0), [FASTER], [rival(1, False, 0.9)])
+    assert "autoregressive, greedy scores no lower and is as fast" in text
+    assert "Choose masked" not in text and "trade" not in text and "it is faster" not in text
 
 
 def test_void_where_the_baseline_does_not_beat_a_floor() -> None:

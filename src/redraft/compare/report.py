@@ -118,7 +118,9 @@ def _tiles(found: Results) -> str:
     """The baseline and the chosen settings of the others, side by side."""
     primary_name, baseline = found["task"]["primary"], found["baseline"]
     rows = [row for row in by_family(found) if primary_name in row["quality"] and row["work"]]
-    shown = [row for name in ("setting", "speed_setting") for row in rows if row["id"] == baseline[name]]
+    wanted = [baseline["setting"], baseline["speed_setting"]]
+    wanted += [rival["setting"] for line in found["verdict"]["lines"] for rival in line["rivals"]]
+    shown = [row for name in wanted for row in rows if row["id"] == name]
     shown = list({row["id"]: row for row in shown}.values())
     shown += [row for row in rows if row["chosen"] and row["family"] != baseline["family"]]
     tiles = [_tile(found, row) for row in shown]
@@ -152,6 +154,8 @@ def _role(found: Results, row: Row) -> str:
         return "the baseline: best of its family on validation rows"
     if row["id"] == found["baseline"]["speed_setting"]:
         return "what speed is compared with: the fastest within the margin"
+    if row["family"] == found["baseline"]["family"]:
+        return "scores no lower than a chosen setting, and is as fast or faster"
     if len(row["chosen"]) == 2:
         return "best on validation rows, and the fastest within the margin of it"
     return "best on validation rows" if "best" in row["chosen"] else "fastest within the margin of its family’s best"

@@ -412,8 +412,8 @@ def _verdict(
                 line = _line(record, rows[name], first, quick, "both" if best == fast else role)
                 lines += [line] if line else []
     # the fast setting is the one a person would deploy, unless only the best one holds the quality
-    rank = {"same": 0, "better": 0, "undecided": 1, "worse": 2}
-    lines.sort(key=lambda line: (rank[line["quality"]], line["role"] != "fast"))
+    rank, sizes = {"same": 0, "better": 0, "undecided": 1, "worse": 2}, len(record.of("race"))
+    lines.sort(key=lambda s: (rank[s["quality"]], bool(sizes) and len(s["rivals"]) == sizes, s["role"] != "fast"))
     if void:
         lines = []  # not one word about the families
     return {
@@ -443,15 +443,61 @@ def _line(
     ]
     mine, theirs = ((r["work"] or {}).get("flops_per_token") for r in (row, quick))
     compute = mine / theirs if mine and theirs else None
-    rivals = first["label"] if first is quick else f"{first['label']}; speed and compute against {quick['label']}"
+    against = first["label"] if first is quick else f"{first['label']}; speed and compute against {quick['label']}"
+    entries = _rivals(record, row["id"], quick["id"])
+    rivals = [
+        verdict.Rival(
+            record.settings[e["setting"]].label,
+            e["quality"] == "better",
+            verdict.Ratio(e["batch"], e["ratio"], e["low"], e["high"]),
+        )
+        for e in entries
+    ]
     return {
         "setting": row["id"],
         "role": role,
         "quality": tested["verdict"],
         "compute": compute,
-        "text": verdict.sentence(row["label"], quality, ratios, rivals, compute),
-        "advice": verdict.advice(row["family"], first["family"], quality, ratios),
+        "rivals": entries,
+        "text": verdict.sentence(row["label"], quality, ratios, against, compute, rivals),
+        "advice": verdict.advice(row["family"], first["family"], quality, ratios, rivals),
     }
+
+
+def _rivals(record: Record, name: str, quick: str) -> list[dict[str, Any]]:
+    """At each batch size a setting of the baseline family that scores no lower on the test rows than the setting
+    ``name``, which is not measurably faster than it: one that does so at most batch sizes, of several the quickest.
+
+    ``quick`` is left out: every line says how fast a setting is against it.
+    """
+    metric = record.primary
+    ours = record.statistics("test", name, metric)
+    timed = {
+        cell["batch"]: {entry["id"]: entry["seconds"] for entry in cell["entries"]}
+        for cell in sorted(record.of("race"), key=lambda cell: cell["batch"])
+    }
+    if ours is None or not metric.better:
+        return []
+    found: dict[str, list[dict[str, Any]]] = {}
+    for setting in record.settings.values():
+        theirs = record.statistics("test", setting.id, metric)
+        if setting.family != record.study.baseline or setting.id == quick or theirs is None:
+            continue
+        if metric.better * (stats.point(theirs, metric.combine) - stats.point(ours, metric.combine)) < 0:
+            continue
+        told = stats.compare(theirs, ours, metric.combine, record.margin, metric.better).verdict
+        for batch, seconds in timed.items():
+            if setting.id in seconds and name in seconds:
+                ratio, low, high = ratio_interval(seconds[setting.id], seconds[name])
+                if high >= 1:
+                    entry = {"batch": batch, "setting": setting.id, "quality": told}
+                    found.setdefault(setting.id, []).append({**entry, "ratio": ratio, "low": low, "high": high})
+    order = sorted(found.values(), key=lambda mine: (-len(mine), -max(entry["ratio"] for entry in mine)))
+    first: dict[int, dict[str, Any]] = {}
+    for mine in order:
+        for entry in mine:
+            first.setdefault(entry["batch"], entry)
+    return [first[batch] for batch in sorted(first)]
 
 
 def _caveats(record: Record, found: dict[str, Any]) -> list[str]:

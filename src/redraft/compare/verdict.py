@@ -2,7 +2,8 @@
 
 The words are strict. *Same* means that an equivalence test at the stated margin passed. Anything that neither an
 equivalence test nor a difference test settles is *undecided*. A comparison whose baseline is not above the floors is
-void.
+void. *Faster* counts only where no setting of the baseline family that was tested is as good and as fast: a setting
+that is dominated is no trade.
 """
 
 from __future__ import annotations
@@ -39,6 +40,18 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """A setting of the baseline family that leaves another setting no advantage in speed at a batch size.
+
+    It scores no lower, and the other is not measurably faster.
+    """
+
+    label: str
+    better: bool  # shown to be; else it scores no lower
+    speed: Ratio  # how many times as fast as the other; never slower
+
+
+@dataclass(frozen=True)
 class Floor:
     """What a trivial system scores and what the baseline scores, on one metric."""
 
@@ -62,17 +75,40 @@ def voids(baseline: str, floors: Sequence[Floor]) -> list[str]:
     ]
 
 
-def sentence(label: str, quality: Quality | None, ratios: Sequence[Ratio], baseline: str, compute: float | None) -> str:
+def sentence(
+    label: str,
+    quality: Quality | None,
+    ratios: Sequence[Ratio],
+    baseline: str,
+    compute: float | None,
+    rivals: Sequence[Rival] = (),
+) -> str:
     """One line: ``masked, 12 steps: same BLEU within the margin ±0.5, 3.1x faster at batch 1, 0.9x at batch 32``.
 
     Args:
         compute: counted operations a token as a multiple of the baseline's.
+        rivals: at most one at each batch size.
     """
     parts = [quality_words(quality) if quality else "quality was not measured"]
     parts += [speed_words(ratio) for ratio in ratios]
     if compute is not None:
         parts.append(f"{_times(compute)} the compute a token")
-    return f"{label}: {', '.join(parts)} (against {baseline})."
+    beaten = [
+        f"{rival_words(mine)} ({', '.join(f'{_times(r.speed.times)} at batch {r.speed.batch}' for r in mine)})"
+        for mine in _by_label(rivals)
+    ]
+    return f"{label}: {', '.join(parts)} (against {baseline})." + (f" But {'; '.join(beaten)}." if beaten else "")
+
+
+def rival_words(rivals: Sequence[Rival]) -> str:
+    """What is to be said of one rival, at one batch size or several: ``greedy is better and faster``."""
+    words = {r.speed.word for r in rivals}
+    fast = "faster" if words == {"faster"} else "as fast" if words == {"equal"} else "at least as fast"
+    return f"{rivals[0].label} {'is better and' if rivals[0].better else 'scores no lower and is'} {fast}"
+
+
+def _by_label(rivals: Sequence[Rival]) -> list[list[Rival]]:
+    return [[r for r in rivals if r.label == label] for label in dict.fromkeys(r.label for r in rivals)]
 
 
 def quality_words(quality: Quality) -> str:
@@ -95,33 +131,50 @@ def speed_words(ratio: Ratio) -> str:
     return f"{_times(ratio.times)} the speed at batch {ratio.batch}"
 
 
-def advice(family: str, baseline: str, quality: Quality, ratios: Sequence[Ratio]) -> str:
-    """What a person who must choose may take from it."""
-    words = [r.word for r in ratios]
-    always, never = all(w == "faster" for w in words), all(w == "slower" for w in words)
-    where = ", ".join(str(r.batch) for r in ratios if r.word == "faster")
+def advice(family: str, baseline: str, quality: Quality, ratios: Sequence[Ratio], rivals: Sequence[Rival] = ()) -> str:
+    """What a person who must choose may take from it.
+
+    Args:
+        rivals: settings of the baseline family that take away the advantage in speed, at most one at each batch size.
+    """
+    words = {r.batch: r.word for r in ratios}
+    for rival in rivals:
+        words[rival.speed.batch] = "slower" if rival.speed.word == "faster" else "equal"
+    found = set(words.values())
+    always, never = found == {"faster"}, found == {"slower"}
+    where = ", ".join(str(batch) for batch, word in words.items() if word == "faster")
+    beaten = "; ".join(_where(mine, len(mine) == len(words)) for mine in _by_label(rivals))
     if not words:
         fast = "its speed was not measured"
     elif always:
         fast = "it is faster at every batch size measured"
+    elif where:
+        fast = f"it is faster at batch {where} only" + (f" ({beaten})" if beaten else "")
+    elif beaten:
+        fast = beaten
     elif never:
         fast = "it is slower at every batch size measured"
-    elif where:
-        fast = f"it is faster at batch {where} only"
     else:
         fast = "it is not measurably faster at any batch size"
     if quality.verdict == "undecided":
         return f"The data can't tell whether {family} is as good as {baseline}; {fast}. More test rows or seeds would."
     if quality.verdict == "worse":
-        gained = where or always
         loss = f"{family} loses {abs(quality.difference):.1f} {quality.metric}"
-        return f"{loss}, but {fast}: a trade to weigh." if gained else f"Keep {baseline}: {loss} and {fast}."
+        return f"{loss}, but {fast}: a trade to weigh." if where else f"Keep {baseline}: {loss}, and {fast}."
     good = f"as good as {baseline}" if quality.verdict == "same" else f"better than {baseline}"
     if always:
         return f"Choose {family}: it is {good} on these data and {fast}."
+    if beaten and not where:
+        return f"Keep {baseline}: {fast}, though {family} is {good} at its best."
     if never and quality.verdict == "same":
         return f"Keep {baseline}: {family} is {good} on these data, but {fast}."
     return f"{family} is {good} on these data; {fast}."
+
+
+def _where(rivals: Sequence[Rival], everywhere: bool) -> str:
+    """The words on one rival, with the batch sizes unless they hold at all."""
+    at = "" if everywhere else f"at batch {', '.join(str(r.speed.batch) for r in rivals)} "
+    return at + rival_words(rivals)
 
 
 def headline(void: Sequence[str], lines: Sequence[str], missing: int) -> str:
