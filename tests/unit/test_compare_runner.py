@@ -243,6 +243,36 @@ def test_families_of_unequal_size_are_refused(tmp_path: Path) -> None:
         runner.run(study(tmp_path, family_options={"masked": {"timed": True}}), lambda line: None)
 
 
+def test_fine_tuning_goes_on_from_public_checkpoints(tmp_path: Path) -> None:
+    """A Mistral against a BERT of the same tokenizer, found by their folders' names alone."""
+    import tokenizers
+    from transformers import BertConfig, BertForMaskedLM, MistralConfig, MistralForCausalLM
+
+    from redraft.cli.compare import bases
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *WORDS, *WORDS.values(), *map(str, range(60))]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in special])
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    shape |= {"vocab_size": len(words), "max_position_embeddings": 64}
+    more = {"num_key_value_heads": 2, "sliding_window": None, "bos_token_id": 2, "eos_token_id": 3}
+    more |= {"tie_word_embeddings": True}
+    BertForMaskedLM(BertConfig(**shape)).save_pretrained(tmp_path / "bert")
+    MistralForCausalLM(MistralConfig(**shape, **more)).save_pretrained(tmp_path / "mistral")
+    for name in ("bert", "mistral"):
+        backend.save(str(tmp_path / name / "tokenizer.json"))
+    (tmp_path / "mine.jsonl").write_text(rows(60), encoding="utf-8")
+    named = bases([str(tmp_path / "mistral"), str(tmp_path / "bert")], ["autoregressive", "masked"])
+    assert named == {"autoregressive": str(tmp_path / "mistral"), "masked": str(tmp_path / "bert")}
+    few: dict[str, Any] = {"test_rows": 3, "validation_rows": 3, "timed_calls": 2, "batch_sizes": (1,)}
+    found = runner.run(study(tmp_path, bases=named, preset="", budget_tokens=600, **few), lambda line: None)
+    assert found["complete"] and {run["family"] for run in found["training"]} == set(named)
+    assert all(row["work"]["flops_per_token"] > 0 for row in found["settings"])
+
+
 def test_fine_tuning_goes_on_from_a_pair_of_checkpoints(
     finished: tuple[Path, dict[str, Any], list[str]], tmp_path: Path
 ) -> None:

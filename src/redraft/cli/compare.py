@@ -217,14 +217,13 @@ def bases(named: Sequence[str], families: Sequence[str]) -> dict[str, str]:
         UserError: there is neither.
     """
     from redraft.errors import suggest
-    from redraft.files import read_json
-    from redraft.loading import resolve, zoo
+    from redraft.loading import family_of, resolve, zoo
 
     found: dict[str, str] = {}
     for name in named:
         if name in zoo() or (Path(name) / "config.json").is_file():
             folder = resolve(name).resolve()
-            found[read_json(folder / "config.json")["family"]["name"]] = str(folder)
+            found[family_of(folder)["name"]] = str(folder)
             continue
         for family in families:
             if f"{name}-{family}" not in zoo() and not (Path(f"{name}-{family}") / "config.json").is_file():

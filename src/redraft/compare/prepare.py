@@ -24,7 +24,7 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.families import build_family
 from redraft.files import disk_error, read_json, write_atomically
-from redraft.loading import load, resolve
+from redraft.loading import family_of, load, resolve
 from redraft.presets import shape as shape_of
 from redraft.registry import find
 from redraft.train.logging import Event
@@ -115,7 +115,7 @@ class Grounds:
     def family(self, name: str) -> dict[str, Any]:
         """A family's table: that of the checkpoint to start from, if any, with the study's options on top."""
         base = self.study.bases.get(name)
-        own = read_json(resolve(base) / "config.json")["family"] if base else {"name": name}
+        own = _family_of(base) if base else {"name": name}
         return {**own, **self.study.family_options.get(name, {})}
 
     def spec(self, name: str) -> Spec:
@@ -328,6 +328,14 @@ def _shared_tokenizer(study: Study, bases: Mapping[str, Base]) -> Tokenizer:
     if len({base.tokenizer.fingerprint for base in bases.values()}) > 1:
         raise UserError("the checkpoints to fine-tune have different tokenizers.", "Use a pair trained alike.")
     return bases[study.baseline].tokenizer
+
+
+@lru_cache
+def _family_of(base: str) -> dict[str, Any]:
+    """A checkpoint's family as its own file has it, so that results of a study keep their keys; of a public one, the
+    family that it loads as."""
+    found: dict[str, Any] = read_json(resolve(base) / "config.json").get("family") or family_of(base)
+    return found
 
 
 def _longest(bases: Mapping[str, Base]) -> int:

@@ -33,6 +33,8 @@ class Config:
 
     shift = 0
     timed = False
+    gated = False  # two matrices in an MLP
+    transform = True  # and one before the vocabulary
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:

@@ -43,6 +43,7 @@ class Config:
 
     shift = 0
     tied = False
+    gated = False  # two matrices in an MLP
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:

@@ -34,6 +34,7 @@ class Config:
     shift: int = 1
 
     timed = False
+    gated = False  # two matrices in an MLP
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:

@@ -44,6 +44,7 @@ class Config:
 
     shift = 0
     timed = False
+    transform = True  # a matrix before the vocabulary
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
