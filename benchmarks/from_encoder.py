@@ -36,9 +36,15 @@ from redraft.files import write_atomically
 from redraft.likelihood import bound
 
 NAMES = {"<pad>": "[PAD]", "<eos>": "[UNK]", "<bos>": "[CLS]", "<mask>": "[MASK]", "<sep>": "[SEP]"}
-LENGTH = 255  # tokens of a window behind its [CLS]
+LENGTH = 63  # tokens of a window behind its [CLS]; in longer ones BERT takes long to learn that neighbours matter
 BATCH = 2048  # tokens of an update: eight windows
-FIXED = ("data.length=255", f"train.batch_tokens={BATCH}", "train.ema=0.995", "train.schedule=wsd", "train.threads=1")
+FIXED = (
+    f"data.length={LENGTH}",
+    f"train.batch_tokens={BATCH}",
+    "train.ema=0.995",
+    "train.schedule=wsd",
+    "train.threads=1",
+)
 FIXED += ("train.dtype=bfloat16", "train.log_every=100", "train.validation_rows=30")
 Point = dict[str, float | None]
 _CONSTANT = 0.8  # share of a run in which its learning rate is constant (train.schedule = wsd)
@@ -67,6 +73,7 @@ def untrained(out: Path) -> Path:
             max_position_embeddings=LENGTH + 1,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
+            initializer_range=0.04,  # 0.02 at 768, as much a matrix
             pad_token_id=tokenizer.pad_token_id,
             **shape,
         )
@@ -245,7 +252,7 @@ def main() -> None:
     parser.add_argument("--data", default="lm/novels")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--encoder-tokens", type=int, default=6_000_000)
-    parser.add_argument("--encoder-lr", type=float, default=1e-3)
+    parser.add_argument("--encoder-lr", type=float, default=1.5e-3)
     parser.add_argument("--converted", type=int, nargs="+", default=[2_000_000], metavar="TOKENS")
     parser.add_argument("--scratch", type=int, nargs="+", default=[6_000_000, 2_000_000], metavar="TOKENS")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3], help="tried for each on --trial tokens")
