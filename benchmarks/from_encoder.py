@@ -36,8 +36,8 @@ from redraft.files import write_atomically
 from redraft.likelihood import bound
 
 NAMES = {"<pad>": "[PAD]", "<eos>": "[UNK]", "<bos>": "[CLS]", "<mask>": "[MASK]", "<sep>": "[SEP]"}
-LENGTH = 63  # tokens of a window behind its [CLS]; in longer ones BERT takes long to learn that neighbours matter
-BATCH = 2048  # tokens of an update: eight windows
+LENGTH = 63  # tokens of a window behind its [CLS]
+BATCH = 1024  # tokens of an update: sixteen windows
 FIXED = (
     f"data.length={LENGTH}",
     f"train.batch_tokens={BATCH}",
@@ -78,6 +78,10 @@ def untrained(out: Path) -> Path:
             **shape,
         )
     )
+    with torch.no_grad():  # positions begin as sines and cosines: neighbours are found sooner
+        half = torch.arange(LENGTH + 1)[:, None] * 10_000 ** -torch.linspace(0, 1, shape["hidden_size"] // 2)
+        waves = torch.cat([half.sin(), half.cos()], 1) * model.config.initializer_range * math.sqrt(2)
+        model.bert.embeddings.position_embeddings.weight.copy_(waves)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
