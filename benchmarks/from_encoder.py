@@ -1,8 +1,9 @@
-"""A trained encoder becomes a diffusion model: what is the training worth that a BERT brings with it?
+"""A trained encoder becomes a diffusion model: what is the training worth that a BERT brings along?
 
-A ``BertForMaskedLM`` is trained as Devlin et al. (2018, arXiv:1810.04805) trained theirs, saved by ``transformers``
-and fine-tuned as masked diffusion by ``redraft finetune``; so is the network that it was before it learnt anything.
-Both are scored by the bound on the same validation rows with the same noise.
+A ``ModernBertForMaskedLM`` (Warner et al. 2024, arXiv:2412.13663) is trained by BERT's own objective (Devlin et al.
+2018, 1810.04805), saved by ``transformers`` and fine-tuned as masked diffusion by ``redraft finetune``; so is the
+network that it was before it learnt anything. Both are scored by the bound on the same validation rows with the same
+noise.
 
 python benchmarks/from_encoder.py --data-root DATA --out runs/encoder
 
@@ -36,8 +37,8 @@ from redraft.files import write_atomically
 from redraft.likelihood import bound
 
 NAMES = {"<pad>": "[PAD]", "<eos>": "[UNK]", "<bos>": "[CLS]", "<mask>": "[MASK]", "<sep>": "[SEP]"}
-LENGTH = 63  # tokens of a window behind its [CLS]
-BATCH = 1024  # tokens of an update: sixteen windows
+LENGTH = 127  # tokens of a window behind its [CLS]
+BATCH = 2048  # tokens of an update: sixteen windows
 FIXED = (
     f"data.length={LENGTH}",
     f"train.batch_tokens={BATCH}",
@@ -50,9 +51,15 @@ Point = dict[str, float | None]
 _CONSTANT = 0.8  # share of a run in which its learning rate is constant (train.schedule = wsd)
 
 
-def untrained(out: Path) -> Path:
-    """A BERT of 3M parameters with random weights and the tokenizer of the shipped base pair, as a public folder."""
-    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+def untrained(out: Path, kind: str = "modern_bert") -> Path:
+    """An encoder of 3M parameters, random weights and the tokenizer of the shipped base pair, as a public folder."""
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        ModernBertConfig,
+        ModernBertForMaskedLM,
+        PreTrainedTokenizerFast,
+    )
 
     folder = out / "untrained"
     if folder.exists():
@@ -65,23 +72,22 @@ def untrained(out: Path) -> Path:
     file.write_text(backend, encoding="utf-8")
     words = {f"{key}_token": f"[{key.upper()}]" for key in ("pad", "unk", "cls", "mask", "sep")}
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **words)
-    shape = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 768}
+    shape: dict[str, Any] = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4}
+    shape |= {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": LENGTH + 1,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    shape |= {"initializer_range": 0.04}  # 0.02 at 768, as much a matrix
     torch.manual_seed(0)
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            max_position_embeddings=LENGTH + 1,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.04,  # 0.02 at 768, as much a matrix
-            pad_token_id=tokenizer.pad_token_id,
-            **shape,
-        )
-    )
-    with torch.no_grad():  # positions begin as sines and cosines: neighbours are found sooner
-        half = torch.arange(LENGTH + 1)[:, None] * 10_000 ** -torch.linspace(0, 1, shape["hidden_size"] // 2)
-        waves = torch.cat([half.sin(), half.cos()], 1) * model.config.initializer_range * math.sqrt(2)
-        model.bert.embeddings.position_embeddings.weight.copy_(waves)
+    model: Any
+    if kind == "bert":
+        none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = BertForMaskedLM(BertConfig(intermediate_size=768, **none, **shape))
+    else:
+        begin, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+        special = {"cls_token_id": begin, "bos_token_id": begin, "sep_token_id": end, "eos_token_id": end}
+        model = ModernBertForMaskedLM(ModernBertConfig(intermediate_size=512, **special, **shape))
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
@@ -97,15 +103,16 @@ def hide(ids: Tensor, may: Tensor, vocab_size: int, mask: int, generator: torch.
     return torch.where(chosen & (draw >= 0.9), any_token, shown), chosen
 
 
-def encoder(out: Path, data: str, tokens: int, lr: float) -> None:
-    """Train the untrained BERT by its own objective: AdamW, warmup over a tenth, linear decay, betas 0.9 and 0.98."""
-    from transformers import AutoTokenizer, BertForMaskedLM
+def encoder(out: Path, kind: str, data: str, tokens: int, lr: float) -> None:
+    """Train the untrained encoder by BERT's own objective: AdamW, warmup over a tenth, linear decay."""
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     folder, log = out / "encoder", out / "encoder.json"
     if log.exists():
         return
     torch.set_num_threads(1)
-    model = BertForMaskedLM.from_pretrained(untrained(out)).train()
+    model = AutoModelForMaskedLM.from_pretrained(untrained(out, kind)).train()
+    body, head = (model.bert, model.cls) if kind == "bert" else (model.model, lambda x: model.decoder(model.head(x)))
     tokenizer = vocabulary(untrained(out))
     splits = load(data, Columns(text="text"))
     loader = Loader(tokenise(splits.train, tokenizer), tokenizer, LENGTH, BATCH, seed=1)
@@ -116,8 +123,8 @@ def encoder(out: Path, data: str, tokens: int, lr: float) -> None:
     def loss(batch: Any, generator: torch.Generator) -> Tensor:
         shown, chosen = hide(batch.ids, batch.target, tokenizer.vocab_size, tokenizer.mask_id, generator)
         with torch.autocast("cpu", torch.bfloat16):
-            states = model.bert(input_ids=shown, attention_mask=batch.valid.long()).last_hidden_state
-            logits = model.cls(states[chosen])  # the vocabulary is projected nowhere else
+            states = body(input_ids=shown, attention_mask=batch.valid.long()).last_hidden_state
+            logits = head(states[chosen])  # the vocabulary is projected nowhere else
         return F.cross_entropy(logits.float(), batch.ids[chosen])
 
     begun = time.monotonic()
@@ -255,12 +262,13 @@ def main() -> None:
     parser.add_argument("--data-root", help="unset: $REDRAFT_DATA")
     parser.add_argument("--data", default="lm/novels")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--encoder-tokens", type=int, default=6_000_000)
-    parser.add_argument("--encoder-lr", type=float, default=1.5e-3)
-    parser.add_argument("--converted", type=int, nargs="+", default=[2_000_000], metavar="TOKENS")
-    parser.add_argument("--scratch", type=int, nargs="+", default=[6_000_000, 2_000_000], metavar="TOKENS")
+    parser.add_argument("--kind", choices=("modern_bert", "bert"), default="modern_bert")
+    parser.add_argument("--encoder-tokens", type=int, default=3_000_000)
+    parser.add_argument("--encoder-lr", type=float, default=2e-3)
+    parser.add_argument("--converted", type=int, nargs="+", default=[1_000_000], metavar="TOKENS")
+    parser.add_argument("--scratch", type=int, nargs="+", default=[2_000_000], metavar="TOKENS")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3], help="tried for each on --trial tokens")
-    parser.add_argument("--trial", type=int, default=250_000, metavar="TOKENS")
+    parser.add_argument("--trial", type=int, default=100_000, metavar="TOKENS")
     parser.add_argument("--every", type=int, default=250_000, metavar="TOKENS", help="between validations")
     parser.add_argument("--rows", type=int, default=120, help="validation rows that ends are scored on")
     options = parser.parse_args()
@@ -268,7 +276,7 @@ def main() -> None:
         os.environ["REDRAFT_DATA"] = options.data_root
     out, data = options.out, options.data
     if "encoder" in options.stages:
-        encoder(out, data, options.encoder_tokens, options.encoder_lr)
+        encoder(out, options.kind, data, options.encoder_tokens, options.encoder_lr)
     for kind, start in (("converted", out / "encoder"), ("scratch", out / "untrained")):
         if kind not in options.stages:
             continue
