@@ -160,11 +160,13 @@ def test_a_constraint_is_measured_with_and_without(
     folder, found, _ = finished
     before = stamps(folder)
     monkeypatch.setattr(runner, "train", None)  # training again would fail
-    under = runner.run(study(folder, constraint={"regex": "[0-9]+ [a-z ]{3,20}"}), lambda line: None)
+    told: list[str] = []
+    under = runner.run(study(folder, constraint={"regex": "[0-9]+ [a-z ]{3,20}"}), told.append)
     after = stamps(folder)
     assert {name: after[name] for name in before} == before
     assert found["control"] is None and under["complete"]
     control = under["control"]
+    assert any(f"{control['references']:.0f} % of the test references" in line for line in told)
     chosen = {row["id"] for row in under["settings"] if row["chosen"]}
     assert {row["setting"] for row in control["settings"]} == chosen
     assert {row["family"] for row in control["settings"]} == {"autoregressive", "masked"}

@@ -1,4 +1,7 @@
-"""Control: what a constraint costs each family, and what its texts are worth without one."""
+"""Control: what a constraint costs each family, and what its texts are worth without one.
+
+Quality is likeness to references, so a constraint can be judged by it only where the references satisfy it themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from redraft.compare import stats
-from redraft.compare.material import score
+from redraft.compare.material import Item, score
 from redraft.compare.study import Setting
 from redraft.constraints import satisfied
 from redraft.metrics import Array, divide
@@ -17,6 +20,8 @@ from redraft.metrics.speed import Speed, ratio_interval
 
 if TYPE_CHECKING:
     from redraft.compare.results import Record
+
+FEW, MOST = 5.0, 95.0  # per cent of references that satisfy a constraint: below, quality says nothing, or too little
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,35 @@ def summary(record: Record, chosen: Mapping[str, tuple[str, str]]) -> dict[str, 
         free, bound = ([cell for cell in part if cell["seed"] in seeds] for part in (free, bound))
         if seeds:
             rows.append(_row(record, record.settings[name], free, bound, baseline))
-    return {"constraint": dict(record.study.constraint), "settings": rows}
+    share = held(record.study.constraint, record.test, record.data["paired"])
+    return {"constraint": dict(record.study.constraint), "references": share, "void": share < FEW, "settings": rows}
+
+
+def held(constraint: Mapping[str, str], items: Sequence[Item], paired: bool) -> float:
+    """Per cent of items whose first reference satisfies a constraint.
+
+    Args:
+        paired: the items' counts of tokens hold one for end-of-text, which a length doesn't count.
+    """
+    tokens = [item.tokens - paired for item in items]
+    return 100.0 * float(np.mean(satisfied(constraint, [item.references[0] for item in items], tokens)))
+
+
+def caveat(control: Mapping[str, Any] | None) -> str | None:
+    """What the references say against judging a constraint by quality; None where they satisfy it."""
+    if not control or control["references"] >= MOST:
+        return None
+    share = control["references"]
+    if control["void"]:
+        many = "None" if not share else f"Only {share:.1f} %"
+        return (
+            f"{many} of the test references satisfy the constraint, so quality under it means nothing: comparisons "
+            "under Control are void, but for valid texts and times. Is the constraint written as the targets are?"
+        )
+    return (
+        f"Only {share:.0f} % of the test references satisfy the constraint. Texts that do are marked down where their "
+        "references don't: quality under it is that of an easier or a harder job, not its price."
+    )
 
 
 def _row(

@@ -94,6 +94,8 @@ def _speed_lines(found: Results) -> list[str]:
 def _control_lines(found: Results) -> list[str]:
     control, name = found["control"], primary(found)
     lines = [f"Constraint: {kind} `{shortened(text)}`" for kind, text in control["constraint"].items()]
+    lines += ["", f"{control['references']:.1f} % of the test references satisfy it."]
+    void = found["verdict"]["void"] or control["void"]
     sizes = sorted({s["batch"] for row in control["settings"] for s in row["speed"]})
     head = ["setting", "valid % without", "valid % with", f"{name} without", f"{name} with", "difference (95 %)"]
     head += ["against the baseline, both constrained (95 %)", "verdict", "passes with"]
@@ -104,7 +106,7 @@ def _control_lines(found: Results) -> list[str]:
         line += [_plain_interval(row[what][how]) for what in ("valid", "quality") for how in ("without", "with")]
         against = row["against_baseline"]
         line += [_moved(row["cost"]), _moved(against)]
-        line += ["" if against is None else "void" if found["verdict"]["void"] else against["verdict"]]
+        line += ["" if against is None else "void" if void else against["verdict"]]
         line.append(f"{row['nfe']['with']:.1f}")
         timed = {s["batch"]: s for s in row["speed"]}
         line += [f"{seconds(s['p50'])} ({s['times']['ratio']:.2f}x)" if s else "" for s in map(timed.get, sizes)]

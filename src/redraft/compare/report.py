@@ -273,7 +273,8 @@ def _control(found: Results) -> str:
     lead = (
         f"The settings that validation chose, with the constraint {wanted} and without it. Valid is the share of texts "
         "that satisfy it, checked on the finished text. The difference is what the constraint does to quality, "
-        "positive where it helps; beside it, the family against the baseline, both constrained."
+        "positive where it helps; beside it, the family against the baseline, both constrained. "
+        f"{control['references']:.1f} % of the test references satisfy it."
     )
     sizes = sorted({s["batch"] for row in control["settings"] for s in row["speed"]})
     name = primary(found)
@@ -284,7 +285,8 @@ def _control(found: Results) -> str:
         cells = [_spot(found, row["family"], row["label"])]
         cells += [_spanned(row[what][how]) for what in ("valid", "quality") for how in ("without", "with")]
         cells += [_moved(row["cost"]), _moved(row["against_baseline"])]
-        cells.append(_badge(_word(found, row["against_baseline"])) if row["against_baseline"] else "")
+        word = "void" if control["void"] else _word(found, row["against_baseline"] or {"verdict": ""})
+        cells.append(_badge(word) if row["against_baseline"] else "")
         timed = {s["batch"]: s for s in row["speed"]}
         cells += [
             f"{seconds(s['p50'])} <small>{s['times']['ratio']:.2f}x</small>" if s else "" for s in map(timed.get, sizes)

@@ -524,6 +524,8 @@ def _caveats(record: Record, found: dict[str, Any]) -> list[str]:
         )
     if record.of("train"):
         notes.append(_regularised(record))
+    if constrained := control.caveat(found["control"]):
+        notes.append(constrained)
     if study.bases:
         notes.append("Fine-tuned from checkpoints: the verdict holds for these starting points.")
     runs = [run for run in found["training"] if run["kept"]]

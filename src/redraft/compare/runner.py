@@ -15,7 +15,7 @@ import torch
 
 from redraft import runtime
 from redraft.compare import floors, markdown, material, plan, report, results, rival
-from redraft.compare.control import Controlled
+from redraft.compare.control import Controlled, held
 from redraft.compare.material import Item, Material
 from redraft.compare.measure import Decoding, machine, race, write_texts
 from redraft.compare.plan import Plan
@@ -110,6 +110,10 @@ class Job:
         tell(f"task     {raw.choice.name}: {raw.choice.reason}")
         grounds = Grounds.lay(study, raw, device)
         chosen = grounds.planned(cells, tell, begun)
+        test = grounds.test[: chosen.test_rows]
+        if study.constraint:
+            share = held(study.constraint, test, raw.paired)
+            tell(f"control  {share:.0f} % of the test references satisfy the constraint")
         return cls(
             study=study,
             tell=tell,
@@ -119,7 +123,7 @@ class Job:
             grounds=grounds,
             plan=chosen,
             validation=grounds.validation[: chosen.validation_rows],
-            test=grounds.test[: chosen.test_rows],
+            test=test,
             deadline=minutes_end(study, begun),
         )
 
