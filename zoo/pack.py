@@ -21,9 +21,28 @@ SOURCES = {
     "pairs.mix.toml": "English novels (public domain), sentence pairs of Tatoeba (tatoeba.org, CC BY 2.0 FR), "
     "SQuADShifts (CC BY 4.0), SciTLDR (Apache-2.0)",
 }
+# Where a prompt can't be guessed: a sentence for the head of the card, which `redraft models` shows, and a section.
+USES = {
+    "multiplication:4x4:450000": (
+        " A prompt: `1 2 3 4 * 5 6 7 8`, lowest digits first.",
+        """
+## Use
+
+    redraft generate --model {name} --prompt "1 2 3 4 * 5 6 7 8"
+
+multiplies 4321 by 8765. Digits stand lowest first, a space between them. Partial products and sums are written out; the
+last line, read backwards, is the answer: `5 6 5 3 7 8 7 3` is 37873565. Only four digits by four are known.
+
+The masked model can draft for the autoregressive one, which writes the same text in 7 passes instead of 56:
+
+    redraft generate --model multiply-autoregressive --drafter multiply-masked --option block=32 \\
+      --prompt "1 2 3 4 * 5 6 7 8"
+""",
+    )
+}
 CARD = """# {name}
 
-{parameters:.2f}M parameters, {family}, trained by redraft on {data}; weights stored as int8 with a scale per row.
+{parameters:.2f}M parameters, {family}, trained by redraft on {data}; weights stored as int8 with a scale per row.{ask}
 
 - Recipe: `redraft train recipes/zoo/{name}.toml --out runs/{name}`, then `python zoo/pack.py runs/{name} {name}`
 - Training: {tokens:,} tokens ({passes:.2f} passes), {flops:.2e} FLOPs, {minutes:.0f} minutes on a shared CPU
@@ -32,7 +51,7 @@ CARD = """# {name}
 - Own generation settings: `{settings}`
 
 A small model for showing how the families behave and for fine-tuning; no product, and no translator to rely on.
-"""
+{use}"""
 
 
 def main() -> None:
@@ -48,8 +67,11 @@ def main() -> None:
     recipe = config.read_toml(args.run / "train" / "recipe.toml")
     found, bound = result["validation"], result["validation"]["is_bound"]
     error = {unit: f" ± {found[f'{unit}_error']:.3f}" if bound else "" for unit in ("nats", "bits")}
+    ask, use = next((how for end, how in USES.items() if recipe["data"]["source"].endswith(end)), ("", ""))
     card = CARD.format(
         name=args.name,
+        ask=ask,
+        use=use.format(name=args.name),
         parameters=result["parameters"] / 1e6,
         family=model.family_name,
         data=next(text for end, text in SOURCES.items() if recipe["data"]["source"].endswith(end)),

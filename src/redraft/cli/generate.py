@@ -56,7 +56,8 @@ def generate(
       redraft generate --model translate-en-de-masked --prompt "The weather is fine today."
       redraft generate --model translate-en-de-masked --prompt "I am tired." --steps 4 --json
       redraft generate --model runs/mine --prompt "It was" --sampler threshold --option threshold=0.8
-      redraft generate --model runs/ar --drafter runs/mine --sampler draft_verify --prompt "It was"
+      redraft generate --model multiply-autoregressive --drafter multiply-masked --option block=32 \\
+        --prompt "1 2 3 4 * 5 6 7 8"
       redraft generate --model runs/mine --prompt "When?" --constraint 'regex=[0-9]{4}-[0-9]{2}'
       redraft generate --model runs/mine --prompt "Who?" --guidance classifier_free --guide scale=2
       echo "Where is my hat?" | redraft generate --model translate-en-de-autoregressive --prompt -
@@ -91,7 +92,7 @@ def generate(
         guide=parse_options(guide or [], "--guide") or None,
         seed=seed,
     )
-    drafting = loaded.draft([text], settings)
+    drafting = loaded.draft([loaded.asked(text)], settings)
     animated = not as_json and sys.stdout.isatty()
     seconds = run(drafting, pace, animated)
     found = drafting.results()[0]
