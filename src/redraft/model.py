@@ -204,7 +204,8 @@ class Model:
         ``on_batch`` is told after each batch how many texts are written.
 
         Raises:
-            UserError: unknown setting or sampler option, prompt longer than the context.
+            UserError: unknown setting or sampler option, prompt longer than the context, or an empty one for a model of
+                pairs.
         """
         if batch_size < 1:
             raise UserError(f"batch_size = {batch_size} must be at least 1.")
@@ -213,7 +214,8 @@ class Model:
         found: list[Generation] = []
         for begin in range(0, len(prompts), batch_size):
             part = replace(chosen, seed=chosen.seed + begin)
-            drafting = self.draft(prompts[begin : begin + batch_size], part, keep_trace)
+            heads = [self.asked(prompt) for prompt in prompts[begin : begin + batch_size]]
+            drafting = self.draft(heads, part, keep_trace)
             for _ in drafting:
                 pass
             found += drafting.results()
@@ -223,7 +225,7 @@ class Model:
 
     def stream(self, prompt: str | Sequence[int], **settings: Any) -> Iterator[Step]:
         """The steps of one generation as they happen."""
-        yield from self.draft([prompt], self.settings(**settings))
+        yield from self.draft([self.asked(prompt)], self.settings(**settings))
 
     def settings(self, **given: Any) -> Settings:
         """The model's own generation settings, overridden by those given (None: not given).
@@ -602,6 +604,19 @@ class Model:
         if not isinstance(prompt, str):
             return self._known_ids(prompt)
         return self.tokenizer.encode_prompt(prompt) if self.conditional else self.tokenizer.encode_opening(prompt)
+
+    def asked(self, prompt: str | Sequence[int]) -> list[int]:
+        """``prompt_ids`` of a prompt that somebody wants an answer to.
+
+        Raises:
+            UserError: as ``prompt_ids``; or a model of pairs has nothing to answer.
+        """
+        if self.conditional and isinstance(prompt, str) and not prompt.strip():
+            raise UserError(
+                "the prompt is empty, and this model answers prompts.",
+                "Give it one; a model of plain text can begin from nothing.",
+            )
+        return self.prompt_ids(prompt)
 
     def _known_ids(self, ids: Sequence[int]) -> list[int]:
         size = self.network.config.vocab_size

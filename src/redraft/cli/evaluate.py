@@ -229,7 +229,8 @@ def _quality(
             told = time.perf_counter()
             log(f"{done} of {len(prompts)} texts written")
 
-    prompts = [item.prompt for item in asked for _ in range(votes)]
+    heads = [model.prompt_ids(item.prompt) for item in asked]  # rows may have empty prompts
+    prompts = [head for head in heads for _ in range(votes)]
     written = model.generate(prompts, batch_size=batch_size, on_batch=tell, **dataclasses.asdict(settings))
     seconds = time.perf_counter() - begin
     texts = [vote(written[at : at + votes], attrgetter("text")) for at in range(0, len(written), votes)]

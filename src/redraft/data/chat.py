@@ -93,8 +93,8 @@ def transcript(messages: Conversation, conditional: bool, opened: bool = True) -
     """
     if conditional:
         asked = [message["content"] for message in messages if message["role"] == "user"]
-        if not asked:
-            raise UserError("there is no user message to answer.")
+        if not asked or not asked[-1].strip():
+            raise UserError("there is no user message to answer.", "End with one that says something.")
         return asked[-1]
     lines = [_SPEAKERS.get(message["role"], "") + message["content"] for message in messages]
     return "\n".join([*lines, "Assistant:"] if opened else lines)

@@ -73,7 +73,7 @@ class Wanted:
 def completion(request: schema.CompletionRequest, model: Model, limits: Settings) -> Wanted:
     """``/v1/completions``: prompts, with a suffix a gap between two texts."""
     given = _prompts(request.prompt)
-    heads = [_head(prompt, model) for prompt in given]
+    heads = [_head(prompt, model, request.suffix is None) for prompt in given]
     generation = _generation(request, model, limits, max(map(len, heads)), request.max_tokens, request.suffix)
     top = request.logprobs or 0
     texts = [prompt if isinstance(prompt, str) else head for prompt, head in zip(given, heads, strict=True)]
@@ -228,10 +228,13 @@ def _prompts(prompt: Any) -> list[Any]:
     return list(prompt)
 
 
-def _head(prompt: str | list[int], model: Model) -> list[int]:
-    """Ids of a prompt. One given as ids is taken as it is, as offline: whatever marks it needs, it has."""
+def _head(prompt: str | list[int], model: Model, asked: bool) -> list[int]:
+    """Ids of a prompt, which is ``asked`` where it is all there is.
+
+    One given as ids is taken as it is, as offline: whatever marks it needs, it has.
+    """
     if isinstance(prompt, str):
-        return model.prompt_ids(prompt)
+        return model.asked(prompt) if asked else model.prompt_ids(prompt)
     tokenizer = model.tokenizer
     hole = tokenizer.mask_id if tokenizer.has("mask") else -1
     wrong = [token for token in prompt if not 0 <= token < tokenizer.vocab_size or token == hole]
