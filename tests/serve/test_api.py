@@ -229,6 +229,22 @@ def test_the_space_before_a_gap_is_left_to_it(client: Any, offline: dict[str, Mo
     assert "the cat " + found + " mat" == offline["text-masked"].infill("the cat [[3]] mat", seed=4).text
 
 
+def test_only_what_was_written_is_counted(client: Any, offline: dict[str, Model]) -> None:
+    given = [offline["text-masked"].tokenizer.encode(part) for part in ("the cat", " a mat")]
+    answer = client.post("/v1/infill", json={"model": "text-masked", "text": "the cat[[2]] a mat", "seed": 4}).json()
+    assert answer["usage"]["completion_tokens"] == answer["choices"][0]["redraft"]["tokens"] == 2
+    assert answer["usage"]["prompt_tokens"] >= sum(map(len, given))
+
+
+def test_an_empty_prompt_is_no_question_offline_either(offline: dict[str, Model]) -> None:
+    for model in (offline["pairs-masked"], offline["pairs-autoregressive"]):
+        with pytest.raises(UserError, match="the prompt is empty"):
+            model.generate(["a dog", ""])
+        with pytest.raises(UserError, match="the prompt is empty"):
+            next(model.stream(" "))
+    assert offline["text-masked"].generate("", max_new_tokens=4)
+
+
 def test_a_suffix_makes_a_gap_of_max_tokens(client: Any, offline: dict[str, Model]) -> None:
     body = {"model": "pairs-masked", "prompt": "the cat", "suffix": " mat", "max_tokens": 5, "seed": 4}
     found = client.post("/v1/completions", json=body).json()["choices"][0]
@@ -300,6 +316,13 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/completions", {"best_of": 4}, "best_of"),
     ("/v1/completions", {"model": "text-autoregressive", "suffix": "x"}, "can't see what follows"),
     ("/v1/completions", {"redraft": {"candidates": 2}}, "candidates"),
+    ("/v1/completions", {"model": "pairs-masked", "prompt": " "}, "the prompt is empty"),
+    ("/v1/completions", {"model": "pairs-autoregressive", "prompt": ["a dog", ""]}, "the prompt is empty"),
+    (
+        "/v1/chat/completions",
+        {"model": "pairs-masked", "messages": [{"role": "user", "content": ""}]},
+        "no user message",
+    ),
     ("/v1/chat/completions", {"messages": []}, "messages"),
     ("/v1/chat/completions", {"messages": [{"role": "system", "content": "x"}]}, "no user message"),
     ("/v1/chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, "role"),

@@ -371,7 +371,7 @@ class Answer:
             "stream": bool(self.request.stream),
             "texts": len(self.jobs),
             "prompt_tokens": sum(len(job.prompt) for job in self.jobs),
-            "completion_tokens": sum(len(text.ids) for text in self.results.values()),
+            "completion_tokens": sum(text.written for text in self.results.values()),
             "nfe": sum(text.nfe for text in self.results.values()),
             "seconds": round(now - self.began, 4),
         }

@@ -337,7 +337,7 @@ class Engine:
             return
         self._depart(job)
         self.counts["finished"] += 1
-        self.counts["tokens"] += len(result.ids)
+        self.counts["tokens"] += result.written
         job.first = job.first or job.ended
         job.listen(Done(job, result.text[told:], result, frame))
 

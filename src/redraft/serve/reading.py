@@ -45,6 +45,7 @@ class Text:
     finish: str  # stop, length
     nfe: int
     score: float
+    written: int  # of the ids: others were given
     tokens: list[Token] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)  # what was written into each hole, of a text with holes
 
@@ -242,6 +243,7 @@ class Reader:
             finish="stop" if whole else "length",
             nfe=int(board.nfe.max()),
             score=float(board.score[row]),
+            written=int((board.status[row, self._places[: len(ids)]] != GIVEN).sum()),
             tokens=self._tokens(row, len(ids)),
             parts=self._holes(),
         )

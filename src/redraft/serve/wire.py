@@ -51,7 +51,7 @@ class Voice:
         return [{**self._head(self._chunked), "choices": [], "usage": self.usage(texts)}]
 
     def usage(self, texts: Sequence[Text]) -> dict[str, Any]:
-        given, written = self.wanted.prompt_tokens, sum(len(text.ids) for text in texts)
+        given, written = self.wanted.prompt_tokens, sum(text.written for text in texts)
         return {"prompt_tokens": given, "completion_tokens": written, "total_tokens": given + written}
 
     @property
@@ -174,7 +174,7 @@ class Infill(Voice):
 
 def _effort(text: Text) -> dict[str, Any]:
     """What a text took, and how sure the model was of it."""
-    return {"redraft": {"nfe": text.nfe, "log_probability": text.score, "tokens": len(text.ids)}}
+    return {"redraft": {"nfe": text.nfe, "log_probability": text.score, "tokens": text.written}}
 
 
 def _likely(text: str, log_p: float) -> dict[str, Any]:
