@@ -220,7 +220,7 @@ const race = { at: 0, span: 0, timer: null };
 function raceAt(seconds) {
   race.at = Math.min(seconds, race.span);
   $("race-scrub").value = race.span ? (1000 * race.at) / race.span : 0;
-  $("race-clock").textContent = `${ms(race.at)} ${unit(race.at)} · ${race.slow}× slower`;
+  $("race-clock").textContent = `${ms(race.at)} ${unit(race.at)} · replayed ${race.slow > 1 ? `in ${race.slow}× slow motion` : "at full speed"}`;
   for (const lane of lanes) {
     const index = lane.canvas.frames.findLastIndex((frame) => frame.seconds <= race.at);
     const over = race.at >= lane.ends;
