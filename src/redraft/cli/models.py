@@ -105,19 +105,16 @@ def _options(cls: type) -> dict[str, Any]:
 
 
 def _presets(device: str) -> list[dict[str, Any]]:
-    import torch
-
     from redraft import runtime
     from redraft.cli.doctor import memory
-    from redraft.models.transformer import Transformer
+    from redraft.models import parameters as weights
     from redraft.presets import names, preset
 
     room = memory(runtime.device(device))
     rows = []
     for name in names():
         config = preset(name, vocab_size=8192)
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in Transformer(config).parameters())
+        parameters = weights(config)
         shape = {"dim": config.dim, "layers": config.layers, "heads": config.heads, "max_length": config.max_length}
         trains = parameters * _TRAINING_BYTES < room
         rows.append({"name": name, "parameters": parameters, "trains_here": trains} | shape)
