@@ -28,6 +28,7 @@ from redraft.weights import Layout, Place
 
 CONFIG, WEIGHTS, OWN = "adapter_config.json", "adapter_model.safetensors", "redraft.json"
 _PREFIX = "base_model.model."
+_OTHER = "Take the model that it was trained for."
 # Keys of a configuration that change nothing in what a finished adapter computes ...
 _SILENT = {"auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode"}
 _SILENT |= {"layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_version"}
@@ -159,7 +160,7 @@ def merge(model: Model, folder: str | Path) -> Model:
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise UserError(f"'{folder}' has no {CONFIG}: it is no adapter.")
+        raise UserError(f"'{folder}' has no {CONFIG}: it is no adapter.", "Name a folder that has one.")
     lora, own = _read(folder), _own(folder)
     if own is not None:
         model = become(model, own.family)
@@ -172,12 +173,12 @@ def merge(model: Model, folder: str | Path) -> Model:
         a, b = (state.get(f"{name}.lora_{half}.weight") for half in "AB")
         if place is None or a is None or b is None:
             what = "lacks half of an adapter" if place is not None else "adapts a module that this model hasn't"
-            raise UserError(f"{folder / WEIGHTS} {what}: '{name}'.", "Take the model that it was trained for.")
+            raise UserError(f"{folder / WEIGHTS} {what}: '{name}'.", _OTHER)
         whole = weights[place.name]
         part = whole[place.start : place.start + place.rows] if place.rows is not None else whole
         if (b.shape[0], a.shape[1]) != part.shape or a.shape[0] != b.shape[1]:
             found, wanted = [b.shape[0], a.shape[1]], list(part.shape)
-            raise UserError(f"{folder / WEIGHTS}: '{name}' is for a matrix {found}, this model's is {wanted}.")
+            raise UserError(f"{folder / WEIGHTS}: '{name}' is for a matrix {found}, this model's is {wanted}.", _OTHER)
         parts.add(part, lora.scale, a, b)
     return model
 
@@ -206,7 +207,7 @@ def _read(folder: Path) -> Lora:
     try:
         return Lora(int(values["r"]), float(values["lora_alpha"]), rslora=bool(values.get("use_rslora", False)))
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{file}: 'r' and 'lora_alpha' must be numbers.") from None
+        raise UserError(f"{file}: 'r' and 'lora_alpha' must be numbers.", "Copy the adapter again.") from None
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = 12  # tokens that a hole of unknown length may have at most
 _HOLE = re.compile(r"\[\[\s*(\?|\d+(?:\s*-\s*\d+)?)\s*\]\]")
+_BRACKETS = re.compile(r"\[\[.*?\]\]")  # what may have been meant for one
 _NEAR = 2  # given tokens on each side of a hole that must go with its length
 _LOOKED_AT = 4096  # combinations of lengths of which a constraint is asked
 _TOGETHER = 64  # combinations of lengths that are all tried; where there are more, one hole is varied at a time
@@ -129,8 +130,10 @@ class Plan:
             )
         holes = [part for part in parts if isinstance(part, Hole)]
         if not holes:
+            none = _BRACKETS.search("".join(part for part in parts if isinstance(part, str)))
             raise UserError(
-                "the text has no hole.", "Write a hole of three tokens as [[3]], of unknown length as [[?]]."
+                f"the text has no hole{f': {none[0]} is none' if none else ''}.",
+                "Write a hole of three tokens as [[3]], of unknown length as [[?]].",
             )
         layout = Layout.of(model, parts, prompt)
         layout.check([hole.most for hole in holes])

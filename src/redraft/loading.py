@@ -41,11 +41,44 @@ def resolve(name_or_path: str | Path) -> Path:
     known = zoo()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
+    if (path / "train" / "recipe.toml").is_file():
+        raise UserError(
+            f"the training in '{path}' isn't finished: it has no model yet.",
+            "Run the command that began it once more: it goes on, and leaves the model there.",
+        )
     if path.is_dir():
-        raise UserError(f"'{path}' has no config.json: it is no model folder.")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)) and not path.parent.exists():
+        raise UserError(
+            f"'{path}' has no config.json: it is no model folder.",
+            "Name the --out of a training, a folder with a checkpoint, or a shipped model (see: redraft models).",
+        )
+    if _on_hub(name_or_path):
         return hub.pull(str(name_or_path))
-    raise UserError(f"unknown model '{name_or_path}'.", suggest(str(name_or_path), known))
+    raise UserError(
+        f"there is no model '{name_or_path}': no such folder, and none shipped by that name.",
+        suggest(str(name_or_path), known),
+    )
+
+
+def _on_hub(name_or_path: str | Path) -> bool:
+    """Can it only be a name on the hub?"""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)) is not None and not Path(name_or_path).parent.exists()
+
+
+def _adapter(name_or_path: str | Path) -> Path:
+    """The folder of an adapter.
+
+    Raises:
+        UserError: there is no such folder, and it is no name on the hub.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir() and _on_hub(name_or_path):
+        return hub.pull(str(name_or_path))
+    if not (folder / adapters.CONFIG).is_file():
+        raise UserError(
+            f"'{folder}' {f'has no {adapters.CONFIG}' if folder.is_dir() else 'does not exist'}: it is no adapter.",
+            "Name a folder that `redraft finetune --lora-rank` or peft has written.",
+        )
+    return folder
 
 
 def load(
@@ -68,7 +101,8 @@ def load(
         UserError: unknown model, corrupt file, or a configuration that is not understood.
     """
     if adapter is not None:
-        return adapters.merge(load(name_or_path, device, dtype, mask_id), resolve(adapter))
+        folded = _adapter(adapter)  # looked for before the base is read
+        return adapters.merge(load(name_or_path, device, dtype, mask_id), folded)
     folder = resolve(name_or_path)
     if adapters.is_adapter(folder):
         return adapters.merge(load(adapters.base_of(folder), device, dtype, mask_id), folder)

@@ -109,6 +109,13 @@ def test_compare_and_evaluate_refuse_bad_data_too(redraft: Redraft, pairs: Path,
         ),
         (["infill", "--model", "base-autoregressive", "--text", "a [[2]] b"], "diffusion model"),
         (["infill", "--model", "base-masked", "--text", "a b"], "[[3]]"),
+        (["infill", "--model", "base-masked", "--text", "a [[x]] b"], "no hole: [[x]] is none"),
+        (["generate", "--model", "base-masked", "--prompt", "x", "--constraint", "regex=[0-9"], "backslash"),
+        (["generate", "--model", "base-masked", "--prompt", "x", "--constraint", "json_schema=@no.json"], "without @"),
+        (["generate", "--model", "base-masked", "--prompt", "x", "--adapter", "nowhere"], "'nowhere' does not exist"),
+        (["generate", "--model", "nowhere", "--prompt", "x"], "no such folder"),
+        (["convert", "nowhere", "out"], "no such folder"),
+        (["generate", "--model", "translate-en-de-masked", "--prompt", ""], "the prompt is empty"),
         (["train", "--data", "x.jsonl", "--out", "out"], "budget"),
         (["train", "nowhere.toml", "--out", "out"], "nowhere.toml"),
     ],
@@ -135,7 +142,25 @@ def test_prompt_longer_than_the_context(redraft: Redraft, family: str) -> None:
     refused(answer, "256", "Shorten the prompt")
 
 
+def test_a_wrong_preset_is_told_before_the_data_are_read(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    answer = train(redraft, pairs, tmp_path / "out", *COLUMNS, "--preset", "1x")
+    refused(answer, "'1x'", "Known: 125m, 1b, 1m")
+    assert len(answer.err.splitlines()) == 1
+
+
 # checkpoints
+
+
+@pytest.mark.parametrize("option", ["--model", "--adapter"])
+def test_a_folder_without_a_model(redraft: Redraft, tmp_path: Path, option: str) -> None:
+    model = () if option == "--model" else ("--model", "base-masked")
+    refused(redraft("generate", *model, option, tmp_path, "--prompt", "x"), str(tmp_path), "Name ")
+
+
+def test_a_training_that_was_killed_early_is_to_go_on(redraft: Redraft, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "recipe.toml").write_text("")
+    refused(redraft("generate", "--model", tmp_path, "--prompt", "x"), "isn't finished", "Run the command")
 
 
 @pytest.fixture

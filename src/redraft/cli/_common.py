@@ -55,9 +55,10 @@ def constraints(pairs: list[str] | None) -> dict[str, str]:
             try:
                 text = Path(text[1:]).read_text(encoding="utf-8").removesuffix("\n")  # which editors add
             except OSError as error:
-                raise UserError(f"--constraint: can't read '{text[1:]}': {error.strerror}.") from None
+                what = f"--constraint: can't read '{text[1:]}': {error.strerror}."
+                raise UserError(what, "Behind @ stands the path of a file. Text itself goes without @.") from None
             except UnicodeDecodeError:
-                raise UserError(f"--constraint: '{text[1:]}' is not UTF-8 text.") from None
+                raise UserError(f"--constraint: '{text[1:]}' is not UTF-8 text.", "Save it as UTF-8.") from None
         found[kind] = text
     return found
 

@@ -99,8 +99,11 @@ def parse(pattern: str, narrow: bool = False) -> Node:
 
     try:
         tree = _parser.parse(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise Beyond(str(error)) from None
+    except re.error as error:
+        remedy = "Close what is open; a backslash takes the next character as it stands: \\[."
+        raise Beyond(f"it is no regular expression ({error})", remedy) from None
+    except (OverflowError, RecursionError) as error:
+        raise Beyond(f"it is too large ({error})", "Write it with fewer parts and repetitions.") from None
     return _Reader(narrow).sequence(tree, tree.state.flags)
 
 

@@ -1,4 +1,4 @@
-"""Keywords: every one of some words stands somewhere in the text, in any order."""
+"""Keywords: every one of some words stands somewhere in the text, in any order, possibly inside a longer word."""
 
 from __future__ import annotations
 

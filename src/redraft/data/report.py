@@ -13,6 +13,7 @@ from redraft.data.tokenizer import Tokenizer
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 _CHUNK = 2048  # texts tokenised at once
+_FEW = 50  # test rows with which intervals say little
 _SHOWN = 5  # places named in the text of a report; the dataclass holds all
 
 
@@ -158,7 +159,8 @@ def _leaks(rows: Sequence[Example], seen: dict[str, Example], exact: dict[str, s
 
 
 def _lines(part: SplitReport) -> Iterable[str]:
-    yield f"{part.name}: {part.rows:,} rows"
+    few = part.name == "test" and 0 < part.rows < _FEW
+    yield f"{part.name}: {part.rows:,} rows" + (", few to measure by: intervals will be wide" if few else "")
     for task in part.tasks:
         often = f", {task.distinct:,} different ones" if task.distinct < task.rows else ""
         yield f"  task {task.name}: {task.rows:,} rows{often}, {task.share:.0%} of the characters"

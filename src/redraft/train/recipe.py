@@ -14,6 +14,7 @@ from redraft.courses import build_course
 from redraft.errors import UserError
 from redraft.families import build_family
 from redraft.models.parts.lora import Lora
+from redraft.presets import preset
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ class Recipe:
         recipe = config.build(cls, {**values, "model": model, "folder": folder}, where)
         build_family(recipe.family)  # an error in [family] shows now, not after the data are read
         build_course(recipe.course)
+        if not recipe.model.from_:
+            preset(recipe.model.preset, vocab_size=1)
         if recipe.lora is not None and not recipe.model.from_:
             raise UserError("[lora] adapts a checkpoint, and [model] names none.", "Set model.from.")
         return recipe
