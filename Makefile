@@ -27,6 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "error: redraft needs Python 3.11 to 3.13. Name one: make install PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "error: this Python has no venv module. Install it (Debian, Ubuntu: python3-venv)." >&2; exit 2; }
+	@echo "Installing into .venv: pip fetches torch and more, which takes some minutes and says nothing meanwhile."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e ".[dev]" -c constraints.txt
 	@touch $(READY)

@@ -351,6 +351,7 @@ def test_report_counts_what_was_planted(tmp_path: Path) -> None:
     assert [bad.where for bad in first.skipped] == [f"{train}:5"]
     text = str(report)
     assert "input = 'src', target = 'ref' (recognised by name)" in text
+    assert "test: 3 rows, few" in text and "train: 4 rows\n" in text
     assert "bad rows left out: 1" in text and f"{train}:5: not valid JSON" in text
 
 
