@@ -124,6 +124,28 @@ def test_markdown_has_the_verdict_first_and_whole_tables() -> None:
         assert len({line.replace("\\|", "").count("|") for line in block.splitlines()}) == 1
 
 
+def test_more_batch_sizes_make_the_speed_table_no_wider() -> None:
+    def head(batches: tuple[int, ...]) -> list[str]:
+        study = record()
+        (race, *_) = study.of("race")
+        study.cells = [c for c in study.cells if c["kind"] != "race"] + [{**race, "batch": batch} for batch in batches]
+        table = report.html(summarise(study)).partition("<h2>Speed")[2].partition("</table>")[0]
+        assert all(f'<div class="line">{batch}</div>' in table for batch in batches)
+        return re.findall("<th>(.*?)</th>", table)
+
+    assert head((1,)) == head((1, 8, 32))
+
+
+def test_differences_far_off_keep_their_distance() -> None:
+    """Every value has a place of its own inside the drawing, however far the others are."""
+    values, axis = [-25.0, -9.0, -0.5, 2.0], (-28.0, 3.0)
+    drawn = [charts.forest(value, value - 2, value + 1, 1.0, axis, 0) for value in values]
+    places = [float(found[1]) for one in drawn if (found := re.search(r'<circle[^>]* cx="([\d.]+)"', one))]
+    assert len(places) == 4 and 0 < places[0] and places[-1] < 140
+    gaps = [b - a for a, b in zip(places, places[1:], strict=False)]
+    assert gaps[0] / gaps[1] == pytest.approx(16 / 8.5, rel=0.01)
+
+
 def test_scales_keep_order_and_ticks_lie_inside() -> None:
     for log in (False, True):
         scale = charts.Scale.around([0.003, 0.2, 40.0], 0.0, 100.0, log)

@@ -165,22 +165,22 @@ def groups(names: Sequence[str], series: Sequence[Series], x_label: str, y_label
     return _svg("".join(parts), about)
 
 
-def forest(difference: float, low: float, high: float, margin: float, reach: float, colour: int) -> str:
-    """A small difference with its interval, the margin as a band around zero. Positive is to the right."""
-    width, height = 130, 18
-    x = Scale(-reach, reach, 4, width - 4)
+def forest(difference: float, low: float, high: float, margin: float, axis: tuple[float, float], colour: int) -> str:
+    """A small difference with its interval, the margin as a band around zero. Positive is to the right.
 
-    def clip(value: float) -> float:
-        return max(2.0, min(width - 2.0, x(value)))
-
+    Args:
+        axis: the least and the greatest value that has room; the same for all that are to be compared by eye.
+    """
+    width, height = 140, 18
+    x = Scale(*axis, 5, width - 5)
     band = (x(-margin), x(margin))
     return (
         f'<svg class="forest" viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">'
-        f'<rect class="band" x="{max(0, band[0]):.1f}" y="1" width="{min(width, band[1]) - max(0, band[0]):.1f}" '
+        f'<rect class="band" x="{band[0]:.1f}" y="1" width="{band[1] - band[0]:.1f}" '
         f'height="{height - 2}" rx="2"/>'
         f'<line class="axis" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="{height}"/>'
-        f'<line class="line c{colour}" x1="{clip(low):.1f}" x2="{clip(high):.1f}" y1="9" y2="9"/>'
-        f'<circle class="dot c{colour}" cx="{clip(difference):.1f}" cy="9" r="3.5"/></svg>'
+        f'<line class="line c{colour}" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="9" y2="9"/>'
+        f'<circle class="dot c{colour}" cx="{x(difference):.1f}" cy="9" r="3.5"/></svg>'
     )
 
 

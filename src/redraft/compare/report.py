@@ -205,11 +205,12 @@ def _tested(found: Results, row: Row, all_tests: Sequence[Row]) -> list[str]:
     tested = row["against_baseline"].get(found["task"]["primary"])
     if tested is None:
         return [""] * (4 if all_tests else 0)
-    reach = max(3 * tested["margin"], 1.3 * min(abs(t["difference"]) for t in all_tests))
+    room = 3 * tested["margin"]
+    axis = (min(-room, *(t["low"] for t in all_tests)), max(room, *(t["high"] for t in all_tests)))
     bounds = (tested["difference"], tested["low"], tested["high"], tested["margin"])
     return [
         f"{signed(tested['difference'])} <small>{signed(tested['low'])} to {signed(tested['high'])}</small>",
-        charts.forest(*bounds, reach, colour(found, row["family"])),
+        charts.forest(*bounds, axis, colour(found, row["family"])),
         _badge(_word(found, tested)),
         escape(probability(tested["p_holm"])),
     ]
@@ -221,14 +222,13 @@ def _speed(found: Results) -> str:
     sizes = sorted({s["batch"] for row in rows for s in row["speed"]})
     priced = any(s["cost_per_thousand"] is not None for row in rows for s in row["speed"])
     head = ["setting", "passes", "tokens\na text", "compute\na token", "peak\nmemory"]
-    for batch in sizes:
-        head += [f"{what}\nbatch {batch}" for what in ("p50, p95", "tokens/s", "speed-up")]
-        head += [f"cost / 1000\nbatch {batch}"] if priced else []
+    head += ["batch", "p50", "p95", "tokens/s", "speed-up, 95 %"] if sizes else []
+    head += ["cost\nof 1000"] if priced else []
     body = []
     for row in rows:
-        cells = [_name(found, row), *_work(row["work"]), _peak(row)]
-        for batch in sizes:
-            cells += _timed(next((s for s in row["speed"] if s["batch"] == batch), None), priced)
+        timed = {s["batch"]: s for s in row["speed"]}
+        lines = [_timed(timed.get(batch), batch, priced) for batch in sizes]
+        cells = [_name(found, row), *_work(row["work"]), _peak(row), *map(_stacked, zip(*lines, strict=True))]
         body.append((_kind(found, row), cells))
     cuda = str(found["machine"]["device"]).startswith("cuda")
     quick = label_of(found, found["baseline"]["speed_setting"])
@@ -252,16 +252,22 @@ def _work(work: Row | None) -> list[str]:
 
 def _peak(row: Row) -> str:
     grown = f" <small>+{memory(row['memory_growth'])}</small>" if row["memory_growth"] else ""
-    return memory(row["peak_memory"]) + grown
+    return memory(row["peak_memory"]).replace(" ", "&nbsp;") + grown
 
 
-def _timed(speed: Row | None, priced: bool) -> list[str]:
+def _timed(speed: Row | None, batch: int, priced: bool) -> list[str]:
+    """The batch size and what was timed at it."""
     if speed is None:
-        return [""] * (4 if priced else 3)
+        return [f"{batch}", *[""] * (5 if priced else 4)]
     up, cost = speed["speedup"], speed["cost_per_thousand"]
     ratio = f"{up['ratio']:.2f}x <small>{up['low']:.2f} to {up['high']:.2f}</small>" if up else ""
-    cells = [f"{seconds(speed['p50'])}, {seconds(speed['p95'])}", f"{speed['tokens_per_second']:,.0f}", ratio]
+    cells = [f"{batch}", seconds(speed["p50"]), seconds(speed["p95"]), f"{speed['tokens_per_second']:,.0f}", ratio]
     return cells + (["" if cost is None else f"{cost:.3g}"] if priced else [])
+
+
+def _stacked(lines: Sequence[str]) -> str:
+    """Several lines in one cell, those of a row at equal height."""
+    return "".join(f'<div class="line">{line or "&nbsp;"}</div>' for line in lines)
 
 
 def _control(found: Results) -> str:
@@ -279,7 +285,7 @@ def _control(found: Results) -> str:
     sizes = sorted({s["batch"] for row in control["settings"] for s in row["speed"]})
     name = primary(found)
     head = ["setting", "valid\nwithout", "valid\nwith", f"{name}\nwithout", f"{name}\nwith", "difference, 95 %"]
-    head += ["against the\nbaseline, 95 %", "", *(f"p50, batch {batch}\nand times without" for batch in sizes)]
+    head += ["against the\nbaseline, 95 %", "verdict", *(["batch", "p50\nwith", "times\nwithout"] if sizes else [])]
     body = []
     for row in control["settings"]:
         cells = [_spot(found, row["family"], row["label"])]
@@ -288,9 +294,13 @@ def _control(found: Results) -> str:
         word = "void" if control["void"] else _word(found, row["against_baseline"] or {"verdict": ""})
         cells.append(_badge(word) if row["against_baseline"] else "")
         timed = {s["batch"]: s for s in row["speed"]}
-        cells += [
-            f"{seconds(s['p50'])} <small>{s['times']['ratio']:.2f}x</small>" if s else "" for s in map(timed.get, sizes)
+        lines = [
+            [f"{batch}", seconds(s["p50"]), f"{s['times']['ratio']:.2f}x"]
+            if (s := timed.get(batch))
+            else [f"{batch}", "", ""]
+            for batch in sizes
         ]
+        cells += map(_stacked, zip(*lines, strict=True))
         body.append(("first" if row["setting"] == found["baseline"]["setting"] else "", cells))
     return _section("Control", lead, _table(head, body)) if body else ""
 
