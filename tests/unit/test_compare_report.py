@@ -141,7 +141,7 @@ def test_differences_far_off_keep_their_distance() -> None:
     values, axis = [-25.0, -9.0, -0.5, 2.0], (-28.0, 3.0)
     drawn = [charts.forest(value, value - 2, value + 1, 1.0, axis, 0) for value in values]
     places = [float(found[1]) for one in drawn if (found := re.search(r'<circle[^>]* cx="([\d.]+)"', one))]
-    assert len(places) == 4 and 0 < places[0] and places[-1] < 140
+    assert len(places) == 4 and places[0] > 0 and places[-1] < 140
     gaps = [b - a for a, b in zip(places, places[1:], strict=False)]
     assert gaps[0] / gaps[1] == pytest.approx(16 / 8.5, rel=0.01)
 
