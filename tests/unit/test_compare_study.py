@@ -12,7 +12,7 @@ import pytest
 from redraft.compare.study import Cells, Setting, Study, digest, grid
 from redraft.errors import UserError
 from redraft.registry import names
-from redraft.tasks import choose
+from redraft.tasks import choose, measure
 
 
 def study(**fields: Any) -> Study:
@@ -125,6 +125,16 @@ def test_every_task_is_recognised_by_the_shape_of_its_data(task: str) -> None:
     choice = choose(SHAPES[task])
     assert choice.name == task and choice.reason
     assert choice.task.metrics() and choice.task.margin > 0
+
+
+def test_words_are_the_same_whatever_marks_stand_around_them() -> None:
+    """Fields of a text as JSON, and a text from fields, say what the input says: that is no translation."""
+    places = ["Teko", "Zizzi", "Aromi", "Cocum"]
+    said = [f"{places[i % 4]} no. {i} is a cheap pub on the riverside." for i in range(60)]
+    fields = [f'{{"name": "{places[i % 4]}", "no": "{i}", "price": "cheap", "area": "riverside"}}' for i in range(60)]
+    assert measure([Row('name[Teko], "Fast_food"', "Teko: fast FOOD!")]).shared == 1.0
+    for rows in (list(map(Row, said, fields)), list(map(Row, fields, said))):
+        assert choose(rows).name == "generation"
 
 
 def test_a_named_task_wins_and_a_wrong_name_is_refused() -> None:

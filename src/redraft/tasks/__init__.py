@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from redraft.metrics.answer import final_answer
 from redraft.registry import find, names
 
 T = TypeVar("T")
+_WORD = re.compile(r"[^\W_]+")  # letters and digits: ``"Teko",`` in JSON is Teko
 
 
 class Pair(Protocol):
@@ -37,7 +39,7 @@ class Shape:
     target_words: float  # mean
     most_target_words: int
     distinct_targets: int
-    shared: float  # share of a target's different words that are also in its prompt, mean
+    shared: float  # share of a target's different words, by letters and digits alone, that are in its prompt too, mean
     concluded: float = 0.0  # share of targets that end in a number which is not all they are: see ``metrics.answer``
 
 
@@ -86,8 +88,8 @@ def measure(examples: Sequence[Pair]) -> Shape:
     words = [(len((e.prompt or "").split()), len(e.target.split())) for e in examples]
     shared = []
     for e in examples:
-        ours = set(e.target.lower().split())
-        shared.append(len(ours & set((e.prompt or "").lower().split())) / len(ours) if ours else 0.0)
+        ours, given = (set(_WORD.findall(text.lower())) for text in (e.target, e.prompt or ""))
+        shared.append(len(ours & given) / len(ours) if ours else 0.0)
     return Shape(
         rows=len(examples),
         paired=any(e.prompt is not None for e in examples),
