@@ -179,6 +179,20 @@ def test_minutes_are_a_budget(tmp_path: Path) -> None:
     assert last.values["progress"] == 1.0 and last.values["lr"] == pytest.approx(3e-3 * 0.05)
 
 
+def test_the_time_left_is_that_of_the_budget(whole: tuple[Path, Result], tmp_path: Path) -> None:
+    """By the speed of training where tokens are the budget, by the clock where minutes are; set-up is in neither."""
+    lines = [json.loads(line) for line in (whole[0] / "train" / "metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if line["kind"] == "update"]
+    early = [line for line in updates if line["tokens"] < 5000]  # before the first validation
+    assert early and updates[-1]["eta_seconds"] == 0
+    for line in early:
+        assert line["eta_seconds"] == pytest.approx((12000 - line["tokens"]) / line["tokens_per_second"])
+    events: list[Event] = []
+    train(recipe("train.tokens=0", "train.minutes=0.01"), tmp_path / "run", device="cpu", on_event=events.append)
+    for event in (event for event in events if event.kind == "update"):
+        assert event.values["eta_seconds"] == pytest.approx(max(0.6 - event.values["seconds"], 0))
+
+
 def test_fine_tuning_starts_from_the_checkpoint(whole: tuple[Path, Result], tmp_path: Path) -> None:
     still = recipe("train.tokens=600", "train.lr=0.0").tables()  # a learning rate of nothing
     train(Recipe.of({**still, "model": {"from": str(whole[0])}}, folder=str(TOY)), tmp_path / "run", device="cpu")

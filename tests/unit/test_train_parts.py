@@ -23,7 +23,7 @@ from redraft.presets import preset
 from redraft.train import checkpoint, optim
 from redraft.train.ema import Ema
 from redraft.train.recipe import Recipe
-from redraft.train.throughput import Arithmetic, seen_pairs
+from redraft.train.throughput import Arithmetic, Meter, seen_pairs
 from redraft.types import Attend, Batch, Forward
 
 share = st.floats(0.0, 1.0)
@@ -252,3 +252,18 @@ def test_seen_pairs_are_those_the_definition_allows(attend: Attend, prompts: lis
         if pos[r, i] >= 0 and pos[r, j] >= 0
     )
     assert seen_pairs(ask) == allowed
+
+
+def test_a_meter_leaves_out_pauses_and_plans_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [50.0]
+    monkeypatch.setattr("redraft.train.throughput.time.perf_counter", lambda: now[0])
+    meter = Meter(torch.device("cpu"), 1000, 0)  # a run taken up after 1000 tokens
+    now[0] += 2.0
+    assert meter.lap(1200, 600) == (100.0, 300.0)
+    assert meter.ahead(400) == pytest.approx(4.0)
+    now[0] += 1.0
+    with meter.pause():
+        now[0] += 8.0
+    now[0] += 1.0
+    assert meter.lap(1400, 1200) == (100.0, 300.0)
+    assert meter.ahead(400) == pytest.approx(4.0 + 8.0)  # 8 s of pause in 400 tokens so far

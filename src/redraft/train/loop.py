@@ -29,7 +29,7 @@ from redraft.train import checkpoint, optim
 from redraft.train.device import to_device
 from redraft.train.ema import Ema
 from redraft.train.logging import Event, MetricsFile, TensorBoard, Watcher
-from redraft.train.recipe import Recipe
+from redraft.train.recipe import Recipe, TrainTable
 from redraft.train.setup import Parts, prepare
 from redraft.train.state import State, Window
 from redraft.train.throughput import Arithmetic, Meter
@@ -133,15 +133,17 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
             # 6. Now and then report, validate, save. Only here does the host wait for the device.
             last = spent >= 1.0
             if last or state.step == 1 or state.step % table.log_every == 0:
-                tell(_update(state, rate, spent, speed, peak, time.monotonic() - begun))
+                tell(_update(state, table, rate, spent, speed, peak, time.monotonic() - begun))
             if parts.validation and not last and _crossed(table.validate_every, before, state.tokens):
-                tell(_validated(recipe, state, parts, objective, whole=stage is stages[-1]))
-                objective = _steadiest(state, parts, objective, tell)
+                with speed.pause():
+                    tell(_validated(recipe, state, parts, objective, whole=stage is stages[-1]))
+                    objective = _steadiest(state, parts, objective, tell)
             due = time.monotonic() - saved_at >= table.save_every_seconds
             if last or due or _crossed(table.save_every_tokens, before, state.tokens):
                 state.seconds = time.monotonic() - begun
-                tell(_save(work, state, parts, low))
-                runtime.release()
+                with speed.pause():
+                    tell(_save(work, state, parts, low))
+                    runtime.release()
                 saved_at = time.monotonic()
 
         # 7. Score what came of it, and write the model where redraft.load looks for it.
@@ -329,7 +331,9 @@ def _crossed(every: int, before: int, after: int) -> bool:
     return every > 0 and after // every > before // every
 
 
-def _update(state: State, rate: float, spent: float, speed: Meter, peak: float, seconds: float) -> Event:
+def _update(
+    state: State, table: TrainTable, rate: float, spent: float, speed: Meter, peak: float, seconds: float
+) -> Event:
     """Close the window of sums and report it."""
     loss, norm, targets = state.window.pack()
     state.window = Window()
@@ -345,9 +349,17 @@ def _update(state: State, rate: float, spent: float, speed: Meter, peak: float, 
         "tokens_per_second": tokens,
         "share_of_peak": flops / peak,
         "seconds": seconds,
-        "eta_seconds": seconds * (1.0 - spent) / spent,
+        "eta_seconds": _left(state, table, speed, seconds),
     }
     return Event("update", state.step, state.tokens, values)
+
+
+def _left(state: State, table: TrainTable, speed: Meter, seconds: float) -> float:
+    """Seconds until the first of the budgets is spent: tokens and passes by the speed of late, minutes by the clock."""
+    read = state.spent(table, state.tokens, 0.0)  # share of the budgets of data
+    found = [speed.ahead(state.tokens * (1.0 - read) / read)] if read else []
+    found += [max(60.0 * table.minutes - seconds, 0.0)] if table.minutes else []
+    return min(found, default=0.0)
 
 
 def _validated(recipe: Recipe, state: State, parts: Parts, objective: Objective, whole: bool = True) -> Event:

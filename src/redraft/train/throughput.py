@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,14 +100,31 @@ def _below(keys: Tensor, real: Tensor, queries: Tensor, equal: bool) -> Tensor:
 
 
 class Meter:
-    """Tokens and FLOPs per second between two calls, the device's queued work included."""
+    """Tokens and FLOPs per second of training between two calls, the device's queued work included, pauses left out."""
 
     def __init__(self, device: torch.device, tokens: int, flops: int) -> None:
-        self._device, self._last = device, (time.perf_counter(), tokens, flops)
+        self._device, self._first, self._paused, self._pace = device, tokens, 0.0, 0.0
+        self._last = (time.perf_counter(), tokens, flops)
 
     def lap(self, tokens: int, flops: int) -> tuple[float, float]:
         """(tokens per second, FLOP/s) since the last lap, given the counts by now."""
         runtime.synchronise(self._device)
         before, self._last = self._last, (time.perf_counter(), tokens, flops)
         seconds = max(self._last[0] - before[0], 1e-9)
+        self._pace = seconds / max(tokens - before[1], 1)
         return (tokens - before[1]) / seconds, (flops - before[2]) / seconds
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done inside, a validation for example, is no training."""
+        runtime.synchronise(self._device)
+        begun = time.perf_counter()
+        yield
+        runtime.synchronise(self._device)
+        gone = time.perf_counter() - begun
+        self._paused += gone
+        self._last = (self._last[0] + gone, *self._last[1:])
+
+    def ahead(self, tokens: float) -> float:
+        """Seconds that so many more tokens take at the speed of the last lap, with as much pause a token as so far."""
+        return tokens * (self._pace + self._paused / max(self._last[1] - self._first, 1))
