@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,12 +20,7 @@ from redraft.files import read_json
 from redraft.model import FORMAT, Described, Model, check_vocabulary
 from redraft.models.parts.backbone import Backbone
 from redraft.settings import Settings
-
-
-def zoo() -> dict[str, Path]:
-    """Shipped checkpoints by name: those under $REDRAFT_ZOO, else under ``zoo/`` of the checkout."""
-    root = Path(os.environ.get("REDRAFT_ZOO") or Path(__file__).parents[2] / "zoo")
-    return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
+from redraft.shipped import zoo
 
 
 def resolve(name_or_path: str | Path) -> Path:

@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "redraft"
 # pairs in APART.
 TIERS = [
     {"errors", "types"},
-    {"registry", "config", "runtime", "files", "hub"},
+    {"registry", "config", "runtime", "files", "hub", "shipped"},
     {"data", "noise", "models", "weights"},
     {
         "presets",
@@ -98,11 +98,12 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not {"torch", "numpy", "transformers", "typer", "pydantic"} & set(loaded)
 
 
-def test_the_command_line_loads_no_torch_for_help() -> None:
-    code = """
+@pytest.mark.parametrize("arguments", [["--help"], ["models", "--checkpoints"]], ids=" ".join)
+def test_the_command_line_loads_no_torch_for(arguments: list[str]) -> None:
+    code = f"""
 import sys
 from redraft.cli._main import main
-assert main(["--help"]) == 0
+assert main({arguments}) == 0
 print("LOADED", *sys.modules)
 """
     loaded = run(code).split("LOADED")[1].split()

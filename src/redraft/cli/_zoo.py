@@ -12,7 +12,7 @@ SUMS = "SHA256SUMS"  # in the format of sha256sum
 
 def folder() -> Path | None:
     """The folder of shipped checkpoints, or None where there are none."""
-    from redraft.loading import zoo
+    from redraft.shipped import zoo
 
     return next((path.parent for path in zoo().values()), None)
 

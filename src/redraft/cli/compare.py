@@ -200,7 +200,7 @@ def _numbers(read: Callable[[str], _N], text: str | None, option: str, wrong: st
 
 def chosen_bases(named: Sequence[str] | None, families: Sequence[str], default: str) -> dict[str, str]:
     """What to fine-tune: what was named; else the shipped models ``default``-<family>, if all of them exist."""
-    from redraft.loading import zoo
+    from redraft.shipped import zoo
 
     if named:
         return {} if list(named) == [_SCRATCH] else bases(named, families)
@@ -217,7 +217,8 @@ def bases(named: Sequence[str], families: Sequence[str]) -> dict[str, str]:
         UserError: there is neither.
     """
     from redraft.errors import suggest
-    from redraft.loading import family_of, resolve, zoo
+    from redraft.loading import family_of, resolve
+    from redraft.shipped import zoo
 
     found: dict[str, str] = {}
     for name in named:

@@ -123,7 +123,7 @@ def _presets(device: str) -> list[dict[str, Any]]:
 
 def _checkpoints() -> list[dict[str, Any]]:
     from redraft.cli._zoo import facts
-    from redraft.loading import zoo
+    from redraft.shipped import zoo
 
     return [facts(path) for path in zoo().values()]
 

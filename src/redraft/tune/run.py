@@ -23,12 +23,13 @@ from redraft.compare.study import Cells, digest
 from redraft.data.examples import Example
 from redraft.errors import UserError
 from redraft.files import atomic_folder, read_json, write_atomically
-from redraft.loading import load, resolve, zoo
+from redraft.loading import load, resolve
 from redraft.metrics import Metric
 from redraft.metrics.flops import Flops
 from redraft.metrics.speed import ratio_interval
 from redraft.model import Model
 from redraft.settings import Settings
+from redraft.shipped import zoo
 from redraft.tasks import Choice, choose
 from redraft.tune import page, race, space
 from redraft.tune.race import Piece, Race, Racer
