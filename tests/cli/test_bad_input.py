@@ -102,6 +102,8 @@ def test_compare_and_evaluate_refuse_bad_data_too(redraft: Redraft, pairs: Path,
         (["generate", "--model", "translate-en-de-masked", "--prompt", "x", "--option", "block"], "KEY=VALUE"),
         (["generate", "--model", "translate-en-de-maskd", "--prompt", "x"], "Did you mean 'translate-en-de-masked'?"),
         (["generate", "--model", "translate-en-de-masked", "--prompt", "x", "--device", "gpu"], "--device cpu"),
+        (["evaluate", "--model", "translate-en-de-masked", "--data", "x", "--limit", "3"], "--rows"),
+        (["train", "--out", "out", "--budget", "3"], "--minutes"),
         (["generate", "--prompt", "x"], "--model"),
         (
             ["generate", "--model", "translate-en-de-masked", "--prompt", "x", "--max-new-tokens", "many"],

@@ -105,6 +105,7 @@ def test_a_race_is_run_and_judged(visit: Callable[..., Any]) -> None:
     for lane in ("#lane-left", "#lane-right"):
         assert "tokens/s" in page.locator(f"{lane} .numbers").inner_text()
     assert page.locator(".lane.first").count() >= 1
+    assert "replayed" in page.locator("#race-clock").inner_text()  # that speed is the replay's, not a model's
 
 
 def test_what_is_selected_is_written_anew_and_the_rest_stays(visit: Callable[..., Any]) -> None:

@@ -12,6 +12,7 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -115,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         return _refuse(error.what, error.remedy, as_json)
     except typer.TyperException as error:
-        return _refuse(_sentence(error.format_message()), f"See: redraft {_verb(arguments)}--help", as_json)
+        return _refuse(_sentence(_told(error)), f"See: redraft {_verb(arguments)}--help", as_json)
     except KeyboardInterrupt:
         return _interrupted(arguments)
     except BrokenPipeError:
@@ -151,6 +152,17 @@ def _refuse(what: str, remedy: str, as_json: bool) -> int:
         with contextlib.suppress(OSError):
             typer.echo(json.dumps({"error": {"what": what, "remedy": remedy}}, ensure_ascii=False))
     return _BAD_INPUT
+
+
+def _told(error: Any) -> str:
+    """What typer says of a mistake. Instead of an option that isn't there, those may be meant that are spelt alike, and
+    those that are explained by its name."""
+    if getattr(error, "possibilities", None) is not None and error.ctx is not None:
+        word = error.option_name.lstrip("-")
+        about = [(one.opts[0], getattr(one, "help", None) or "") for one in error.ctx.command.params]
+        explained = [name for name, text in about if word in re.findall(r"\w+", text.lower())]
+        error.possibilities = sorted({*error.possibilities, *explained})
+    return str(error.format_message())
 
 
 def _sentence(text: str) -> str:

@@ -34,7 +34,9 @@ def evaluate(
     input_: t.Input = None,
     target: t.Target = None,
     skip_bad_rows: t.SkipBadRows = False,
-    rows: Annotated[int, typer.Option(min=1, help="Most rows to use, drawn from all; the same every time.")] = 500,
+    rows: Annotated[
+        int, typer.Option(min=1, help="Limit: most rows to use, drawn from all; the same every time.")
+    ] = 500,
     task: Annotated[str | None, typer.Option(help="translation, qa ... Unset: recognised from the data.")] = None,
     max_new_tokens: how.MaxNewTokens = None,
     steps: how.Steps = None,
