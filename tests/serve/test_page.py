@@ -230,3 +230,9 @@ def test_on_a_phone_nothing_hangs_over(visit: Callable[..., Any]) -> None:
     for tab in ("focus", "race", "infill", "story", "code"):
         page.tap(f"#tab-{tab}")
         assert page.evaluate("document.documentElement.scrollWidth") <= 380, tab
+    page.evaluate("() => { document.getElementById('race-timeline').hidden = false; }")
+    page.evaluate(
+        "() => { document.getElementById('race-clock').textContent = '35 ms · replayed in 114× slow motion'; }"
+    )
+    page.tap("#tab-race")
+    assert page.locator("#race-scrub").bounding_box()["width"] > 100  # long enough for a thumb
