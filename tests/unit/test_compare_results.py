@@ -81,6 +81,11 @@ def test_a_setting_that_scores_lower_or_is_slower_is_no_rival() -> None:
     assert better["rivals"] == quicker["rivals"] == []
 
 
+def test_where_a_setting_is_no_faster_than_the_baseline_nothing_is_said_of_others() -> None:
+    (line,) = summarise(record(damage={MANY.id: 0.35}, seconds={MANY.id: 5.0}))["verdict"]["lines"]
+    assert line["rivals"] == [] and "But" not in line["text"] and "slower at every batch size" in line["advice"]
+
+
 def test_a_better_model() -> None:
     found = summarise(record(damage={BEAM.id: 0.4, GREEDY.id: 0.5, MANY.id: 0.02}))
     assert found["verdict"]["lines"][0]["quality"] == "better"

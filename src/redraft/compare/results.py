@@ -444,7 +444,8 @@ def _line(
     mine, theirs = ((r["work"] or {}).get("flops_per_token") for r in (row, quick))
     compute = mine / theirs if mine and theirs else None
     against = first["label"] if first is quick else f"{first['label']}; speed and compute against {quick['label']}"
-    entries = _rivals(record, row["id"], quick["id"])
+    gained = {ratio.batch for ratio in ratios if ratio.word == "faster"}  # where there is something to take away
+    entries = [entry for entry in _rivals(record, row["id"], quick["id"]) if entry["batch"] in gained]
     rivals = [
         verdict.Rival(
             record.settings[e["setting"]].label,
