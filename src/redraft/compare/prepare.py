@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Base:
     """What a study must know of a checkpoint that it starts from. The weights are not kept."""
 
     family: str
+    table: Mapping[str, Any]  # of the family, as its own file has it, so that results of a study keep their keys
     parameters: int
     width: int
     longest: int  # positions it has
@@ -51,7 +52,9 @@ class Base:
     def read(cls, name_or_path: str) -> Base:
         model = load(name_or_path, "cpu")
         shape = model.network.config
-        return cls(model.family_name, model.parameters, shape.dim, shape.max_length, model.tokenizer)
+        own = read_json(resolve(name_or_path) / "config.json").get("family")
+        table = own or family_of(name_or_path)  # of a public one, the family that it loads as
+        return cls(model.family_name, table, model.parameters, shape.dim, shape.max_length, model.tokenizer)
 
 
 @dataclass
@@ -114,8 +117,7 @@ class Grounds:
 
     def family(self, name: str) -> dict[str, Any]:
         """A family's table: that of the checkpoint to start from, if any, with the study's options on top."""
-        base = self.study.bases.get(name)
-        own = _family_of(base) if base else {"name": name}
+        own = self.bases[name].table if name in self.bases else {"name": name}
         return {**own, **self.study.family_options.get(name, {})}
 
     def spec(self, name: str) -> Spec:
@@ -328,14 +330,6 @@ def _shared_tokenizer(study: Study, bases: Mapping[str, Base]) -> Tokenizer:
     if len({base.tokenizer.fingerprint for base in bases.values()}) > 1:
         raise UserError("the checkpoints to fine-tune have different tokenizers.", "Use a pair trained alike.")
     return bases[study.baseline].tokenizer
-
-
-@lru_cache
-def _family_of(base: str) -> dict[str, Any]:
-    """A checkpoint's family as its own file has it, so that results of a study keep their keys; of a public one, the
-    family that it loads as."""
-    found: dict[str, Any] = read_json(resolve(base) / "config.json").get("family") or family_of(base)
-    return found
 
 
 def _longest(bases: Mapping[str, Base]) -> int:

@@ -445,7 +445,8 @@ def _line(
     compute = mine / theirs if mine and theirs else None
     against = first["label"] if first is quick else f"{first['label']}; speed and compute against {quick['label']}"
     gained = {ratio.batch for ratio in ratios if ratio.word == "faster"}  # where there is something to take away
-    entries = [entry for entry in _rivals(record, row["id"], quick["id"]) if entry["batch"] in gained]
+    found = _rivals(record, row["id"], quick["id"]) if gained else []
+    entries = [entry for entry in found if entry["batch"] in gained]
     rivals = [
         verdict.Rival(
             record.settings[e["setting"]].label,
