@@ -1,5 +1,5 @@
 # `make demo` and `make test` need Python 3.11 to 3.13 and make, nothing else.
-# Another Python:  make test PYTHON=python3.12
+# To use another Python: make test PYTHON=python3.12
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -7,27 +7,27 @@ OUT ?= runs/demo
 BIN := .venv/bin
 READY := .venv/.ready
 
-# Waiting threads sleep instead of spinning: a factor of 4 to 10 where cores are shared.
+# Waiting threads sleep instead of spinning. On shared cores spinning costs a factor of 4 to 10.
 export OMP_WAIT_POLICY := passive
 
 .PHONY: help install demo test lint types unit format checksums clean
 
 help:
-	@echo "make demo     shipped models at work: denoising, a race, a small comparison, a report"
+	@echo "make demo     shipped models: denoising step by step, a speed comparison, a small study with a report"
 	@echo "make test     lint, types and all tests"
-	@echo "make install  only the .venv (both of the above see to it)"
-	@echo "make format   mend what the formatter and linter can mend"
-	@echo "make clean    remove the .venv and caches; runs/ stays"
+	@echo "make install  create the .venv (the two commands above also do this)"
+	@echo "make format   fix what the formatter and linter can fix"
+	@echo "make clean    remove the .venv and caches, but not runs/"
 
 install: $(READY)
 
-# --no-compile: Python compiles what it imports; compiling all of torch ahead takes longer than all else.
+# --no-compile: Python compiles modules when they are imported. Compiling all of torch would take longer than the rest.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
-	  { echo "error: redraft needs Python 3.11 to 3.13. Name one: make install PYTHON=python3.12" >&2; exit 2; }
+	  { echo "error: redraft needs Python 3.11 to 3.13. Give its path: make install PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "error: this Python has no venv module. Install it (Debian, Ubuntu: python3-venv)." >&2; exit 2; }
-	@echo "Installing into .venv: pip fetches torch and more, which takes some minutes and says nothing meanwhile."
+	@echo "Installing into .venv. pip downloads torch and other packages; this takes some minutes without any output."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e ".[dev]" -c constraints.txt
 	@touch $(READY)
@@ -44,11 +44,11 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# One torch thread per worker: two workers of two threads on two cores only wait for each other.
+# One torch thread per worker: two workers with two threads each would compete for two cores.
 unit: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=20
 
-# After adding or changing a checkpoint; `redraft doctor` and a test verify them.
+# Run this after adding or changing a checkpoint. `redraft doctor` and a test verify the checksums.
 checksums:
 	cd zoo && sha256sum */* > SHA256SUMS
 

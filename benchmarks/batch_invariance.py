@@ -1,25 +1,25 @@
-"""Does a text depend on its neighbours? Every sampler with every cache: ragged batches against single rows.
+"""Batch invariance: does a text depend on the other rows of its batch? Every sampler with every cache.
 
     python -m benchmarks.batch_invariance [--samplers confidence,wino] [--rows 4]
 
-In float32, on an untrained network with opinions (its weights are enlarged), of each family that the sampler is for;
-``confidence`` and ``threshold`` also write block by block (family block), and where the length changes (expand).
-Batches of several sizes change how sums are rounded: a decision may turn where it was that close. A text counts as
-*equal* if its ids are (with their number, where lengths change) and so is the number of its passes, as *close* if, in
-the pass in which the two part, predictions agree within 1e-4 and
+Ragged batches are compared with single rows, in float32, on an untrained network with enlarged weights, for each family
+that a sampler supports; ``confidence`` and ``threshold`` also run block by block (family block) and with changing
+length (expand). Sums are rounded differently in batches of other sizes, so a close decision may change. A text counts
+as *equal* if its ids and its number of forward passes are equal (and its length, where lengths change). It counts as
+*close* if, in the forward pass in which the two runs diverge, predictions agree within 1e-4 and
 
-- either another token was drawn at some position: both use the same uniform, so it lay within 1e-4 of an edge between
-  the two tokens (at temperature 0: the two likeliest tokens are that close);
-- or other positions were written, and two of them were within 1e-4 in confidence.
+- either another token was sampled at some position: both runs use the same uniform number, which was within 1e-4 of the
+  boundary between the two tokens (at temperature 0: the probabilities of the two likeliest tokens are that close);
+- or other positions were written, and the confidences of two of them were within 1e-4.
 
-Continuous diffusion decides nothing before its last passes: vectors go on from step to step, and rounding with them.
-So its texts are compared by the last pass, which predicts tokens (embedding) or decodes them (latent), with the same
-excuse, and by vectors besides: those predicted at every pass (embedding), or those decoded in the end (latent). The
-greatest difference of a number is told; one above 1e-3 of the largest number counts as a dependence. Samplers of edits
-draw by rates; theirs have no excuse.
+Continuous diffusion makes no decisions before its last forward passes: rounding errors accumulate in vectors. Its texts
+are compared by the last forward pass, which predicts tokens (embedding) or decodes them (latent), with the same rule,
+and by vectors: those predicted in every forward pass (embedding), or those decoded at the end (latent). The largest
+difference of a component is reported; more than 1e-3 of the largest component counts as a dependence. Samplers of edits
+sample from rates; no difference is tolerated for them.
 
-Anything else is a dependence on neighbours, set in bold. Prints a table; exits with 1 if there is any, or a sampler
-that could not be run at all.
+Every other difference is a dependence on the batch, printed in bold. Prints a table; exits with 1 if there is such a
+difference, or a sampler that could not be run.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ from redraft import registry
 from redraft.canvas import Growth
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
+from redraft.generation.start import start_rows
 from redraft.model import Model
 from redraft.presets import preset
-from redraft.types import PAD, Canvas, Forward, Output
+from redraft.types import PAD, Canvas, Output, Request, VectorQuery
 
 MARGIN, DRIFT = 1e-4, 1e-3
 MASKS = [{"name": "masked"}]
 LENGTHS = [{"name": "block", "block": 4}, {"name": "expand"}]
 VECTORS = [{"name": "embedding"}, {"name": "latent"}]
-# Families of the samplers that are not for masked diffusion alone; the others fill masks.
+# Families of samplers that support others than masked diffusion; the remaining samplers fill masks.
 HOMES: dict[str, list[dict[str, Any]]] = {
     "analytic": [{"name": "sedd"}, {"name": "sedd", "process": "uniform"}],
     "autoregressive": [{"name": "autoregressive"}],
@@ -62,7 +63,7 @@ FREE = (12, 5, 9, 14, 3, 7)  # free positions of the rows of a batch
 
 @dataclass(frozen=True)
 class Seen:
-    """One pass of one row."""
+    """One forward pass of one row."""
 
     want: tuple[int, ...]
     token: tuple[int, ...]
@@ -73,21 +74,21 @@ class Seen:
 
 @dataclass
 class Watch:
-    """What was predicted and drawn, pass by pass, for each row."""
+    """The predictions and samples of each row, forward pass by forward pass."""
 
     seen: dict[int, list[Seen]] = field(default_factory=dict)
 
-    def __call__(self, ask: Forward, out: Output) -> None:
-        assert ask.rows is not None
-        about, owner = ask.about, (ask.want >= 0).nonzero()[:, 0]
-        for number, row in enumerate(ask.rows.tolist()):
-            real, mine = ask.want[number] >= 0, owner == number
+    def __call__(self, request: Request, out: Output) -> None:
+        positions, owner = request.target_positions, (request.targets >= 0).nonzero()[:, 0]
+        query = request.find(VectorQuery)
+        for number, row in enumerate(request.rows.tolist()):
+            real, mine = request.targets[number] >= 0, owner == number
             vector = None if out.vector is None else out.vector[mine].double()
-            if ask.vectors is not None and ask.vectors.kind == "decode":
-                assert ask.vectors.z is not None and ask.vectors.noisy is not None
-                vector = ask.vectors.z[number][ask.vectors.noisy[number]].double()
+            if query is not None and query.kind == "decode":
+                assert query.vectors is not None and query.noisy is not None
+                vector = query.vectors[number][query.noisy[number]].double()
             one = Seen(
-                tuple(about[number][real].tolist()),
+                tuple(positions[number][real].tolist()),
                 tuple(out.token[number][real].tolist()),
                 out.conf[number][real].double().exp(),
                 out.log_p[mine].double().exp(),
@@ -98,37 +99,39 @@ class Watch:
 
 def model_of(family: dict[str, Any]) -> Model:
     tokenizer = Tokenizer.bytes()
-    model = Model.fresh(family, tokenizer, preset("toy", tokenizer.vocab_size), conditional=True, seed=1)
+    model = Model.fresh(family, tokenizer, preset("toy", tokenizer.vocab_size), paired=True, seed=1)
     for parameter in model.network.parameters():
         if parameter.ndim == 2:
             parameter.data.mul_(4)
-    model.network.embedding.weight.data[list(model.spec.borders)] *= 2  # so that a few are written
+    model.network.embedding.weight.data[list(model.spec.tokens.segment_end_ids)] *= (
+        2  # so that some of them are generated
+    )
     model.network.requires_grad_(False)
     return model
 
 
 def write(model: Model, settings: dict[str, Any], rows: list[int]) -> tuple[Canvas, Watch]:
-    """Texts of these rows, whose prompts and lengths differ."""
+    """Generate the texts of these rows, whose prompts and lengths differ."""
     prompts = [[65 + row, 70, 66 + 2 * row, 4] if row % 2 else [65 + row, 4] for row in rows]
     free = [FREE[row % len(FREE)] for row in rows]
     growth = None
-    if model.spec.grows:
+    if model.spec.variable_length:
         growth = Growth([len(p) + n + 6 for p, n in zip(prompts, free, strict=True)], [[len(p)] for p in prompts])
-        most = model.family.start if model.spec.edits else 99
+        most = model.family.initial_length if model.spec.edits else 99
         closed = [[*[None] * min(n - 1, most), model.tokenizer.eos_id] for n in free]
     else:
         closed = [[None] * n for n in free]
     chosen = model.settings(seed=rows[0], max_new_tokens=max(free), **settings)
     texts = [[*prompt, *answer] for prompt, answer in zip(prompts, closed, strict=True)]
-    drafting = model.prepare(texts, [len(p) for p in prompts], chosen, length_known=True, growth=growth)
-    watch = drafting.loop.watch = Watch()
+    drafting = start_rows(model, texts, [len(p) for p in prompts], chosen, growth)
+    watch = drafting.loop.on_answer = Watch()
     for _ in drafting:
         pass
     return drafting.canvas, watch
 
 
 def excused(alone: list[Seen], together: list[Seen]) -> bool:
-    """Did the two part at a decision that was closer than ``MARGIN``? See above."""
+    """Did the two runs diverge at a decision closer than ``MARGIN``? See the module docstring."""
     if alone[-1].vector is not None:
         alone, together = alone[-1:], together[-1:]
     before: Seen | None = None
@@ -147,7 +150,7 @@ def excused(alone: list[Seen], together: list[Seen]) -> bool:
 
 
 def drift(alone: list[Seen], together: list[Seen]) -> float:
-    """The greatest difference of a predicted vector's number, relative to the largest; 0 where there are no vectors."""
+    """The largest difference of a vector component, relative to the largest component; 0 without vectors."""
     found = 0.0
     for ours, theirs in zip(alone, together, strict=False):
         if ours.vector is not None and theirs.vector is not None:
@@ -157,7 +160,7 @@ def drift(alone: list[Seen], together: list[Seen]) -> float:
 
 @dataclass
 class Cell:
-    """What became of the texts of one sampler, family and cache."""
+    """The results for the texts of one sampler, family and cache."""
 
     equal: int = 0
     close: int = 0

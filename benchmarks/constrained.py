@@ -1,11 +1,11 @@
-"""Constrained generations over generated regular expressions and JSON schemas, with a real vocabulary and an adversary.
+"""Constrained generation with random regular expressions and JSON schemas, a shipped vocabulary and adversarial logits.
 
     python -m benchmarks.constrained [--constraints 1000] [--each 10] [--seed 0]
 
-Every constraint is written by ``--each`` pairs of sampler and mood of the adversary, in turn; half of the models choose
-their length beforehand. Texts are judged by Python's ``re`` and by a validator written from the specification (and by
-jsonschema-rs where it is installed). A refusal ("needs at least n tokens") is checked: n positions must do, n - 1 not.
-Prints one JSON object, and every failure.
+Every constraint is used by ``--each`` pairs of sampler and adversary in turn; half of the models choose their length
+beforehand. Texts are checked with Python's ``re`` and with a validator written from the specification (and with
+jsonschema-rs if it is installed). An error ("needs at least n tokens") is checked: n positions must suffice, n - 1 must
+not. Prints one JSON object, and every failure.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def main() -> None:
     @given(case=wanted)
     def every(case: tuple[str, Any]) -> None:
         kind, value = case
-        number = found[kind] + found[f"refused {kind}"]
+        number = found[kind] + found[f"rejected {kind}"]
         before = time.perf_counter()
         try:
             room = room_for({kind: value}, found)
         except UserError as error:
-            found[f"refused {kind}"] += 1
-            print(json.dumps({"refused": [kind, value], "because": str(error)}, ensure_ascii=False))
+            found[f"rejected {kind}"] += 1
+            print(json.dumps({"rejected": [kind, value], "because": str(error)}, ensure_ascii=False))
             return
         for turn in range(args.each):
             name, sampler = methods[(number + turn) % len(methods)]
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def room_for(wanted: dict[str, Any], found: Counter[str]) -> int:
-    """``ROOM``, or for a constraint that needs more, exactly what it needs, one position less being refused."""
+    """``ROOM``, or for a constraint that needs more, its minimum, after checking that one position less is an error."""
     least = constrained.least_room(wanted)
     if least is None or least + 1 <= ROOM:
         return ROOM
@@ -85,12 +85,12 @@ def room_for(wanted: dict[str, Any], found: Counter[str]) -> int:
         constrained.write(wanted, "first_hitting", dict(constrained.methods())["first_hitting"], "noise", 0, least - 1)
     except UserError:
         found["exact refusals"] += 1
-        return least + 1  # where the length is chosen beforehand, end-of-text takes one
-    raise AssertionError(f"{least} tokens are said to be needed, and fewer do")
+        return least + 1  # a length chosen beforehand includes end-of-text
+    raise AssertionError(f"the error says that {least} tokens are needed, but fewer suffice")
 
 
 def accepted(kind: str, value: Any, text: str) -> bool:
-    """A second opinion on JSON."""
+    """Check JSON with a second validator."""
     try:
         import jsonschema_rs
     except ImportError:

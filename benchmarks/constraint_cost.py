@@ -1,10 +1,11 @@
-"""What constraints cost: compiling, and milliseconds a pass, for real and for large vocabularies.
+"""Cost of constraints: compile time and milliseconds of each forward pass, for a shipped and a large vocabulary.
 
     python benchmarks/constraint_cost.py
 
-The network answers with ready-made logits, so a pass costs what drawing and bookkeeping cost; the same run without a
-constraint is taken off. Seconds are CPU time of this process on one thread, so that neighbours don't count.
-The large vocabulary is that of a shipped checkpoint with pairs of its tokens added. Prints one JSON object a case.
+The network returns precomputed logits, so that only sampling and bookkeeping are measured; the time of the same run
+without a constraint is subtracted. Times are CPU seconds of this process on one thread, so that other processes don't
+count. The large vocabulary is that of a shipped checkpoint, extended by pairs of its tokens. Prints one JSON object for
+each case.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ import torch
 from torch import Tensor
 
 from redraft.canvas import make_canvas
-from redraft.constraints._constrained import Constrained
-from redraft.constraints._tokens import over_tokens
+from redraft.constraints.automata.token_automaton import over_tokens
+from redraft.constraints.shared.canvas_constraint import CanvasConstraint
 from redraft.data.tokenizer import Tokenizer
-from redraft.decode import Loop, Method
+from redraft.generation.loop import Loop, Method
+from redraft.noise.absorbing import Absorbing
 from redraft.noise.schedules.linear import Linear
 from redraft.registry import find
 from redraft.samplers.autoregressive import Autoregressive
 from redraft.samplers.confidence import Confidence
-from redraft.types import Attend, Forward, Spec
+from redraft.types import AttentionPattern, FamilyFacts, Forward, NetworkFacts, Spec, TokenIds
 
 ZOO = Path(__file__).parents[1] / "zoo" / "translate-en-de-masked"
 SCHEMA = {
@@ -58,7 +60,7 @@ def main() -> None:
             shape = {"states": automaton.states, "classes": len(tokens.moves), "edges": len(tokens.source)}
             result: dict[str, Any] = {"vocabulary": len(texts), "kind": kind, "value": str(value)[:30]} | shape
             result |= {"automaton_s": round(between - begun, 3), "tokens_s": round(done - between, 3)}
-            constraint = Constrained(tokens, tokenizer.eos_id, tokenizer.mask_id)
+            constraint = CanvasConstraint(tokens, tokenizer.eos_id, tokenizer.mask_id)
             for name, sampler, rows in (
                 ("ar", Autoregressive(), 1),
                 ("ar", Autoregressive(), 32),
@@ -66,7 +68,7 @@ def main() -> None:
                 ("masked", Confidence(steps=16), 32),
             ):
                 if rows == 32 and len(texts) > 10_000:
-                    continue  # a gigabyte of logits
+                    continue  # logits would need a gigabyte
                 bare = per_pass(sampler, None, len(texts), rows)
                 bound = per_pass(sampler, constraint, len(texts), rows)
                 result[f"{name}_{rows}_ms"] = round(1000 * (bound - bare), 2)
@@ -74,16 +76,20 @@ def main() -> None:
             print(json.dumps(result), flush=True)
 
 
-def per_pass(sampler: Any, constraint: Constrained | None, vocabulary: int, rows: int, room: int = 64) -> float:
-    """CPU seconds of one pass over ``room`` positions, the best of three runs."""
+def per_pass(sampler: Any, constraint: CanvasConstraint | None, vocabulary: int, rows: int, room: int = 64) -> float:
+    """CPU seconds of one forward pass over ``room`` positions, the best of three runs."""
     causal = isinstance(sampler, Autoregressive)
-    attend, schedule = Attend("causal" if causal else "full"), None if causal else Linear()
-    spec = Spec(vocabulary, 0, 1, 3, attend, False, False, int(causal), False, schedule, forbidden=(0, 2, 3, 4))
+    attend, schedule = AttentionPattern("causal" if causal else "full"), None if causal else Linear()
+    spec = Spec(
+        TokenIds(vocabulary, 0, 1, 3, forbidden=(0, 2, 3, 4)),
+        NetworkFacts(attend, shift=int(causal)),
+        FamilyFacts(schedule, None if causal else Absorbing()),
+    )
     logits = torch.randn(rows * (1 if causal else room), vocabulary, generator=torch.Generator().manual_seed(0))
-    logits[:, 1] = -100.0  # texts as long as they may be
+    logits[:, 1] = -100.0  # texts of maximum length
 
-    def network(ask: Forward, store: object = None) -> Tensor:
-        return logits[: int((ask.want >= 0).sum())].clone()
+    def network(request: Forward, store: object = None) -> Tensor:
+        return logits[: int((request.targets >= 0).sum())].clone()
 
     best = float("inf")
     for _ in range(3):

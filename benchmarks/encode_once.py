@@ -1,11 +1,11 @@
-"""What it saves to encode a prompt once for a text, and not at every pass.
+"""Encoding a prompt once for each text instead of in every forward pass: the time saved.
 
     python benchmarks/encode_once.py
 
-One text at a time, 24 new tokens, prompts of three lengths, networks of preset 3m with random weights (cost does not
-depend on them): an encoder-decoder with the exact cache and without any, and a transformer of as many weights likewise,
-both in their lean form. Milliseconds are CPU time of this process on one thread, the least of several rounds;
-operations are counted. Prints one JSON object a case.
+One text at a time, 24 new tokens, prompts of three lengths, networks of preset 3m with random weights (the cost does
+not depend on them): an encoder-decoder with the exact cache and without a cache, and a transformer with as many
+weights, all in their fast CPU form. Milliseconds are CPU time of this process on one thread, the minimum of several
+rounds; operations are counted. Prints one JSON object for each case.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from redraft.data.tokenizer import Tokenizer
-from redraft.metrics.flops import Flops
 from redraft.model import Model
 from redraft.presets import shape
 
@@ -41,16 +40,16 @@ def measure(model: Model, family: str, network: str, prompt: list[int], cache: s
     settings = model.settings(max_new_tokens=NEW, ignore_eos=True, cache=cache, **way)
     seconds = []
     for _ in range(ROUNDS):
-        drafting = model.draft([prompt], settings)
+        drafting = model.start([prompt], settings)
         begun = time.process_time()
         for _ in drafting:
             pass
         seconds.append(time.process_time() - begun)
     work = vars(drafting.loop.counter)
-    counted = {name: work[name] for name in ("queries", "pairs", "wanted", "encoded", "encoded_pairs")}
+    counted = {name: work[name] for name in ("queries", "pairs", "targets", "encoded", "encoded_pairs")}
     found = {"family": family, "network": network, "cache": cache, "prompt": len(prompt), "new": NEW}
     found |= {"passes": work["passes"], "encoded": work["encoded"]}
-    found |= {"mflop": round(Flops(model.network.config).forward(**counted) / 1e6, 1)}
+    found |= {"mflop": round(model.network.forward_cost().of_counts(**counted) / 1e6, 1)}
     print(json.dumps(found | {"cpu_ms": round(1000 * min(seconds), 2)}), flush=True)
 
 

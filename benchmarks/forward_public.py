@@ -1,9 +1,9 @@
-"""One forward pass of public checkpoints: ours against that of transformers, same weights, taking turns.
+"""One forward pass of public checkpoints: redraft against transformers, with the same weights, in turn.
 
     python benchmarks/forward_public.py [--dim 512] [--layers 8] [--length 256] [--rounds 15]
 
-Random Llama, Qwen2, Qwen3 and GPT-2 of about 35M parameters; logits at every position. Prints one JSON object a model:
-median seconds of each, of their CPU time where the machine is shared, and their ratio.
+Random Llama, Qwen2, Qwen3 and GPT-2 of about 35M parameters; logits at every position. Prints one JSON object for each
+model: median seconds of both (of their CPU time if the machine is shared), and their ratio.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             theirs.save_pretrained(folder)
             model = redraft.load(folder, "cpu")
-        network, ids = model.writer(), torch.randint(0, 8192, (1, args.length))
+        network, ids = model.inference_network(), torch.randint(0, 8192, (1, args.length))
         pos = torch.arange(args.length)[None]
-        ask = Forward(x=ids, pos=pos, want=pos + 1, attend=model.spec.attend)
+        request = Forward(tokens=ids, positions=pos, targets=pos + 1, attention=model.spec.network.attention)
         calls = {
-            "ours": lambda network=network, ask=ask: network(ask),
+            "ours": lambda network=network, request=request: network(request),
             "theirs": lambda theirs=theirs, ids=ids: theirs(ids).logits,
         }
         took: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
         with torch.inference_mode():
-            gap = (network(ask) - theirs(ids).logits[0]).abs().max()
+            gap = (network(request) - theirs(ids).logits[0]).abs().max()
             for _ in range(args.rounds):
                 for who, call in calls.items():
                     wall, busy = time.perf_counter(), time.process_time()

@@ -1,14 +1,14 @@
-"""A trained encoder becomes a diffusion model: what is the training worth that a BERT brings along?
+"""A trained encoder as the start of a diffusion model: how much training does a pre-trained BERT save?
 
-A ``ModernBertForMaskedLM`` (Warner et al. 2024, arXiv:2412.13663) is trained by BERT's own objective (Devlin et al.
-2018, 1810.04805), saved by ``transformers`` and fine-tuned as masked diffusion by ``redraft finetune``; so is the
-network that it was before it learnt anything. Both are scored by the bound on the same validation rows with the same
-noise.
+A ``ModernBertForMaskedLM`` (Warner et al. 2024, arXiv:2412.13663) is trained with BERT's objective (Devlin et al. 2018,
+arXiv:1810.04805), saved by ``transformers`` and fine-tuned as masked diffusion by ``redraft finetune``. The same
+network with random weights is trained in the same way. Both are scored by the bound on the same validation rows with
+the same noise.
 
 python benchmarks/from_encoder.py --data-root DATA --out runs/encoder
 
-Stages run in their order, what is done is not done again, and a run that was stopped goes on. ``report.json`` has what
-there is so far.
+Stages run in order. A finished stage is not repeated, and an interrupted run is continued. ``report.json`` holds the
+results so far.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import redraft
-from redraft.conversion import become
-from redraft.data.examples import Columns, load
+from redraft.conversion import convert_family
+from redraft.data.columns import Columns
+from redraft.data.examples import load
 from redraft.data.loader import Loader, batches, tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.files import write_atomically
 from redraft.likelihood import bound
 
 NAMES = {"<pad>": "[PAD]", "<eos>": "[UNK]", "<bos>": "[CLS]", "<mask>": "[MASK]", "<sep>": "[SEP]"}
-LENGTH = 127  # tokens of a window behind its [CLS]
+LENGTH = 127  # tokens of a window after its [CLS]
 BATCH = 2048  # tokens of an update: sixteen windows
 FIXED = (
     f"data.length={LENGTH}",
@@ -48,11 +49,11 @@ FIXED = (
 )
 FIXED += ("train.dtype=bfloat16", "train.log_every=100", "train.validation_rows=30")
 Point = dict[str, float | None]
-_CONSTANT = 0.8  # share of a run in which its learning rate is constant (train.schedule = wsd)
+_CONSTANT = 0.8  # share of a run with constant learning rate (train.schedule = wsd)
 
 
 def untrained(out: Path, kind: str = "modern_bert") -> Path:
-    """An encoder of 3M parameters, random weights and the tokenizer of the shipped base pair, as a public folder."""
+    """A public folder with an encoder of 3M random weights and the tokenizer of the shipped base pair."""
     from transformers import (
         BertConfig,
         BertForMaskedLM,
@@ -78,7 +79,7 @@ def untrained(out: Path, kind: str = "modern_bert") -> Path:
         "max_position_embeddings": LENGTH + 1,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    shape |= {"initializer_range": 0.04}  # 0.02 at 768, as much a matrix
+    shape |= {"initializer_range": 0.04}  # equivalent to 0.02 at width 768
     torch.manual_seed(0)
     model: Any
     if kind == "bert":
@@ -94,8 +95,8 @@ def untrained(out: Path, kind: str = "modern_bert") -> Path:
 
 
 def hide(ids: Tensor, may: Tensor, vocab_size: int, mask: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """BERT's noise: 15 % of ``ids`` [B, L] where they ``may`` be chosen; of these 80 % become the mask, 10 % any token,
-    10 % stay. Returns the ids shown and which were chosen."""
+    """BERT's noise on ``ids`` [B, L]: 15 % of those that ``may`` [B, L] be chosen. Of these, 80 % become the mask, 10 %
+    a random token, and 10 % stay. Returns the noisy ids and which were chosen, both [B, L]."""
     chosen = may & (torch.rand(ids.shape, generator=generator) < 0.15)
     draw = torch.rand(ids.shape, generator=generator)
     shown = ids.masked_fill(chosen & (draw < 0.8), mask)
@@ -104,7 +105,7 @@ def hide(ids: Tensor, may: Tensor, vocab_size: int, mask: int, generator: torch.
 
 
 def encoder(out: Path, kind: str, data: str, tokens: int, lr: float) -> None:
-    """Train the untrained encoder by BERT's own objective: AdamW, warmup over a tenth, linear decay."""
+    """Train the untrained encoder with BERT's objective: AdamW, warmup over a tenth, linear decay."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     folder, log = out / "encoder", out / "encoder.json"
@@ -124,7 +125,7 @@ def encoder(out: Path, kind: str, data: str, tokens: int, lr: float) -> None:
         shown, chosen = hide(batch.ids, batch.target, tokenizer.vocab_size, tokenizer.mask_id, generator)
         with torch.autocast("cpu", torch.bfloat16):
             states = body(input_ids=shown, attention_mask=batch.valid.long()).last_hidden_state
-            logits = head(states[chosen])  # the vocabulary is projected nowhere else
+            logits = head(states[chosen])  # logits at the chosen positions only
         return F.cross_entropy(logits.float(), batch.ids[chosen])
 
     begun = time.monotonic()
@@ -149,25 +150,28 @@ def encoder(out: Path, kind: str, data: str, tokens: int, lr: float) -> None:
         held_out = torch.stack([loss(batch, torch.Generator().manual_seed(9)) for batch in probe]).mean()
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(untrained(out)).save_pretrained(folder)
-    told = {
+    results = {
         "tokens": seen,
         "lr": lr,
         "held_out_nats_per_chosen_token": float(held_out),
         "parameters": model.num_parameters(),
     }
-    write_atomically(log, json.dumps({**told, "seconds": time.monotonic() - begun}) + "\n")
+    write_atomically(log, json.dumps({**results, "seconds": time.monotonic() - begun}) + "\n")
 
 
 def vocabulary(folder: Path) -> Tokenizer:
-    """A folder's tokenizer as ``redraft finetune`` uses it: documents end by [SEP]."""
-    return become(redraft.load(folder), {"name": "masked"}).tokenizer
+    """The tokenizer of a folder as ``redraft finetune`` uses it: documents end with [SEP]."""
+    return convert_family(redraft.load(folder), {"name": "masked"}).tokenizer
 
 
 def finetune(start: Path, out: Path, data: str, tokens: int, lr: float, every: int) -> None:
-    """``redraft finetune`` of a folder as masked diffusion; goes on where it was stopped, returns at once when done.
+    """Run ``redraft finetune`` of a folder as masked diffusion. Continues an interrupted run; skips a finished one.
 
-    The learning rate is constant until 80 % of the tokens, so that points on the way of runs of any length compare, and
-    falls to 5 % from there.
+    The learning rate is constant for 80 % of the tokens, so that points of runs of different lengths are comparable,
+    and then falls to 5 %.
+
+    Raises:
+        SystemExit: the command failed.
     """
     words = [
         sys.executable,
@@ -198,7 +202,7 @@ def chosen(start: Path, out: Path, kind: str, data: str, tokens: int, rates: lis
 
 
 def curve(run: Path) -> list[Point]:
-    """The validations of a run, one a number of tokens."""
+    """The validations of a run: the last one at each number of tokens."""
     file = run / "train" / "metrics.jsonl"
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
     found = {line["tokens"]: line for line in lines if line["kind"] == "validation"}
@@ -206,7 +210,8 @@ def curve(run: Path) -> list[Point]:
 
 
 def worth(nats: float, scratch: list[Point]) -> float | None:
-    """Tokens from scratch to that bound, between two points by the logarithm of the tokens; None: beyond them."""
+    """Tokens that training from scratch needs to reach a bound, interpolated between two points by the logarithm of the
+    tokens; None if it is outside of them."""
     for a, b in pairwise(scratch):
         if b["nats"] <= nats <= a["nats"]:
             share = (a["nats"] - nats) / (a["nats"] - b["nats"]) if a["nats"] > b["nats"] else 0.0
@@ -215,9 +220,9 @@ def worth(nats: float, scratch: list[Point]) -> float | None:
 
 
 def score(folder: Path, data: str, rows: int) -> Point:
-    """The bound of a folder's model on validation rows, spread evenly over all, with the noise of seed 0."""
+    """The bound of the model of a folder on validation rows spread evenly over the set, with the noise of seed 0."""
     torch.set_num_threads(1)
-    model = become(redraft.load(folder), {"name": "masked"})
+    model = convert_family(redraft.load(folder), {"name": "masked"})
     examples = load(data, Columns(text="text")).validation
     rows = min(rows, len(examples))
     probe = [examples[i * len(examples) // rows] for i in range(rows)]
@@ -227,8 +232,8 @@ def score(folder: Path, data: str, rows: int) -> Point:
 
 
 def report(out: Path) -> dict[str, Any]:
-    """Both curves, and what training from scratch needs for each point of the converted ones: on the way against the
-    longest run's way, ends (learning rate run out, more rows) against ends."""
+    """Both curves, and what training from scratch needs to reach each point of the converted ones. Intermediate points
+    are compared with those of the longest run; final points (learning rate at its end, more rows) with final points."""
 
     def read(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
@@ -258,8 +263,8 @@ def report(out: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", default=STAGES, help=f"of {', '.join(STAGES)}; unset: all")
-    parser.add_argument("--data-root", help="unset: $REDRAFT_DATA")
+    parser.add_argument("stages", nargs="*", default=STAGES, help=f"of {', '.join(STAGES)}; default: all")
+    parser.add_argument("--data-root", help="default: $REDRAFT_DATA")
     parser.add_argument("--data", default="lm/novels")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kind", choices=("modern_bert", "bert"), default="modern_bert")
@@ -267,10 +272,12 @@ def main() -> None:
     parser.add_argument("--encoder-lr", type=float, default=2e-3)
     parser.add_argument("--converted", type=int, nargs="+", default=[1_000_000], metavar="TOKENS")
     parser.add_argument("--scratch", type=int, nargs="+", default=[2_000_000], metavar="TOKENS")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3], help="tried for each on --trial tokens")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[1e-3, 2e-3], help="learning rates to try, each on --trial tokens"
+    )
     parser.add_argument("--trial", type=int, default=100_000, metavar="TOKENS")
-    parser.add_argument("--every", type=int, default=250_000, metavar="TOKENS", help="between validations")
-    parser.add_argument("--rows", type=int, default=120, help="validation rows that ends are scored on")
+    parser.add_argument("--every", type=int, default=250_000, metavar="TOKENS", help="tokens between validations")
+    parser.add_argument("--rows", type=int, default=120, help="validation rows for the final scores")
     options = parser.parse_args()
     if options.data_root:
         os.environ["REDRAFT_DATA"] = options.data_root
@@ -291,13 +298,13 @@ def main() -> None:
 
 
 def ended(folder: Path, name: str, out: Path, data: str, rows: int) -> None:
-    """Score a folder's model, once, into ``name``.json."""
+    """Score the model of a folder, once, into ``name``.json."""
     if folder.exists() and not (out / f"{name}.json").exists():
         write_atomically(out / f"{name}.json", json.dumps(score(folder, data, rows)) + "\n")
 
 
 def tell(out: Path) -> dict[str, Any]:
-    """Write the report as it stands."""
+    """Write the report with the results so far."""
     found = report(out)
     write_atomically(out / "report.json", json.dumps(found, indent=1) + "\n")
     return found

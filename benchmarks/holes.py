@@ -1,12 +1,12 @@
-"""Sizes of holes and lengths of answers: how often the ways of choosing them are right, on held-out pairs.
+"""Sizes of holes and lengths of answers: accuracy of the ways to choose them, on held-out pairs.
 
     python benchmarks/holes.py [--model translate-en-de-masked] [--data mt/tatoeba.en-de] [--rows 250]
 
 One JSON object per line:
 
-- hole: one to five tokens of a reference are taken out; share of rows whose size (1 to 8) is found, and mean error.
-- text: one or two words are taken out; share of texts restored, by what is told of the hole.
-- answer: the whole answer is to be written; share of rows whose length (1 to 24) is found, and mean error.
+- hole: one to five tokens of a reference are removed; share of rows whose size (1 to 8) is found, and mean error.
+- text: one or two words are removed; share of texts restored, by what is known about the hole.
+- answer: the whole answer is generated; share of rows whose length (1 to 24) is found, and mean error.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from typing import Any
 import torch
 
 import redraft
-from redraft import infilling
 from redraft.data.examples import Example, load
-from redraft.length import best_lengths, first_look, length_request
+from redraft.generation import infill
+from redraft.generation.length import best_lengths, first_pass
+from redraft.generation.prompts import prompt_ids
+from redraft.generation.start import start_holes
 from redraft.model import Model
+from redraft.samplers.shared.common import length_request
 
 SIZES, LENGTHS = range(1, 9), range(1, 25)
 
 
 def report(what: str, scores: Sequence[tuple[int, Mapping[str, Sequence[float]]]], choices: range) -> None:
-    """``scores``: the true number of each row, and of every way the score of each choice."""
+    """Print the accuracy of each way. ``scores``: of each row the true number, and each way's scores of all choices."""
     hits: Counter[str] = Counter()
     errors: dict[str, int] = defaultdict(int)
     for truth, ways in scores:
@@ -48,9 +51,9 @@ def report(what: str, scores: Sequence[tuple[int, Mapping[str, Sequence[float]]]
 
 
 def by_head(model: Model, prompt: list[int]) -> torch.Tensor:
-    """log p of lengths 1, 2 ... by the length head, end-of-text counted."""
-    ask = length_request(torch.tensor([prompt]), torch.tensor([len(prompt)]), model.spec)
-    log_p, lengths = best_lengths(model.writer()(ask), 128, 128)
+    """log p [n] of lengths 1, 2 ... n by the length head, end-of-text counted."""
+    request = length_request(torch.tensor([prompt]), torch.tensor([len(prompt)]), model.spec, rows=torch.tensor([0]))
+    log_p, lengths = best_lengths(model.inference_network()(request), 128, 128)
     found = torch.full((129,), -math.inf)
     found[lengths[0]] = log_p[0]
     return found
@@ -59,7 +62,7 @@ def by_head(model: Model, prompt: list[int]) -> torch.Tensor:
 def holes(model: Model, rows: Sequence[Example], rng: random.Random) -> None:
     scores = []
     for row in rows:
-        ids, prompt = model.tokenizer.encode(row.target), model.prompt_ids(row.prompt or "")
+        ids, prompt = model.tokenizer.encode(row.target), prompt_ids(model, row.prompt or "")
         if len(ids) < 5:
             continue
         size = rng.randint(1, min(5, len(ids) - 2))
@@ -72,8 +75,8 @@ def holes(model: Model, rows: Sequence[Example], rng: random.Random) -> None:
             close = {*range(max(len(prompt), begin - 2), begin), *range(end, min(len(whole) - 1, end + 2))}
             near.append([None if place in close else token for place, token in enumerate(whole)])
         heads = [len(prompt)] * len(plain)
-        looks = first_look(model.writer(), plain, heads, model.spec)
-        fits = first_look(model.writer(), near, heads, model.spec, plain)
+        looks = first_pass(model.inference_network(), plain, heads, model.spec)
+        fits = first_pass(model.inference_network(), near, heads, model.spec, plain)
         length = by_head(model, prompt)[torch.tensor([len(whole) - len(prompt) for whole in plain])].tolist()
         certain, neighbours = [-look.entropy for look in looks], [fit.truth for fit in fits]
         ways = {
@@ -101,19 +104,19 @@ def texts(model: Model, rows: Sequence[Example], rng: random.Random) -> None:
         at = rng.randint(1, len(words) - many - 1)
         left, right = " ".join(words[:at]) + " ", " " + " ".join(words[at + many :])
         size = len(model.tokenizer.encode(" " + " ".join(words[at : at + many])))
-        for told, hole in (("size", f"[[{size}]]"), ("nothing", "[[?]]"), ("3 tokens", "[[3]]")):
-            hits[told] += model.infill(left + hole + right, row.prompt or "").text == row.target
+        for known, hole in (("size", f"[[{size}]]"), ("nothing", "[[?]]"), ("3 tokens", "[[3]]")):
+            hits[known] += model.infill(left + hole + right, row.prompt or "").text == row.target
         hits["size, the space before it given"] += (
             _without_glue(model, left, size, right, row.prompt or "") == row.target
         )
-    for told, right_ones in hits.items():
-        print(json.dumps({"what": "text", "told": told, "restored": round(right_ones / count, 3), "rows": count}))
+    for known, restored in hits.items():
+        print(json.dumps({"what": "text", "known": known, "restored": round(restored / count, 3), "rows": count}))
 
 
 def _without_glue(model: Model, left: str, size: int, right: str, prompt: str) -> str:
-    layout = infilling.Layout.of(model, [left, infilling.Hole(size, size), right], prompt)
-    layout = replace(layout, pieces=model.tokenizer.encode_batch(layout.texts), bring=[False])
-    drafting = model.fill_rows([layout.row([size])], [len(layout.head)], model.settings(), size)
+    layout = infill.HoleLayout.of(model, [left, infill.Hole(size, size), right], prompt)
+    layout = replace(layout, pieces=model.tokenizer.encode_batch(layout.texts), spaces=[False])
+    drafting = start_holes(model, [layout.row([size])], [len(layout.head)], model.settings(), size)
     for _ in drafting:
         pass
     return drafting.results()[0].text
@@ -121,15 +124,15 @@ def _without_glue(model: Model, left: str, size: int, right: str, prompt: str) -
 
 def answers(model: Model, rows: Sequence[Example]) -> None:
     scores = []
-    eos, nothing = model.tokenizer.eos_id, model.prompt_ids("")
+    eos, nothing = model.tokenizer.eos_id, prompt_ids(model, "")
 
     def look(prompt: list[int]) -> list[Any]:
         whole = [[*prompt, *[None] * n, eos] for n in LENGTHS]
-        return first_look(model.writer(), whole, [len(prompt)] * len(whole), model.spec)
+        return first_pass(model.inference_network(), whole, [len(prompt)] * len(whole), model.spec)
 
     empty = look(nothing)
     for row in rows:
-        length, prompt = len(model.tokenizer.encode(row.target)), model.prompt_ids(row.prompt or "")
+        length, prompt = len(model.tokenizer.encode(row.target)), prompt_ids(model, row.prompt or "")
         if length not in LENGTHS:
             continue
         looks = look(prompt)

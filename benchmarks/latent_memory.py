@@ -1,12 +1,12 @@
-"""Peak memory of token-space and of latent diffusion, by length of the text, in sampling and in training the denoiser.
+"""Peak memory of token-space and latent diffusion by text length, in sampling and in training the denoiser.
 
     python benchmarks/latent_memory.py [--preset 7m] [--ratio 4] [--lengths 512 1024 2048 4096 8192]
 
 One text of the given length at a time, random weights, float32, a vocabulary of 8192. The token-space model is
-``masked`` with the sampler ``confidence``; both run as ``redraft generate`` and ``redraft train`` run them, every
-number in a process of its own. ``less`` is the peak of resident memory beyond what it was with weights and, in
-training, optimizer state in place; ``full`` has these (counted) in it, and not Python and torch. Prints one JSON object
-a row, and a table.
+``masked`` with the sampler ``confidence``. Both run as in ``redraft generate`` and ``redraft train``, in a separate
+process for each number. ``less`` is the peak of resident memory above the level with weights and, in training,
+optimizer state; ``full`` includes these (as counted), but not Python and torch. Prints one JSON object for each row,
+and a table.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import sys
 import torch
 
 from redraft.data.vocabulary import Ids, Vocabulary
-from redraft.likelihood import corrupt
-from redraft.metrics.memory import Memory
+from redraft.evaluation.memory import PeakMemory
+from redraft.likelihood import prepare_batch
 from redraft.model import Model
 from redraft.presets import preset
 from redraft.train import optim
@@ -33,22 +33,22 @@ _VOCABULARY = 8192
 
 def measure(family: str, length: int, phase: str, name: str, ratio: int) -> dict[str, float]:
     """Bytes of one cell of the table."""
-    _work(family, 64, phase, name, ratio)  # code and tables that are loaded once
+    _work(family, 64, phase, name, ratio)  # load code and tables once
     return _work(family, length, phase, name, ratio)
 
 
 def _work(family: str, length: int, phase: str, name: str, ratio: int) -> dict[str, float]:
     tokenizer = Vocabulary(Ids(_VOCABULARY, pad=0, eos=1, bos=2, mask=3, sep=4, forbidden=(0, 2, 3, 4)))
     fields = {"name": family, **({"ratio": ratio} if family == "latent" else {})}
-    model = Model.fresh(fields, tokenizer, preset(name, _VOCABULARY, max_length=length + 8), conditional=False)  # type: ignore[arg-type]
+    model = Model.fresh(fields, tokenizer, preset(name, _VOCABULARY, max_length=length + 8), paired=False)  # type: ignore[arg-type]
     network, optimizer = model.network, None
     if phase == "training":
-        stages = model.family.stages() if hasattr(model.family, "stages") else None
-        objective = stages[-1].objective if stages else model.family.training()
+        last = model.family.phases()[-1]
+        objective = last.objective
         for key, parameter in network.named_parameters():
-            parameter.requires_grad_(stages is None or key.startswith(stages[-1].learns))
+            parameter.requires_grad_(key.startswith(last.trains))
         optimizer = optim.adamw(network.train(), 1e-3, (0.9, 0.98), 0.1)
-        for group in optimizer.param_groups:  # the state is there before the work begins
+        for group in optimizer.param_groups:  # allocate optimizer state before the measurement
             for parameter in group["params"]:
                 zero = torch.zeros_like(parameter)
                 optimizer.state[parameter] = {"step": torch.tensor(0.0), "exp_avg": zero, "exp_avg_sq": zero.clone()}
@@ -57,16 +57,16 @@ def _work(family: str, length: int, phase: str, name: str, ratio: int) -> dict[s
     ids = torch.randint(5, _VOCABULARY, (1, length + 1), generator=torch.Generator().manual_seed(0))
     target = torch.arange(length + 1)[None] > 0
     gc.collect()
-    with Memory(torch.device("cpu")) as memory:
+    with PeakMemory(torch.device("cpu")) as memory:
         if optimizer is not None:
             batch = Batch(ids, target, torch.ones_like(target), None, torch.zeros(1, dtype=torch.int64))
             generator = torch.Generator().manual_seed(1)
-            prepared, _ = corrupt(objective, batch, model.spec, generator, {"main": network})
+            prepared, _ = prepare_batch(objective, batch, model.spec, generator, {"main": network})
             backward(network, objective, prepared, 1.0)
             optim.step(optimizer, 1e-3)
         else:
             settings = model.settings(max_new_tokens=length, steps=1, ignore_eos=True, cache="none")
-            for _ in model.draft([[2]], settings):
+            for _ in model.start([[2]], settings):
                 pass
     held = sum(p.numel() * p.element_size() * (3 if optimizer and p.requires_grad else 1) for p in network.parameters())
     less = memory.peak - memory.before
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--phases", nargs="+", default=["sampling", "training"])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    forked = multiprocessing.get_context("fork")  # a process of its own for every number, without importing anew
+    forked = multiprocessing.get_context("fork")  # a separate process for each number, without importing again
     print("phase     length   tokens full   less   latent full   less   ratio full   less  (MB)")
     for phase in args.phases:
         for length in args.lengths:

@@ -1,9 +1,9 @@
-"""How much of a text a latent model's autoencoder gives back: share of tokens, from clean vectors and under noise.
+"""Reconstruction by the autoencoder of a latent model: share of tokens, from clean and from noisy vectors.
 
     python benchmarks/latent_reconstruction.py --model runs/latent --data mt/tatoeba.en-de --input src --target ref
 
 On the test split. Rows: clean vectors; vectors at the noise of the sampler's last step (time 1 / steps of the
-schedule), decoded as they are; and what the denoiser makes of those, which is what a sampler decodes. Intervals are
+schedule), decoded directly; and the denoiser's prediction from these, which is what a sampler decodes. Intervals are
 95 % bootstrap intervals over texts.
 """
 
@@ -17,12 +17,13 @@ import torch
 
 import redraft
 from redraft import likelihood
-from redraft.data.examples import Columns, load
+from redraft.data.columns import Columns
+from redraft.data.examples import load
 from redraft.data.loader import batches, tokenise
 from redraft.noise import gaussian
-from redraft.objectives import _vectors as vectors
-from redraft.objectives._autoencoder import Autoencoder
-from redraft.types import Forward, Vectors
+from redraft.objectives.shared import vectors as vectors
+from redraft.objectives.shared.autoencoder import Autoencoder
+from redraft.types import Forward, VectorQuery
 
 
 @torch.inference_mode()
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 16, 32])
     args = parser.parse_args()
     model = redraft.load(args.model, "cpu")
-    network, spec, what = model.network, model.spec, model.spec.continuous
+    network, spec, what = model.network, model.spec, model.spec.family.continuous
     assert what is not None
     test = load(args.data, Columns(text=args.text, input=args.input, target=args.target)).test[: args.rows]
     most = min(512, network.config.max_length - 1)
@@ -50,15 +51,16 @@ def main() -> None:
         generator, right, count = torch.Generator().manual_seed(0), [], []
         for batch in parts:
             prepared = Autoencoder().prepare(batch, spec, generator)
-            extra = {**prepared.extra, "log_snr": torch.full_like(prepared.extra["log_snr"], float(log_snr))}
+            prepared = replace(prepared, log_snr=torch.full_like(prepared.log_snr, float(log_snr)))
             clean = network(vectors.encoding(batch, spec))
-            prepared = vectors.noised(replace(prepared, extra=extra), clean)
-            ask = prepared.ask
-            assert ask.vectors is not None and ask.vectors.noisy is not None
+            prepared = vectors.add_noise(prepared, clean)
+            request = prepared.request
             if denoise:
-                ask = replace(ask, vectors=replace(ask.vectors, z=_denoised(network, model, batch, ask, log_snr)))
-            logits = network(ask)
-            logits[:, list(spec.forbidden)] = -torch.inf
+                query = request.find(VectorQuery)
+                assert query is not None
+                request = request.with_extra(replace(query, vectors=_denoised(network, model, batch, request, log_snr)))
+            logits = network(request)
+            logits[:, list(spec.tokens.forbidden)] = -torch.inf
             hit = (logits.argmax(-1) == prepared.target).double()
             right.append(torch.zeros(prepared.rows).double().index_add_(0, prepared.row, hit))
             count.append(batch.target.sum(1).double())
@@ -72,22 +74,22 @@ def main() -> None:
 
 
 def _denoised(
-    network: likelihood.Network, model: redraft.Model, batch: likelihood.Batch, ask: Forward, log_snr: torch.Tensor
+    network: likelihood.Network, model: redraft.Model, batch: likelihood.Batch, request: Forward, log_snr: torch.Tensor
 ) -> torch.Tensor:
-    """The clean vectors that the denoiser predicts from noisy ones, [R, Q, Z]."""
-    assert ask.vectors is not None and ask.vectors.z is not None and ask.vectors.noisy is not None
-    noisy, z = ask.vectors.noisy, ask.vectors.z
+    """The clean vectors [R, Q, Z] that the denoiser predicts from noisy ones."""
+    query = request.find(VectorQuery)
+    assert query is not None and query.vectors is not None and query.noisy is not None
+    noisy, z = query.noisy, query.vectors
     column, spec = torch.arange(noisy.shape[1]), model.spec
     ids = torch.nn.functional.pad(batch.ids, (0, max(0, len(column) - batch.ids.shape[1])))[:, : len(column)]
     predict = replace(
-        ask,
-        x=torch.where(noisy, spec.mask_id, ids),
-        want=torch.where(noisy, column, -1),
-        t=gaussian.level(spec, log_snr).float().expand(len(z)),
-        vectors=Vectors("predict", z, noisy),
-    )
+        request,
+        tokens=torch.where(noisy, spec.tokens.mask_id, ids),
+        targets=torch.where(noisy, column, -1),
+        time=gaussian.level(spec, log_snr).float().expand(len(z)),
+    ).with_extra(VectorQuery("predict", z, noisy))
     v = network(predict)
-    return vectors.rectangle(gaussian.clean_of(v, z[noisy], log_snr.to(z).expand(len(v))), noisy)
+    return vectors.scatter_vectors(gaussian.clean_of(v, z[noisy], log_snr.to(z).expand(len(v))), noisy)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Does a model that finds its own length do better on short answers? Quality by length of the reference.
+"""Quality by length of the reference, for models with fixed, predicted and variable length.
 
     python benchmarks/lengths.py answers --ar DIR --masked DIR --expand DIR --edit DIR [--data mt/tatoeba.en-de]
     python benchmarks/lengths.py holes --masked base-masked --expand DIR [--data lm/novels]
 
 One JSON object per line: a system, a bucket of lengths in tokens, BLEU and chrF with a 95 % bootstrap interval over
-rows, the mean error of the length in tokens, and passes a text. ``answers`` writes whole answers; ``holes`` fills one
-hole of 1 to 12 tokens in a window of plain text. Ways of coming by a length:
+rows, the mean error of the length in tokens, and forward passes per text. ``answers`` generates whole answers;
+``holes`` fills one hole of 1 to 12 tokens in a window of plain text. Ways to get a length:
 
-- head: predicted from the prompt; mean: that of training answers, for all; true: that of the reference.
-- grows from N: expand and delete, from N masks; head, grows: from the predicted length. empty: edits, from nothing.
+- head: predicted from the prompt; mean: that of training answers, for all rows; true: that of the reference.
+- grows from N: expand and delete, from N masks; head, grows: from the predicted length. empty: edits of an empty text.
 - search: the likeliest of all sizes (infilling.choose_sizes).
 """
 
@@ -17,18 +17,21 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 import redraft
-from redraft.compare.stats import interval
 from redraft.data.examples import Example, load
-from redraft.length import best_lengths, length_request
+from redraft.evaluation.stats import interval
+from redraft.generation.length import best_lengths
+from redraft.generation.prompts import prompt_ids
+from redraft.generation.start import start_rows
 from redraft.metrics.bleu import Bleu
 from redraft.metrics.chrf import Chrf
 from redraft.model import Model
+from redraft.samplers.shared.common import length_request
 from redraft.types import Generation
 
 ANSWERS, HOLES = ((1, 4), (5, 9), (10, 19), (20, 99)), ((1, 2), (3, 5), (6, 12))
@@ -67,10 +70,10 @@ def of_length(model: Model, rows: Sequence[Example], sizes: Sequence[int], steps
     found: list[Generation] = []
     for begin in range(0, len(rows), _BATCH):
         part = range(begin, min(begin + _BATCH, len(rows)))
-        heads = [model.prompt_ids(rows[i].prompt or "") for i in part]
+        heads = [prompt_ids(model, rows[i].prompt or "") for i in part]
         made = [[*head, *[None] * sizes[i], *model.closing] for head, i in zip(heads, part, strict=True)]
         settings = model.settings(max_new_tokens=128, steps=min(steps, max(sizes[i] for i in part)))
-        drafting = model.prepare(made, [len(head) for head in heads], settings, length_known=True)
+        drafting = start_rows(model, made, [len(head) for head in heads], settings)
         for _ in drafting:
             pass
         found += drafting.results()
@@ -82,31 +85,50 @@ def true_sizes(model: Model, rows: Sequence[Example]) -> list[int]:
 
 
 def head_sizes(model: Model, rows: Sequence[Example]) -> list[int]:
-    """By the length head, end-of-text not counted."""
+    """Lengths by the length head, end-of-text not counted."""
     found = []
     for row in rows:
-        head = torch.tensor([model.prompt_ids(row.prompt or "")])
+        head = torch.tensor([prompt_ids(model, row.prompt or "")])
         with torch.inference_mode():
-            logits = model.writer()(length_request(head, torch.tensor([head.shape[1]]), model.spec))
+            request = length_request(head, torch.tensor([head.shape[1]]), model.spec, rows=torch.tensor([0]))
+            logits = model.inference_network()(request)
         found.append(max(1, int(best_lengths(logits, 128, 1)[1]) - 1))
     return found
 
 
 def answers(args: argparse.Namespace) -> None:
     splits = load(args.data, None, data_root=args.data_root)
-    ar, masked, expand, edit = (
-        redraft.load(path) if path else None for path in (args.ar, args.masked, args.expand, args.edit)
-    )
-    some = next(model for model in (masked, expand, edit, ar) if model is not None)
-    encode, steps = some.tokenizer.encode, args.steps
+    names = ("ar", "masked", "expand", "edit")
+    models = {name: redraft.load(path) for name in names if (path := getattr(args, name))}
+    some = next(models[name] for name in ("masked", "expand", "edit", "ar") if name in models)
+    encode = some.tokenizer.encode
     mean = round(
         float(np.mean([len(encode(row.target)) for row in splits.train[:: max(1, len(splits.train) // 2000)]]))
     )
+    systems = _systems(args, models, mean)
+    rng = random.Random(0)
+    rows = list(splits.test)
+    rng.shuffle(rows)
+    for low, high in ANSWERS:
+        mine = [row for row in rows if low <= len(encode(row.target)) <= high][: args.rows]
+        if len(mine) < 20:
+            continue
+        for name, model, write in systems:
+            texts = write(mine)
+            report("answers", name, f"{low}-{high}", model, texts, [row.target for row in mine])
+
+
+def _systems(
+    args: argparse.Namespace, models: Mapping[str, Model], mean: int
+) -> list[tuple[str, Model, Callable[[Sequence[Example]], list[Generation]]]]:
+    """Name, model and way to generate of each system that is compared."""
+    ar, masked, expand, edit = (models.get(name) for name in ("ar", "masked", "expand", "edit"))
+    steps = args.steps
 
     def plain(model: Model, **settings: object) -> Callable[[Sequence[Example]], list[Generation]]:
         return lambda rows: model.generate([row.prompt or "" for row in rows], max_new_tokens=args.most, **settings)
 
-    def stands(model: Model, sizes: Sizes) -> Callable[[Sequence[Example]], list[Generation]]:
+    def of_size(model: Model, sizes: Sizes) -> Callable[[Sequence[Example]], list[Generation]]:
         return lambda rows: of_length(model, rows, sizes(model, rows), steps)
 
     systems: list[tuple[str, Model, Callable[[Sequence[Example]], list[Generation]]]] = []
@@ -116,7 +138,7 @@ def answers(args: argparse.Namespace) -> None:
     for name, model in (("masked", masked), ("expand", expand)):
         if model is not None:
             ways = {"mean": lambda _, rows: [mean] * len(rows), "true": true_sizes, "head": head_sizes}
-            systems += [(f"{name}, {way} length", model, stands(model, sizes)) for way, sizes in ways.items()]
+            systems += [(f"{name}, {way} length", model, of_size(model, sizes)) for way, sizes in ways.items()]
     if masked is not None:
         systems += [("masked, head, 4 candidates", masked, plain(masked, steps=steps, candidates=4))]
     if expand is not None:
@@ -128,17 +150,7 @@ def answers(args: argparse.Namespace) -> None:
         systems += [
             ("edit, empty, leaps", edit, plain(edit, steps=2 * steps, sampler="edit_flow", options={"order": "leap"}))
         ]
-
-    rng = random.Random(0)
-    rows = list(splits.test)
-    rng.shuffle(rows)
-    for low, high in ANSWERS:
-        mine = [row for row in rows if low <= len(encode(row.target)) <= high][: args.rows]
-        if len(mine) < 20:
-            continue
-        for name, model, write in systems:
-            texts = write(mine)
-            report("answers", name, f"{low}-{high}", model, texts, [row.target for row in mine])
+    return systems
 
 
 def holes(args: argparse.Namespace) -> None:

@@ -2,8 +2,8 @@
 
     python benchmarks/load_checkpoint.py [--layers 16] [--shards 5] [--dtype bfloat16] [--folder DIR]
 
-Writes random bfloat16 weights in Llama's layout (1.1B parameters by default), then loads them in a process of its own.
-Prints one JSON object. The peak counts what is mapped from files too; ``anonymous`` is what the process itself holds.
+Writes random bfloat16 weights with Llama's tensor names (1.1B parameters by default), then loads them in another
+process. Prints one JSON object. The peak includes memory mapped from files; ``anonymous`` is the process's own memory.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ print(json.dumps({
 
 
 def write(folder: Path, layers: int, shards: int) -> None:
-    """The checkpoint, shard by shard."""
+    """Write the checkpoint, shard by shard."""
     from safetensors.torch import save_file
 
-    from redraft.convert import Keys
     from redraft.convert.llama import Llama
+    from redraft.convert.shared.keys import Keys
     from redraft.data.vocabulary import Ids
     from redraft.models import empty
 

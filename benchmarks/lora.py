@@ -20,7 +20,11 @@ WAYS: dict[str, list[str]] = {
 
 
 def redraft(*arguments: object) -> dict[str, Any]:
-    """One command with ``--json``; what it printed."""
+    """Run one command with ``--json``, and return what it prints.
+
+    Raises:
+        SystemExit: the command failed.
+    """
     words = [sys.executable, "-m", "redraft", *map(str, arguments), "--json"]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -30,7 +34,7 @@ def redraft(*arguments: object) -> dict[str, Any]:
 
 
 def rows(root: Path, out: Path, count: int) -> Path:
-    """``count`` training rows, spread evenly over the set, and all validation rows, as a set of their own."""
+    """A set of ``count`` training rows, spread evenly over the original, and all validation rows."""
     out.mkdir(parents=True, exist_ok=True)
     for split, most in (("train", count), ("validation", 300)):
         with gzip.open(root / f"data-to-text/e2e.{split}.jsonl.gz", "rt", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
-"""Memory over many generations: resident size after warming up, and after a thousand more.
+"""Memory over many generations: resident size after a warmup, and after a thousand more generations.
 
     python benchmarks/memory.py --model translate-en-de-masked [--generations 1000]
 
-Prompts differ in length, samplers alternate. Prints one JSON object; growth should be noise around zero.
+Prompts have different lengths, and samplers alternate. Prints one JSON object; growth should be noise around zero.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import random
 
 import redraft
-from redraft.metrics.memory import peak_resident, resident
+from redraft.evaluation.memory import peak_resident, resident
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=1000)
     args = parser.parse_args()
     model = redraft.load(args.model, "cpu")
-    causal = model.spec.shift == 1
+    causal = model.spec.network.shift == 1
     choices = [{"sampler": "autoregressive"}] if causal else [{"steps": 4}, {"sampler": "threshold"}, {"candidates": 4}]
     words = "the weather is nice today and we should go for a walk in the park".split()  # noqa: SIM905
     generator = random.Random(0)

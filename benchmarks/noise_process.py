@@ -1,17 +1,17 @@
-"""Continuous time against discrete steps, and kinds of noise against each other, at equal tokens, network and seeds.
+"""Continuous time against discrete steps, and kinds of noise, at equal tokens, network and seeds.
 
     python benchmarks/noise_process.py --data-root DIR [--tokens 150000] [--seeds 3] [--out FILE.json]
 
-Trains small byte-level models on Tiny Shakespeare, plain text, with a loop of our own parts. Within a table all share
-data, order of batches, network, optimizer, schedule of the learning rate and validation noise.
+Trains small byte-level models on Tiny Shakespeare, plain text, with a training loop of this file. Within a table, all
+runs share data, order of batches, network, optimizer, learning-rate schedule and validation noise.
 
 1. *Time.* Masked diffusion, trained on its bound, with T = 8, 32, 128, 1000 discrete steps and in continuous time
-   (masks by chance, and with their exact number), every model scored by the same continuous bound. Reported: the bound
-   at the end, and the updates at which each first reaches the worst final bound of all (linear between validations).
-2. *Noise.* Autoregressive (exact), masked, uniform and scores of both kinds, each by its own bound. All but the first
-   masked one have the cosine schedule.
+   (with a random and with an exact number of masks). Every model is scored by the same continuous bound. Reported: the
+   final bound, and the updates at which each run first reaches the worst final bound (linear between validations).
+2. *Noise.* Autoregressive (exact), masked, uniform, and score entropy with both kinds of noise, each by its own bound.
+   All but the first masked one use the cosine schedule.
 
-Prints one JSON object a training, then both tables as markdown.
+Prints one JSON object for each training, then both tables as Markdown.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ import torch
 
 from redraft.likelihood import bound
 from redraft.objectives.masked import Masked
-from redraft.train import optim
+from redraft.train import optim, schedules
 from redraft.train.loop import backward
 from redraft.train.recipe import Recipe
 from redraft.train.setup import prepare
 
-CHANCE = 1_000_000  # so many steps are continuous time, with every mask left to chance
+CHANCE = 1_000_000  # this many steps are continuous time, with a random number of masks
 TIMES = {
     "T = 8": {"name": "masked", "weight": "bound", "steps": 8},
     "T = 32": {"name": "masked", "weight": "bound", "steps": 32},
     "T = 128": {"name": "masked", "weight": "bound", "steps": 128},
     "T = 1000": {"name": "masked", "weight": "bound", "steps": 1000},
-    "continuous, masks by chance": {"name": "masked", "weight": "bound", "steps": CHANCE},
+    "continuous, random number of masks": {"name": "masked", "weight": "bound", "steps": CHANCE},
     "continuous, exact number of masks": {"name": "masked", "weight": "bound"},
 }
 NOISES = {
@@ -48,7 +48,7 @@ NOISES = {
     "masked, cosine schedule": {"name": "masked", "weight": "bound", "schedule": "cosine"},
     "scores, absorbing": {"name": "sedd"},
     "uniform": {"name": "uniform"},
-    "uniform, told the time": {"name": "uniform", "timed": True},
+    "uniform, with time": {"name": "uniform", "timed": True},
     "scores, uniform": {"name": "sedd", "process": "uniform"},
 }
 
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def run(family: dict[str, Any], seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Train one model; its curve of (updates, nats per token, error)."""
+    """Train one model; returns its curve of (updates, nats per token, error)."""
     tables = {
         "data": {"source": "lm/tinyshakespeare", "data_root": args.data_root, "text": "text", "length": 128},
         "tokenizer": {"kind": "bytes"},
@@ -100,7 +100,7 @@ def run(family: dict[str, Any], seed: int, args: argparse.Namespace) -> dict[str
         backward(network, objective, objective.prepare(batch, spec, noise), 1.0)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0, foreach=True)
         share = min(1.0, tokens / args.tokens)
-        optim.step(optimizer, optim.learning_rate("cosine", share, args.lr, 0.05, 0.1))
+        optim.step(optimizer, schedules.learning_rate("cosine", share, args.lr, 0.05, 0.1))
         updates += 1
         every = args.tokens // args.checks
         if tokens // every > before // every or tokens >= args.tokens:

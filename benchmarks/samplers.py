@@ -1,10 +1,10 @@
-"""Quality against passes for every sampler of masked models, on one trained model and the same rows.
+"""Quality against forward passes for every sampler of masked models, on one trained model and the same rows.
 
     python benchmarks/samplers.py [--model translate-en-de-masked] [--data mt/tatoeba.en-de] [--rows 300]
         [--candidates 4] [--only confidence threshold ...] [--out results.jsonl]
 
-Prints a JSON object per setting as it is done, and at the end a table. Everything is decoded at temperature 0 unless
-the setting says otherwise; intervals are 95 % bootstrap intervals over rows.
+Prints one JSON object for each setting, and a table at the end. The temperature is 0 unless the setting names another;
+intervals are 95 % bootstrap intervals over rows.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import redraft
-from redraft.compare import stats
-from redraft.compare.material import items
-from redraft.data.examples import Columns, load
+from redraft.data.columns import Columns
+from redraft.data.examples import load
+from redraft.evaluation import stats
+from redraft.evaluation.items import make_items
 from redraft.metrics.bleu import Bleu
 from redraft.metrics.chrf import Chrf
 
@@ -26,7 +27,7 @@ Setting = tuple[str, dict[str, Any], float]
 
 
 def grid() -> list[Setting]:
-    """Sampler, its options, temperature."""
+    """Sampler, its options, and temperature of each setting."""
     found: list[Setting] = [("confidence", {"steps": steps}, 0.0) for steps in (1, 2, 3, 4, 6, 8, 12, 16)]
     found += [("confidence", {"steps": steps, "schedule": "cosine"}, 0.0) for steps in (4, 8)]
     for order in ("margin", "entropy", "random", "left"):
@@ -83,7 +84,7 @@ def measure(model: Any, asked: list[Any], setting: Setting, candidates: int) -> 
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown, by sampler; what no other setting beats in BLEU at as few passes is marked."""
+    """The results as Markdown. A setting is marked if no other has a higher BLEU with as few forward passes."""
     lines = ["| sampler | options | passes a text | BLEU | chrF |", "|---|---|---:|---|---|"]
     for one in results:
         options = ", ".join(
@@ -114,7 +115,7 @@ def main() -> None:
     columns = Columns(input=args.input, target=args.target) if args.input else None
     examples = getattr(load(args.data, columns, data_root=args.data_root), args.split)
     model = redraft.load(args.model)
-    asked = items(examples, model.tokenizer, args.rows, model.conditional, model.settings().max_new_tokens)
+    asked = make_items(examples, model.tokenizer, args.rows, model.paired, model.settings().max_new_tokens)
     results: list[dict[str, Any]] = []
     if args.out is not None and args.out.exists():
         results = [json.loads(line) for line in args.out.read_text().splitlines()]

@@ -1,10 +1,10 @@
-"""What batching saves: the same texts one by one and in crowds, through the server's engine alone.
+"""Speed of the engine by batch size: the same sequences one at a time and in batches, without HTTP.
 
     python benchmarks/serve_batching.py --model translate-en-de-masked --model translate-en-de-autoregressive
 
-CPU time of the whole process, so that a busy machine changes it little; all texts are there at the beginning, after a
-warm-up. ``network``: the share of it inside the network, the rest being samplers, drawing and bookkeeping. Texts must
-be the same with every number of rows.
+Measures the CPU time of the process, which depends little on the load of the machine. All sequences are queued at the
+beginning, after a warm-up. ``network`` is the share of the time in forward passes; the rest is sampling and
+bookkeeping. The texts must not depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import time
 from serve_load import prompts
 
 import redraft
+from redraft.generation.prompts import prompt_ids
+from redraft.generation.start import start_prompts
 from redraft.model import Model
-from redraft.serve.engine import Done, Engine, Job, Limits
-from redraft.serve.reading import Span
+from redraft.serve.engine import Engine, EngineLimits
+from redraft.serve.incremental_text import Span
+from redraft.serve.jobs import Finished, Job
 
 
 class Timed:
-    """A network that says how long it ran."""
+    """A network that measures its CPU time."""
 
     def __init__(self, network: object) -> None:
         self.network, self.seconds = network, 0.0
@@ -38,22 +41,22 @@ class Timed:
 
 
 def run(engine: Engine, model: Model, asked: list[str], tokens: int, steps: int) -> list[str]:
-    heard: queue.SimpleQueue = queue.SimpleQueue()
-    own: dict = {} if model.spec.shift else {"steps": steps, "candidates": 1}
+    events: queue.SimpleQueue = queue.SimpleQueue()
+    own: dict = {} if model.spec.network.shift else {"steps": steps, "candidates": 1}
     settings = model.settings(max_new_tokens=tokens, seed=1, **own)
     jobs = []
     for prompt in asked:
-        head = model.prompt_ids(prompt)
-        drafting = model.compose([head], settings)
-        jobs.append(Job(drafting, Span(len(head), len(head) + tokens), heard.put, streams=False))
+        head = prompt_ids(model, prompt)
+        drafting = start_prompts(model, [head], settings)
+        jobs.append(Job(drafting, Span(len(head), len(head) + tokens), events.put, streams=False))
     engine.submit("benchmark", jobs)
     ends = {}
     while len(ends) < len(jobs):
-        event = heard.get()
-        if not isinstance(event, Done):
-            raise SystemExit(f"a text failed: {event}")
-        ends[event.job.number] = event.result.text
-    return [ends[job.number] for job in jobs]
+        event = events.get()
+        if not isinstance(event, Finished):
+            raise SystemExit(f"A sequence failed: {event}")
+        ends[event.job.id] = event.result.text
+    return [ends[job.id] for job in jobs]
 
 
 def main() -> None:
@@ -64,20 +67,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--steps", type=int, default=8)
     given = parser.parse_args()
-    print("| model | rows | CPU ms a text | network | passes | rows a pass | gain | texts as alone |")
+    print("| model | rows | CPU ms per text | network | forward passes | rows per pass | speed-up | same texts |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for name in given.model:
         model, asked = redraft.load(name, "cpu"), prompts(given.texts)
         first: tuple[float, list[str]] | None = None
         for rows in map(int, given.rows.split(",")):
-            engine = Engine(model, Limits(rows=rows, queue=10_000))
+            engine = Engine(model, EngineLimits(rows=rows, queue=10_000))
             run(engine, model, asked[: min(16, rows)], given.tokens, given.steps)
             timed = engine.networks["main"] = Timed(engine.networks["main"])  # type: ignore[assignment]
             before, begin = dict(engine.counts), time.process_time()
             texts = run(engine, model, asked, given.tokens, given.steps)
             spent = time.process_time() - begin
             engine.close()
-            passes, filled = (engine.counts[key] - before.get(key, 0) for key in ("passes", "rows"))
+            passes, filled = (engine.counts[key] - before.get(key, 0) for key in ("forward_passes", "rows"))
             first = first or (spent, texts)
             same = sum(a == b for a, b in zip(texts, first[1], strict=True))
             print(

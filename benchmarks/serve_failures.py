@@ -1,12 +1,12 @@
-"""What a server does when things go wrong: clients and servers that die, nonsense, and a fuzzer.
+"""Behaviour of a server in case of failures: killed clients and servers, malformed requests, and a fuzzer.
 
     python benchmarks/serve_failures.py --model translate-en-de-masked
 
-1. Clients killed with SIGKILL in the middle of their streams: their places must be free again, others unharmed.
-2. The server killed with SIGKILL under load: every client must get an error, not wait; the port must be free at once.
-3. The server told to stop (SIGTERM) under load: what is under way is finished, whole.
-4. A thousand malformed bodies: each a 4xx with a reason.
-5. Schemathesis against the OpenAPI document: no 5xx (where it is installed).
+1. Clients are killed (SIGKILL) during their streams: their slots must be free again, and other clients unaffected.
+2. The server is killed (SIGKILL) under load: every client must get an error at once, and the port must be free.
+3. The server is stopped (SIGTERM) under load: it must finish the pending requests.
+4. A thousand malformed bodies: each must get a 4xx status with a reason.
+5. Schemathesis with the OpenAPI document, if it is installed: no 5xx status.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NONSENSE = [-1, 1e308, 10**30, "", "x" * 3000, [], {}, [[]], [None], {"a": 1}, T
 
 
 def busy(address: str) -> dict[str, float]:
-    """Texts waiting and under way, and those let go."""
+    """Numbers of waiting, active and cancelled sequences."""
     shown = httpx2.get(f"{address}/metrics", timeout=30).text
     return {
         n: float(re.search(rf"^redraft_{n}{{[^}}]*}} (\S+)", shown, re.M)[1])  # type: ignore[index]
@@ -80,8 +80,8 @@ def killed_clients(address: str, model: str) -> str:
     answer = httpx2.post(f"{address}/v1/completions", json={**TEMPLATES[0][1], "model": model}, timeout=60)
     gone = busy(address)["cancelled_total"]
     return (
-        f"3 clients with 8 texts each killed mid-stream ({during['active']:.0f} texts under way): all places free "
-        f"after {freed:.2f} s, {gone:.0f} texts let go; the next request: {answer.status_code}"
+        f"3 clients with 8 sequences each killed during their streams ({during['active']:.0f} active): all slots free "
+        f"after {freed:.2f} s, {gone:.0f} sequences cancelled; status of the next request: {answer.status_code}"
     )
 
 
@@ -120,14 +120,14 @@ def killed_server(model: str, name: str) -> str:
             httpx2.get(f"{address}/healthz", timeout=2)
             break
         except httpx2.HTTPError:
-            assert again.poll() is None, "the port is stuck"
+            assert again.poll() is None, "the port is not free"
             time.sleep(0.1)
     ready = time.monotonic() - begin
     again.terminate()
     again.wait(60)
     return (
-        f"server killed under 16 streams: clients ended as {ends} within {seconds:.2f} s; on the same port again after "
-        f"{ready:.1f} s (loading included)"
+        f"server killed with 16 streams: clients ended with {ends} within {seconds:.2f} s; a new one on the same port "
+        f"answers after {ready:.1f} s (including loading)"
     )
 
 
@@ -136,11 +136,11 @@ def stopped_server(model: str, name: str) -> str:
     body = {**long(name), "n": 1, "max_tokens": 120}
     ends, seconds = asyncio.run(_under_load(address, body, lambda: server.send_signal(signal.SIGTERM)))
     code = server.wait(90)
-    return f"SIGTERM under 16 streams: {ends}, {seconds:.1f} s; exit {code}"
+    return f"SIGTERM with 16 streams: {ends}, {seconds:.1f} s; exit code {code}"
 
 
 def malformed(address: str, model: str, count: int) -> str:
-    """Random damage to good requests: fields replaced, dropped, added, bytes flipped, nesting, truncation."""
+    """Random damage to valid requests: wrong values, unknown fields, truncation, other types, random bytes, nesting."""
     draw, statuses, silent = random.Random(0), {}, 0
     with httpx2.Client(base_url=address, timeout=60, headers={"Content-Type": "application/json"}) as http:
         made = 0
@@ -177,10 +177,10 @@ def malformed(address: str, model: str, count: int) -> str:
 
 def fuzzed(address: str, examples: int) -> str:
     if not examples:
-        return "no fuzzing"
+        return "No fuzzing."
     program = shutil.which("schemathesis") or str(Path(sys.executable).with_name("schemathesis"))
     if not Path(program).exists():
-        return "schemathesis is not installed"
+        return "Schemathesis is not installed."
     command = [
         program,
         "run",

@@ -1,12 +1,12 @@
-"""A server under load: a second process asks, checks every answer, and counts.
+"""A server under load: a second process sends requests, checks every answer, and measures latencies.
 
     python benchmarks/serve_load.py --model translate-en-de-masked --clients 1,8,32 --seconds 60
-    python benchmarks/serve_load.py --model translate-en-de-masked --clients 32 --batch 1     the same without batching
+    python benchmarks/serve_load.py --model translate-en-de-masked --clients 32 --batch 1     without batching
 
 Each client sends a request, reads its stream to the end, and sends the next. Every answer is compared with what offline
-generation wrote for that prompt and seed before the server started: an answer that differs, is cut short or never comes
-is counted, as lost (no answer, or an error), cut (no end) or other (not that text). First text: until the first final
-text arrived. Memory is the server's resident size at five moments of a row.
+generation gave for that prompt and seed before the server started. ``lost`` counts requests without an answer or with
+an error, ``cut`` streams without an end, ``other`` answers with another text. ``first text`` is the time to the first
+final text. ``MB over time`` is the server's resident memory at five times during a measurement.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def prompts(count: int) -> list[str]:
 
 
 def start(model: str, batch: int) -> tuple[subprocess.Popen[bytes], str]:
-    """A server in a process of its own, once it answers."""
+    """Start a server in its own process and wait until it answers: the process and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -43,17 +43,17 @@ def start(model: str, batch: int) -> tuple[subprocess.Popen[bytes], str]:
     address = f"http://127.0.0.1:{port}"
     for _ in range(1200):
         if server.poll() is not None:
-            sys.exit("the server did not start")
+            sys.exit("The server did not start.")
         try:
             if httpx2.get(f"{address}/healthz", timeout=2).status_code == 200:
                 return server, address
         except httpx2.HTTPError:
             time.sleep(0.1)
-    sys.exit("the server did not answer")
+    sys.exit("The server did not answer.")
 
 
 def resident(pid: int) -> float:
-    """Megabytes."""
+    """Resident memory of a process in MB."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
@@ -126,7 +126,7 @@ def main() -> None:
     import redraft
 
     model, asked = redraft.load(given.model, "cpu"), prompts(given.prompts)
-    own: dict = {} if model.spec.shift else {"steps": given.steps, "candidates": given.candidates}
+    own: dict = {} if model.spec.network.shift else {"steps": given.steps, "candidates": given.candidates}
     texts = [model.generate(prompt, max_new_tokens=48, seed=1, **own)[0].text for prompt in asked]
     server, address = start(given.model, given.batch)
     body = {
@@ -140,7 +140,7 @@ def main() -> None:
     asyncio.run(load(address, body, asked, texts, 4, 3.0, server.pid))  # warm
     print(f"{given.model}, batch {given.batch}, {own or 'greedy'}, load {os.getloadavg()[0]:.1f}")
     print(
-        "| clients | requests/s | tokens/s | first text p50 / p95 / p99 | whole p50 / p95 / p99 | "
+        "| clients | requests/s | tokens/s | first text p50 / p95 / p99 | whole answer p50 / p95 / p99 | "
         "lost, cut, other | MB over time |"
     )
     print("|---:|---:|---:|---|---|---:|---|")

@@ -1,11 +1,11 @@
-"""JSON Schemas over HTTP: every answer must be JSON that its schema accepts.
+"""JSON Schemas over HTTP: every answer must be JSON that is valid for its schema.
 
     python benchmarks/serve_schema.py --model base-masked --model base-autoregressive --requests 300 --clients 8
 
-Schemas are generated (seeded): objects with required and optional properties, nested to three levels, arrays,
-enumerations, bounded numbers, strings with lengths, patterns and formats, unions. A real server in a process of its own
-is asked by OpenAI's client; each answer is parsed and validated by another implementation (jsonschema_rs). An answer
-that is cut off at ``max_tokens`` counts as wrong; a request that is refused counts as refused, with the reasons.
+The schemas are random (seeded): objects with required and optional properties, up to three levels deep, arrays,
+enumerations, bounded numbers, strings with lengths, patterns and formats, unions. OpenAI's client sends the requests to
+a server in its own process, and another implementation (jsonschema_rs) validates each answer. An answer that is cut off
+at ``max_tokens`` counts as wrong; a rejected request counts as refused, with the reason.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def schema(draw: random.Random, depth: int = 0) -> dict:
 
 
 async def ask(client: openai.AsyncOpenAI, model: str, number: int, most: int) -> tuple[str, float]:
-    """What became of one request, and its seconds."""
+    """The outcome of one request and its seconds."""
     made = schema(random.Random(number))
     wanted = {"type": "json_schema", "json_schema": {"name": "made", "schema": made}}
     begin = time.monotonic()

@@ -1,11 +1,11 @@
-"""Chains of thought: right answers, passes and speed of diffusion and autoregressive models on the same problems.
+"""Chains of thought: accuracy, forward passes and speed of diffusion and autoregressive models on the same problems.
 
     python benchmarks/thought.py --autoregressive runs/ar --masked runs/masked [--thought runs/thought]
         [--data multiplication:4x4] [--split test] [--rows 500] [--speed-rows 64] [--votes 5]
 
-Texts are written at temperature 0, and at 0.7 where solutions vote. Accuracy is that of the final answer with its 95 %
-bootstrap interval over rows. Speeds are medians of three rounds in which the settings take turns, after one to warm up:
-answers and tokens a second at batch 1 and 32, one thread.
+Texts are generated at temperature 0, and at 0.7 for majority votes. Accuracy is that of the final answer, with its 95 %
+bootstrap interval over rows. Speeds are medians of three rounds in which the settings take turns, after one warmup
+round: answers and tokens per second at batch 1 and 32, on one thread.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from typing import Any
 import torch
 
 import redraft
-from redraft.compare import stats
-from redraft.data.examples import Columns, load
-from redraft.metrics.answer import Answer
+from redraft.data.columns import Columns
+from redraft.data.examples import load
+from redraft.evaluation import stats
+from redraft.evaluation.votes import majority_vote
+from redraft.metrics.final_answer import FinalAnswer
 from redraft.model import Model
-from redraft.tasks import vote
 
 ROUNDS, HEAT = 3, 0.7
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way of solving the problems."""
+    """One way to solve the problems."""
 
     name: str
     model: Model
@@ -40,7 +41,7 @@ class Setting:
 
 
 def settings(args: argparse.Namespace) -> list[Setting]:
-    """What is tried with each model that is named."""
+    """The settings for each model that is given."""
     length = {"max_new_tokens": args.tokens}
     ways: dict[str, list[tuple[str, dict[str, Any]]]] = {
         "autoregressive": [("autoregressive", {})],
@@ -64,7 +65,7 @@ def settings(args: argparse.Namespace) -> list[Setting]:
 
 
 def solve(setting: Setting, prompts: list[str], batch: int) -> list[Any]:
-    """The texts of every prompt, ``votes`` of each one after the other."""
+    """Generate the texts of every prompt: ``votes`` samples of each, one prompt after the other."""
     repeated = [prompt for prompt in prompts for _ in range(setting.votes)]
     return setting.model.generate(repeated, batch_size=batch, **setting.options)
 
@@ -83,7 +84,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = getattr(load(args.data, Columns(input="question", target="rationale+answer")), args.split)[: args.rows]
     prompts, wanted = [row.prompt for row in rows], [row.target for row in rows]
-    tried, metric = settings(args), Answer()
+    tried, metric = settings(args), FinalAnswer()
     seconds: dict[tuple[str, int], list[float]] = {}
     few = prompts[: args.speed_rows]
     for number in range(ROUNDS + 1):
@@ -100,7 +101,8 @@ def main() -> None:
     for setting in tried:
         texts = solve(setting, prompts, 32)
         chosen = [
-            vote(texts[at : at + setting.votes], attrgetter("text")) for at in range(0, len(texts), setting.votes)
+            majority_vote(texts[at : at + setting.votes], attrgetter("text"))
+            for at in range(0, len(texts), setting.votes)
         ]
         score = metric.score([text.text for text in chosen], wanted)
         around = stats.interval(score.stats[None], metric.combine)

@@ -1,5 +1,5 @@
-"""What the tests and the benchmark of constraints share: generated constraints, judges of their own, and a network that
-pushes towards violation."""
+"""Shared by the tests and the benchmark of constraints: random constraints, independent checkers, and networks that
+push towards violation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from redraft import registry
-from redraft.canvas import completion, make_canvas, winners
+from redraft.canvas import best_rows, completion, make_canvas
 from redraft.constraints import build_all
 from redraft.data.tokenizer import Tokenizer
-from redraft.decode import Loop, Method
 from redraft.errors import UserError
+from redraft.generation.length import choose_lengths
+from redraft.generation.loop import Loop, Method
 from redraft.types import Forward, Spec
 
 ZOO = Path(__file__).parents[1] / "zoo" / "translate-en-de-masked"
@@ -47,7 +48,7 @@ def _times(draw: Any) -> str:
 
 @st.composite
 def regexes(draw: Any) -> str:
-    """Patterns whose unbounded repetitions are of single characters, so that the judge (``re``) can't run away."""
+    """Patterns whose unbounded repetitions are of single characters, so that the checker (``re``) stays fast."""
 
     def part(depth: int) -> str:
         shape = draw(st.integers(0, 4 if depth else 1))
@@ -70,11 +71,35 @@ _WORDS = st.text('abcdxyz_ "\\é/', min_size=0, max_size=6)
 
 @st.composite
 def schemas(draw: Any, depth: int = 2) -> dict[str, Any]:
-    """Schemas over all that is supported."""
+    """Schemas with all supported keywords."""
     kinds = ["string", "pattern", "format", "integer", "number", "boolean", "null", "enum", "const", "types"]
     kind = draw(st.sampled_from(kinds + ["array", "tuple", "object", "object", "map", "anyOf"] * (depth > 0)))
     low, more = draw(st.integers(-30, 40)), draw(st.integers(0, 200))
     few, extra = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    if kind in kinds:
+        return _scalar_schema(draw, kind, low, more, few, extra)
+    inner = schemas(depth - 1)
+    if kind == "array":
+        return {"type": "array", "items": draw(inner), "minItems": few, "maxItems": few + extra}
+    if kind == "tuple":
+        heads = draw(st.lists(inner, min_size=1, max_size=3))
+        return {
+            "type": "array",
+            "prefixItems": heads,
+            "items": draw(st.one_of(st.just(False), inner)),
+            "minItems": few % 3 % len(heads),
+        }
+    if kind == "object":
+        keys = draw(st.lists(_WORDS, min_size=0, max_size=4, unique=True))
+        required = [key for key in keys if draw(st.booleans())]
+        parts = {key: draw(inner) for key in keys}
+        return {"type": "object", "properties": parts, "required": required, "additionalProperties": False}
+    if kind == "map":
+        return {"type": "object", "additionalProperties": draw(inner)}
+    return {"anyOf": draw(st.lists(inner, min_size=1, max_size=3))}
+
+
+def _scalar_schema(draw: Any, kind: str, low: int, more: int, few: int, extra: int) -> dict[str, Any]:
     if kind == "string":
         return {"type": "string", "minLength": few, "maxLength": few + extra}
     if kind == "pattern":
@@ -98,34 +123,14 @@ def schemas(draw: Any, depth: int = 2) -> dict[str, Any]:
         return {"enum": draw(st.lists(st.one_of(_WORDS, st.integers(-99, 99), st.none()), min_size=1, max_size=4))}
     if kind == "const":
         return {"const": draw(st.one_of(_WORDS, st.booleans(), st.fixed_dictionaries({"a": st.integers(0, 9)})))}
-    inner = schemas(depth - 1)
-    if kind == "array":
-        return {"type": "array", "items": draw(inner), "minItems": few, "maxItems": few + extra}
-    if kind == "tuple":
-        heads = draw(st.lists(inner, min_size=1, max_size=3))
-        return {
-            "type": "array",
-            "prefixItems": heads,
-            "items": draw(st.one_of(st.just(False), inner)),
-            "minItems": few % 3 % len(heads),
-        }
-    if kind == "object":
-        keys = draw(st.lists(_WORDS, min_size=0, max_size=4, unique=True))
-        required = [key for key in keys if draw(st.booleans())]
-        parts = {key: draw(inner) for key in keys}
-        return {"type": "object", "properties": parts, "required": required, "additionalProperties": False}
-    if kind == "map":
-        return {"type": "object", "additionalProperties": draw(inner)}
-    if kind == "anyOf":
-        return {"anyOf": draw(st.lists(inner, min_size=1, max_size=3))}
     return {"type": kind}
 
 
-# ---- judges
+# ---- checkers
 
 
 def conforms(value: Any, schema: dict[str, Any]) -> bool:
-    """Does a value satisfy a schema of those above? Written from the specification alone."""
+    """Does a value satisfy a schema from ``schemas``? Written from the JSON Schema specification alone."""
     if "anyOf" in schema:
         return any(conforms(value, part) for part in schema["anyOf"])
     if "enum" in schema:
@@ -203,41 +208,42 @@ def holds(kind: str, value: Any, text: str) -> bool:
 
 @dataclass
 class Adversary:
-    """Logits that push towards violation: ``end`` at once, ``never`` end, ``one`` token everywhere, ``noise`` so loud
-    that positions never agree with one another, ``shy`` of every token (-inf) but a few."""
+    """Logits that push towards violation: ``end`` at once, ``never`` end, ``one`` token everywhere, ``noise`` so strong
+    that positions never agree with one another, ``shy``: -inf for all tokens but a few."""
 
     spec: Spec
     mood: str
     seed: int = 0
 
-    def __call__(self, ask: Forward, store: object = None) -> Tensor:
-        row, column = (ask.want >= 0).nonzero(as_tuple=True)
-        count, generator = len(row), torch.Generator().manual_seed(self.seed + int(ask.want.sum()))
-        logits = torch.randn(count, self.spec.vocab_size, generator=generator) * 300
+    def __call__(self, request: Forward, store: object = None) -> Tensor:
+        row, column = (request.targets >= 0).nonzero(as_tuple=True)
+        count, generator = len(row), torch.Generator().manual_seed(self.seed + int(request.targets.sum()))
+        logits = torch.randn(count, self.spec.tokens.vocab_size, generator=generator) * 300
         if self.mood in ("end", "never"):
-            logits[:, self.spec.eos_id] = 1e6 if self.mood == "end" else -1e6
+            logits[:, self.spec.tokens.eos_id] = 1e6 if self.mood == "end" else -1e6
         if self.mood == "one":
-            logits[:, self.seed * 7919 % self.spec.vocab_size] = 1e6
+            logits[:, self.seed * 7919 % self.spec.tokens.vocab_size] = 1e6
         if self.mood == "shy":
-            logits[:, torch.randperm(self.spec.vocab_size, generator=generator)[5:]] = -torch.inf
+            logits[:, torch.randperm(self.spec.tokens.vocab_size, generator=generator)[5:]] = -torch.inf
         return logits
 
     def expected(self, log_p: Tensor) -> Tensor:
-        assert self.spec.continuous is not None
-        return torch.zeros(len(log_p), self.spec.continuous.width)
+        """Expected vectors [N, Z] of log-probabilities [N, V]: zeros."""
+        assert self.spec.family.continuous is not None
+        return torch.zeros(len(log_p), self.spec.family.continuous.width)
 
     def store(self, seats: int, cells: int) -> object:
-        raise AssertionError("an adversary keeps nothing")
+        raise AssertionError("an adversary has no key-value cache")
 
 
 MOODS = ("end", "never", "one", "noise", "shy")
 
 
 def methods() -> Iterator[tuple[str, Any]]:
-    """Every sampler, several of them with settings that write many tokens at once."""
+    """Every sampler; several of them with settings that write many tokens at once."""
     for name in registry.names("samplers"):
         if name == "edit_flow":
-            continue  # refuses constraints, and says so
+            continue  # does not support constraints
         kind = registry.find("samplers", name)
         fields = kind.__dataclass_fields__
         yield name, kind(**({"steps": 3} if "steps" in fields else {}))
@@ -248,7 +254,7 @@ def methods() -> Iterator[tuple[str, Any]]:
             yield name, kind(steps=1, order="random")
 
 
-# The family whose models a sampler is for, where that is not masked diffusion.
+# The model family of a sampler, if it is not masked diffusion.
 _HOMES = {
     "analytic": "sedd",
     "autoregressive": "autoregressive",
@@ -265,8 +271,8 @@ def spec_for(name: str, length_head: bool) -> Spec:
     spec: Spec = family.spec(real_tokenizer())
     if length_head:
         return spec
-    drafter = spec.drafter and replace(spec.drafter, isolate_prompt=False, length_head=False)
-    return replace(spec, isolate_prompt=False, length_head=False, drafter=drafter)
+    drafter = spec.family.drafter and spec.family.drafter.with_network(prompt_encoder=False, length_head=False)
+    return spec.with_network(prompt_encoder=False, length_head=False).with_family(drafter=drafter)
 
 
 def write(
@@ -280,15 +286,15 @@ def write(
     temperature: float = 0.0,
     rows: int = 2,
 ) -> list[str]:
-    """Texts written under constraints by an adversary in ``room`` positions; one request a row.
+    """Texts generated under constraints from an adversary's logits in ``room`` positions; one text for each row.
 
     Raises:
-        UserError: they can't be satisfied in that room.
-        TimeoutError: more passes than any sampler needs.
+        UserError: the constraints can't be satisfied in that room.
+        TimeoutError: more forward passes than any sampler needs.
     """
     tokenizer, spec = real_tokenizer(), spec_for(name, length_head)
     head = tokenizer.encode_prompt("Hi")
-    copies = sampler.width if sampler.width > 1 else 2 if length_head and spec.length_head else 1
+    copies = sampler.width if sampler.width > 1 else 2 if length_head and spec.network.length_head else 1
     canvas = make_canvas(
         [[*head, *[None] * room]] * rows,
         [len(head)] * rows,
@@ -298,20 +304,20 @@ def write(
         temperature=0.0 if sampler.width > 1 else temperature,
     )
     loop = Loop({"main": Adversary(spec, mood, seed)}, Method(sampler, constraint=build_all(wanted, tokenizer)), spec)
-    if length_head and spec.length_head:
-        loop.choose_lengths(canvas)
+    if length_head and spec.network.length_head:
+        choose_lengths(loop, canvas)
     for turn, _ in enumerate(loop.run(canvas)):
         if turn > 4 * room + 70:
-            raise TimeoutError(f"{name} does not come to an end")
+            raise TimeoutError(f"{name} does not finish")
     assert not canvas.open.any()
     return [
-        tokenizer.decode(completion(canvas, row, spec.eos_id)[0])
-        for row in winners(canvas, sampler.width == 1 and copies > 1)
+        tokenizer.decode(completion(canvas, row, spec.tokens.eos_id)[0])
+        for row in best_rows(canvas, sampler.width == 1 and copies > 1)
     ]
 
 
 def least_room(wanted: dict[str, Any]) -> int | None:
-    """Tokens of the shortest text, by asking for ever more room; None: more than 4,000, or none at all."""
+    """Number of tokens of the shortest text, read from the error for too little room; None: there is no text."""
     try:
         write(wanted, "autoregressive", registry.find("samplers", "autoregressive")(), "noise", 0, 1, rows=1)
     except UserError as error:

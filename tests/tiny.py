@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redraft import registry
-from redraft.types import Batch, Forward, Network, Objective, Spec
+from redraft.models.parts.store import KeyValueStore, KeyValueView
+from redraft.objectives.base import Objective
+from redraft.types import Batch, CleanStream, Extra, Forward, Network, QueryMask, Request, Spec, TokenIds
+from redraft.types.spec import FamilyFacts, NetworkFacts
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Vocabulary:
     bos_id: int = 2
     mask_id: int = 3
     sep_id: int = 4
-    ends: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
 
     @property
     def markers(self) -> tuple[int, ...]:
@@ -39,7 +42,7 @@ class Vocabulary:
     def letters(self) -> range:
         return range(5, self.vocab_size)
 
-    def having(self, extras: Sequence[str]) -> Vocabulary:
+    def with_special_tokens(self, extras: Sequence[str]) -> Vocabulary:
         return Extended(self.vocab_size + 2) if extras else self
 
 
@@ -59,7 +62,7 @@ class Extended(Vocabulary):
     def markers(self) -> tuple[int, ...]:
         return (*super().markers, self.expand_id, self.delete_id)
 
-    def having(self, extras: Sequence[str]) -> Vocabulary:
+    def with_special_tokens(self, extras: Sequence[str]) -> Vocabulary:
         return self
 
 
@@ -72,7 +75,7 @@ def families() -> list[str]:
     Families of continuous diffusion keep laws of their own (``test_continuous``): what they ask about are vectors.
     """
     names = registry.names("families")
-    found = [n for n in names if registry.find("families", n)().spec(VOCABULARY).continuous is None]
+    found = [n for n in names if registry.find("families", n)().spec(VOCABULARY).family.continuous is None]
     both = [name for name in found if "process" in registry.find("families", name).__dataclass_fields__]
     return [*found, *(f"{name}-uniform" for name in both)]
 
@@ -83,8 +86,8 @@ def described(name: str) -> dict[str, Any]:
     return {"name": base, **({"process": process} if process else {})}
 
 
-def family(name: str, conditional: bool = True, **fields: Any) -> tuple[Spec, Objective]:
-    """Spec and objective of a family over ``VOCABULARY``; ``conditional``: prompt -> answer rather than plain text.
+def family(name: str, paired: bool = True, **fields: Any) -> tuple[Spec, Objective]:
+    """Spec and objective of a family over ``VOCABULARY``; ``paired``: prompt -> answer rather than plain text.
 
     Blocks have two positions, so that the short texts of the tests have several.
     """
@@ -93,13 +96,13 @@ def family(name: str, conditional: bool = True, **fields: Any) -> tuple[Spec, Ob
     written = kind.__dataclass_fields__.get("block")  # 0 where a family writes in blocks only if told to
     built = kind(**({"block": 2} if written is not None and written.default else {}) | table)
     spec = built.spec(VOCABULARY)
-    return spec if conditional else replace(spec, isolate_prompt=False, length_head=False), built.objective()
+    return spec if paired else spec.with_network(prompt_encoder=False, length_head=False), built.objective()
 
 
-def knowing_family(name: str, conditional: bool = True) -> tuple[Spec, Objective]:
+def knowing_family(name: str, paired: bool = True) -> tuple[Spec, Objective]:
     """A family for an oracle: under uniform noise, true conditionals depend on the time."""
-    spec, objective = family(name, conditional)
-    return family(name, conditional, timed=True) if spec.process == "uniform" else (spec, objective)
+    spec, objective = family(name, paired)
+    return family(name, paired, timed=True) if _noise(spec) == "uniform" else (spec, objective)
 
 
 def pairs(rows: list[tuple[list[int], list[int]]], length: int = 0) -> Batch:
@@ -116,6 +119,30 @@ def pairs(rows: list[tuple[list[int], list[int]]], length: int = 0) -> Batch:
         prompt=start,
         bytes=end - start,
     )
+
+
+def changed(spec: Spec, **changes: Any) -> Spec:
+    """A copy of a spec with other facts, each in the group that it belongs to."""
+
+    def of(group: type) -> dict[str, Any]:
+        return {each.name: changes.pop(each.name) for each in fields(group) if each.name in changes}
+
+    found = spec.with_tokens(**of(TokenIds)).with_network(**of(NetworkFacts)).with_family(**of(FamilyFacts))
+    assert not changes, f"no group has {', '.join(changes)}"
+    return found
+
+
+def without(request: Forward, kind: type[Extra]) -> Forward:
+    """A request without its extra of a type."""
+    return replace(request, extra=tuple(each for each in request.extra if not isinstance(each, kind)))
+
+
+def cached(network: Any, request: Request, store: KeyValueStore) -> Tensor:
+    """Logits [N, V] of a narrowed request, with a store; its tokens are not recorded yet."""
+    slots, below = request.cache.kv_slot, request.cache.visible_below
+    assert slots is not None and below is not None
+    logits: Tensor = network(request, KeyValueView(store, slots, below))
+    return logits
 
 
 @dataclass
@@ -139,7 +166,7 @@ class Language:
         return cls(texts, _random_probabilities(len(texts), seed))
 
     @cached_property
-    def ends(self) -> bool:
+    def stop_ids(self) -> bool:
         """Does every text end in end-of-text? Then nothing but end-of-texts follow it."""
         return all(text[-1] == VOCABULARY.eos_id for text in self.texts)
 
@@ -164,7 +191,7 @@ class OracleNetwork:
     """Answers every request with the true conditionals of a language, given the tokens that the request lets it see.
 
     All rows have prompts of ``start`` tokens. At the last of them it predicts the length. Where everything is seen
-    (attention ``full``) so is the extent of the canvas, hence the length. Beyond the end of a text that ends in
+    (attention ``full``) so is the extent of the canvas, hence the length. Beyond the end of a text that stop_ids in
     end-of-text stand more of them. It keeps no cache: run it without one.
 
     Under uniform noise any token of the answer may be noise: it predicts each from all others (leave-one-out), given
@@ -177,55 +204,56 @@ class OracleNetwork:
 
     def expected(self, log_p: Tensor) -> Tensor:
         """It does not look at vectors, so that any will do."""
-        assert self.spec.continuous is not None
-        return log_p.new_zeros(len(log_p), self.spec.continuous.width)
+        assert self.spec.family.continuous is not None
+        return log_p.new_zeros(len(log_p), self.spec.family.continuous.width)
 
-    def __call__(self, ask: Forward, store: object = None) -> Tensor:
-        row, column = (ask.want >= 0).nonzero(as_tuple=True)
-        want, pos, x = ask.want[row, column], ask.pos[row], ask.x[row]  # [N], [N, Q], [N, Q]
-        stage, shift = ask.stage(ask.pos)[row], self.spec.shift if ask.shift is None else ask.shift
-        cell = pos if ask.cell is None else ask.cell[row]
-        at = (cell == want[:, None] - shift).nonzero()[:, 1]
+    def __call__(self, request: Forward, store: object = None) -> Tensor:
+        row, column = (request.targets >= 0).nonzero(as_tuple=True)
+        want, pos, x = request.targets[row, column], request.positions[row], request.tokens[row]  # [N], [N, Q], [N, Q]
+        group, shift = request.group(request.positions)[row], request.shift(self.spec.network.shift)
+        own, clean = request.find(QueryMask), request.find(CleanStream)
+        name = pos if own is None or own.query_ids is None else own.query_ids[row]
+        at = (name == want[:, None] - shift).nonzero()[:, 1]
         want = pos.gather(1, at[:, None])[:, 0] + shift
-        mine = stage.gather(1, at[:, None])
-        if ask.clean is not None:  # what came before the own stage is seen as it stands in the clean stream
-            text = x.scatter(1, ask.clean.pos[row].clamp(min=0), ask.clean.x[row])
-            x = torch.where(stage < mine, text, x)
-        sees = stage <= mine if ask.mask is None else ask.mask[row, at]
+        mine = group.gather(1, at[:, None])
+        if clean is not None:  # earlier groups are read from the clean stream
+            text = x.scatter(1, clean.positions[row].clamp(min=0), clean.tokens[row])
+            x = torch.where(group < mine, text, x)
+        sees = group <= mine if own is None else own.mask[row, at]
         seen = (pos >= self.start) & sees
         table, lengths = self.language.table, (self.language.table >= 0).sum(1)
-        if self.language.ends:
+        if self.language.stop_ids:
             more = max(0, int(pos.max()) + 1 - self.start - table.shape[1])
             table = F.pad(table, (0, more), value=-1)
             table = torch.where(table < 0, VOCABULARY.eos_id, table)
         says = table[:, (pos - self.start).clamp(0, table.shape[1] - 1)]  # [S, N, Q]
-        if self.spec.process == "uniform":
-            assert self.spec.schedule is not None and ask.t is not None
-            alpha = self.spec.schedule.alpha(ask.t.double())[row, None]  # [N, 1]
-            letters = self.spec.vocab_size - len(self.spec.forbidden)
+        if _noise(self.spec) == "uniform":
+            assert self.spec.family.schedule is not None and request.time is not None
+            alpha = self.spec.family.schedule.alpha(request.time.double())[row, None]  # [N, 1]
+            letters = self.spec.tokens.vocab_size - len(self.spec.tokens.forbidden)
             others = seen & (torch.arange(pos.shape[1]) != at[:, None])
             chance = torch.where(says == x, alpha + (1 - alpha) / letters, (1 - alpha) / letters)
             weight = torch.where(others, chance, 1.0).prod(-1)
         else:
-            known = seen & (x != self.spec.mask_id)
+            known = seen & (x != self.spec.tokens.mask_id)
             weight = ((says == x) | ~known).all(-1).double()
-        if ask.attend.kind == "full":
+        if request.attention.kind == "full":
             extent = seen.sum(1)
             weight = weight * ((lengths[:, None] == extent) | (extent == 0))
         weight = weight * self.language.p[:, None]  # [S, N]
 
         outcome = table[:, (want - self.start).clamp(0, table.shape[1] - 1)]  # [S, N]
         outcome = torch.where(want == self.start - 1, lengths[:, None], outcome)
-        p = torch.zeros(len(want), self.spec.vocab_size + 1, dtype=torch.float64)
-        p.scatter_add_(1, torch.where(outcome < 0, self.spec.vocab_size, outcome).T, weight.T.contiguous())
+        p = torch.zeros(len(want), self.spec.tokens.vocab_size + 1, dtype=torch.float64)
+        p.scatter_add_(1, torch.where(outcome < 0, self.spec.tokens.vocab_size, outcome).T, weight.T.contiguous())
         p = p[:, :-1]  # the last column gathered the texts that had already ended
         p = p / p.sum(1, keepdim=True).clamp(min=1e-300)
         token = (want >= self.start)[:, None]
-        if self.spec.score and self.spec.process == "uniform":
+        if self.spec.scores and _noise(self.spec) == "uniform":
             p = torch.where(token, alpha * p + (1 - alpha) / letters, p)
         logits = p.clamp(min=1e-30).log()  # impossible text: uniform
-        if self.spec.score and self.spec.process == "absorbing":
-            logits = logits + token * math.log(self.spec.vocab_size - len(self.spec.forbidden))
+        if self.spec.scores and _noise(self.spec) == "absorbing":
+            logits = logits + token * math.log(self.spec.tokens.vocab_size - len(self.spec.tokens.forbidden))
         return logits.float()
 
 
@@ -240,21 +268,26 @@ class ArbitraryNetwork:
 
     @cached_property
     def logits(self) -> Tensor:
-        v, n = self.spec.vocab_size, self.length
+        v, n = self.spec.tokens.vocab_size, self.length
         return torch.randn(v**n, n, v, generator=torch.Generator().manual_seed(self.seed)) * 1.5
 
-    def __call__(self, ask: Forward, store: object = None) -> Tensor:
-        place = self.spec.vocab_size ** torch.arange(self.length)
-        pattern = (ask.x[:, self.start : self.start + self.length] * place).sum(1)
-        row, column = (ask.want >= 0).nonzero(as_tuple=True)
-        return self.logits[pattern[row], ask.want[row, column] - self.start]
+    def __call__(self, request: Forward, store: object = None) -> Tensor:
+        place = self.spec.tokens.vocab_size ** torch.arange(self.length)
+        pattern = (request.tokens[:, self.start : self.start + self.length] * place).sum(1)
+        row, column = (request.targets >= 0).nonzero(as_tuple=True)
+        return self.logits[pattern[row], request.targets[row, column] - self.start]
+
+
+def _noise(spec: Spec) -> str | None:
+    """Name of the family's noise process."""
+    return None if spec.family.process is None else spec.family.process.name
 
 
 def log_probabilities(network: Network, spec: Spec, x: Tensor, start: int = 0) -> Tensor:
     """What a bidirectional network predicts at every position of rows ``x`` [R, L] from ``start`` on, forbidden
     tokens removed -> [R, L - start, V] float64."""
     pos = torch.arange(x.shape[1]).expand(x.shape)
-    ask = Forward(x=x, pos=pos, want=pos[:, start:], attend=spec.attend)
-    logits = network(ask).double().view(x.shape[0], x.shape[1] - start, -1).clone()
-    logits[..., sorted({*spec.forbidden, spec.mask_id})] = -torch.inf
+    request = Forward(tokens=x, positions=pos, targets=pos[:, start:], attention=spec.network.attention)
+    logits = network(request).double().view(x.shape[0], x.shape[1] - start, -1).clone()
+    logits[..., sorted({*spec.tokens.forbidden, spec.tokens.mask_id})] = -torch.inf
     return logits.log_softmax(-1)

@@ -1,8 +1,8 @@
-"""Turn a finished training run into a shipped checkpoint: int8 weights, generation settings, a card.
+"""Make a shipped checkpoint from a finished training run: int8 weights, generation settings, a card.
 
     python zoo/pack.py RUN NAME [--set KEY=VALUE ...]       # then: make checksums
 
-RUN is the --out folder of `redraft train recipes/zoo/NAME.toml`; --set gives the model's own generation settings.
+RUN is the --out folder of `redraft train recipes/zoo/NAME.toml`; --set gives the model's default generation settings.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ SOURCES = {
     "pairs.mix.toml": "English novels (public domain), sentence pairs of Tatoeba (tatoeba.org, CC BY 2.0 FR), "
     "SQuADShifts (CC BY 4.0), SciTLDR (Apache-2.0)",
 }
-# Where a prompt can't be guessed: a sentence for the head of the card, which `redraft models` shows, and a section.
+# For models with an unusual prompt: a sentence in the first line of the card (see `redraft models`), and a section.
 USES = {
     "multiplication:4x4:450000": (
-        " A prompt: `1 2 3 4 * 5 6 7 8`, lowest digits first.",
+        " A prompt: `1 2 3 4 * 5 6 7 8`, lowest digit first.",
         """
 ## Use
 
     redraft generate --model {name} --prompt "1 2 3 4 * 5 6 7 8"
 
-multiplies 4321 by 8765. Digits stand lowest first, a space between them. Partial products and sums are written out; the
-last line, read backwards, is the answer: `5 6 5 3 7 8 7 3` is 37873565. Only four digits by four are known.
+multiplies 4321 by 8765. Digits are written lowest first, separated by spaces. The output contains partial products and
+sums; its last line, read backwards, is the answer: `5 6 5 3 7 8 7 3` is 37873565. Only four digits by four work.
 
-The masked model can draft for the autoregressive one, which writes the same text in 7 passes instead of 56:
+The masked model can draft for the autoregressive one, which then generates the same output in 7 forward passes instead
+of 56:
 
     redraft generate --model multiply-autoregressive --drafter multiply-masked --option block=32 \\
       --prompt "1 2 3 4 * 5 6 7 8"
@@ -47,10 +48,10 @@ CARD = """# {name}
 - Recipe: `redraft train recipes/zoo/{name}.toml --out runs/{name}`, then `python zoo/pack.py runs/{name} {name}`
 - Training: {tokens:,} tokens ({passes:.2f} passes), {flops:.2e} FLOPs, {minutes:.0f} minutes on a shared CPU
 - Validation: {nats} nats/token, {bits} bits/byte ({kind})
-- Data licence: {data}. Weights: Apache-2.0, with attribution as the data's licence asks.
-- Own generation settings: `{settings}`
+- Data licence: {data}. Weights: Apache-2.0, with the attribution that the data's licence requires.
+- Default generation settings: `{settings}`
 
-A small model for showing how the families behave and for fine-tuning; no product, and no translator to rely on.
+A small model that shows how the families behave, and a starting point for fine-tuning. Don't rely on its output.
 {use}"""
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     model = redraft.load(args.run, "cpu")
     model.defaults = config.parse_options(args.settings, "--set")
-    model.settings()  # refuses what it doesn't know
+    model.settings()  # raises for unknown settings
     result = json.loads((args.run / "train" / "result.json").read_text(encoding="utf-8"))
     recipe = config.read_toml(args.run / "train" / "recipe.toml")
     found, bound = result["validation"], result["validation"]["is_bound"]
@@ -70,7 +71,7 @@ def main() -> None:
     ask, use = next((how for end, how in USES.items() if recipe["data"]["source"].endswith(end)), ("", ""))
     card = CARD.format(
         name=args.name,
-        ask=ask,
+        request=ask,
         use=use.format(name=args.name),
         parameters=result["parameters"] / 1e6,
         family=model.family_name,

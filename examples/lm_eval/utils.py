@@ -1,4 +1,4 @@
-"""What the tasks of this folder call. Importing it registers ``--model redraft`` with the harness."""
+"""Functions that the tasks of this folder call. Importing this file registers ``--model redraft`` with the harness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making canvases from prompts and holes, and reading texts off them."""
+"""Create canvases from prompts and holes, resize them, and read the generated tokens from them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redraft.registry import find
-from redraft.types import DELETE, DRAFT, FREE, GIVEN, INSERT, PAD, SEALED, Canvas, Draw, Spec, Step
-
-_NOISE_STREAM = 1 << 42  # keeps the noise that a canvas begins with apart from that which draws tokens and orders them
+from redraft.types import DELETE, DRAFT, FREE, GIVEN, INSERT, PAD, SEALED, Canvas, NoiseStream, Sampling, Spec, Step
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How many cells each row may have. Cells may be inserted beside free ones, and before the positions named."""
+    """How far rows may grow. Positions may be inserted next to free ones, and before the positions in ``gaps``."""
 
-    limits: Sequence[int]
-    gaps: Sequence[Sequence[int]] = ()
+    limits: Sequence[int]  # maximum number of positions of each row
+    gaps: Sequence[Sequence[int]] = ()  # of each row
 
 
 def make_canvas(
@@ -30,23 +27,22 @@ def make_canvas(
     *,
     seeds: Sequence[int],
     copies: int = 1,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     growth: Growth | None = None,
+    **sampling: float,
 ) -> Canvas:
-    """A canvas from rows in which ``None`` marks a free position, which begins as noise of the model's own kind.
+    """A canvas from rows in which ``None`` marks a free position. Free positions start as noise of the model's process.
 
     Args:
-        prompts: length of each row's leading prompt. seeds: noise key of each row.
-        copies: rows per request (candidates, beams); copies of a request stand together and differ in seed.
-        growth: None: lengths stand.
+        prompts: length of each row's leading prompt. seeds: seed of each row's random numbers.
+        copies: canvas rows per prompt (candidates, beams). Copies of a row are adjacent and differ in seed.
+        growth: how far rows may grow; None: their lengths are fixed.
+        sampling: fields of ``Sampling``; the temperature is 0 if it is not given.
     """
     width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), spec.pad_id, dtype=torch.int64)
+    ids = torch.full((len(rows), width), spec.tokens.pad_id, dtype=torch.int64)
     status = torch.full((len(rows), width), PAD, dtype=torch.int8)
     for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor([spec.mask_id if token is None else token for token in row])
+        ids[number, : len(row)] = torch.tensor([spec.tokens.mask_id if token is None else token for token in row])
         free = torch.tensor([token is None for token in row])
         status[number, : len(row)] = torch.where(free, FREE, GIVEN).to(torch.int8)
     count = len(rows) * copies
@@ -56,77 +52,57 @@ def make_canvas(
     if growth is not None:
         gap = status == FREE
         gap[:, 1:] |= gap[:, :-1].clone() & (status[:, 1:] != PAD)
-        for number, places in enumerate(growth.gaps):
-            gap[number * copies : (number + 1) * copies, list(places)] = True
-    noise = find("noise", spec.process)().draw(
-        seed, torch.full_like(seed, _NOISE_STREAM), torch.arange(width).expand(count, -1), spec
-    )
+        for number, positions in enumerate(growth.gaps):
+            gap[number * copies : (number + 1) * copies, list(positions)] = True
+    noise = torch.full_like(ids, spec.tokens.mask_id)
+    if spec.family.process is not None:
+        key = torch.full_like(seed, NoiseStream.INITIAL_TOKENS)
+        noise = spec.family.process.sample(seed, key, torch.arange(width).expand(count, -1), spec)
     return Canvas(
         ids=torch.where(status == FREE, noise, ids),
         status=status,
         prompt=torch.tensor(prompts).repeat_interleave(copies),
         seed=seed,
         step=torch.zeros(count, dtype=torch.int64),
-        slot=torch.arange(count),
-        request=torch.arange(len(rows)).repeat_interleave(copies),
+        kv_slot=torch.arange(count),
+        owner=torch.arange(len(rows)).repeat_interleave(copies),
         nfe=torch.zeros(count, dtype=torch.int64),
         score=torch.zeros(count, dtype=torch.float64),
-        draw=Draw(
-            temperature=torch.full((count,), float(temperature)),
-            top_k=torch.full((count,), top_k),
-            top_p=torch.full((count,), float(top_p)),
-        ),
+        sampling=Sampling.of(count, **{"temperature": 0.0, **sampling}),
         limit=torch.tensor([len(row) for row in rows] if growth is None else growth.limits).repeat_interleave(copies),
         gap=gap,
     )
 
 
 def joined(steps: Sequence[Step]) -> Step:
-    """The ops of several steps that set cells, one after the other; of no steps, one without ops."""
+    """One step with the changes of several steps, none of which has a ``kind``. Without steps, it has no changes."""
     if not steps:
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return Step(nothing, nothing, nothing, nothing, torch.zeros(0))
+        empty = torch.zeros(0, dtype=torch.int64)
+        return Step(empty, empty, empty, empty, torch.zeros(0))
     names = ("row", "pos", "token", "status", "conf")
     return Step(*(torch.cat([getattr(step, name) for step in steps]) for name in names))
 
 
 def extent(canvas: Canvas) -> Tensor:
-    """[B] cells of each row, padding left out."""
+    """[B] number of positions of each row, padding excluded."""
     return torch.where(canvas.status != PAD, torch.arange(1, canvas.ids.shape[1] + 1), 0).amax(1)
 
 
 def resize(canvas: Canvas, step: Step) -> Step:
-    """Insert and delete cells as a step says, and return the step as it reads on the canvas that results.
+    """Insert and delete positions, and return the step with positions that refer to the resulting canvas.
 
-    Inserts beyond a row's limit are left out, the last ones first. Everything else about an op is for the loop to
-    write; new cells are padding until then.
+    Insertions beyond a row's limit are dropped, the last ones first. The loop writes tokens and status; new positions
+    are padding until then.
 
     Raises:
-        ValueError: an op that takes away a given cell, or inserts where there is no gap.
+        ValueError: the step deletes a given position, or inserts where there is no gap.
     """
     assert step.kind is not None
     kind, row, pos = step.kind.numpy(), step.row.numpy(), step.pos.numpy()
-    status, gap = canvas.status.numpy(), canvas.gap.numpy()
-    rows, width = status.shape
-    gone, new = kind == DELETE, np.flatnonzero(kind == INSERT)
-    if (status[row[gone], pos[gone]] == GIVEN).any():
-        raise ValueError("a step deletes a given cell")
-    length = extent(canvas).numpy()
-    # A row that ends open may be appended to.
-    ends_open = np.isin(status[np.arange(rows), length - 1], (FREE, DRAFT))
-    grows = np.concatenate([gap, np.zeros((rows, 1), bool)], 1)
-    grows[np.arange(rows), length] |= ends_open & gap.any(1)
-    if not grows[row[new], pos[new]].all():
-        raise ValueError("a step inserts where there is no gap")
-    kept = np.arange(width) < length[:, None]
-    kept[row[gone], pos[gone]] = False
-    order = np.lexsort((new, pos[new], row[new]))
-    new = new[order]
-    begins = np.searchsorted(row[new], np.arange(rows))
-    place = np.arange(len(new)) - begins[row[new]]  # the how manieth insert of its row
-    new = new[place < (canvas.limit.numpy() - kept.sum(1))[row[new]]]
+    rows, width = canvas.status.shape
+    kept, new = _kept_and_new(canvas, kind, row, pos)
 
-    # Old and new cells of all rows in one list, a new one before the old one at its position.
+    # Old and new positions of all rows in one list. A new one precedes the old one at its position.
     old_row, old_pos = np.nonzero(kept)
     owner = np.concatenate([old_row, row[new]])
     order = np.lexsort(
@@ -136,62 +112,84 @@ def resize(canvas: Canvas, step: Step) -> Step:
     column = np.arange(len(owner)) - np.searchsorted(owner, np.arange(rows))[owner]
     source = np.full((rows, max(width, int(column.max(initial=-1)) + 1)), -1)
     source[owner, column] = np.concatenate([old_pos, np.full(len(new), -1)])[order]
-    found = np.empty(len(owner), dtype=np.int64)
-    found[order] = column
+    new_column = np.empty(len(owner), dtype=np.int64)
+    new_column[order] = column
     now = np.full((rows, width), -1)
-    now[old_row, old_pos] = found[: len(old_row)]
+    now[old_row, old_pos] = new_column[: len(old_row)]
 
-    moving = torch.from_numpy(source)
-    canvas.ids, canvas.status = moved(canvas.ids, moving, 0), moved(canvas.status, moving, PAD)
-    canvas.gap = moved(canvas.gap, moving, False)
-    canvas.gap.numpy()[row[new], found[len(old_row) :]] = True
-    stays = np.flatnonzero((kind != DELETE) & (kind != INSERT))
-    index = np.concatenate([stays, new])
-    where = np.concatenate([now[row[stays], pos[stays]], found[len(old_row) :]])
-    part = torch.from_numpy(index)
+    source_tensor = torch.from_numpy(source)
+    canvas.ids, canvas.status = moved(canvas.ids, source_tensor, 0), moved(canvas.status, source_tensor, PAD)
+    canvas.gap = moved(canvas.gap, source_tensor, False)
+    canvas.gap.numpy()[row[new], new_column[len(old_row) :]] = True
+    changed = np.flatnonzero((kind != DELETE) & (kind != INSERT))
+    position = np.concatenate([now[row[changed], pos[changed]], new_column[len(old_row) :]])
+    index = torch.from_numpy(np.concatenate([changed, new]))
     return Step(
-        row=step.row[part],
-        pos=torch.from_numpy(where),
-        token=step.token[part],
-        status=step.status[part],
-        conf=step.conf[part],
-        kind=step.kind[part],
-        source=moving,
+        row=step.row[index],
+        pos=torch.from_numpy(position),
+        token=step.token[index],
+        status=step.status[index],
+        conf=step.conf[index],
+        kind=step.kind[index],
+        source=source_tensor,
     )
 
 
+def _kept_and_new(canvas: Canvas, kind: np.ndarray, row: np.ndarray, pos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[B, L] bool: the positions that are kept; [I]: indices of the insertions that fit, ordered by position."""
+    status, gap = canvas.status.numpy(), canvas.gap.numpy()
+    rows, width = status.shape
+    deleted, new = kind == DELETE, np.flatnonzero(kind == INSERT)
+    if (status[row[deleted], pos[deleted]] == GIVEN).any():
+        raise ValueError("a step deletes a given position")
+    length = extent(canvas).numpy()
+    # Positions may be appended to a row whose last position is open.
+    ends_open = np.isin(status[np.arange(rows), length - 1], (FREE, DRAFT))
+    grows = np.concatenate([gap, np.zeros((rows, 1), bool)], 1)
+    grows[np.arange(rows), length] |= ends_open & gap.any(1)
+    if not grows[row[new], pos[new]].all():
+        raise ValueError("a step inserts where there is no gap")
+    kept = np.arange(width) < length[:, None]
+    kept[row[deleted], pos[deleted]] = False
+    new = new[np.lexsort((new, pos[new], row[new]))]
+    begins = np.searchsorted(row[new], np.arange(rows))
+    number = np.arange(len(new)) - begins[row[new]]  # number of the insertion within its row
+    return kept, new[number < (canvas.limit.numpy() - kept.sum(1))[row[new]]]
+
+
 def moved(values: Tensor, source: Tensor, fill: float) -> Tensor:
-    """Values of cells [B, L] after a step that moved them by ``source`` [B, M]; ``fill`` for new cells -> [B, M]."""
+    """Values [B, L] of positions after a step moved these by ``source`` [B, M] -> [B, M]; ``fill`` for new ones."""
     return torch.where(source >= 0, values.gather(1, source.clamp(min=0)), torch.tensor(fill, dtype=values.dtype))
 
 
-def winners(canvas: Canvas, by_score: bool) -> list[int]:
-    """One row per request: the one likeliest per token, the likelihood of its length included, or the first.
+def best_rows(canvas: Canvas, by_score: bool) -> list[int]:
+    """One row per prompt: the one with the highest mean log-probability per token, or the first if not ``by_score``.
 
-    The closing end-of-text counts as a token, so that an empty answer has a mean too.
+    The score includes the log-probability of the predicted length. The final end-of-text counts as a token, so that
+    the mean is defined for an empty answer.
     """
-    count = int(canvas.request.max()) + 1
+    count = int(canvas.owner.max()) + 1
     if not by_score:
-        return [int((canvas.request == request).nonzero()[0]) for request in range(count)]
+        return [int((canvas.owner == prompt).nonzero()[0]) for prompt in range(count)]
     mean = canvas.score / ((canvas.status == SEALED).sum(1) + 1)
     chosen = []
-    for request in range(count):
-        rows = (canvas.request == request).nonzero()[:, 0]
+    for prompt in range(count):
+        rows = (canvas.owner == prompt).nonzero()[:, 0]
         chosen.append(int(rows[mean[rows].argmax()]))
     return chosen
 
 
 def completion(canvas: Canvas, row: int, eos_id: int) -> tuple[list[int], str]:
-    """What stands after the prompt, up to end-of-text, and why it ended: ``stop`` or ``length``.
+    """The tokens after the prompt, up to end-of-text, and the finish reason: ``stop`` or ``length``.
 
-    Positions that are still free are left out, so an unfinished canvas can be read too. An end-of-text before a
-    later given token ends nothing and is left out as well.
+    Free positions are skipped, so an unfinished canvas can be read too. An end-of-text token before a later given token
+    does not end the sequence and is skipped as well.
     """
     status = canvas.status[row, int(canvas.prompt[row]) :]
     ids = canvas.ids[row, int(canvas.prompt[row]) :]
-    stands = (status == SEALED) | (status == GIVEN) | (status == DRAFT)
+    filled = (status == SEALED) | (status == GIVEN) | (status == DRAFT)
     columns = torch.arange(len(ids))
     last = int(torch.where((status == GIVEN) & (ids != eos_id), columns, -1).max())  # the last given token
-    ends = (stands & (ids == eos_id) & (columns > last)).nonzero()[:, 0]
+    ends = (filled & (ids == eos_id) & (columns > last)).nonzero()[:, 0]
     end = int(ends[0]) if len(ends) else len(ids)
-    return ids[stands & (ids != eos_id) & (columns < end)].tolist(), "stop" if len(ends) else "length"
+    return ids[filled & (ids != eos_id) & (columns < end)].tolist(), "stop" if len(ends) else "length"

@@ -1,7 +1,7 @@
-"""A model of one family as the beginning of a model of another: same weights, to be adapted by training.
+"""Convert a model to another family: the same weights, as the starting point of training.
 
-What this can't do is teach: an autoregressive network that is suddenly shown what follows writes nonsense until it is
-trained (``[course]`` eases the change).
+Conversion alone does not make a good model: an autoregressive network that suddenly attends to later positions produces
+noise until it is trained. A curriculum (``[curriculum]`` in a recipe) makes the change gradual.
 """
 
 from __future__ import annotations
@@ -15,139 +15,149 @@ import torch
 from torch import Tensor, nn
 
 from redraft import models
+from redraft.config import to_mapping
 from redraft.data.tokenizer import Tokenizer
 from redraft.data.vocabulary import Vocabulary
 from redraft.errors import UserError
 from redraft.families import build_family
-from redraft.model import Model
+from redraft.generation.prompts import check_mask
+from redraft.generation.start import check_settings
+from redraft.model import Model, check_fit
 from redraft.models.parts.backbone import Backbone
 from redraft.models.parts.readout import Readout
-from redraft.registry import find
+from redraft.registry import field_names, find
 from redraft.types import Spec
 
-# Generation settings: those that mean the same in any family, and those that stand or fall together.
+# Generation settings that mean the same in any family, and groups that are kept or dropped together.
 _COMMON = ("max_new_tokens", "temperature", "top_k", "top_p")
 _SAMPLER, _LENGTH = ("sampler", "steps", "options"), ("length", "candidates", "start")
 _GROUPS = (_SAMPLER, _LENGTH, ("cache", "cache_options"), ("guidance", "guide"))
-_KIND = {*_SAMPLER, *_LENGTH, "temperature", "top_k", "top_p"}  # chosen for pairs, or for plain text
+_KIND = {*_SAMPLER, *_LENGTH, "temperature", "top_k", "top_p"}  # chosen either for pairs or for plain text
 
 
-def become(model: Model, family: Mapping[str, Any]) -> Model:
-    """The model as one of ``family``, ``{"name": ..., **fields}``. The network is taken over, not copied.
+def convert_family(model: Model, family: Mapping[str, Any]) -> Model:
+    """The model as one of ``family``, ``{"name": ..., **fields}``. The network is reused, not copied.
 
-    - **Shift.** Where the family has a ``shift`` that isn't given, the network keeps its own: predictions stand one
-      position earlier in what was autoregressive (DiffuLLaMA, arXiv:2410.17891; Dream, 2508.15487). With ``shift = 0``,
-      or a family without one, they are read where they belong from now on, and that has to be learnt.
-    - **Mask.** A vocabulary without one gets a token for it, the first id that its tokenizer leaves unused, else a new
-      one, whose vectors are the mean of all others; so it is with special tokens that the family needs. A tokenizer
-      with a separator and no end of text ends by it (BERT).
-    - **Guesses.** A network that is to be told what it predicted before (``self_condition``) gets a map for it that
-      begins at zero, one that no longer is loses it; within its family it stays as it was, unless given.
-    - **Prompt.** Whether it is isolated stays as it was, unless given. A network that knows no isolated prompt gets no
-      length head.
-    - **Generation settings** of its own are kept where they fit (``keep_fitting``).
+    - **Shift.** If the family has a ``shift`` and none is given, the network keeps its own: a network that was
+      autoregressive keeps predicting the next position (DiffuLLaMA, arXiv:2410.17891; Dream, 2508.15487). With
+      ``shift = 0``, or a family without a shift, predictions are read at their own position, which training has to
+      teach.
+    - **Mask.** A vocabulary without a mask token gets one: the first id that its tokenizer does not use, else a new id,
+      whose vectors are the mean of all others. Other special tokens that the family needs are added in the same way. A
+      tokenizer with a separator and no end of text ends sequences with the separator (BERT).
+    - **Self-conditioning.** A network that becomes self-conditioned (``self_condition``) gets a projection that starts
+      at zero; one that no longer is loses it. Within its family the model keeps its setting unless one is given.
+    - **Prompt.** Whether the prompt is isolated stays as it was unless given. A network trained without an isolated
+      prompt gets no length head.
+    - **Generation settings** are kept where they fit (``keep_fitting``).
 
     Raises:
-        UserError: the family needs what the network hasn't, such as the time.
+        UserError: the family needs something that the network lacks, such as the time as an input.
     """
     given = dict(family)
-    fields = getattr(find("families", str(given.get("name"))), "__dataclass_fields__", {}) if "name" in given else {}
-    isolated = getattr(model.family, "isolate_prompt", False)
-    inherited = {"isolate_prompt": isolated, "shift": model.network.config.shift}
+    fields = field_names(find("families", str(given["name"]))) if "name" in given else []
+    isolated = model.family.prompt_encoder
+    inherited = {"prompt_encoder": isolated, "shift": model.network.config.shift}
     if not isolated:
         inherited["length_head"] = False
     if given.get("name") == model.family_name:
-        inherited |= {key: getattr(model.family, key) for key in ("self_condition", "guesses") if key in fields}
+        inherited |= {
+            key: value
+            for key, value in to_mapping(model.family).items()
+            if key in ("self_condition", "self_condition_tokens")
+        }
     table = {**{key: value for key, value in inherited.items() if key in fields}, **given}
     name, built = build_family(table)
-    model.check_mask()  # one that was trained with a mask must say which id it is
+    check_mask(model)  # a model that was trained with a mask must name its id
     tokenizer = _complete(model.tokenizer, needs_mask=_masks(built.spec(model.tokenizer)))
-    tokenizer = tokenizer.having(getattr(built, "specials", ()))
+    tokenizer = tokenizer.with_special_tokens(built.specials)
     spec, network = built.spec(tokenizer), model.network
-    if network.config.timed != spec.timed:
-        told = "is told the time of the noise" if network.config.timed else "is not told the time of the noise"
-        raise UserError(f"this network {told}, and family '{name}' as asked for differs.", "Set the family's timed.")
-    if getattr(network.config, "edits", False) != spec.edits:
+    if network.config.timed != spec.network.timed:
+        what = "takes the time as an input" if network.config.timed else "does not take the time as an input"
+        raise UserError(f"This network {what}; family '{name}' with these options differs.", "Set the family's timed.")
+    if network.config.edits != spec.edits:
         what = "tokens" if spec.edits else "edits"
-        raise UserError(f"this network predicts {what}: it can't go on as family '{name}'.", "Train one from scratch.")
-    if getattr(network.config, "guess", False) != (spec.guesses > 0):
+        raise UserError(f"This network predicts {what} and can't become family '{name}'.", "Train one from scratch.")
+    if network.config.self_conditioning != (spec.network.self_conditioning > 0):
         if not isinstance(network, Readout):
-            raise UserError("this network can't be told what it predicted before.", "Leave out self_condition.")
-        network.listen(spec.guesses > 0)
-    _read_at(network, spec.shift, name)
+            raise UserError("This network doesn't support self-conditioning.", "Leave out self_condition.")
+        network.enable_self_conditioning(spec.network.self_conditioning > 0)
+    _read_at(network, spec.network.shift, name)
     if tokenizer.vocab_size > network.config.vocab_size:
         _grow(network, tokenizer.vocab_size)
     alike = type(built.sampler()) is type(model.family.sampler())
     defaults = {key: value for key, value in model.defaults.items() if alike or key not in _SAMPLER}
-    made = Model(network, tokenizer, built, name, model.conditional, defaults)
+    made = Model(network, tokenizer, built, name, model.paired, defaults)
     made.public = model.public
     keep_fitting(made)
     return made
 
 
-def go_on_with(model: Model, conditional: bool) -> None:
-    """Let a model be trained on pairs from now on (``conditional``), or on plain text.
+def set_paired(model: Model, paired: bool) -> None:
+    """Set whether a model is trained on pairs of prompt and answer (``paired``) or on plain text.
 
-    Where that is new to it, its own generation settings for the other kind of data go: answers are looked for, and open
-    text is drawn.
+    If this changes, generation settings that were chosen for the other kind of data are dropped.
 
     Raises:
         UserError: plain text, for a network that encodes a prompt.
     """
-    if model.conditional != conditional:
+    if model.paired != paired:
         model.defaults = {key: value for key, value in model.defaults.items() if key not in _KIND}
-    model.conditional = conditional
-    model.check_prompt()
+    model.paired = paired
+    check_fit(model)
     keep_fitting(model)
 
 
 def keep_fitting(model: Model) -> None:
-    """Of a model's own generation settings, keep those that it can write with.
+    """Drop those of a model's own generation settings that it cannot generate with.
 
-    A model that was made of another has inherited them. Those of the sampler fit only where both families write with
-    the same sampler of their own: steps that were right for one kind of noise say nothing about another.
+    A converted model inherits settings. The sampler's settings fit only if both families have the same default
+    sampler: a number of steps chosen for one noise process means nothing for another.
     """
     own, kept = model.defaults, {key: value for key, value in model.defaults.items() if key in _COMMON}
     single = [(key,) for key in own if key not in _COMMON and not any(key in group for group in _GROUPS)]
     for group in (*_GROUPS, *single):
         more = {key: own[key] for key in group if key in own}
-        if more and _writes(model, {**kept, **more}):
+        if more and _generates_with(model, {**kept, **more}):
             kept |= more
     model.defaults = {key: value for key, value in own.items() if key in kept}
 
 
-def _writes(model: Model, defaults: Mapping[str, Any]) -> bool:
+def _generates_with(model: Model, defaults: Mapping[str, Any]) -> bool:
+    """Can the model generate with these settings? Leaves them set."""
     model.defaults = dict(defaults)
     try:
-        model.check(model.settings())
+        check_settings(model, model.settings())
     except UserError:
         return False
     return True
 
 
 def _masks(spec: Spec) -> bool:
-    """Does a family hide tokens, itself or to draft?"""
-    return any(s.schedule is not None and s.process == "absorbing" for s in (spec, spec.drafter or spec))
+    """Does a family, or its drafter, mask tokens?"""
+    return spec.masks or (spec.family.drafter is not None and spec.family.drafter.masks)
 
 
 def _complete(tokenizer: Tokenizer, needs_mask: bool) -> Tokenizer:
+    """A public checkpoint's tokenizer with the special tokens that training needs; our own has them all."""
     if isinstance(tokenizer, Vocabulary):
         return tokenizer.completed(mask=needs_mask)
-    return tokenizer  # one of our own has all special tokens
+    return tokenizer
 
 
 def _read_at(network: Backbone, shift: int, family: str) -> None:
-    """Let the prediction of position p stand at p - shift."""
+    """Make the network predict the token of position p at position p - shift."""
     if network.config.shift == shift:
         return
     if "shift" not in {field.name for field in dataclasses.fields(network.config)}:
-        kind = models.name_of(network)
-        raise UserError(f"a network '{kind}' can't go on as family '{family}': its predictions can't be shifted.")
+        kind = network.name
+        what = f"A '{kind}' network can't become family '{family}': its predictions can't be shifted."
+        raise UserError(what, "Choose a family with the network's own shift.")
     network.config = replace(network.config, shift=shift)
 
 
 def _grow(network: Backbone, size: int) -> None:
-    """Room for ids up to ``size``: every tensor over the vocabulary gets rows, each the mean of those it has."""
+    """Enlarge the vocabulary to ``size`` ids: tensors over it get new rows, each the mean of the existing rows."""
     described = {**models.describe(network), "vocab_size": size}
     larger = models.empty(described, "network")
     shapes = {name: parameter.shape for name, parameter in larger.named_parameters()}

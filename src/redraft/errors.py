@@ -1,4 +1,4 @@
-"""Errors meant for people: what was wrong, where, and what to do."""
+"""The error for user mistakes: what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The command line prints it as one line and exits with code 2.
+    """A mistake that the user can fix. The command line prints it as one line and exits with code 2.
 
-    Anything else that is raised is a bug of ours and keeps its traceback.
+    Any other exception is a bug in redraft and keeps its traceback.
 
     Args:
-        what: what was wrong and where (file, line, tensor, option).
-        remedy: what to do about it.
+        what: what is wrong and where (file, line, tensor, option), as a sentence.
+        remedy: what to do about it, as a second sentence; empty if there is nothing to add.
     """
 
     def __init__(self, what: str, remedy: str = "") -> None:
@@ -22,7 +22,7 @@ class UserError(Exception):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``"Did you mean 'x'? "`` for the nearest known name (or nothing) and the known names."""
+    """Return ``"Did you mean 'x'? Known: x, y, z."``; without a similar name the question is left out."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
     hint = f"Did you mean '{near[0]}'? " if near else ""

@@ -1,4 +1,4 @@
-"""Files written whole or not at all: temporary name, fsync, rename."""
+"""Reading JSON files, and writing files and folders atomically (temporary name, fsync, rename)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from redraft.errors import UserError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file; readers see the old content or the new, never a part.
+    """Write a file atomically: readers see either the old content or the new content, never a part of it.
 
     Raises:
-        UserError: disk full or no permission; the old file is untouched.
+        UserError: the disk is full or the file is not writable; the old file stays unchanged.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -38,13 +38,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``path`` when the block ends well.
+    """Yield a temporary folder that becomes ``path`` when the block ends without an exception.
 
-    Where ``path`` is a folder already, its files of the same names are replaced, each whole, one after the other, and
-    the others stay: it may hold a running training's checkpoints, which must not vanish for an instant.
+    If ``path`` is already a folder, its files of the same names are replaced atomically, one after the other, and its
+    other files stay: it may hold the checkpoints of a running training, which must always be readable.
 
     Raises:
-        UserError: disk full or no permission; the old folder is untouched.
+        UserError: the disk is full or the folder is not writable; the old folder stays unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield new
         for file in new.iterdir():
             if file.is_file():
-                file.chmod(0o644)  # safetensors lets only the owner read
+                file.chmod(0o644)  # safetensors creates files that only the owner can read
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         new.chmod(0o755)
@@ -73,7 +73,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _os_code(error: Exception) -> int | None:
-    """The system's error number, also where safetensors wraps it into an exception of its own."""
+    """The error number of the operating system, also where safetensors wraps it into its own exception."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
@@ -81,23 +81,27 @@ def _os_code(error: Exception) -> int | None:
 
 
 def disk_error(error: OSError, path: Path) -> UserError:
-    """An operating-system error in words."""
+    """Convert an operating-system error during writing to a ``UserError``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        what = f"no space left on the disk of '{path}'; nothing was lost or half-written."
-        return UserError(what, "Free some space.")
-    return UserError(f"can't write '{path}': {error.strerror}.")
+        what = f"The disk of '{path}' has no space left; existing files are unchanged."
+        return UserError(what, "Free some space, then run the command again.")
+    return UserError(f"Can't write '{path}': {error.strerror}.", "Check its permissions, or choose another path.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a broken one is a UserError that says where."""
+    """Read a file that holds one JSON object.
+
+    Raises:
+        UserError: the file is missing, unreadable, not valid JSON, or holds something other than an object.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"'{path}' does not exist.") from None
+        raise UserError(f"File '{path}' does not exist.", "Check the path.") from None
     except OSError as error:
-        raise UserError(f"can't read '{path}': {error.strerror}.") from None
+        raise UserError(f"Can't read '{path}': {error.strerror}.", "Check its permissions.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is corrupt: {error}.") from None
+        raise UserError(f"'{path}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
     if not isinstance(values, dict):
-        raise UserError(f"'{path}' must hold a JSON object.")
+        raise UserError(f"'{path}' holds a JSON {type(values).__name__} instead of an object.", "Write {...}.")
     return values

@@ -1,9 +1,10 @@
-"""Device, threads, keyed noise and drawing, as explicit calls. Nothing here runs at import and nothing is a global."""
+"""Devices, memory, keyed random numbers and sampling by inverse CDF."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,12 +12,15 @@ from torch import Tensor
 
 from redraft.errors import UserError
 
+if TYPE_CHECKING:
+    from redraft.types import Sampling
+
 
 def device(name: str | None = None) -> torch.device:
-    """The device to use: the one named, else CUDA if there is one, else CPU.
+    """The named device; without a name, CUDA if available, else CPU.
 
     Raises:
-        UserError: the named device does not exist on this machine.
+        UserError: this machine does not have the named device.
     """
     if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -24,20 +28,20 @@ def device(name: str | None = None) -> torch.device:
         chosen = torch.device(name)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{name}' can't be used: {str(error).splitlines()[0]}.", "Try --device cpu.") from None
+        raise UserError(f"Device '{name}' can't be used: {str(error).splitlines()[0]}.", "Try --device cpu.") from None
     return chosen
 
 
 def synchronise(where: torch.device) -> None:
-    """Wait for a device's queued work, so that a clock means something."""
+    """Wait until a device has finished its queued work, for measurements of time."""
     if where.type == "cuda":
         torch.cuda.synchronize(where)
 
 
-def release() -> None:
-    """Give memory that is free again back to the system. Where batches differ in shape, an allocator keeps much of it.
+def release_memory() -> None:
+    """Return freed memory to the system. The allocator keeps much of it when batches differ in shape.
 
-    For glibc; elsewhere this does nothing.
+    It works with glibc; with other C libraries it does nothing.
     """
     import ctypes
 
@@ -46,15 +50,15 @@ def release() -> None:
 
 
 @contextmanager
-def keeping_memory() -> Iterator[None]:
-    """Within it, what the process frees stays with it (of glibc; elsewhere nothing changes). See ``release``.
+def keep_freed_memory() -> Iterator[None]:
+    """Context in which the process keeps the memory that it frees (glibc only). See ``release_memory``.
 
-    An update of a training on a CPU frees tens of megabytes and asks for as many again. Large blocks would go back to
-    the system every time, which must clear their pages before they return: up to a fifth of the update.
+    A training update on a CPU frees and allocates tens of megabytes. Without this, large blocks are returned to the
+    system and cleared at every update, which takes up to a fifth of its time.
     """
     import ctypes
 
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of malloc.h
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # constants of malloc.h
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
@@ -64,28 +68,31 @@ def keeping_memory() -> Iterator[None]:
     mallopt(mmap_max, 0)
     try:
         yield
-    finally:  # where glibc's own rule ends up, which a first call switches off
+    finally:  # the first call to mallopt disables glibc's dynamic thresholds; these are their largest values
         mallopt(mmap_max, 1 << 16)
         mallopt(mmap_threshold, 32 << 20)
         mallopt(trim_threshold, 64 << 20)
-        release()
+        release_memory()
 
 
-def keyed_uniform(seed: Tensor, stamp: Tensor, pos: Tensor) -> Tensor:
-    """Uniform numbers in (0, 1) that depend on (seed, stamp, position) and on nothing else.
+def keyed_uniform(seed: Tensor, noise_step: Tensor, positions: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1) that depend only on (seed, noise step, position).
 
-    A text drawn from these does not depend on its neighbours in a batch. The hash is SplitMix64's finaliser
-    (Steele et al. 2014, doi:10.1145/2660193.2660195) over the combined key; 52 bits and a half, so never 0 or 1.
+    A sequence sampled with these does not depend on the other rows of its batch. The hash is SplitMix64's finaliser
+    (Steele et al. 2014, doi:10.1145/2660193.2660195) of the combined key. A number is (k + 1/2) / 2^52 with k of 52
+    bits, so it is never 0 or 1.
 
     Args:
-        seed: [R] int64. stamp: [R] int64, which draw of the row. pos: [R, W] int64.
+        seed: [R] int64. noise_step: [R] int64, see ``NoiseStream``. positions: [R, W] int64.
     Returns:
         [R, W] float64 on the host.
     """
     with np.errstate(over="ignore"):
         key = seed.cpu().numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        key = _mix(key + stamp.cpu().numpy().astype(np.uint64) * np.uint64(0xD1B54A32D192ED03))
-        z = _mix(key[:, None] + (pos.cpu().numpy().astype(np.uint64) + np.uint64(1)) * np.uint64(0x8CB92BA72F3D8DD7))
+        key = _mix(key + noise_step.cpu().numpy().astype(np.uint64) * np.uint64(0xD1B54A32D192ED03))
+        z = _mix(
+            key[:, None] + (positions.cpu().numpy().astype(np.uint64) + np.uint64(1)) * np.uint64(0x8CB92BA72F3D8DD7)
+        )
     return torch.from_numpy(((z >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
 
 
@@ -95,40 +102,27 @@ def _mix(z: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def inverse_cdf(logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Smallest token whose cumulative probability exceeds the uniform, after temperature, top-k and top-p.
+def inverse_cdf(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
+    """The first token whose cumulative probability exceeds ``uniform``, after temperature and truncation.
 
-    The cumulative sum is in float64: in float32 the tail of a large vocabulary is lost.
+    The cumulative sum is in float64, because float32 would lose the tail of a large vocabulary.
 
     Args:
-        logits: [N, V]. uniform, temperature, top_k (0: off), top_p (1: off): [N].
+        logits: [N, V]. uniform: [N]. sampling: the settings of the N rows, with temperatures above 0.
     Returns:
         [N] tokens.
     """
-    scaled = logits.float()
-    scaled = (scaled - scaled.amax(1, keepdim=True)) / temperature[:, None].float()  # no overflow near temperature 0
-    if bool((top_k > 0).any()) or bool((top_p < 1).any()):
-        scaled = truncate(scaled, top_k, top_p)
-    mass = scaled.softmax(-1).double().cumsum(-1)
-    drawn = torch.searchsorted(mass, (uniform.double() * mass[:, -1])[:, None], right=True)[:, 0]
-    return drawn.clamp(max=logits.shape[1] - 1)
-
-
-def truncate(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """-inf for the tokens of ``logits`` [N, V] that top-k (0: off) and top-p (1: off), [N] each, leave out."""
-    value, order = logits.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(logits.shape[1], device=logits.device)
-    p = value.softmax(-1)
-    # A token is kept while the mass before it is below top_p; the first always is.
-    drop = (p.cumsum(-1) - p >= top_p[:, None]) & (rank > 0)
-    drop |= (top_k[:, None] > 0) & (rank >= top_k[:, None])
-    return logits.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
+    scaled, temperature = logits.float(), sampling.temperature[:, None].float()
+    scaled = (scaled - scaled.amax(1, keepdim=True)) / temperature  # no overflow near temperature 0
+    mass = sampling.truncate(scaled).softmax(-1).double().cumsum(-1)
+    token = torch.searchsorted(mass, (uniform.double() * mass[:, -1])[:, None], right=True)[:, 0]
+    return token.clamp(max=logits.shape[1] - 1)
 
 
 def peak_matmul(
     where: torch.device, dtype: torch.dtype = torch.float32, size: int = 1536, seconds: float = 0.4
 ) -> float:
-    """Measured peak of a large square matrix product, in FLOP/s: the yardstick for 'share of peak'."""
+    """Highest measured speed of a large square matrix product, in FLOP/s; the reference of 'share of peak'."""
     import time
 
     a = torch.randn(size, size, device=where, dtype=dtype)
@@ -143,10 +137,11 @@ def peak_matmul(
     return best
 
 
-def bfloat16_pays(where: torch.device) -> bool:
-    """Are matrix products in bfloat16 at least twice as fast as in float32 here? Measured, because no name tells.
+def bfloat16_is_faster(where: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are at least twice as fast as in float32 on this device, by measurement.
 
-    Seen so far: 4.6 times on AMD Zen 5 (AVX512-BF16), 0.5 times on servers without such instructions; always on CUDA.
+    Measured so far: 4.6 times on AMD Zen 5 (AVX512-BF16), 0.5 times on servers without such instructions. On CUDA the
+    answer is always yes.
     """
     if where.type == "cuda":
         return True

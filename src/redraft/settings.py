@@ -1,51 +1,84 @@
-"""How to generate: the one set of options that Python, the command line, recipes and HTTP fill."""
+"""Generation settings: what Python, the command line, files and HTTP may set."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from redraft.errors import UserError
-from redraft.models._lean import Weights
+from redraft.options import check, setting
+
+Weights = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to generate. ``None`` takes the family's or the model's own choice."""
+    """How to generate. Every setting is declared here and nowhere else; see ``redraft.options``.
 
-    max_new_tokens: int = 64
-    sampler: str | None = None
-    steps: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)  # further fields of the sampler
-    constraint: Mapping[str, Any] = field(default_factory=dict)  # kind -> text; all of them hold (constraints/)
-    guidance: str | None = None
-    guide: Mapping[str, Any] = field(default_factory=dict)  # fields of the guidance
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    candidates: int = 1  # output lengths tried per prompt; the model picks the likeliest text
-    # head: predicted from the prompt; search: looked for before anything is written; fixed: max_new_tokens, or up to an
-    # end-of-text; auto: by the head where there is one, else a search for models of pairs and fixed for plain text
-    length: Literal["auto", "head", "search", "fixed"] = "auto"
-    start: int | None = (
-        None  # cells that a text of changing length begins with; None: a predicted length, or the family's
+    ``Model.settings`` fills it: what the caller gives, then the model's own ``generation_config.json``, then these
+    defaults. A default of ``None`` leaves the choice to the family, which has a sampler of its own.
+
+    The same settings and seed give the same text: every random draw comes from a counter-based generator keyed by seed,
+    position and step, so that batch size and neighbours in a batch have no influence.
+    """
+
+    max_new_tokens: int = setting(64, "Maximum number of new tokens.", least=1, unit="tokens", request_most=1 << 20)
+    steps: int | None = setting(
+        None,
+        "Number of denoising steps, for samplers with a fixed number of steps.",
+        least=1,
+        request_most=1 << 16,
+        tries=(1, 2, 4, 8, 16, 32, 64, 128, 256),
     )
-    cache: str = "exact"  # what passes may reuse: a file of caches/, or none
-    cache_options: Mapping[str, Any] = field(default_factory=dict)  # fields of the cache policy
-    weights: Weights = "float32"  # on CPUs: bfloat16, or int8 for passes over one position, may be faster, and round
-    ignore_eos: bool = False  # write all max_new_tokens; an end-of-text is a token like any other
-    seed: int = 0
+    sampler: str | None = setting(None, "Name of the sampler (see: redraft models --samplers).")
+    options: Mapping[str, Any] = setting({}, "A field of the sampler.", flag="--option")
+    temperature: float = setting(
+        0.0, "Sampling temperature; 0 takes the most probable token.", least=0, request_most=100
+    )
+    top_k: int = setting(
+        0, "Sample from the k most probable tokens; 0 is off.", least=0, unit="tokens", request_most=1 << 20
+    )
+    top_p: float = setting(1.0, "Sample from the most probable tokens with this total probability.", least=0, most=1)
+    candidates: int = setting(
+        1,
+        "Number of output lengths to try per prompt; the sequence with the highest log-likelihood is kept.",
+        least=1,
+        request_most=256,
+        tries=(1, 2, 4),
+    )
+    length: Literal["auto", "head", "search", "fixed"] = setting(
+        "auto",
+        "How the output length is chosen. head: predicted from the prompt. search: by the likelihood of several "
+        "lengths before generation. fixed: max_new_tokens, or up to an end-of-text token. auto: the length head if "
+        "the model has one, else search for models of prompt and answer and fixed for plain text.",
+    )
+    start: int | None = setting(
+        None,
+        "Initial number of positions, for variable-length models. Unset: the predicted length, or the family's choice.",
+        least=0,
+        unit="positions",
+        reach=("cli",),
+    )
+    cache: str = setting("exact", "Cache policy (see: redraft models --caches); none recomputes everything.")
+    cache_options: Mapping[str, Any] = setting({}, "A field of the cache policy.", flag="--cache-option")
+    weights: Weights = setting(
+        "float32",
+        "Weight format of inference on CPUs. bfloat16, and int8 for passes over one position, may be faster and round.",
+        reach=("cli",),
+    )
+    constraint: Mapping[str, Any] = setting(
+        {},
+        "A constraint that the output must satisfy; KIND=@FILE reads a file; all must hold.",
+        metavar="KIND=TEXT",
+        as_text=True,
+        reach=("cli",),
+    )
+    guidance: str | None = setting(
+        None, "Guidance method (see: redraft models --guidance).", metavar="NAME", reach=("cli",)
+    )
+    guide: Mapping[str, Any] = setting({}, "A field of the guidance method.", reach=("cli",))
+    ignore_eos: bool = setting(False, "Generate all max_new_tokens; end-of-text is a token like any other.", reach=())
+    seed: int = setting(0, "Random seed of the first prompt; prompt i uses seed + i.", above=-(1 << 62), below=1 << 62)
 
     def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 1), ("candidates", 1), ("top_k", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} = {getattr(self, name)} must be at least {least}.")
-        if self.start is not None and self.start < 0:
-            raise UserError(f"start = {self.start} must be at least 0.")
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature = {self.temperature} must be a number of at least 0.")
-        if not 0 <= self.top_p <= 1:
-            raise UserError(f"top_p = {self.top_p} must lie in [0, 1].")
-        if abs(self.seed) >= 1 << 62:
-            raise UserError(f"seed = {self.seed} is too large.", "Use one below 2^62.")
+        check(self)

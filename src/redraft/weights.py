@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors, in one file or in shards, mapped into memory and read one tensor at a time."""
+"""Weights on disk: safetensors files, single or sharded, mapped into memory and read one tensor at a time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from redraft.errors import UserError
 
 STORAGES = ("float32", "bfloat16", "int8")
 _SCALE = ".int8_scale"
-_REMEDY = "config.json and the weights do not belong together."
+_REMEDY = "Check that config.json and the weights are of the same model."
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a stored tensor goes: the whole of a network's tensor, or a part of it.
+class TensorMap:
+    """The place of a stored tensor in the network: a whole tensor of the network, or a part of one.
 
-    ``at`` picks an element of the first axis (one expert); ``start`` and ``rows`` then a range of the next (queries,
-    keys and values side by side). ``transposed``: it is stored as [in, out].
+    ``at`` selects an element of the first axis (one expert). ``start`` and ``rows`` then select a range of the next
+    axis (queries, keys and values are concatenated there). ``transposed``: it is stored as [in, out].
     """
 
     name: str
@@ -35,7 +35,7 @@ class Place:
     transposed: bool = False
 
     def view(self, whole: Tensor) -> Tensor:
-        """The part of the network's tensor, in the shape of the stored one."""
+        """The selected part [out, in] (or [out]) of the network's tensor, in the shape of the stored tensor."""
         part = whole if self.at is None else whole[self.at]
         if self.rows is not None:
             part = part[self.start : self.start + self.rows]
@@ -44,23 +44,25 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """How stored tensors and a network's belong together."""
+    """How stored tensors map to a network's tensors."""
 
-    places: Mapping[str, Place]  # stored name -> where it goes
-    twins: Mapping[str, str] = field(default_factory=dict)  # may be stored too, and then equals the other
-    unused: tuple[str, ...] = ()  # endings of names that are no weights, or of heads that nothing here asks
+    places: Mapping[str, TensorMap]  # stored name -> place in the network
+    twins: Mapping[str, str] = field(
+        default_factory=dict
+    )  # stored name -> other stored name; may be stored as well, and is then equal
+    unused: tuple[str, ...] = ()  # endings of names that are skipped: buffers, and heads that are not used
 
     @classmethod
     def own(cls, network: torch.nn.Module) -> Layout:
-        """Our own: every tensor under its own name."""
-        return cls({name: Place(name) for name, _ in network.named_parameters()})
+        """Our own layout: every tensor under its own name."""
+        return cls({name: TensorMap(name) for name, _ in network.named_parameters()})
 
 
 class Files:
-    """The tensors of a model folder by name. Opening reads the headers alone.
+    """The tensors of a model folder by name. Opening reads only the headers.
 
-    Taken are ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists; failing these, pickled
-    ``pytorch_model.bin`` files, of which nothing but tensors is ever unpickled.
+    The files are ``model.safetensors``, or the shards listed in ``model.safetensors.index.json``; if there are none,
+    pickled ``pytorch_model.bin`` files, from which only tensors are unpickled.
 
     Raises:
         UserError: no weights, or a file that is missing, truncated or corrupt.
@@ -76,11 +78,14 @@ class Files:
                 self.pickled = ending == "bin"
                 break
         else:
-            raise UserError(f"checkpoint file '{folder / 'model.safetensors'}' does not exist.")
+            raise UserError(
+                f"Checkpoint file '{folder / 'model.safetensors'}' does not exist.",
+                "Copy the model's weights into the folder.",
+            )
         if self.pickled:
             warnings.warn(
-                f"{folder}: weights are pickled. Only tensors are read from them, but safetensors load faster and need "
-                "less memory: redraft convert makes them.",
+                f"{folder}: the weights are pickled. Only tensors are read from them. Safetensors files load faster "
+                "and need less memory; redraft convert writes them.",
                 stacklevel=2,
             )
         listed = {} if single.is_file() else _index(index)
@@ -104,7 +109,7 @@ class Files:
         return sum(shard.stat().st_size for shard in self.shards)
 
     def __iter__(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-        """Names with a function that reads the tensor, one shard open at a time."""
+        """Names, each with a function that reads the tensor. One shard is open at a time."""
         for shard in self.shards:
             with _open(shard, self.pickled) as opened:
                 for name in self.names:
@@ -112,7 +117,11 @@ class Files:
                         yield name, partial(self._read, opened, shard, name)
 
     def get(self, name: str) -> Tensor:
-        """One tensor by itself."""
+        """Read one tensor, in its stored shape [...].
+
+        Raises:
+            UserError: it can't be read.
+        """
         with _open(self.where[name], self.pickled) as opened:
             return self._read(opened, self.where[name], name).clone()
 
@@ -125,20 +134,21 @@ class Files:
             tensor: Tensor = opened.get_tensor(name)
             if tensor.dtype == torch.int8 and name + _SCALE in self.where:
                 tensor = tensor.float() * opened.get_tensor(name + _SCALE)
-        except Exception as error:  # safetensors raises its own, and whatever the system does
+        except Exception as error:  # of safetensors, or of the operating system
             raise UserError(f"{shard}: tensor '{name}' can't be read: {error}.", "Copy the file again.") from None
         return tensor
 
 
 def fill(
-    network: torch.nn.Module, files: Files, layout: Layout, told: Callable[[int, int], None] | None = None
+    network: torch.nn.Module, files: Files, layout: Layout, on_read: Callable[[int, int], None] | None = None
 ) -> None:
-    """Read every tensor into its place in a network whose memory is there already, and insist that all match.
+    """Copy every stored tensor into its place in a network that is already allocated, and check that all match.
 
-    Beyond the network no more than one file is in memory. ``told`` hears of bytes read and bytes in all.
+    At most one file is in memory beside the network. ``on_read`` is called with the bytes read and the total.
 
     Raises:
-        UserError: names the first missing, unexpected or misshapen tensor and its file.
+        UserError: names the first tensor that is missing, unexpected or of another shape, and its file.
+        KeyError: the layout does not fit the network (a bug).
     """
     own = dict(network.named_parameters())
     first = files.shards[0]
@@ -162,12 +172,12 @@ def fill(
                     raise UserError(what, _REMEDY)
                 if not tensor.is_floating_point():
                     what = f"{shard}: tensor '{name}' holds {str(tensor.dtype).removeprefix('torch.')}, not weights."
-                    raise UserError(what, "Quantised checkpoints of others can't be read.")
+                    raise UserError(what, "Quantised public checkpoints can't be read.")
                 part.copy_(tensor)
                 filled[place.name] += tensor.numel()
                 done += tensor.numel() * tensor.element_size()
-                if told is not None:
-                    told(done, total)
+                if on_read is not None:
+                    on_read(done, total)
             elif name not in layout.twins and not name.endswith(layout.unused):
                 raise UserError(f"{shard}: unexpected tensor '{name}'.", _REMEDY)
     for name, count in filled.items():
@@ -186,19 +196,20 @@ def _check_twins(files: Files, layout: Layout) -> None:
 
 
 def stored(network: torch.nn.Module, layout: Layout) -> dict[str, Tensor]:
-    """The way back: a network's tensors under the names and in the shapes of a layout."""
+    """The inverse of ``fill``: a network's tensors under the names and in the shapes [...] of a layout."""
     own = dict(network.named_parameters())
     return {name: place.view(own[place.name]).detach().cpu().contiguous() for name, place in layout.places.items()}
 
 
 def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
-    """Tensors as they are stored. int8 keeps matrices as round(w / s) with s = max|row| / 127, vectors in float32.
+    """Tensors as they are stored. int8 stores matrices [out, in] as round(w / s) with scales s = max|row| / 127
+    [out, 1], and vectors in float32.
 
     Raises:
         UserError: unknown storage.
     """
     if storage not in STORAGES:
-        raise UserError(f"unknown storage '{storage}'.", f"Known: {', '.join(STORAGES)}.")
+        raise UserError(f"Unknown storage '{storage}'.", f"Known: {', '.join(STORAGES)}.")
     packed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()
@@ -212,15 +223,15 @@ def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
 
 
 class _Pickled:
-    """A pickled file, opened like a safetensors one: tensors alone, mapped into memory where its format allows."""
+    """A pickled file with the interface of a safetensors file: only tensors, mapped into memory where possible."""
 
     def __init__(self, path: Path) -> None:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
         except Exception as error:
             reason = str(error).splitlines()[0]
-            what = f"checkpoint file '{path}' is corrupt, or holds more than tensors: {reason}"
-            raise UserError(what, "Convert it to safetensors where it comes from.") from None
+            what = f"Checkpoint file '{path}' is corrupt, or holds more than tensors: {reason}"
+            raise UserError(what, "Get it as safetensors.") from None
         state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
         self.tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
@@ -247,19 +258,19 @@ def _open(path: Path, pickled: bool) -> Any:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise UserError(f"checkpoint file '{path}' does not exist.")
+        raise UserError(f"Checkpoint file '{path}' does not exist.")
     if pickled:
         return _Pickled(path)
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
         cut = _first_cut(path)
-        what = f"checkpoint file '{path}' is corrupt or truncated" + (f", from tensor '{cut}' on" if cut else "")
+        what = f"Checkpoint file '{path}' is corrupt or truncated" + (f", from tensor '{cut}' on" if cut else "")
         raise UserError(f"{what}: {error}.", "Copy it again.") from None
 
 
 def _first_cut(path: Path) -> str | None:
-    """The first tensor of a safetensors file whose bytes are not all there; None where even the header is broken."""
+    """The first tensor of a truncated safetensors file that is incomplete; None if the header is broken."""
     with path.open("rb") as file:
         try:
             length = int.from_bytes(file.read(8), "little")
@@ -272,11 +283,11 @@ def _first_cut(path: Path) -> str | None:
 
 
 def _index(path: Path) -> dict[str, str]:
-    """Tensor -> file name, of an index of shards."""
+    """Tensor -> file name, from an index of shards."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         if not all(isinstance(file, str) and Path(file).name == file for file in found.values()):
-            raise ValueError("a shard must lie beside its index")
+            raise ValueError("a shard must be in the folder of its index")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{path}' is corrupt: {error!r}.", "Copy it again.") from None
     return dict(found)

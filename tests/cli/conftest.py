@@ -1,4 +1,4 @@
-"""Tiny untrained models as a zoo, and the command line in this process."""
+"""Fixtures: a folder of tiny untrained checkpoints, and the command line in this process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def redraft(zoo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Models named like the shipped ones, of each family, for pairs and for plain text."""
+    """Untrained models with the names of shipped ones, of two families, for pairs and for plain text."""
     from redraft.data.tokenizer import Tokenizer
     from redraft.model import Model
     from redraft.presets import preset
@@ -38,9 +38,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     tokenizer = Tokenizer.train([text for pair in PAIRS for text in pair.values()], 300)
     shape = preset("toy", tokenizer.vocab_size, dim=32, max_length=256)
     for family in ("masked", "autoregressive"):
-        pairs = Model.fresh({"name": family}, tokenizer, shape, conditional=True, seed=1)
+        pairs = Model.fresh({"name": family}, tokenizer, shape, paired=True, seed=1)
         pairs.save(folder / f"translate-en-de-{family}", card=f"# Tiny {family}\n\nUntrained, for tests.\n")
-        Model.fresh({"name": family}, tokenizer, shape, conditional=False, seed=1).save(folder / f"base-{family}")
+        Model.fresh({"name": family}, tokenizer, shape, paired=False, seed=1).save(folder / f"base-{family}")
     yield folder
 
 

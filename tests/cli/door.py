@@ -1,4 +1,4 @@
-"""What the tests of the command line share: tiny data, and what a command line came to."""
+"""Shared by the tests of the command line: tiny data, and the result of a command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAIRS = [{"question": f"{sentence(n)} {n}", "answer": sentence(n + 7)} for n in 
 
 @dataclass
 class Answer:
-    """What one command line came to."""
+    """Exit code and output of one command."""
 
     code: int
     out: str
@@ -44,6 +44,6 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a command in a process of its own."""
+    """Environment variables for a command in a separate process."""
     source = str(Path(__file__).parents[2] / "src")
     return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", **more}

@@ -1,4 +1,4 @@
-"""Mistakes that a user can make: one line that says what and how to mend it, exit code 2, nothing half-written."""
+"""User mistakes: one line with the problem and its remedy, exit code 2, and no partial output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def refused(answer: Answer, *says: str) -> None:
 
 
 def untouched(out: Path) -> None:
-    """No model, and nothing under a temporary name."""
+    """Neither a model nor temporary files were left."""
     left = [path.name for path in out.rglob("*") if path.is_file()] if out.exists() else []
     assert not [
         name for name in left if name in ("config.json", "model.safetensors") or "tmp" in name or "writing" in name
@@ -111,13 +111,13 @@ def test_compare_and_evaluate_refuse_bad_data_too(redraft: Redraft, pairs: Path,
         ),
         (["infill", "--model", "base-autoregressive", "--text", "a [[2]] b"], "diffusion model"),
         (["infill", "--model", "base-masked", "--text", "a b"], "[[3]]"),
-        (["infill", "--model", "base-masked", "--text", "a [[x]] b"], "no hole: [[x]] is none"),
+        (["infill", "--model", "base-masked", "--text", "a [[x]] b"], "[[x]] is not a hole"),
         (["generate", "--model", "base-masked", "--prompt", "x", "--constraint", "regex=[0-9"], "backslash"),
         (["generate", "--model", "base-masked", "--prompt", "x", "--constraint", "json_schema=@no.json"], "without @"),
         (["generate", "--model", "base-masked", "--prompt", "x", "--adapter", "nowhere"], "'nowhere' does not exist"),
         (["generate", "--model", "nowhere", "--prompt", "x"], "no such folder"),
         (["convert", "nowhere", "out"], "no such folder"),
-        (["generate", "--model", "translate-en-de-masked", "--prompt", ""], "the prompt is empty"),
+        (["generate", "--model", "translate-en-de-masked", "--prompt", ""], "The prompt is empty"),
         (["train", "--data", "x.jsonl", "--out", "out"], "budget"),
         (["train", "nowhere.toml", "--out", "out"], "nowhere.toml"),
     ],
@@ -144,7 +144,7 @@ def test_prompt_longer_than_the_context(redraft: Redraft, family: str) -> None:
     refused(answer, "256", "Shorten the prompt")
 
 
-def test_a_wrong_preset_is_told_before_the_data_are_read(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+def test_a_wrong_preset_is_reported_before_the_data_are_read(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
     answer = train(redraft, pairs, tmp_path / "out", *COLUMNS, "--preset", "1x")
     refused(answer, "'1x'", "Known: 125m, 1b, 1m")
     assert len(answer.err.splitlines()) == 1
@@ -156,13 +156,13 @@ def test_a_wrong_preset_is_told_before_the_data_are_read(redraft: Redraft, pairs
 @pytest.mark.parametrize("option", ["--model", "--adapter"])
 def test_a_folder_without_a_model(redraft: Redraft, tmp_path: Path, option: str) -> None:
     model = () if option == "--model" else ("--model", "base-masked")
-    refused(redraft("generate", *model, option, tmp_path, "--prompt", "x"), str(tmp_path), "Name ")
+    refused(redraft("generate", *model, option, tmp_path, "--prompt", "x"), str(tmp_path), "Give ")
 
 
-def test_a_training_that_was_killed_early_is_to_go_on(redraft: Redraft, tmp_path: Path) -> None:
+def test_a_training_run_that_was_killed_early_must_be_finished(redraft: Redraft, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "recipe.toml").write_text("")
-    refused(redraft("generate", "--model", tmp_path, "--prompt", "x"), "isn't finished", "Run the command")
+    refused(redraft("generate", "--model", tmp_path, "--prompt", "x"), "unfinished", "Run the same")
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_another_run_in_the_folder(redraft: Redraft, pairs: Path, tmp_path: Path
 
 
 def in_a_process(*arguments: object, room: int | None = None, stdout: object = subprocess.PIPE) -> Answer:
-    """A command that may write files of at most ``room`` bytes, as on a disk that fills up."""
+    """Run a command whose files are limited to ``room`` bytes, as on a full disk."""
 
     def limit() -> None:
         if room is not None:
@@ -256,7 +256,7 @@ def test_disk_full_while_training(pairs: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_disk_full_while_printing() -> None:
     with open("/dev/full", "w") as full:
-        refused(in_a_process("models", "--json", stdout=full), "no room left")
+        refused(in_a_process("models", "--json", stdout=full), "The disk is full")
 
 
 def test_nothing_is_lost_when_a_model_cannot_be_saved(
@@ -288,7 +288,7 @@ def test_json_errors_are_one_object(redraft: Redraft) -> None:
     assert answer.err.startswith("error: ")
 
 
-def test_enough_rows_are_asked_for(redraft: Redraft, tmp_path: Path) -> None:
+def test_too_few_rows_are_refused(redraft: Redraft, tmp_path: Path) -> None:
     few = write(tmp_path / "few.jsonl", PAIRS[:1])
     answer = train(redraft, few, tmp_path / "out")
     refused(answer, "few.jsonl")

@@ -1,4 +1,4 @@
-"""``redraft convert``: into our format, out as Llama, and mistakes in words."""
+"""``redraft convert``: to redraft's format, to Llama, to another family, and its errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redraft.loading import load
 from tests.cli.door import Redraft
 
 
-def test_our_own_format(redraft: Redraft, zoo: Path, tmp_path: Path) -> None:
+def test_the_format_of_redraft(redraft: Redraft, zoo: Path, tmp_path: Path) -> None:
     answer = redraft("convert", "translate-en-de-masked", tmp_path / "m", "--json")
     assert answer.code == 0, answer.err
     assert answer.json["family"] == "masked"
@@ -21,20 +21,20 @@ def test_our_own_format(redraft: Redraft, zoo: Path, tmp_path: Path) -> None:
     assert "translate-en-de-masked" in (tmp_path / "m" / "README.md").read_text()
 
 
-def test_out_as_llama_and_in_again(redraft: Redraft, zoo: Path, tmp_path: Path) -> None:
+def test_to_llama_and_back(redraft: Redraft, zoo: Path, tmp_path: Path) -> None:
     assert redraft("convert", "base-autoregressive", tmp_path / "m", "--to", "llama", "--storage", "bfloat16").code == 0
     assert json.loads((tmp_path / "m" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     written = redraft("generate", "--model", tmp_path / "m", "--prompt", "the cat", "--max-new-tokens", "4", "--json")
     assert written.code == 0 and written.json["family"] == "autoregressive"
 
 
-def test_into_another_family(redraft: Redraft, zoo: Path, tmp_path: Path) -> None:
+def test_to_another_family(redraft: Redraft, zoo: Path, tmp_path: Path) -> None:
     answer = redraft(
         "convert", "base-autoregressive", tmp_path / "m", "--to", "masked", "--option", "shift=1", "--json"
     )
     assert answer.code == 0 and answer.json["family"] == "masked" and answer.json["format"] == "masked"
     before, after = load(zoo / "base-autoregressive"), load(tmp_path / "m")
-    assert after.spec.shift == 1 and after.spec.attend.kind == "full"
+    assert after.spec.network.shift == 1 and after.spec.network.attention.kind == "full"
     assert all(torch.equal(a, b) for a, b in zip(before.network.parameters(), after.network.parameters(), strict=True))
     for words, says in (
         (("--to", "masked", "--option", "shft=1"), "Did you mean 'shift'?"),
@@ -44,10 +44,10 @@ def test_into_another_family(redraft: Redraft, zoo: Path, tmp_path: Path) -> Non
         assert answer.code == 2 and says in answer.err, answer.err
 
 
-def test_what_can_not_be_written_is_said(redraft: Redraft, tmp_path: Path) -> None:
+def test_models_that_a_format_cannot_hold_are_refused(redraft: Redraft, tmp_path: Path) -> None:
     for words, says in (
-        (("base-masked", tmp_path / "m", "--to", "llama"), "left to right"),
-        (("translate-en-de-autoregressive", tmp_path / "m", "--to", "llama"), "isolate_prompt"),
+        (("base-masked", tmp_path / "m", "--to", "llama"), "not autoregressive"),
+        (("translate-en-de-autoregressive", tmp_path / "m", "--to", "llama"), "prompt encoder"),
         (("base-autoregressive", tmp_path / "m", "--to", "lama"), "Did you mean 'llama'?"),
         (("base-autoregressive", tmp_path / "m", "--to", "llama", "--storage", "int8"), "int8"),
         (("base-autoregressive", tmp_path / "m", "--storage", "int3"), "int3"),

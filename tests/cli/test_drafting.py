@@ -1,4 +1,4 @@
-"""A drafter on the command line, and models that write block by block."""
+"""Drafters on the command line, and models that generate block by block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROMPT = ("--prompt", "the cat sat on a mat", "--max-new-tokens", 12, "--json")
 
 
 @pytest.mark.parametrize("heat", [(), ("--temperature", 1.0)])
-def test_a_drafter_changes_the_passes_and_not_the_text(redraft: Redraft, heat: tuple[object, ...]) -> None:
+def test_a_drafter_changes_the_forward_passes_and_not_the_text(redraft: Redraft, heat: tuple[object, ...]) -> None:
     plain = redraft("generate", *MAIN, *PROMPT, *heat).json
     found = redraft("generate", *MAIN, *DRAFTER, "--sampler", "draft_verify", *PROMPT, *heat).json
     assert (found["text"], found["new_tokens"]) == (plain["text"], plain["new_tokens"])
@@ -26,7 +26,7 @@ def test_a_drafter_changes_the_passes_and_not_the_text(redraft: Redraft, heat: t
 
 def test_naming_a_drafter_is_enough(redraft: Redraft) -> None:
     found = redraft("generate", *MAIN, *DRAFTER, "--option", "block=3", *PROMPT).json
-    assert found["sampler"] == "draft_verify" and found["sampler_options"] == {"block": 3}
+    assert found["sampler"] == "draft_verify" and found["options"] == {"block": 3}
 
 
 def test_evaluate_with_a_drafter(redraft: Redraft, pairs: Path) -> None:
@@ -40,7 +40,7 @@ def test_evaluate_with_a_drafter(redraft: Redraft, pairs: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ((*DRAFTER, "--sampler", "autoregressive"), "no use for a drafter"),
+        ((*DRAFTER, "--sampler", "autoregressive"), "doesn't use a drafter"),
         (("--drafter", "translate-en-de-autoregressive"), "can't draft"),
         (("--drafter", "base-masked"), "plain text"),
         (("--drafter", "nobody"), "nobody"),
@@ -48,15 +48,15 @@ def test_evaluate_with_a_drafter(redraft: Redraft, pairs: Path) -> None:
         ((*DRAFTER, "--option", "blocks=3"), "block"),
     ],
 )
-def test_a_drafter_that_is_of_no_use_is_refused(redraft: Redraft, options: tuple[str, ...], says: str) -> None:
+def test_an_unsuitable_drafter_is_refused(redraft: Redraft, options: tuple[str, ...], says: str) -> None:
     answer = redraft("generate", *MAIN, *options, *PROMPT[:-1])
     assert answer.code == 2 and says in answer.err.strip().splitlines()[-1]
     assert answer.out == ""
 
 
 @pytest.mark.parametrize("family", ["block", "hybrid"])
-def test_a_model_of_blocks_is_trained_and_writes(redraft: Redraft, pairs: Path, tmp_path: Path, family: str) -> None:
-    """With the interval of noise searched for on the way."""
+def test_a_block_model_trains_and_generates(redraft: Redraft, pairs: Path, tmp_path: Path, family: str) -> None:
+    """Training also searches the noise interval of the block family."""
     options = ("--set", "family.search=true") if family == "block" else ()
     trained = redraft(
         *("train", "--data", pairs, "--input", "question", "--target", "answer", "--out", tmp_path / "m"),
@@ -69,6 +69,6 @@ def test_a_model_of_blocks_is_trained_and_writes(redraft: Redraft, pairs: Path, 
     assert found["family"] == family and found["nfe"] > 0
     assert found["sampler"] == {"block": "confidence", "hybrid": "draft_verify"}[family]
     if family == "block":
-        assert found["sampler_options"]["steps"] == 3, "as many steps as positions of a block"
+        assert found["steps"] == 3, "as many steps as positions of a block"
         refused = redraft("generate", "--model", tmp_path / "m", "--option", "block=2", *PROMPT)
         assert refused.code == 2 and "in blocks of 3" in refused.err

@@ -1,4 +1,4 @@
-"""``redraft finetune`` with adapters and into other families, and the commands that take what comes of it."""
+"""``redraft finetune`` with adapters and into other families, and commands on the resulting models."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def test_an_adapter_from_training_to_a_merged_model(redraft: Redraft, pairs: Pat
 
 
 def test_into_another_family_in_one_command(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
-    given = ("--data", pairs, *COLUMNS, *SMALL, "--family", "masked", "--course", "blocks")
+    given = ("--data", pairs, *COLUMNS, *SMALL, "--family", "masked", "--curriculum", "blocks")
     made = redraft("finetune", "--from", "translate-en-de-autoregressive", *given, "--out", tmp_path / "m", "--json")
     assert made.code == 0, made.err
     described = json.loads((tmp_path / "m" / "config.json").read_text())
     assert described["family"]["name"] == "masked" and described["family"]["shift"] == 1
 
 
-def test_a_base_hands_its_way_of_writing_down(redraft: Redraft, zoo: Path, pairs: Path, tmp_path: Path) -> None:
+def test_a_base_passes_its_generation_settings_on(redraft: Redraft, zoo: Path, pairs: Path, tmp_path: Path) -> None:
     import shutil
 
     base, file = tmp_path / "base", "generation_config.json"
@@ -56,13 +56,13 @@ def test_a_base_hands_its_way_of_writing_down(redraft: Redraft, zoo: Path, pairs
         assert json.loads((tmp_path / name / file).read_text()) == kept
         said = redraft("generate", "--model", tmp_path / name, "--prompt", "the cat", "--json")
         assert said.code == 0 and said.json["max_new_tokens"] == 8
-        assert (said.json["sampler_options"]["steps"] == 4) is (kept == own)
+        assert (said.json["steps"] == 4) is (kept == own)
 
 
-def test_mistakes_in_words(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+def test_mistakes_are_explained(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
     for words, says in (
         (("--lora-rank", "2", "--lora-targets", "q_prj"), "Did you mean 'q_proj'?"),
-        (("--course", "aneal"), "Did you mean 'anneal'?"),
+        (("--curriculum", "aneal"), "Did you mean 'anneal'?"),
         (("--family", "mask"), "Did you mean 'masked'?"),
     ):
         given = ("--data", pairs, *COLUMNS, *SMALL, *words)

@@ -1,4 +1,4 @@
-"""Solutions that vote, and distillation, on the command line."""
+"""Majority voting and distillation on the command line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FEW = ("--rows", 3, "--max-new-tokens", 8, "--json")
 
 
 @pytest.mark.parametrize("family", ["masked", "autoregressive"])
-def test_votes_are_solutions_that_are_paid_for(redraft: Redraft, family: str, tmp_path: Path) -> None:
+def test_every_vote_counts_as_generated_tokens(redraft: Redraft, family: str, tmp_path: Path) -> None:
     evaluate = ("evaluate", "--model", f"translate-en-de-{family}", *DATA, *FEW, "--temperature", 1.0)
     one, three = redraft(*evaluate).json, redraft(*evaluate, "--votes", 3, "--out", tmp_path / "texts.jsonl").json
     assert one["task"] == three["task"] == "reasoning"
     assert (one["inputs"], three["inputs"], three["votes"]) == (3, 3, 3)
     assert three["nfe"] > 1.5 * one["nfe"]
     assert len((tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()) == 3
-    assert set(three["metrics"]) == {"answer", "accuracy"}
+    assert set(three["metrics"]) == {"final_answer", "accuracy"}
 
 
 def test_votes_need_a_temperature(redraft: Redraft) -> None:

@@ -1,4 +1,4 @@
-"""Every verb through the public door, on tiny untrained models: what is promised to people and to scripts."""
+"""Every verb on tiny untrained models: the output that people and scripts rely on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,9 +24,9 @@ PROMPT = ("--prompt", "the cat sat on a mat", "--max-new-tokens", 12)
 
 
 def verbs() -> tuple[str, ...]:
-    from redraft.cli._main import VERBS
+    from redraft.cli._verbs import verb_names
 
-    return VERBS
+    return verb_names()
 
 
 # help
@@ -46,10 +47,46 @@ def test_help_of_every_verb(redraft: Redraft, verb: str) -> None:
         assert part in answer.out
 
 
-def test_every_verb_has_a_file_and_every_file_a_verb() -> None:
-    from redraft.registry import names
+@pytest.mark.parametrize("verb", verbs())
+def test_help_is_plain_text(redraft: Redraft, verb: str) -> None:
+    """The help has no markup and no docstring sections, and it explains every option."""
+    shown = redraft(verb, "--help").out
+    assert not re.search(r"\\b|[\x00-\x08]|``|Raises:|Args:", shown)
+    options = re.findall(r"^  --\S+[^\n]*\n?(?:   [^\n]*\n)*", shown, re.MULTILINE)
+    assert options and all(re.search(r"[A-Za-z.]", re.sub(r"^  --\S+( \S+)?", "", text)) for text in options)
 
-    assert set(verbs()) == set(names("cli"))
+
+def test_every_file_declares_its_verb() -> None:
+    from redraft.cli._verbs import find_verbs
+
+    found = find_verbs()
+    assert {one.name for one in found} == set(verbs())
+    assert len({one.order for one in found}) == len(found), "the order of the help is unambiguous"
+    assert {one.name for one in found if one.resumes} >= {"train", "compare", "tune"}
+
+
+def test_generation_settings_are_echoed_as_they_were_used(redraft: Redraft) -> None:
+    from redraft.options import declared
+    from redraft.settings import Settings
+
+    found = redraft("generate", *MODEL, *PROMPT, "--seed", 3, "--temperature", 0.5, "--json").json
+    assert set(declared(Settings, "cli")) <= set(found)
+    assert (found["seed"], found["temperature"], found["max_new_tokens"]) == (3, 0.5, 12)
+    assert found["sampler"] == "confidence" and found["steps"] == 12 and found["options"]["order"]
+    again = ["generate", *MODEL, "--prompt", PROMPT[1], "--json"]
+    for name, one in declared(Settings, "cli").items():
+        if isinstance(found[name], int | float | str):
+            again += [one.option, found[name]]
+    assert redraft(*again).json["text"] == found["text"]
+
+
+def test_the_settings_are_listed(redraft: Redraft) -> None:
+    from redraft.options import table
+    from redraft.settings import Settings
+
+    assert redraft("models", "--settings").out.strip() == table(Settings)
+    rows = redraft("models", "--settings", "--json").json["settings"]
+    assert rows[0]["setting"] == "max_new_tokens" and rows[0]["option"] == "--max-new-tokens"
 
 
 def test_version(redraft: Redraft) -> None:
@@ -62,25 +99,25 @@ def test_version(redraft: Redraft) -> None:
 
 
 @pytest.mark.parametrize("family", ["masked", "autoregressive"])
-def test_generate_gives_what_scripts_rely_on(redraft: Redraft, family: str) -> None:
+def test_generate_prints_the_fields_that_scripts_rely_on(redraft: Redraft, family: str) -> None:
     found = redraft("generate", "--model", f"translate-en-de-{family}", *PROMPT, "--json").json
     promised = {"text", "new_tokens", "nfe", "seconds", "tokens_per_second", "sampler"}
     assert promised <= set(found)
     assert 0 < found["new_tokens"] <= 12
     assert found["nfe"] > 0
-    assert found["tokens_per_second"] == pytest.approx(found["new_tokens"] / found["seconds"])
+    assert found["tokens_per_second"] > 0
     assert found["family"] == family
 
 
-def test_generate_with_every_contracted_option(redraft: Redraft) -> None:
+def test_generate_with_sampler_options(redraft: Redraft) -> None:
     options = ("--steps", 3, "--sampler", "confidence", "--seed", 5, "--option", "order=margin", "--temperature", 0.5)
     found = redraft("generate", "--model", "base-masked", *PROMPT, *options, "--json").json
     assert found["sampler"] == "confidence"
-    assert {"steps": 3, "order": "margin", "block": 0}.items() <= found["sampler_options"].items()
+    assert found["steps"] == 3 and {"order": "margin", "block": 0}.items() <= found["options"].items()
     assert found["nfe"] <= 3
 
 
-def test_the_seed_decides(redraft: Redraft) -> None:
+def test_the_seed_determines_the_text(redraft: Redraft) -> None:
     def text(seed: int) -> str:
         return str(
             redraft("generate", "--model", "base-masked", *PROMPT, "--temperature", 1, "--seed", seed, "--json").json[
@@ -92,7 +129,7 @@ def test_the_seed_decides(redraft: Redraft) -> None:
     assert len({text(seed) for seed in range(4)}) > 1
 
 
-def test_into_a_pipe_goes_the_plain_text(redraft: Redraft) -> None:
+def test_a_pipe_receives_the_plain_text(redraft: Redraft) -> None:
     expected = redraft("generate", *MODEL, *PROMPT, "--json").json["text"]
     assert redraft("generate", *MODEL, *PROMPT).out == f"{expected}\n"
 
@@ -111,12 +148,12 @@ def test_the_animation_ends_in_the_same_text(zoo: Path) -> None:
 
     model = package.load(zoo / "base-masked")
     settings = model.settings(max_new_tokens=12, steps=4)
-    drafting, screen = model.draft(["the cat"], settings), io.StringIO()
+    drafting, screen = model.start(["the cat"], settings), io.StringIO()
     watch(drafting, Console(file=screen, force_terminal=True, width=200), pace=0.0)
     plain = model.generate("the cat", max_new_tokens=12, steps=4)[0]
     assert drafting.results()[0].text == plain.text
-    frames = screen.getvalue().split("passes")
-    assert all(f"{passes} passes" in screen.getvalue() for passes in range(5))
+    frames = screen.getvalue().split("forward passes")
+    assert all(f"{passes} forward passes" in screen.getvalue() for passes in range(5))
     assert "░" in frames[0]
     assert "░" not in frames[-2].splitlines()[-2]
 
@@ -136,7 +173,7 @@ def test_frames_join_the_parts_of_a_character() -> None:
 # infill
 
 
-def test_infill_keeps_what_stands(redraft: Redraft) -> None:
+def test_infill_keeps_the_given_text(redraft: Redraft) -> None:
     found = redraft(
         "infill", "--model", "base-masked", "--text", "the [[3]] sat on [[ ]] mat", "--hole", 2, "--json"
     ).json
@@ -201,7 +238,7 @@ def test_short_plain_texts_are_cut_in_the_middle(redraft: Redraft, tmp_path: Pat
     assert answer.code == 2 and "can be continued" in answer.err
 
 
-def test_data_and_model_must_go_together(redraft: Redraft, pairs: Path) -> None:
+def test_data_and_model_must_match(redraft: Redraft, pairs: Path) -> None:
     answer = redraft("evaluate", "--model", "base-masked", "--data", pairs, *COLUMNS)
     assert answer.code == 2
     assert "plain text" in answer.err
@@ -210,7 +247,7 @@ def test_data_and_model_must_go_together(redraft: Redraft, pairs: Path) -> None:
 # models, doctor
 
 
-def test_models_shows_the_parts_asked_for(redraft: Redraft) -> None:
+def test_models_lists_the_requested_kinds(redraft: Redraft) -> None:
     from redraft.registry import names
 
     found = redraft("models", "--families", "--caches", "--json").json
@@ -220,7 +257,7 @@ def test_models_shows_the_parts_asked_for(redraft: Redraft) -> None:
     assert [line.split()[0] for line in listed[1:]] == list(names("families"))
 
 
-def test_models_lists_what_there_is(redraft: Redraft) -> None:
+def test_models_lists_all_parts(redraft: Redraft) -> None:
     from redraft.registry import names
 
     found = redraft("models", "--json").json
@@ -249,14 +286,14 @@ def test_doctor_finds_a_damaged_checkpoint(redraft: Redraft, zoo: Path) -> None:
         answer = redraft("doctor", "--json")
         found = answer.json
         assert answer.code == 1 and found["ok"] is False
-        [problem] = [problem for problem in found["problems"] if "checkpoint" in problem["what"]]
+        [problem] = [problem for problem in found["problems"] if "Checkpoint file" in problem["what"]]
         assert str(files[0].relative_to(zoo)) in problem["what"] and problem["needed"]
         assert f"! {problem['what']}" in redraft("doctor").out
     finally:
         (zoo / "SHA256SUMS").unlink()
 
 
-def test_what_is_merely_left_out_fails_no_doctor(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_optional_package_is_only_a_warning(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.metadata as metadata
 
     real, gone = metadata.version, {"sacrebleu"}
@@ -282,7 +319,7 @@ def test_doctor_measures(redraft: Redraft) -> None:
     assert found["threads"] >= 1
 
 
-# manners
+# errors and interruptions
 
 
 def test_ctrl_c_is_quiet(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,22 +346,22 @@ def test_a_bug_keeps_its_traceback(redraft: Redraft, monkeypatch: pytest.MonkeyP
 
 
 def test_json_is_strict(redraft: Redraft, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No NaN or Infinity, which strict readers refuse."""
+    """NaN and infinities become null."""
     from redraft.cli import models
 
     monkeypatch.setattr(models, "_presets", lambda device: [{"value": math.nan, "more": [math.inf, 1.5]}])
     assert redraft("models", "--json").json["presets"] == [{"value": None, "more": [None, 1.5]}]
 
 
-def test_a_reader_that_leaves_is_no_accident() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     command = f"{sys.executable} -m redraft --help | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment(), check=False)
     assert done.stdout.startswith("Usage: redraft")
     assert done.stderr == ""
 
 
-def test_interrupted_training_goes_on(pairs: Path, tmp_path: Path, redraft: Redraft) -> None:
-    """Ctrl-C in the middle of a real run: quiet, exit code 130, and the same command finishes it."""
+def test_interrupted_training_resumes(pairs: Path, tmp_path: Path, redraft: Redraft) -> None:
+    """Ctrl-C during training: no traceback, exit code 130, and the same command finishes the run."""
     out = tmp_path / "out"
     arguments = ["train", "--data", str(pairs), *COLUMNS, *TINY, "--tokens", "200000", "--out", str(out)]
     arguments += ["--set", "train.save_every_tokens=4000", "--set", "train.log_every=1"]
@@ -342,7 +379,7 @@ def test_interrupted_training_goes_on(pairs: Path, tmp_path: Path, redraft: Redr
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "Traceback" not in err and "The same command goes on" in err
+    assert "Traceback" not in err and "The same command continues" in err
     again = redraft(*arguments)
     assert again.code == 0, again.err
     assert "resumed" in again.err, again.err
@@ -372,21 +409,30 @@ def test_compare_writes_its_files_and_resumes(redraft: Redraft, pairs: Path, tmp
     again = redraft(*command, "--price-per-hour", 1.5)
     assert again.code == 0, again.err
     assert {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == cells
-    assert found["verdict"]["headline"] in again.out
+    assert (found["verdict"]["advice_text"] or found["verdict"]["headline"]) in again.out
     assert "report.html" in again.out
 
+    written = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    for name in FILES:
+        (out / name).unlink()
+    report = redraft("report", out, "--json")
+    assert report.code == 0, report.err
+    assert {**report.json, "created": ""} == {**written, "files": found["files"], "created": ""}
+    assert all((out / name).stat().st_size > 0 for name in FILES)
+    assert redraft("report", tmp_path).code == 2
 
-def test_from_stands_for_a_pair_or_a_checkpoint(redraft: Redraft, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_from_names_a_pair_or_a_checkpoint(redraft: Redraft, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from redraft import UserError
-    from redraft.cli.compare import bases
+    from redraft.compare.checkpoints import find_bases
 
     monkeypatch.setenv("REDRAFT_ZOO", str(zoo))
     families = ["autoregressive", "masked"]
     pair = {family: str((zoo / f"base-{family}").resolve()) for family in families}
-    assert bases(["base"], families) == pair
-    assert bases(["base-masked", str(zoo / "base-autoregressive")], families) == pair
+    assert find_bases(["base"], families) == pair
+    assert find_bases(["base-masked", str(zoo / "base-autoregressive")], families) == pair
     with pytest.raises(UserError, match="bass"):
-        bases(["bass"], families)
+        find_bases(["bass"], families)
 
 
 def test_demo(redraft: Redraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +461,9 @@ def test_demo(redraft: Redraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 TUNE = ("--data-root", "none", "--all-rows", "--rows", 40, "--samplers", "confidence", "--caches", "exact,none")
 
 
-def test_tune_finds_a_setting_and_the_copy_uses_it(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+def test_tune_chooses_settings_and_the_copy_uses_them(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    from redraft.tune.results import TuneResults
+
     quick = ("--max-new-tokens", 4, "--calls", 3, "--batch-sizes", "1", "--within", 100, "--json")
     asked = ("tune", *MODEL, "--data", pairs, *COLUMNS, *TUNE, *quick, "--out", tmp_path / "tuning")
     refused = redraft(*asked)
@@ -423,14 +471,20 @@ def test_tune_finds_a_setting_and_the_copy_uses_it(redraft: Redraft, pairs: Path
     found = redraft(*asked, "--to", tmp_path / "tuned").json
     assert found["generation"]["sampler"] == "confidence" and found["written"] == str(tmp_path / "tuned")
     chosen = next(row for row in found["settings"] if row["id"] == found["winner"])
-    assert chosen["nfe"] == min(row["nfe"] for row in found["settings"] if not row["lost"]), "anything is good enough"
+    assert chosen["nfe"] == min(row["nfe"] for row in found["settings"] if not row["eliminated"]), (
+        "anything is good enough"
+    )
     used = redraft("generate", "--model", tmp_path / "tuned", *PROMPT, "--json").json
-    assert used["sampler_options"]["steps"] == found["generation"]["steps"]
+    assert used["steps"] == found["generation"]["steps"]
+
+    kept = TuneResults.read(tmp_path / "tuning")
+    assert kept.to_mapping() == found and kept.find(kept.winner).config.steps == found["generation"]["steps"]
+    assert found["winner"] in (tmp_path / "tuning" / "tune.md").read_text()
     page = (tmp_path / "tuning" / "tune.html").read_text()
     assert found["winner"] in page and "<script" not in page and "http" not in page.replace("http://www.w3.org", "")
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "tuning" / "cells").iterdir()}
     again = redraft(*asked, "--dry-run").json
-    assert again["written"] is None and again["texts_written"] == found["texts_written"]
+    assert again["written"] is None and again["texts_generated"] == found["texts_generated"]
     after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "tuning" / "cells").iterdir()}
     assert after == before, "what was measured once is not measured again"
 
@@ -447,7 +501,7 @@ def test_tune_finds_a_setting_and_the_copy_uses_it(redraft: Redraft, pairs: Path
         (("--samplers", "posterior"), "noise"),
     ],
 )
-def test_tune_refuses_in_words(
+def test_tune_explains_mistakes(
     redraft: Redraft, pairs: Path, tmp_path: Path, more: tuple[object, ...], word: str
 ) -> None:
     answer = redraft("tune", *MODEL, "--data", pairs, *COLUMNS, *TUNE, "--dry-run", "--out", tmp_path / "t", *more)
@@ -486,7 +540,7 @@ def test_a_mixture_trains_is_evaluated_by_task_and_compared(redraft: Redraft, pa
     assert verdict.json["settings"][0]["work"]["flops_per_token"] > 0
 
 
-def test_evaluate_scores_texts_that_satisfy_a_constraint(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+def test_evaluate_under_a_constraint(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
     asked = ("evaluate", *MODEL, "--data", pairs, *COLUMNS, "--rows", 6, "--split", "validation", "--max-new-tokens", 8)
     out = tmp_path / "texts.jsonl"
     (tmp_path / "pattern").write_text("[a-c ]{1,6}\n")  # as an editor leaves it: the line end is no part of it

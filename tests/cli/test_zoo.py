@@ -1,4 +1,4 @@
-"""The shipped checkpoints are what they say: whole, small, with a card, and they load."""
+"""Shipped checkpoints are intact, small, have a model card, and load."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_checkpoint_is_small_and_has_a_card(model: Path) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.name)
-def test_a_checkpoint_loads_and_writes(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_loads_and_generates(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import redraft
 
     monkeypatch.setenv("REDRAFT_ZOO", str(ZOO))

@@ -34,9 +34,10 @@ def named(case: object) -> str:
 @pytest.mark.parametrize(("page", "arguments"), of("redraft"), ids=named)
 def test_documented_commands_parse(page: Path, arguments: list[str]) -> None:
     """The verb exists and takes these options with these values; the verb itself does not run."""
-    from redraft.cli._main import VERBS, command
+    from redraft.cli._main import command
+    from redraft.cli._verbs import verb_names
 
-    assert arguments[0] in VERBS
+    assert arguments[0] in verb_names()
     verb = command(arguments[0])
     with verb.make_context(arguments[0], list(arguments[1:])) as context:
         assert not context.args
@@ -51,9 +52,10 @@ def test_documented_make_targets_exist(page: Path, arguments: list[str]) -> None
 
 def test_help_examples_parse() -> None:
     """The examples in every ``--help`` are commands that work, too."""
-    from redraft.cli._main import VERBS, command
+    from redraft.cli._main import command
+    from redraft.cli._verbs import verb_names
 
-    for name in VERBS:
+    for name in verb_names():
         text = (command(name).help or "").replace("\\\n", " ")
         examples = re.findall(rf"(?:^|\| )\s*redraft ({name}\b[^|\n]*)", text, re.MULTILINE)
         assert examples, name
@@ -68,7 +70,7 @@ def test_linked_files_exist(page: Path) -> None:
     assert all((page.parent / link).exists() for link in links), links
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=named)  # a dated record
 def test_named_sources_exist(page: Path) -> None:
     """`noise/schedules/linear.py` in a page is a file of the package or of the checkout."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""The example of docs/extending.md is what it says: one new file, no edits elsewhere, and it works."""
+"""The example of docs/extending.md is one new file without edits elsewhere: it works, and the laws of samplers hold."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def run(arguments: list[str], checkout: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python with the copied package in place of this one."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_one_new_file_is_all_it_takes(checkout: Path) -> None:
     script = """
 import json, sys
@@ -41,8 +53,8 @@ from redraft.presets import preset
 from redraft.cli._main import main
 tokenizer = Tokenizer.bytes()
 shape = preset("toy", tokenizer.vocab_size, dim=32)
-Model.fresh({"name": "masked"}, tokenizer, shape, conditional=False).save("model")
-model = Model.fresh({"name": "masked"}, tokenizer, shape, conditional=False)
+Model.fresh({"name": "masked"}, tokenizer, shape, paired=False).save("model")
+model = Model.fresh({"name": "masked"}, tokenizer, shape, paired=False)
 order = [step.pos.tolist() for step in model.stream("ab", sampler="rightmost", options={"count": 2}, max_new_tokens=5)]
 print(json.dumps(order))
 main(["generate", "--model", "model", "--prompt", "ab", "--sampler", "rightmost", "--option", "count=2",
@@ -50,14 +62,7 @@ main(["generate", "--model", "model", "--prompt", "ab", "--sampler", "rightmost"
 main(["models", "--json"])
 sys.exit(main(["generate", "--model", "model", "--prompt", "ab", "--sampler", "rightmost", "--option", "cuont=2"]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(["-c", script], checkout, checkout)
     assert done.returncode == 2, done.stderr
     assert "Did you mean 'count'?" in done.stderr
     order, found, listed = (json.loads(line) for line in done.stdout.splitlines())
@@ -65,3 +70,14 @@ sys.exit(main(["generate", "--model", "model", "--prompt", "ab", "--sampler", "r
     assert order == [[start + 3, start + 4], [start + 1, start + 2], [start]]
     assert (found["sampler"], found["nfe"]) == ("rightmost", 3)
     assert "rightmost" in [sampler["name"] for sampler in listed["samplers"]]
+
+
+def test_the_laws_of_samplers_hold(checkout: Path) -> None:
+    """The law tests find the new file by themselves."""
+    done = run(
+        ["-m", "pytest", "tests/laws/test_samplers.py", "-k", "rightmost", "-p", "no:cacheprovider"], checkout, ROOT
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 5

@@ -1,4 +1,4 @@
-"""The lm-evaluation-harness asks our models: through its own evaluator, on a task made here, without a network."""
+"""redraft models in the lm-evaluation-harness: its own evaluator on a task defined here, without network access."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from redraft.presets import preset
 
 pytest.importorskip("lm_eval")
 
-FAMILIES = [{"name": "autoregressive", "isolate_prompt": False}, {"name": "masked", "length_head": False}]
+FAMILIES = [{"name": "autoregressive", "prompt_encoder": False}, {"name": "masked", "length_head": False}]
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: str(family["name"]))
@@ -39,7 +39,7 @@ def saved(family: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def asked(*arguments: Any) -> Any:
+def request_of(*arguments: Any) -> Any:
     return [SimpleNamespace(args=one) for one in arguments]
 
 
@@ -52,45 +52,47 @@ def make(folder: Path, **more: Any) -> Any:
 REQUESTS = [("The cat", " sat"), ("A ", "dog"), ("", "bird"), ("It was a long day, so we", " went home at last")]
 
 
-def test_nothing_depends_on_the_batch_size(folder: Path) -> None:
+def test_results_do_not_depend_on_the_batch_size(folder: Path) -> None:
     together, alone = make(folder, batch_size=4), make(folder, batch_size=1)
-    for one, other in zip(together.loglikelihood(asked(*REQUESTS)), alone.loglikelihood(asked(*REQUESTS)), strict=True):
+    for one, other in zip(
+        together.loglikelihood(request_of(*REQUESTS)), alone.loglikelihood(request_of(*REQUESTS)), strict=True
+    ):
         assert one[0] == pytest.approx(other[0], abs=1e-4) and one[1] == other[1]
     texts = [(context, {"until": ["\n"], "max_gen_toks": 6}) for context, _ in REQUESTS]
-    assert together.generate_until(asked(*texts)) == alone.generate_until(asked(*texts))
+    assert together.generate_until(request_of(*texts)) == alone.generate_until(request_of(*texts))
 
 
-def test_log_likelihoods_are_those_of_the_model(folder: Path) -> None:
+def test_log_likelihoods_equal_those_of_the_model(folder: Path) -> None:
     lm = make(folder)
-    if lm.model.spec.schedule is not None:
+    if lm.model.spec.family.schedule is not None:
         pytest.skip("an estimate")
-    [(found, greedy)] = lm.loglikelihood(asked(("ab", "cd")))
+    [(found, greedy)] = lm.loglikelihood(request_of(("ab", "cd")))
     tokenizer = lm.model.tokenizer
     ids = torch.tensor([[tokenizer.bos_id, *tokenizer.encode("abcd")]])
-    logits = lm.model.logits(ids)[0].index_fill(1, torch.tensor(lm.model.spec.forbidden), -math.inf)
+    logits = lm.model.logits(ids)[0].index_fill(1, torch.tensor(lm.model.spec.tokens.forbidden), -math.inf)
     log_p = logits.log_softmax(-1)
     assert found == pytest.approx(float(log_p[2, ids[0, 3]] + log_p[3, ids[0, 4]]), abs=1e-4)
     assert greedy == bool((logits[2:4].argmax(-1) == ids[0, 3:5]).all())
-    [rolled] = lm.loglikelihood_rolling(asked(("abcd",)))
+    [rolled] = lm.loglikelihood_rolling(request_of(("abcd",)))
     assert rolled == pytest.approx(float(log_p[:4].gather(1, ids[0, 1:, None]).sum()), abs=1e-4)
 
 
-def test_texts_end_where_the_task_says(folder: Path) -> None:
+def test_texts_end_at_the_stop_strings_of_the_task(folder: Path) -> None:
     lm = make(folder)
-    [whole] = lm.generate_until(asked(("ab", {"until": []})))
+    [whole] = lm.generate_until(request_of(("ab", {"until": []})))
     stop = whole[len(whole) // 2 :][:1]
-    [cut] = lm.generate_until(asked(("ab", {"until": [stop], "do_sample": False})))
+    [cut] = lm.generate_until(request_of(("ab", {"until": [stop], "do_sample": False})))
     assert whole.startswith(cut) and stop not in cut
     with pytest.raises(UserError, match="beam_width"):
-        lm.generate_until(asked(("ab", {"until": [], "beam_width": 3})))
+        lm.generate_until(request_of(("ab", {"until": [], "beam_width": 3})))
 
 
-def test_a_misspelt_setting_is_refused_at_once(folder: Path) -> None:
+def test_a_misspelled_setting_is_an_error_at_once(folder: Path) -> None:
     with pytest.raises(UserError, match="stepz"):
         make(folder, stepz=3)
 
 
-def test_conversations_are_what_the_folders_template_makes_of_them(folder: Path, tmp_path: Path) -> None:
+def test_chat_prompts_use_the_template_of_the_folder(folder: Path, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(folder, tmp_path / "m")
@@ -112,7 +114,7 @@ def test_conversations_are_what_the_folders_template_makes_of_them(folder: Path,
     assert lm.tokenizer_name == make(tmp_path / "m").tokenizer_name != plain.tokenizer_name
 
 
-def test_without_the_harness_the_error_says_what_to_install() -> None:
+def test_without_the_harness_the_error_names_the_package() -> None:
     code = "import sys; sys.modules['lm_eval'] = None; import runpy; "
     code += "runpy.run_module('redraft.interop.lm_eval', run_name='__main__')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -120,7 +122,7 @@ def test_without_the_harness_the_error_says_what_to_install() -> None:
 
 
 def test_by_the_command_of_the_harness(tmp_path: Path) -> None:
-    """``lm_eval`` itself, which learns of our class from the task; its results say with which settings."""
+    """The ``lm_eval`` command, which imports our class from the task; its results record the settings."""
     root = Path(__file__).parents[2]
     made = f"pretrained={saved(FAMILIES[1], tmp_path / 'm')},steps=4,temperature=0.0"
     words = [
@@ -153,7 +155,7 @@ def test_by_the_command_of_the_harness(tmp_path: Path) -> None:
 
 
 def test_through_the_harness(folder: Path, tmp_path: Path) -> None:
-    """A task from a file, its metrics, and the settings on record."""
+    """A task from a file, its metrics, and the recorded settings."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 

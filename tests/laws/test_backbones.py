@@ -1,4 +1,4 @@
-"""Laws of every network: padding changes nothing, causal leaks nothing, caches are exact, weights survive the disk."""
+"""Laws of every network: padding, causal attention, exact caches, and saving of weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from redraft import models, registry, weights
 from redraft.caches.exact import Exact
 from redraft.models.parts.backbone import Backbone
 from redraft.models.parts.moe import Experts
-from redraft.types import Attend, Forward
+from redraft.types import AttentionPattern, CacheHint, Drawing, Request
+from tests.tiny import cached
 
 SHAPES: dict[str, list[dict[str, Any]]] = {
     "transformer": [
@@ -38,7 +39,7 @@ CASES = [
 
 
 def make(name: str, shape: dict[str, Any]) -> Backbone:
-    """Random weights far from their initial ones, in float64."""
+    """Random weights far from their initial values, in float64."""
     kind = registry.find("models", name)
     base = {"vocab_size": 40, "dim": 24, "layers": 2, "max_length": 64}
     torch.manual_seed(0)
@@ -48,58 +49,70 @@ def make(name: str, shape: dict[str, Any]) -> Backbone:
     return net
 
 
-def ask(net: Backbone, x: torch.Tensor, attend: Attend, lengths: list[int]) -> Forward:
+def make_request(net: Backbone, x: torch.Tensor, attend: AttentionPattern, lengths: list[int]) -> Request:
     columns = torch.arange(x.shape[1])
     pos = torch.where(columns < torch.tensor(lengths)[:, None], columns, -1)
-    want = torch.where(pos >= net.config.shift, pos, -1)
+    targets = torch.where(pos >= net.config.shift, pos, -1)
     t = torch.linspace(0.2, 0.9, len(x)) if net.config.timed else None
-    return Forward(x=x, pos=pos, want=want, attend=attend, t=t, slot=torch.arange(len(x)))
+    return Request(
+        tokens=x,
+        positions=pos,
+        targets=targets,
+        attention=attend,
+        time=t,
+        drawing=Drawing(torch.arange(len(x))),
+        cache=CacheHint(kv_slot=torch.arange(len(x))),
+    )
 
 
-def test_every_network_is_here() -> None:
+def test_every_network_is_tested() -> None:
     assert set(SHAPES) == set(registry.names("models"))
 
 
-@pytest.mark.parametrize("attend", [Attend("full"), Attend("causal"), Attend("block", 3)], ids=lambda a: a.kind)
+@pytest.mark.parametrize(
+    "attend", [AttentionPattern("full"), AttentionPattern("causal"), AttentionPattern("block", 3)], ids=lambda a: a.kind
+)
 @pytest.mark.parametrize(("name", "shape"), CASES)
-def test_padding_changes_nothing(name: str, shape: dict[str, Any], attend: Attend) -> None:
+def test_padding_changes_nothing(name: str, shape: dict[str, Any], attend: AttentionPattern) -> None:
     net = make(name, shape)
     x = torch.randint(5, 40, (2, 10))
-    both = net(ask(net, x, attend, [6, 10]))
-    one = ask(net, x[:1, :6], attend, [6])
+    both = net(make_request(net, x, attend, [6, 10]))
+    one = make_request(net, x[:1, :6], attend, [6])
     assert torch.isfinite(both).all()
-    torch.testing.assert_close(both[: int((one.want >= 0).sum())], net(one), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(both[: int((one.targets >= 0).sum())], net(one), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
-def test_causal_leaks_nothing(name: str, shape: dict[str, Any]) -> None:
+def test_causal_attention_does_not_depend_on_later_positions(name: str, shape: dict[str, Any]) -> None:
     net = make(name, shape)
     x = torch.randint(5, 40, (1, 10))
     changed = x.clone()
     changed[0, 6:] = (x[0, 6:] + 3) % 35 + 5
-    before, after = (net(ask(net, ids, Attend("causal"), [10])) for ids in (x, changed))
+    before, after = (net(make_request(net, ids, AttentionPattern("causal"), [10])) for ids in (x, changed))
     torch.testing.assert_close(before[: 6 - net.config.shift], after[: 6 - net.config.shift], rtol=1e-9, atol=1e-9)
     assert not torch.allclose(before[7:], after[7:])
 
 
-@pytest.mark.parametrize("attend", [Attend("causal"), Attend("block", 3)], ids=lambda a: a.kind)
+@pytest.mark.parametrize("attend", [AttentionPattern("causal"), AttentionPattern("block", 3)], ids=lambda a: a.kind)
 @pytest.mark.parametrize(("name", "shape"), [case for case in CASES if not case.values[1].get("noise")])
-def test_a_cache_changes_nothing(name: str, shape: dict[str, Any], attend: Attend) -> None:
+def test_a_cache_changes_nothing(name: str, shape: dict[str, Any], attend: AttentionPattern) -> None:
     net = make(name, shape)
     store, policy, reused = net.store(2, 14), Exact(), False
     x = torch.randint(5, 40, (2, 14))
     for length in (7, 9, 14):
-        whole = ask(net, x[:, :length], attend, [length, length - 1])
-        whole.want = torch.where(whole.want >= length - 3, whole.want, -1)
+        whole = make_request(net, x[:, :length], attend, [length, length - 1])
+        whole.targets = torch.where(whole.targets >= length - 3, whole.targets, -1)
         narrow = policy.narrow(whole, store.tokens[[0, 1]], net.config.shift)
-        reused |= narrow.x.shape[1] < length
-        torch.testing.assert_close(net(narrow, store), net(whole), rtol=1e-9, atol=1e-9)
+        reused |= narrow.tokens.shape[1] < length
+        torch.testing.assert_close(cached(net, narrow, store), net(whole), rtol=1e-9, atol=1e-9)
         store.record(narrow)
     assert reused
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
-def test_described_and_stored_it_is_the_same_again(name: str, shape: dict[str, Any], tmp_path: Path) -> None:
+def test_a_network_rebuilt_from_description_and_weights_is_the_same(
+    name: str, shape: dict[str, Any], tmp_path: Path
+) -> None:
     from safetensors.torch import save_file
 
     net = make(name, shape)
@@ -108,12 +121,12 @@ def test_described_and_stored_it_is_the_same_again(name: str, shape: dict[str, A
     models.allocate(again, torch.float64, torch.device("cpu"))
     weights.fill(again, weights.Files(tmp_path), weights.Layout.own(again))
     x = torch.randint(5, 40, (1, 8))
-    request = ask(net, x, Attend("full"), [8])
+    request = make_request(net, x, AttentionPattern("full"), [8])
     torch.testing.assert_close(again(request), net(request), rtol=0, atol=0)
 
 
-def test_a_mixture_is_what_its_definition_says() -> None:
-    """Token by token, by hand: choice by biased scores, weights by scores alone, the shared expert always."""
+def test_a_mixture_of_experts_follows_its_definition() -> None:
+    """Computed token by token: experts are chosen by biased scores and weighted by scores; the shared one is added."""
     from redraft.models.parts.moe import MixtureOfExperts
 
     torch.manual_seed(0)
@@ -125,7 +138,7 @@ def test_a_mixture_is_what_its_definition_says() -> None:
     for token, found in zip(x[0], mixture(x)[0], strict=True):
         score = (mixture.router.weight @ token).sigmoid()
         rank = score + mixture.balance
-        group = int(rank.view(3, 2).sum(1).argmax())  # two experts a group: both are its best two
+        group = int(rank.view(3, 2).sum(1).argmax())  # with two experts per group, both are its best two
         chosen = [2 * group, 2 * group + 1]
         total = mixture.shared(token)
         for e in chosen:

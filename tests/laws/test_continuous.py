@@ -16,16 +16,16 @@ from redraft import likelihood
 from redraft.caches.exact import Exact
 from redraft.canvas import completion, make_canvas
 from redraft.data.tokenizer import Tokenizer
-from redraft.decode import Loop, Method
 from redraft.errors import UserError
+from redraft.generation.loop import Loop, Method
 from redraft.model import Model
 from redraft.noise import gaussian
 from redraft.noise.gaussian import Gaussian
-from redraft.objectives import _vectors as vectors
-from redraft.objectives._autoencoder import Autoencoder
+from redraft.objectives.shared import vectors as vectors
+from redraft.objectives.shared.autoencoder import Autoencoder
 from redraft.presets import preset
 from redraft.registry import find, names
-from redraft.types import SEALED, Batch, Forward, Spec
+from redraft.types import SEALED, Batch, Forward, Spec, VectorQuery
 from tests import tiny
 
 A, B, C = tiny.VOCABULARY.letters
@@ -43,10 +43,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def model(family: str, conditional: bool = True, **fields: Any) -> Model:
-    """Tiny and untrained, with weights large enough to have opinions; in float64, so that batches round alike."""
+def model(family: str, paired: bool = True, **fields: Any) -> Model:
+    """A tiny untrained model with large weights, in float64, so that rounding doesn't depend on the batch."""
     tokenizer = Tokenizer.bytes()
-    made = Model.fresh({"name": family, **fields}, tokenizer, preset("toy", tokenizer.vocab_size), conditional, seed=1)
+    made = Model.fresh({"name": family, **fields}, tokenizer, preset("toy", tokenizer.vocab_size), paired, seed=1)
     for name, parameter in made.network.named_parameters():
         if parameter.ndim == 2 and "autoencoder" not in name:
             parameter.data.mul_(5)
@@ -86,22 +86,22 @@ def test_posterior_composed_with_the_marginal_is_the_earlier_marginal(g_s: float
     torch.testing.assert_close((moved - mean).square() + variance, sigma_s.square().expand_as(mean))
 
 
-def test_v_and_clean_vectors_say_the_same() -> None:
+def test_v_and_clean_vectors_are_equivalent() -> None:
     clean, noise = torch.randn(2, 9, 4, generator=generator(), dtype=torch.float64)
     g = torch.linspace(-8, 8, 9, dtype=torch.float64)
     z = Gaussian().corrupt(clean, g, noise)
     torch.testing.assert_close(gaussian.clean_of(gaussian.v_of(clean, noise, g), z, g), clean)
 
 
-def test_keyed_noise_is_normal_and_depends_on_nothing_but_its_key() -> None:
-    seed, stamp = torch.arange(50), torch.zeros(50, dtype=torch.int64)
+def test_keyed_noise_is_normal_and_depends_only_on_its_key() -> None:
+    seed, step = torch.arange(50), torch.zeros(50, dtype=torch.int64)
     pos = torch.arange(20).expand(50, -1)
-    z = gaussian.keyed_normal(seed, stamp, pos, 8)
+    z = gaussian.keyed_normal(seed, step, pos, 8)
     flat = z.flatten()
     assert abs(float(flat.mean())) < 4.5 / math.sqrt(len(flat))
     assert abs(float(flat.var()) - 1) < 4.5 * math.sqrt(2 / len(flat))
     assert len(flat.unique()) == len(flat)
-    some = gaussian.keyed_normal(seed[7:9], stamp[:2], pos[:2, 3:5], 8)
+    some = gaussian.keyed_normal(seed[7:9], step[:2], pos[:2, 3:5], 8)
     torch.testing.assert_close(some, z[7:9, 3:5], rtol=0, atol=0)
 
 
@@ -110,7 +110,7 @@ def test_keyed_noise_is_normal_and_depends_on_nothing_but_its_key() -> None:
 
 @dataclass
 class VectorOracle:
-    """The exact p(token | noisy vectors of all positions) of a language of one length, given as embeddings."""
+    """The exact p(token | noisy vectors of all positions) for a language of fixed length, with given embeddings."""
 
     language: tiny.Language
     spec: Spec
@@ -118,42 +118,43 @@ class VectorOracle:
 
     @property
     def table(self) -> Tensor:
-        assert self.spec.continuous is not None
-        width = self.spec.continuous.width
-        rows = torch.randn(self.spec.vocab_size, width, generator=generator(5), dtype=torch.float64)
+        assert self.spec.family.continuous is not None
+        width = self.spec.family.continuous.width
+        rows = torch.randn(self.spec.tokens.vocab_size, width, generator=generator(5), dtype=torch.float64)
         return torch.nn.functional.normalize(rows, dim=-1) * width**0.5
 
     def expected(self, log_p: Tensor) -> Tensor:
         return log_p.double().exp() @ self.table
 
-    def __call__(self, ask: Forward, store: object = None) -> Tensor:
-        assert ask.vectors is not None and self.spec.continuous is not None
-        if ask.vectors.kind == "encode":
+    def __call__(self, request: Forward, store: object = None) -> Tensor:
+        query = request.find(VectorQuery)
+        assert query is not None and self.spec.family.continuous is not None
+        if query.kind == "encode":
             return self.table
-        assert ask.vectors.z is not None and ask.t is not None
-        first, last = gaussian.ends(self.spec.continuous)
-        g = first + (last - first) * ask.t.double()
+        assert query.vectors is not None and request.time is not None
+        first, last = gaussian.ends(self.spec.family.continuous)
+        g = first + (last - first) * request.time.double()
         alpha, _ = gaussian.coefficients(g)
-        near = ask.vectors.z.double()[:, self.start :] @ self.table.T * (alpha * (1 + g.exp()[:, None]))[:, :, None]
+        near = query.vectors.double()[:, self.start :] @ self.table.T * (alpha * (1 + g.exp()[:, None]))[:, :, None]
         says = self.language.table  # [S, M]
         weight = near[:, torch.arange(says.shape[1]), says].sum(-1) + self.language.p.log()  # [R, S]
         p = weight.softmax(-1)
-        row, column = (ask.want >= 0).nonzero(as_tuple=True)
-        found = torch.zeros(len(row), self.spec.vocab_size, dtype=torch.float64)
-        found.scatter_add_(1, says[:, ask.want[row, column] - self.start].T, p[row])
+        row, column = (request.targets >= 0).nonzero(as_tuple=True)
+        found = torch.zeros(len(row), self.spec.tokens.vocab_size, dtype=torch.float64)
+        found.scatter_add_(1, says[:, request.targets[row, column] - self.start].T, p[row])
         return found.clamp(min=1e-30).log()
 
 
 def oracle(cleanest: float = 8.0, seed: int = 0) -> tuple[tiny.Language, Spec, VectorOracle]:
     language = tiny.Language.of_one_length([A, B, C], 2, seed)
-    spec, _ = tiny.family("embedding", conditional=False, width=6, cleanest=cleanest)
+    spec, _ = tiny.family("embedding", paired=False, width=6, cleanest=cleanest)
     return language, spec, VectorOracle(language, spec, 1)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_bound_of_an_oracle_is_the_exact_likelihood(seed: int) -> None:
-    """-log P(x) = 1/2 integral of e^g |x - E[x | z_g]|^2 over all g (Kong et al. 2023, arXiv:2302.03792): between ends
-    this far apart, prior and rounding cost next to nothing."""
+    """-log P(x) = 1/2 integral of e^g |x - E[x | z_g]|^2 over all g (Kong et al. 2023, arXiv:2302.03792). With such a
+    wide range of g, the prior and rounding terms are negligible."""
     language, spec, network = oracle(seed=seed)
     objective = find("families", "embedding")().objective()
     for number, text in enumerate(language.texts):
@@ -162,8 +163,8 @@ def test_the_bound_of_an_oracle_is_the_exact_likelihood(seed: int) -> None:
         assert found.nats == pytest.approx(language.nll(text), abs=4.5 * found.stderr + 0.02)
 
 
-def test_a_bound_that_stops_early_pays_by_rounding() -> None:
-    """At a log-SNR of 0 tokens are far from certain: the rounding term must make up for it, and more."""
+def test_the_rounding_term_bounds_the_likelihood_at_a_low_cleanest_level() -> None:
+    """At a log-SNR of 0 tokens are uncertain, and the rounding term must be large enough for a bound."""
     language, spec, network = oracle(cleanest=1.0)
     objective = find("families", "embedding")().objective()
     total = torch.tensor(0.0, dtype=torch.float64)
@@ -187,16 +188,16 @@ def drawn(network: VectorOracle, spec: Spec, sampler: Any, count: int = 3000) ->
     [("ddim", {"steps": 60}), ("ddim", {"steps": 60, "eta": 1.0}), ("dpm_solver", {"steps": 20})],
     ids=str,
 )
-def test_many_steps_draw_from_the_joint_distribution(name: str, options: dict[str, Any]) -> None:
-    """3,000 draws over nine texts are off by some 0.02 by chance alone."""
+def test_many_steps_sample_from_the_joint_distribution(name: str, options: dict[str, Any]) -> None:
+    """3,000 samples of nine sequences have a total variation of about 0.02 by chance."""
     language, spec, network = oracle()
     far = 0.5 * (drawn(network, spec, find("samplers", name)(**options)) - language.p).abs().sum()
     one = 0.5 * (drawn(network, spec, find("samplers", name)(steps=1), 1500) - language.p).abs().sum()
     assert float(far) < 0.05 < 0.1 < float(one)
 
 
-def test_second_order_follows_the_path_more_closely() -> None:
-    """The share of texts that differ from those of 400 first-order steps, from the same noise."""
+def test_the_second_order_solver_has_less_error() -> None:
+    """The share of sequences that differ from those of 400 first-order steps with the same noise."""
     _, spec, network = oracle()
     rows: list[list[int | None]] = [[tiny.VOCABULARY.bos_id, None, None]] * 800
 
@@ -230,8 +231,9 @@ def run(made: Model, sampler: Any, rows: list[list[int | None]], prompts: list[i
 
 @each_sampler
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_latent_texts_keep_the_laws_of_samplers(sampler: Any, temperature: float) -> None:
-    """Prompts stay, all is written once, a text does not depend on its neighbours, nor on the cache, nor on slices."""
+def test_latent_diffusion_satisfies_the_laws_of_samplers(sampler: Any, temperature: float) -> None:
+    """Prompts are kept, every position is written once, and an output depends neither on other rows nor on the cache
+    nor on slices."""
     made = model("latent")
     canvas, steps = run(made, sampler, ROWS, PROMPTS, temperature=temperature)
     assert not canvas.open.any() and bool((canvas.nfe == sampler.steps + 1).all())
@@ -240,32 +242,32 @@ def test_latent_texts_keep_the_laws_of_samplers(sampler: Any, temperature: float
     plain, _ = run(made, sampler, ROWS, PROMPTS, temperature=temperature, cache=None)
     slices, _ = run(made, replace(sampler, slice=2), ROWS, PROMPTS, temperature=0.0)
     assert torch.equal(canvas.ids, plain.ids)
-    assert sampler.steps + 2 <= int(slices.nfe.max()) <= sampler.steps + 5  # fewer where a text ends before its row
+    assert sampler.steps + 2 <= int(slices.nfe.max()) <= sampler.steps + 5  # fewer if a sequence ends before its row
     for number, (row, prompt) in enumerate(zip(ROWS, PROMPTS, strict=True)):
         alone, _ = run(made, sampler, [row], [prompt], seeds=[number], temperature=temperature)
-        assert completion(canvas, number, made.spec.eos_id) == completion(alone, 0, made.spec.eos_id)
+        assert completion(canvas, number, made.spec.tokens.eos_id) == completion(alone, 0, made.spec.tokens.eos_id)
         assert canvas.ids[number, :prompt].tolist() == row[:prompt]
         if temperature == 0:
-            assert completion(slices, number, made.spec.eos_id) == completion(alone, 0, made.spec.eos_id)
+            assert completion(slices, number, made.spec.tokens.eos_id) == completion(alone, 0, made.spec.tokens.eos_id)
 
 
 @each_sampler
 @pytest.mark.parametrize("cache", names("caches"))
-def test_latent_texts_are_the_same_with_every_cache(sampler: Any, cache: str) -> None:
-    """All vectors run at every pass, and prompts see nothing of them: there is nothing to approximate."""
+def test_latent_outputs_are_the_same_with_every_cache(sampler: Any, cache: str) -> None:
+    """All vectors run in every pass and prompts don't attend to them, so no cache is an approximation."""
     made, policy = model("latent"), find("caches", cache)()
     plain, _ = run(made, sampler, ROWS, PROMPTS, temperature=1.0, cache=None)
     canvas, _ = run(made, sampler, ROWS, PROMPTS, temperature=1.0, cache=policy)
     assert torch.equal(canvas.ids, plain.ids)
     for number, (row, prompt) in enumerate(zip(ROWS, PROMPTS, strict=True)):
         alone, _ = run(made, sampler, [row], [prompt], seeds=[number], temperature=1.0, cache=policy)
-        assert completion(canvas, number, made.spec.eos_id) == completion(alone, 0, made.spec.eos_id)
+        assert completion(canvas, number, made.spec.tokens.eos_id) == completion(alone, 0, made.spec.tokens.eos_id)
 
 
 @each_family
-@pytest.mark.parametrize("conditional", [True, False])
-def test_a_model_writes_scores_and_is_kept(family: str, conditional: bool, tmp_path: Path) -> None:
-    made = model(family, conditional)
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_model_generates_scores_and_is_saved(family: str, paired: bool, tmp_path: Path) -> None:
+    made = model(family, paired)
     made.network.float()
     written = made.generate(["ab", "a longer one"], max_new_tokens=10, steps=4)
     assert len(written) == 2 and all(text.nfe >= 1 for text in written)
@@ -280,7 +282,7 @@ def test_a_model_writes_scores_and_is_kept(family: str, conditional: bool, tmp_p
     assert again.generate("ab", **settings)[0].ids == made.generate("ab", **settings)[0].ids
 
 
-def test_an_embedding_model_fills_holes_and_keeps_to_constraints() -> None:
+def test_an_embedding_model_fills_holes_and_satisfies_constraints() -> None:
     made = model("embedding")
     made.network.float()
     filled = made.infill("xy[[3]]z", prompt="ab", steps=2)
@@ -290,8 +292,8 @@ def test_an_embedding_model_fills_holes_and_keeps_to_constraints() -> None:
 
 
 @each_family
-def test_caches_know_vectors_and_samplers_of_tokens_do_not(family: str) -> None:
-    """With the prompt isolated and vectors run at every pass, there is nothing that a cache could get wrong."""
+def test_caches_support_vectors_and_samplers_of_tokens_reject_them(family: str) -> None:
+    """With an isolated prompt and all vectors in every pass, a cache can't change the output."""
     from redraft.registry import names
 
     made = model(family)
@@ -305,7 +307,7 @@ def test_caches_know_vectors_and_samplers_of_tokens_do_not(family: str) -> None:
             made.generate("ab", sampler=sampler, max_new_tokens=8)
 
 
-def test_an_adapter_of_a_latent_model_is_trained_in_the_stage_that_has_any(tmp_path: Path) -> None:
+def test_an_adapter_of_a_latent_model_is_trained_in_the_phase_with_adapted_weights(tmp_path: Path) -> None:
     from redraft.train.loop import train
     from redraft.train.recipe import Recipe
 
@@ -326,14 +328,14 @@ def toy_folder() -> Path:
     return Path(__file__).parents[2] / "recipes" / "toy"
 
 
-def test_a_latent_model_refuses_what_it_can_not_do() -> None:
+def test_unsupported_options_of_a_latent_model_are_rejected() -> None:
     made = model("latent")
     made.network.float()
-    with pytest.raises(UserError, match="whole answers"):
+    with pytest.raises(UserError, match="several tokens"):
         made.infill("xy[[3]]z", prompt="ab", steps=2)
     with pytest.raises(UserError, match="constrained"):
         made.generate("ab", constraint={"regex": "x+"}, max_new_tokens=8)
-    with pytest.raises(UserError, match="gaussian"):
+    with pytest.raises(UserError, match="Gaussian noise"):
         made.generate("ab", sampler="confidence", max_new_tokens=8)
     with pytest.raises(UserError, match="width"):
         model("latent", width=65)
@@ -344,21 +346,21 @@ def test_a_latent_model_refuses_what_it_can_not_do() -> None:
 
 @each_family
 @pytest.mark.parametrize("cache", ["exact", "none"])
-def test_a_server_may_lay_requests_of_many_texts_together(family: str, cache: str) -> None:
-    """Driven turn by turn, with the passes of two texts of unequal length merged, each writes what it writes alone."""
-    from redraft.decode import Call
-    from redraft.serve import pool
+def test_requests_of_different_generations_can_share_a_forward_pass(family: str, cache: str) -> None:
+    """Two generations of different lengths, run step by step with joint forward passes, have the same outputs."""
+    from redraft.generation.loop import Call
+    from redraft.serve import batching
 
     made = model(family)
     settings = made.settings(max_new_tokens=12, steps=3, cache=cache, length="fixed")
-    drafts = [made.draft([prompt], settings) for prompt in ("ab", "a longer prompt")]
+    drafts = [made.start([prompt], settings) for prompt in ("ab", "a longer prompt")]
     alone = [made.generate([prompt], **vars(settings))[0].ids for prompt in ("ab", "a longer prompt")]
     store = made.network.store(2, 64) if cache == "exact" else None
-    for seat, draft in enumerate(drafts):
-        draft.canvas.slot += seat
-        draft.loop.room = (2, 64)
+    for slot, draft in enumerate(drafts):
+        draft.canvas.kv_slot += slot
+        draft.loop.capacity = (2, 64)
         draft.loop.stores = {} if store is None else {("main", 0): store}
-    turns: list[Any] = [draft.turns() for draft in drafts]
+    turns: list[Any] = [draft.steps() for draft in drafts]
     with torch.inference_mode():
         waiting: dict[int, Any] = {index: next(turn) for index, turn in enumerate(turns)}
         while waiting:
@@ -366,10 +368,11 @@ def test_a_server_may_lay_requests_of_many_texts_together(family: str, cache: st
             answers: dict[int, Any] = dict.fromkeys(waiting)
             if calls:
                 order = list(calls)
-                for group in pool.groups([calls[index] for index in order], slack=1000):
+                for group in batching.groups([calls[index] for index in order], slack=1000):
                     together = [calls[order[i]] for i in group]
-                    logits = made.network(pool.merge(together), store)
-                    parts = pool.split(logits, together)
+                    merged = batching.merge(together)
+                    logits = made.network(merged.request, merged.store)
+                    parts = batching.split(logits, together)
                     answers |= {order[i]: part for i, part in zip(group, parts, strict=True)}
             waiting = {i: found for i in waiting if (found := _sent(turns[i], answers[i])) is not None}
     assert [draft.results()[0].ids for draft in drafts] == alone
@@ -382,40 +385,40 @@ def _sent(turn: Any, answer: Any) -> Any:
         return None
 
 
-def test_networks_of_another_family_are_refused() -> None:
-    from redraft.conversion import become
+def test_networks_of_another_family_are_rejected() -> None:
+    from redraft.conversion import convert_family
 
     for family, other in [("latent", "masked"), ("embedding", "latent"), ("embedding", "masked")]:
         with pytest.raises(UserError, match="not for family"):
-            become(model(family), {"name": other})
+            convert_family(model(family), {"name": other})
     tokenizer = Tokenizer.bytes()
     masked = Model.fresh({"name": "masked"}, tokenizer, preset("toy", tokenizer.vocab_size), True)
     with pytest.raises(UserError, match="not for family"):
-        become(masked, {"name": "embedding"})
+        convert_family(masked, {"name": "embedding"})
 
 
 # ---- objectives
 
 
-def batch(width: int = 0, conditional: bool = True) -> Batch:
+def batch(width: int = 0, paired: bool = True) -> Batch:
     rows = [([70, 71, 4], [72, 73, 74, 75, 76, 1]), ([72, 4], [80, 1]), ([73, 74, 4], [81, 82, 83, 84, 1])]
     made = tiny.pairs(rows, width)
-    return made if conditional else replace(made, prompt=None)
+    return made if paired else replace(made, prompt=None)
 
 
 @each_family
-@pytest.mark.parametrize("weight", ["flat", "bound"])
-@pytest.mark.parametrize("conditional", [True, False])
-def test_losses_are_finite_teach_and_forget_padding(family: str, weight: str, conditional: bool) -> None:
-    made = model(family, conditional)
+@pytest.mark.parametrize("weight", ["uniform", "bound"])
+@pytest.mark.parametrize("paired", [True, False])
+def test_losses_are_finite_have_gradients_and_ignore_padding(family: str, weight: str, paired: bool) -> None:
+    made = model(family, paired)
     made.network.float().requires_grad_(True)
     objective = replace(made.family.objective(), weight=weight, self_condition=0.5)
     for seed in range(4):
         found = []
         for width in (0, 14):
             nets = {"main": made.network}
-            prepared, _ = likelihood.corrupt(objective, batch(width, conditional), made.spec, generator(seed), nets)
-            found.append(objective.loss(made.network(prepared.ask), prepared))
+            prepared, _ = likelihood.prepare_batch(objective, batch(width, paired), made.spec, generator(seed), nets)
+            found.append(objective.loss(made.network(prepared.request), prepared))
         torch.testing.assert_close(found[0].loss, found[1].loss, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found[0].nats, found[1].nats, rtol=1e-4, atol=1e-3)
         assert found[0].tokens == 13 and bool(found[0].loss.isfinite()) and found[0].is_bound == (weight == "bound")
@@ -424,15 +427,15 @@ def test_losses_are_finite_teach_and_forget_padding(family: str, weight: str, co
 
 
 @each_family
-def test_a_batch_without_targets_costs_nothing(family: str) -> None:
-    made = model(family, conditional=False)
-    empty = batch(conditional=False)
+def test_a_batch_without_targets_has_loss_zero(family: str) -> None:
+    made = model(family, paired=False)
+    empty = batch(paired=False)
     empty.target = torch.zeros_like(empty.target)
     found = likelihood.bound(made.network.float(), [empty], made.family.objective(), made.spec)
     assert found.nats == 0 and found.tokens == 0
 
 
-def test_vectors_of_a_text_do_not_depend_on_its_neighbours() -> None:
+def test_vectors_of_a_row_do_not_depend_on_other_rows() -> None:
     made = model("latent")
     together = made.network(vectors.encoding(batch(), made.spec))
     parts = []
@@ -444,25 +447,26 @@ def test_vectors_of_a_text_do_not_depend_on_its_neighbours() -> None:
     torch.testing.assert_close(together.mean(-1), torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
-def test_the_autoencoder_learns_to_give_back_what_it_got() -> None:
-    """A few updates on one batch, by its own objective: every token comes back from vectors without noise."""
+def test_the_autoencoder_learns_to_reconstruct_its_input() -> None:
+    """After a few updates on one batch, every token is reconstructed from vectors without noise."""
     made = model("latent", width=32)
     made.network.float().requires_grad_(True)
     optimizer, noise = torch.optim.Adam(made.network.autoencoder.parameters(), 3e-3), generator()
     for _ in range(120):
         objective = Autoencoder()
-        prepared, _ = likelihood.corrupt(objective, batch(), made.spec, noise, {"main": made.network})
-        objective.loss(made.network(prepared.ask), prepared).loss.backward()
+        prepared, _ = likelihood.prepare_batch(objective, batch(), made.spec, noise, {"main": made.network})
+        objective.loss(made.network(prepared.request), prepared).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     clean = objective.prepare(batch(), made.spec, noise)
-    clean = replace(clean, extra={**clean.extra, "log_snr": torch.full_like(clean.extra["log_snr"], 20.0)})
-    ask = vectors.noised(clean, made.network(vectors.encoding(batch(), made.spec))).ask
-    assert torch.equal(made.network(ask).argmax(-1), clean.target)
+    clean = replace(clean, log_snr=torch.full_like(clean.log_snr, 20.0))
+    request = vectors.add_noise(clean, made.network(vectors.encoding(batch(), made.spec))).request
+    assert torch.equal(made.network(request).argmax(-1), clean.target)
 
 
-def test_stages_teach_one_part_each(tmp_path: Path) -> None:
-    """Of two stages in one run, the first moves the autoencoder alone, the second all else; resumed, it ends alike."""
+def test_each_phase_trains_one_part(tmp_path: Path) -> None:
+    """The first of two phases trains only the autoencoder, the second one all other weights; a resumed run gives the
+    same result."""
     from redraft.train.loop import train
     from redraft.train.recipe import Recipe
 
@@ -472,13 +476,13 @@ def test_stages_teach_one_part_each(tmp_path: Path) -> None:
         "data.length=128",
         "train.tokens=6000",
         "train.batch_tokens=512",
-        "train.dtype=float32",  # auto is measured, and may come out otherwise the second time
+        "train.dtype=float32",  # "auto" is measured, and may differ in the second run
         "train.threads=1",
     ]
     small += ["train.validate_every=1500", "train.keep_best=true", "train.validation_rows=4"]
     small += ["train.save_every_tokens=1000", "train.ema=0"]
     seen: dict[int, dict[str, Tensor]] = {}
-    best: list[tuple[float, bool]] = []  # what the validations said
+    best: list[tuple[float, bool]] = []  # results of validation
     stages: list[tuple[float, str]] = []
 
     class Stop(Exception):
@@ -490,7 +494,7 @@ def test_stages_teach_one_part_each(tmp_path: Path) -> None:
                 from safetensors.torch import load_file
 
                 seen[event.step] = load_file(Path(event.values["path"]) / "state.safetensors")
-            if event.kind == "stage":
+            if event.kind == "phase":
                 stages.append((event.tokens / 6000, event.values["objective"]))
             if event.kind == "validation":
                 best.append((event.tokens / 6000, event.values["best"]))
@@ -500,7 +504,9 @@ def test_stages_teach_one_part_each(tmp_path: Path) -> None:
         train(Recipe.load(toy, [*small, "train.log_every=1"]), out, device="cpu", on_event=watch)
 
     train_to(tmp_path / "whole")
-    assert best[0][0] < 0.4 and not any(kept for share, kept in best if share < 0.4)  # half a model is not the best
+    assert best[0][0] < 0.4 and not any(
+        kept for share, kept in best if share < 0.4
+    )  # a half-trained model can't be the best one
     assert any(kept for _, kept in best)
     assert [name for _, name in stages] == ["autoencoder", "latent"] and stages[1][0] >= 0.4
     steps = sorted(seen)

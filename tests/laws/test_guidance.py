@@ -1,32 +1,33 @@
-"""Laws of guidance: off is off, the formulas are what they say, caches and constraints go with it."""
+"""Laws of guidance: it can be off, follows its formulas, and works with caches and constraints."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from redraft.data.tokenizer import Tokenizer
-from redraft.decode import Call, Loop, Method
 from redraft.errors import UserError
-from redraft.guidance._bag import BagOfTokens
-from redraft.guidance._condition import drop_prompts
-from redraft.guidance.classifier import Steered
+from redraft.generation.loop import Call, Loop, Method
+from redraft.guidance.classifier import TrainedClassifier
 from redraft.guidance.classifier_free import ClassifierFree
+from redraft.guidance.shared.bag_of_words import BagOfTokens
+from redraft.guidance.shared.condition import drop_prompts
 from redraft.model import Model
 from redraft.presets import preset
 from redraft.samplers.first_hitting import FirstHitting
-from redraft.types import Canvas, Forward, Output
+from redraft.types import Canvas, Output, Request
 from tests import tiny
 
 
-def model(family: str = "masked", conditional: bool = True) -> Model:
-    """Tiny and untrained, with weights large enough to have opinions; in float64."""
+def model(family: str = "masked", paired: bool = True) -> Model:
+    """A tiny untrained model with large weights, so that predictions are not uniform; in float64."""
     tokenizer = Tokenizer.bytes()
-    made = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size), conditional, seed=1)
+    made = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size), paired, seed=1)
     for parameter in made.network.parameters():
         if parameter.ndim == 2:
             parameter.data.mul_(5)
@@ -34,16 +35,16 @@ def model(family: str = "masked", conditional: bool = True) -> Model:
     return made
 
 
-def answer(loop: Loop, canvas: Canvas, ask: Forward) -> Output:
-    """Drive the calls of one request."""
-    turns, logits = loop.answer(canvas, ask), None
+def answer(loop: Loop, canvas: Canvas, request: Request) -> Output:
+    """Run the calls of one request."""
+    calls, logits = loop.answer(canvas, request), None
     while True:
         try:
-            call = turns.send(logits)  # type: ignore[arg-type] # a generator starts with None
+            call = calls.send(logits)  # type: ignore[arg-type] # a generator starts with None
         except StopIteration as end:
             return end.value
         assert isinstance(call, Call)
-        logits = loop.networks[call.ask.net](call.ask, call.store)
+        logits = loop.networks[call.request.network](call.request, call.store)
 
 
 @pytest.mark.parametrize("family", ["masked", "autoregressive"])
@@ -55,50 +56,50 @@ def test_a_scale_of_one_is_off(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["masked", "autoregressive"])
-@pytest.mark.parametrize("conditional", [True, False])
-def test_a_scale_of_zero_ignores_the_prompt(family: str, conditional: bool) -> None:
-    made = model(family, conditional)
-    if made.spec.length_head:  # the length is chosen with the prompt
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_scale_of_zero_ignores_the_prompt(family: str, paired: bool) -> None:
+    made = model(family, paired)
+    if made.spec.network.length_head:  # the length is chosen with the prompt
         made.family = type(made.family)(length_head=False)
-    # a length that is searched for is not guided
+    # the search of a length is not guided
     chosen = {"max_new_tokens": 8, "length": "fixed", "guidance": "classifier_free", "guide": {"scale": 0}}
     texts = {made.generate(prompt, **chosen)[0].text for prompt in ("abc", "xyz", "q!r")}
     assert len(texts) == 1
 
 
-def test_the_formula() -> None:
+def test_guided_logits_follow_the_formula() -> None:
     """guided = u + g (c - u), u with every token of the prompt but the separator masked."""
     made = model()
     spec, guidance = made.spec, ClassifierFree(scale=2.5)
     seen: dict[int, torch.Tensor] = {}
 
-    def network(ask: Forward, store: object = None) -> torch.Tensor:
-        seen[ask.branch] = ask.x
-        return made.network(ask)
+    def network(request: Request, store: object = None) -> torch.Tensor:
+        seen[request.cache.branch] = request.tokens
+        return made.network(request)
 
-    drafting = made.draft(["abc"], made.settings(max_new_tokens=4))
-    canvas = drafting.canvas
+    run = made.start(["abc"], made.settings(max_new_tokens=4))
+    canvas = run.canvas
     loop = Loop({"main": network}, Method(FirstHitting(), guidance=guidance), spec)
-    [ask] = FirstHitting().plan(canvas, None, spec)
-    out = answer(loop, canvas, ask)
-    c, u = (made.network(Forward(**{**vars(ask), "x": seen[branch]})) for branch in (0, 1))
+    [request] = FirstHitting().plan(canvas, None, spec)
+    out = answer(loop, canvas, request)
+    c, u = (made.network(replace(request, tokens=seen[branch])) for branch in (0, 1))
     expected = u + 2.5 * (c - u)
-    expected[:, list(spec.forbidden)] = -torch.inf
+    expected[:, list(spec.tokens.forbidden)] = -torch.inf
     torch.testing.assert_close(out.log_p.double(), expected.log_softmax(-1), rtol=1e-4, atol=1e-4)
     assert seen[1][0, :4].tolist() == [3, 3, 3, 4]
     assert torch.equal(seen[0][0, 4:], seen[1][0, 4:])
 
 
 @pytest.mark.parametrize("family", ["masked", "autoregressive"])
-@pytest.mark.parametrize("conditional", [True, False])
-def test_caches_change_no_guided_text_and_passes_count_twice(family: str, conditional: bool) -> None:
-    made = model(family, conditional)
+@pytest.mark.parametrize("paired", [True, False])
+def test_caches_change_no_guided_text_and_passes_count_twice(family: str, paired: bool) -> None:
+    made = model(family, paired)
     chosen = {"max_new_tokens": 8, "guidance": "classifier_free", "guide": {"scale": 3.0}, "temperature": 1.0}
     texts = [made.generate(["abc", "longer one"], cache=cache, **chosen) for cache in ("exact", "none")]
     assert [text.ids for text in texts[0]] == [text.ids for text in texts[1]]
-    drafting = made.draft(["abc"], made.settings(**chosen))
-    steps = sum(1 for _ in drafting)
-    assert drafting.results()[0].nfe == 2 * steps + made.spec.length_head
+    run = made.start(["abc"], made.settings(**chosen))
+    steps = sum(1 for _ in run)
+    assert run.results()[0].nfe == 2 * steps + made.spec.network.length_head
 
 
 def test_constraints_hold_under_guidance() -> None:
@@ -114,8 +115,8 @@ def test_constraints_hold_under_guidance() -> None:
         assert re.fullmatch(r"\d+(,\d\d)?", text)
 
 
-def test_dropped_prompts() -> None:
-    """Rows lose their prompt at the rate asked for; separators and targets stay; a rate of 0 draws nothing."""
+def test_prompts_are_dropped_at_the_given_rate() -> None:
+    """Separators and targets are kept; a rate of 0 uses no random numbers."""
     spec, _ = tiny.family("masked")
     batch = tiny.pairs([([5, 6, 7, 4], [5, 6, 1])] * 4000)
     generator = torch.Generator().manual_seed(0)
@@ -123,7 +124,7 @@ def test_dropped_prompts() -> None:
     assert drop_prompts(batch, spec, 0.0, generator) is batch
     assert torch.equal(generator.get_state(), state)
     ids = drop_prompts(batch, spec, 0.25, generator).ids
-    dropped = (ids[:, :3] == spec.mask_id).all(1)
+    dropped = (ids[:, :3] == spec.tokens.mask_id).all(1)
     assert (dropped | (ids == batch.ids).all(1)).all()
     assert torch.equal(ids[:, 3:], batch.ids[:, 3:])
     assert abs(float(dropped.float().mean()) - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
@@ -135,7 +136,7 @@ BAG = BagOfTokens(
 )
 
 
-def test_exact_gains_are_those_of_every_text_rescored() -> None:
+def test_exact_gains_equal_scoring_every_text() -> None:
     ids, seen = torch.tensor([[5, 6, 3], [7, 3, 3]]), torch.tensor([[True, True, False], [True, False, False]])
     gains = BAG.exact(BAG.scores(ids, seen), label=2)
     for row in range(2):
@@ -159,27 +160,27 @@ def test_classifier_guidance_multiplies_every_prediction(order: str) -> None:
     """p(v | x, y) is proportional to p(v | x) p(y | x with v)^g: Bayes' rule where g is 1 and the gains exact."""
     made = model()
     spec = made.spec
-    bag = BagOfTokens(torch.randn(spec.vocab_size, 2, generator=torch.Generator().manual_seed(1)), torch.zeros(2))
-    drafting = made.draft(["abc"], made.settings(max_new_tokens=4))
-    [ask] = FirstHitting().plan(drafting.canvas, None, spec)
-    plain, guided = (
-        answer(
-            Loop({"main": made.network}, Method(FirstHitting(), guidance=guidance), spec), drafting.canvas, ask
-        ).log_p
-        for guidance in (None, Steered(bag, 1, 1.5, order, (spec.mask_id, spec.eos_id)))
+    bag = BagOfTokens(
+        torch.randn(spec.tokens.vocab_size, 2, generator=torch.Generator().manual_seed(1)), torch.zeros(2)
     )
-    alone = torch.zeros(1, 2)  # nothing is written: the prompt does not count
+    run = made.start(["abc"], made.settings(max_new_tokens=4))
+    [request] = FirstHitting().plan(run.canvas, None, spec)
+    plain, guided = (
+        answer(Loop({"main": made.network}, Method(FirstHitting(), guidance=guidance), spec), run.canvas, request).log_p
+        for guidance in (None, TrainedClassifier(bag, 1, 1.5, order, (spec.tokens.mask_id, spec.tokens.eos_id)))
+    )
+    alone = torch.zeros(1, 2)  # the answer is empty, and the prompt does not count
     gain = bag.exact(alone, 1) if order == "exact" else bag.first_order(alone, 1)
     torch.testing.assert_close(guided, (plain + 1.5 * gain).log_softmax(-1), rtol=1e-4, atol=1e-4)
 
 
-def test_texts_are_steered_towards_a_label(tmp_path: Path) -> None:
-    """Labelled by their vowels: a network without opinions writes the label's vowel when it is steered."""
+def test_texts_are_guided_towards_a_label(tmp_path: Path) -> None:
+    """Labels are vowels: with guidance, a network with uniform predictions generates the label's vowel."""
     data = tmp_path / "labelled.jsonl"
     rows = [{"text": vowel * 3 + "xyz"[n % 3], "label": vowel} for n in range(40) for vowel in "ae"]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = Tokenizer.bytes()
-    made = Model.fresh({"name": "masked"}, tokenizer, preset("toy", tokenizer.vocab_size), conditional=False, seed=1)
+    made = Model.fresh({"name": "masked"}, tokenizer, preset("toy", tokenizer.vocab_size), paired=False, seed=1)
     counts = []
     for strength in (0.0, 20.0):
         guide = {"data": str(data), "value": "e", "strength": strength}
@@ -198,6 +199,6 @@ def test_texts_are_steered_towards_a_label(tmp_path: Path) -> None:
         ("classifier", {"data": "none.jsonl", "value": "a"}, "does not exist"),
     ],
 )
-def test_bad_guidance_is_refused(guidance: str | None, guide: dict[str, object], says: str) -> None:
+def test_invalid_guidance_is_refused(guidance: str | None, guide: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         model().generate("a", max_new_tokens=4, guidance=guidance, guide=guide)

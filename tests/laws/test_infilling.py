@@ -1,4 +1,4 @@
-"""Laws of infilling and of lengths that are looked for: what stands stays, and a clear sign of a length is followed."""
+"""Laws of infilling and of the length search: given text is kept, and a clear optimum of the length is found."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from redraft import infilling, length
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.infilling import Hole
+from redraft.generation import infill, length
+from redraft.generation.infill import Hole
 from redraft.model import Model
 from redraft.presets import preset
 from redraft.types import Forward, Spec
@@ -22,42 +22,40 @@ SENTENCES = ["the cat sat on the mat", "the dog sat on the cat", "a cat and a do
 
 
 def words() -> Tokenizer:
-    """A tokenizer that glues spaces to the words behind them."""
+    """A tokenizer that encodes spaces together with the words after them."""
     return Tokenizer.train(SENTENCES, 300)
 
 
-def fresh(tokenizer: Tokenizer, conditional: bool = False, **family: Any) -> Model:
-    return Model.fresh(
-        {"name": "masked", **family}, tokenizer, preset("toy", tokenizer.vocab_size), conditional, seed=1
-    )
+def fresh(tokenizer: Tokenizer, paired: bool = False, **family: Any) -> Model:
+    return Model.fresh({"name": "masked", **family}, tokenizer, preset("toy", tokenizer.vocab_size), paired, seed=1)
 
 
-def test_holes_are_read() -> None:
-    assert infilling.parse("a [[3]] b [[?]][[ 1 - 8 ]]") == [
+def test_holes_are_parsed() -> None:
+    assert infill.parse("a [[3]] b [[?]][[ 1 - 8 ]]") == [
         "a ",
         Hole(3, 3),
         " b ",
-        Hole(1, infilling.UNKNOWN),
+        Hole(1, infill.UNKNOWN),
         "",
         Hole(1, 8),
         "",
     ]
-    assert infilling.parse("no hole [[x]] [3] [[]]") == ["no hole [[x]] [3] [[]]"]
+    assert infill.parse("no hole [[x]] [3] [[]]") == ["no hole [[x]] [3] [[]]"]
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [("a [[0]]", "no tokens"), ("a [[0-3]]", "no tokens"), ("a [[5-3]]", "smaller")]
+    ("text", "word"), [("a [[0]]", "at least one token"), ("a [[0-3]]", "at least one token"), ("a [[5-3]]", "smaller")]
 )
-def test_impossible_holes_are_refused(text: str, word: str) -> None:
+def test_invalid_holes_are_refused(text: str, word: str) -> None:
     with pytest.raises(UserError, match=word):
         fresh(words()).infill(text)
 
 
-@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize("tokenizer", [words(), Tokenizer.bytes()], ids=["words", "bytes"])
-def test_what_stands_stays(tokenizer: Tokenizer, conditional: bool) -> None:
-    """Whatever an untrained model writes, spaces around holes included."""
-    model = fresh(tokenizer, conditional)
+def test_given_text_is_kept(tokenizer: Tokenizer, paired: bool) -> None:
+    """With an untrained model, and with spaces around holes."""
+    model = fresh(tokenizer, paired)
     for parts in (["the ", " sat on ", " mat"], ["", " sat  ", "\n"], ["ein", "ö ", ""], ["a  ", "", " b"]):
         for seed in range(3):
             holes = ["[[2]]", "[[1-3]]"]
@@ -84,7 +82,7 @@ def test_an_edit_rewrites_its_span_alone() -> None:
     assert found.startswith("the ") and found.endswith(" on the mat")
     assert found == model.edit(text, (4, 11), temperature=1.0).text
     for span in ("dog", "", (5, 5), (3, 99)):
-        with pytest.raises(UserError, match="no part"):
+        with pytest.raises(UserError, match="does not contain"):
             model.edit(text, span)
 
 
@@ -93,31 +91,31 @@ def test_infilling_takes_no_max_new_tokens() -> None:
         fresh(words()).infill("a [[1]]", max_new_tokens=4)
 
 
-class SureOf:
-    """Certain of one letter where the number of masks of a row is the right one, else of nothing."""
+class Confident:
+    """Predicts one letter with high probability if a row has the right number of masks, else uniformly."""
 
     def __init__(self, spec: Spec, letter: int, right: Callable[[torch.Tensor], int]) -> None:
         self.spec, self.letter, self.right = spec, letter, right
 
-    def __call__(self, ask: Forward, store: object = None) -> torch.Tensor:
-        row = (ask.want >= 0).nonzero()[:, 0]
-        masks = ((ask.x == self.spec.mask_id) & (ask.pos >= 0)).sum(1)
-        logits = torch.zeros(len(row), self.spec.vocab_size)
+    def __call__(self, request: Forward, store: object = None) -> torch.Tensor:
+        row = (request.targets >= 0).nonzero()[:, 0]
+        masks = ((request.tokens == self.spec.tokens.mask_id) & (request.positions >= 0)).sum(1)
+        logits = torch.zeros(len(row), self.spec.tokens.vocab_size)
         for number, r in enumerate(row.tolist()):
-            right = self.right(ask.x[r])
+            right = self.right(request.tokens[r])
             if int(masks[r]) <= right:  # later passes have fewer masks
                 logits[number, self.letter] = 6.0 + 3.0 * int(masks[r]) / right
         return logits
 
 
 def with_network(model: Model, right: Callable[[torch.Tensor], int], letter: str) -> Model:
-    network = SureOf(model.spec, model.tokenizer.encode(letter)[0], right)
-    model.writer = lambda *_: network  # type: ignore[method-assign,assignment,return-value]
+    network = Confident(model.spec, model.tokenizer.encode(letter)[0], right)
+    model.inference_network = lambda *_: network  # type: ignore[method-assign,assignment,return-value]
     return model
 
 
 @pytest.mark.parametrize("size", [1, 4, 11])
-def test_a_hole_takes_the_size_that_the_model_is_sure_of(size: int) -> None:
+def test_a_hole_gets_the_size_with_confident_predictions(size: int) -> None:
     model = with_network(fresh(Tokenizer.bytes()), lambda x: size, "z")
     assert model.infill("ab[[?]]cd", cache="none").text == "ab" + "z" * size + "cd"
     narrow = model.infill(f"ab[[{size}-{size + 2}]]cd", cache="none")
@@ -129,31 +127,31 @@ def test_several_holes_are_sized_together() -> None:
     model = with_network(fresh(Tokenizer.bytes()), lambda x: 7, "z")
     found = model.infill("ab[[1-6]]cd[[1-6]]ef[[2]]", cache="none").text
     assert found.count("z") == 7
-    many = model.infill("ab[[?]]cd[[?]]ef[[1]]", cache="none").text  # more combinations than are tried at once
+    many = model.infill("ab[[?]]cd[[?]]ef[[1]]", cache="none").text  # more combinations than are scored at once
     assert many.count("z") >= 3
 
 
-class Peaked(length.AnswerLength):
-    """Scores that fall off from one length, and a note of what was asked."""
+class Peaked(length.LengthSearch):
+    """Scores that decrease from one length, and a record of the calls."""
 
-    told: ClassVar[dict[str, Any]] = {}
+    record: ClassVar[dict[str, Any]] = {}
 
     def scores(self, prompt: Any, lengths: Any) -> Any:
-        self.told["calls"].append(list(lengths))
-        return [-float(abs(n - self.told["peak"])) for n in lengths]
+        self.record["calls"].append(list(lengths))
+        return [-float(abs(n - self.record["peak"])) for n in lengths]
         yield
 
 
 @pytest.mark.parametrize("most", [1, 2, 7, 64])
-def test_a_search_of_lengths_finds_a_single_peak(most: int) -> None:
+def test_the_length_search_finds_a_single_peak(most: int) -> None:
     for peak in range(1, most + 1):
         for closing in ((), (7,)):
-            looked = Peaked(fresh(Tokenizer.bytes()).spec, (), closing)
-            looked.told.update(peak=peak, calls=[])
+            search = Peaked(fresh(Tokenizer.bytes()).spec, (), closing)
+            search.record.update(peak=peak, calls=[])
             with pytest.raises(StopIteration) as end:
-                next(looked.search([], most + len(closing), 3))
+                next(search.search([], most + len(closing), 3))
             lengths, shares = end.value.value
-            calls = looked.told["calls"]
+            calls = search.record["calls"]
             tried = [n for call in calls for n in call]
             assert lengths[0] == peak + len(closing) and lengths == sorted(lengths, key=lambda n: abs(n - lengths[0]))
             assert shares == sorted(shares, reverse=True) and sum(map(math.exp, shares)) <= 1 + 1e-6
@@ -162,8 +160,8 @@ def test_a_search_of_lengths_finds_a_single_peak(most: int) -> None:
 
 
 @pytest.mark.parametrize("candidates", [1, 3])
-def test_a_model_of_pairs_without_a_length_head_looks_for_the_length(candidates: int) -> None:
-    """Its network is sure where there are as many masks as the prompt has bytes."""
+def test_a_model_of_pairs_without_a_length_head_searches_the_length(candidates: int) -> None:
+    """Its network is confident if there are as many masks as the prompt has bytes."""
     model = fresh(Tokenizer.bytes(), True, length_head=False)
     sep = model.tokenizer.sep_id
     model = with_network(model, lambda x: int((x == sep).nonzero()[0, 0]), "z")
@@ -177,16 +175,16 @@ def test_a_model_of_pairs_without_a_length_head_looks_for_the_length(candidates:
     ] == [one.text for one in found]
 
 
-def test_a_look_is_the_networks_prediction() -> None:
-    """Confidence, entropy and named tokens against the oracle's own tables, in a batch of different lengths."""
+def test_the_first_pass_is_the_networks_prediction() -> None:
+    """Confidence, entropy and requested tokens compared with the oracle's tables, in a batch of different lengths."""
     language = tiny.Language.of_one_length([5, 6, 7], 3)
-    spec, _ = tiny.family("masked", conditional=False)
+    spec, _ = tiny.family("masked", paired=False)
     network = tiny.OracleNetwork(language, spec, start=2)
     rows = [[2, 6, None, 5, None], [2, 6, None, None, None]]
     truths = [[2, 6, None, 5, 7], [2, 6, 6, None, None]]
-    found = length.first_look(network, rows, [2, 2], spec, truths)
+    found = length.first_pass(network, rows, [2, 2], spec, truths)
     for row, truth, look in zip(rows, truths, found, strict=True):
-        x = torch.tensor([[spec.mask_id if token is None else token for token in row]])
+        x = torch.tensor([[spec.tokens.mask_id if token is None else token for token in row]])
         p = tiny.log_probabilities(network, spec, x, 2)[0].exp()
         named = [place for place in range(2, 5) if row[place] is None and truth[place] is not None]
         free = [place for place in range(2, 5) if row[place] is None and truth[place] is None]
@@ -197,16 +195,16 @@ def test_a_look_is_the_networks_prediction() -> None:
         assert look.entropy == pytest.approx(float(entropy), abs=1e-4)
 
 
-def test_lengths_come_about_as_settings_say() -> None:
+def test_settings_determine_the_length() -> None:
     headed, headless, plain = fresh(words(), True), fresh(words(), True, length_head=False), fresh(words())
-    fixed = headed.draft(["the cat"], headed.settings(length="fixed", max_new_tokens=9)).canvas
+    fixed = headed.start(["the cat"], headed.settings(length="fixed", max_new_tokens=9)).canvas
     assert int((fixed.status[0] == 2).sum()) == 9
-    assert len(plain.draft(["the"], plain.settings(length="search", max_new_tokens=9, candidates=3)).canvas.ids) == 3
+    assert len(plain.start(["the"], plain.settings(length="search", max_new_tokens=9, candidates=3)).canvas.ids) == 3
     for model, asked, word in ((headless, "head", "length head"), (plain, "head", "length head")):
         with pytest.raises(UserError, match=word):
             model.generate("the", length=asked, max_new_tokens=9)
     tokenizer = words()
     shape = preset("toy", tokenizer.vocab_size)
     autoregressive = Model.fresh({"name": "autoregressive"}, tokenizer, shape, True)
-    with pytest.raises(UserError, match="ends its text"):
+    with pytest.raises(UserError, match="ends its output"):
         autoregressive.generate("the", length="search", max_new_tokens=9)

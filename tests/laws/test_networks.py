@@ -1,4 +1,4 @@
-"""Laws of every network: causal leaks nothing, padding changes nothing, gradients are right, saving is bitwise."""
+"""Laws of networks: attention patterns, padding, gradients, and saving without loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.positions import rotary_table, rotate
 from redraft.models.transformer import Transformer
 from redraft.presets import names, preset
-from redraft.types import Attend, Forward
+from redraft.types import AttentionPattern, Forward
 
 SHAPES = [
     pytest.param({}, id="default"),
@@ -39,81 +39,90 @@ def network(**changes: object) -> Transformer:
     return made
 
 
-def ask(net: Transformer, x: torch.Tensor, attend: Attend, lengths: list[int] | None = None, **more: object) -> Forward:
+def make_request(
+    net: Transformer, x: torch.Tensor, attend: AttentionPattern, lengths: list[int] | None = None, **more: object
+) -> Forward:
     columns = torch.arange(x.shape[1])
     ends = torch.tensor(lengths or [x.shape[1]] * len(x))[:, None]
     pos = torch.where(columns < ends, columns, -1)
-    want = torch.where(pos >= net.config.shift, pos, -1)
+    targets = torch.where(pos >= net.config.shift, pos, -1)
     t = torch.linspace(0.2, 0.9, len(x)) if net.config.timed else None
-    return Forward(x=x, pos=pos, want=want, attend=attend, t=t, **more)  # type: ignore[arg-type]
+    return Forward(tokens=x, positions=pos, targets=targets, attention=attend, time=t, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_causal_leaks_nothing(shape: dict[str, object]) -> None:
+def test_causal_attention_does_not_depend_on_later_positions(shape: dict[str, object]) -> None:
     net = network(**shape)
     x = torch.randint(5, 40, (1, 10))
     changed = x.clone()
     changed[0, 6:] = (x[0, 6:] + 3) % 35 + 5
-    before, after = net(ask(net, x, Attend("causal"))), net(ask(net, changed, Attend("causal")))
+    before, after = (
+        net(make_request(net, x, AttentionPattern("causal"))),
+        net(make_request(net, changed, AttentionPattern("causal"))),
+    )
     torch.testing.assert_close(before[:6], after[:6], rtol=0, atol=0)
     assert not torch.allclose(before[7:], after[7:])
 
 
-@pytest.mark.parametrize("attend", [Attend("full"), Attend("causal"), Attend("block", 3)], ids=lambda a: a.kind)
-def test_a_window_is_as_wide_as_it_says(attend: Attend) -> None:
-    """Through one layer, what is ``window`` positions away is not seen; through one without, it is."""
+@pytest.mark.parametrize(
+    "attend", [AttentionPattern("full"), AttentionPattern("causal"), AttentionPattern("block", 3)], ids=lambda a: a.kind
+)
+def test_local_attention_has_the_width_of_its_window(attend: AttentionPattern) -> None:
+    """A layer with local attention doesn't attend to positions ``window`` away; a layer with full attention does."""
     x = torch.randint(5, 40, (1, 12))
     for distant in ((), (0,)):
         net = network(layers=1, window=4, distant=distant)
-        base = net(ask(net, x, attend))
+        base = net(make_request(net, x, attend))
         for position in range(12):
             changed = x.clone()
             changed[0, position] = (x[0, position] + 3) % 35 + 5
-            moved = (net(ask(net, changed, attend)) - base).abs().amax(1) > 1e-9
-            stage = attend.stage(torch.arange(12)[None], None)[0]
+            moved = (net(make_request(net, changed, attend)) - base).abs().amax(1) > 1e-9
+            stage = attend.group(torch.arange(12)[None], None)[0]
             near = (torch.arange(12) - position).abs() < 4
             assert torch.equal(moved, (stage >= stage[position]) & (near if not distant else torch.ones(12) > 0))
 
 
-def test_blocks_see_themselves_and_what_came_before() -> None:
+def test_blocks_attend_to_themselves_and_earlier_blocks() -> None:
     net = network()
     x = torch.randint(5, 40, (1, 9))
-    base = net(ask(net, x, Attend("block", 3)))
+    base = net(make_request(net, x, AttentionPattern("block", 3)))
     for position in range(9):
         changed = x.clone()
         changed[0, position] = (x[0, position] + 3) % 35 + 5
-        moved = (net(ask(net, changed, Attend("block", 3))) - base).abs().amax(1) > 1e-9
+        moved = (net(make_request(net, changed, AttentionPattern("block", 3))) - base).abs().amax(1) > 1e-9
         assert moved.tolist() == [other // 3 >= position // 3 for other in range(9)]
 
 
-def test_an_isolated_prompt_never_sees_the_answer() -> None:
+def test_an_isolated_prompt_does_not_attend_to_the_answer() -> None:
     net = network()
     x = torch.randint(5, 40, (1, 9))
     prompt = torch.tensor([4])
     changed = x.clone()
     changed[0, 5] = (x[0, 5] + 3) % 35 + 5
-    base, moved = (net(ask(net, ids, Attend("full"), prompt=prompt)) for ids in (x, changed))
+    base, moved = (net(make_request(net, ids, AttentionPattern("full"), prompt=prompt)) for ids in (x, changed))
     torch.testing.assert_close(base[:4], moved[:4], rtol=0, atol=0)
     assert ((base[4:] - moved[4:]).abs().amax(1) > 1e-9).all()
 
 
-@pytest.mark.parametrize("attend", [Attend("full"), Attend("causal"), Attend("block", 3)], ids=lambda a: a.kind)
+@pytest.mark.parametrize(
+    "attend", [AttentionPattern("full"), AttentionPattern("causal"), AttentionPattern("block", 3)], ids=lambda a: a.kind
+)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_padding_changes_nothing(shape: dict[str, object], attend: Attend) -> None:
+def test_padding_changes_nothing(shape: dict[str, object], attend: AttentionPattern) -> None:
     net = network(**shape)
     x = torch.randint(5, 40, (2, 10))
-    both = net(ask(net, x, attend, [6, 10]))
-    one = ask(net, x[:1, :6], attend)
-    count = int((one.want >= 0).sum())
+    both = net(make_request(net, x, attend, [6, 10]))
+    one = make_request(net, x[:1, :6], attend)
+    count = int((one.targets >= 0).sum())
     torch.testing.assert_close(both[:count], net(one), rtol=1e-9, atol=1e-9)
 
 
-def test_only_wanted_positions_are_answered() -> None:
+def test_only_target_positions_have_logits() -> None:
     net = network()
     x = torch.randint(5, 40, (2, 10))
-    whole = net(ask(net, x, Attend("full"))).view(2, 10, -1)
-    some = ask(net, x, Attend("full"))
-    some.want = torch.tensor([[7, 2, -1], [0, 9, 4]])
+    whole = net(make_request(net, x, AttentionPattern("full"))).view(2, 10, -1)
+    some = make_request(net, x, AttentionPattern("full"))
+    some.targets = torch.tensor([[7, 2, -1], [0, 9, 4]])
     expected = torch.stack([whole[0, 7], whole[0, 2], whole[1, 0], whole[1, 9], whole[1, 4]])
     torch.testing.assert_close(net(some), expected, rtol=1e-9, atol=1e-9)
 
@@ -135,7 +144,7 @@ def test_hand_written_gradients_equal_autograd() -> None:
     assert torch.autograd.gradcheck(lambda value: rotate(value, table), y)
 
 
-def test_rotation_depends_on_distance_alone() -> None:
+def test_rotation_depends_only_on_distance() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 8).double()
     table = rotary_table(50, 8, 10_000.0).double()
@@ -163,11 +172,11 @@ def test_save_and_load(tmp_path: Path, storage: str, tied: bool) -> None:
     twice = load(tmp_path / "n")
     for old, new in zip(again.network.parameters(), twice.network.parameters(), strict=True):
         torch.testing.assert_close(old, new, rtol=0, atol=1e-6 if storage == "int8" else 0)
-    assert (again.family, again.spec, again.conditional) == (model.family, model.spec, True)
+    assert (again.family, again.spec, again.paired) == (model.family, model.spec, True)
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name not in ("1b", "8b", "350m", "125m")])
-def test_presets_build(name: str) -> None:
+def test_presets_can_be_built(name: str) -> None:
     with torch.device("meta"):
         Transformer(preset(name, 8192))
 
@@ -200,7 +209,7 @@ def test_a_model_runs_in_other_precisions(saved: Path, dtype: torch.dtype) -> No
     [
         (["family"], "masked", "family"),
         (["family", "name"], 5, "masked"),
-        (["family", "timed"], True, "masked"),  # the network was made without time
+        (["family", "timed"], True, "masked"),  # the network has no time conditioning
         (["family"], {"name": "autoregressive"}, "autoregressive"),
         (["network"], "transformer", "network"),
         (["network", "name"], "rnn", "rnn"),
@@ -208,12 +217,12 @@ def test_a_model_runs_in_other_precisions(saved: Path, dtype: torch.dtype) -> No
         (["network", "kv_heads"], -1, "kv_heads"),
         (["network", "vocab_size"], 300, "vocab_size"),
         (["network", "depth"], 3, "depth"),
-        (["conditional"], "sometimes", "conditional"),
+        (["paired"], "sometimes", "paired"),
         (["extra"], 1, "extra"),
         (["redraft_format"], 99, "99"),
     ],
 )
-def test_a_wrong_config_is_refused_in_words(
+def test_an_invalid_configuration_is_a_user_error(
     saved: Path, tmp_path: Path, where: list[str], value: object, word: str
 ) -> None:
     folder = shutil.copytree(saved, tmp_path / "m")
@@ -225,8 +234,8 @@ def test_a_wrong_config_is_refused_in_words(
         load(folder)
 
 
-@pytest.mark.parametrize("missing", [["conditional"], ["network", "vocab_size"], ["family", "name"]])
-def test_a_config_with_a_part_missing_is_refused_in_words(saved: Path, tmp_path: Path, missing: list[str]) -> None:
+@pytest.mark.parametrize("missing", [["paired"], ["network", "vocab_size"], ["family", "name"]])
+def test_a_configuration_with_a_missing_part_is_a_user_error(saved: Path, tmp_path: Path, missing: list[str]) -> None:
     folder = shutil.copytree(saved, tmp_path / "m")
     described = json.loads((folder / "config.json").read_text())
     (described if len(missing) == 1 else described[missing[0]]).pop(missing[-1])
@@ -236,13 +245,13 @@ def test_a_config_with_a_part_missing_is_refused_in_words(saved: Path, tmp_path:
 
 
 @pytest.mark.parametrize("text", ['{"stepz": 3}', '{"steps": "many"}', "[]", '{"options": 5}', '{"top_p": 7}', "{"])
-def test_wrong_generation_settings_are_refused_when_loading(saved: Path, tmp_path: Path, text: str) -> None:
+def test_invalid_generation_settings_are_rejected_when_loading(saved: Path, tmp_path: Path, text: str) -> None:
     folder = shutil.copytree(saved, tmp_path / "m")
     (folder / "generation_config.json").write_text(text)
     with pytest.raises(UserError):
         load(folder)
 
 
-def test_a_network_needs_the_tokenizers_vocabulary() -> None:
+def test_network_and_tokenizer_need_the_same_vocabulary() -> None:
     with pytest.raises(UserError, match="vocab_size"):
         Model.fresh({"name": "masked"}, Tokenizer.bytes(), preset("toy", 100), True)

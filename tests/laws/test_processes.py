@@ -1,4 +1,4 @@
-"""Laws of every forward process: what ``corrupt`` draws is what ``marginal`` says, and ``posterior`` is Bayes' rule."""
+"""Laws of every forward process: ``corrupt`` samples from ``marginal``, and ``posterior`` is Bayes' rule."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redraft.noise import Process
+from redraft.noise.base import Process
 from redraft.registry import find, names
 from redraft.types import Spec
 from tests.tiny import VOCABULARY, family
 
-# Those of tokens: noise on vectors has laws of its own (``test_continuous``).
-PROCESSES = [find("noise", name)() for name in names("noise") if not hasattr(find("noise", name), "continuous")]
+# Processes on tokens; noise on vectors has separate laws (``test_continuous``).
+PROCESSES = [find("noise", name)() for name in names("noise") if issubclass(find("noise", name), Process)]
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=str)
 
 
@@ -23,33 +23,33 @@ def spec() -> Spec:
 
 
 def clean(spec: Spec) -> Tensor:
-    """One-hot rows of tokens that text is made of [V', V]."""
+    """One-hot rows [V', V] of the tokens that text may hold."""
     ids = torch.tensor([VOCABULARY.eos_id, *VOCABULARY.letters])
-    return F.one_hot(ids, spec.vocab_size).double()
+    return F.one_hot(ids, spec.tokens.vocab_size).double()
 
 
 def each_state(spec: Spec) -> Tensor:
-    return torch.arange(spec.vocab_size)
+    return torch.arange(spec.tokens.vocab_size)
 
 
 @each_process
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.9, 1.0])
-def test_corrupt_draws_the_marginal(process: Process, alpha: float, spec: Spec) -> None:
+def test_corrupt_samples_from_the_marginal(process: Process, alpha: float, spec: Spec) -> None:
     rows, generator = 4000, torch.Generator().manual_seed(1)
     for one_hot in clean(spec):
         ids = one_hot.argmax().expand(rows, 2).clone()
         can = torch.tensor([True, False]).expand(rows, 2)
         drawn = process.corrupt(ids, torch.full((rows,), alpha, dtype=torch.float64), can, spec, generator)
-        assert torch.equal(drawn[:, 1], ids[:, 1]), "a position that noise may not touch changed"
+        assert torch.equal(drawn[:, 1], ids[:, 1]), "a position that noise may not change has changed"
         p = process.marginal(one_hot, torch.tensor(alpha, dtype=torch.float64), spec)
-        share = torch.bincount(drawn[:, 0], minlength=spec.vocab_size) / rows
+        share = torch.bincount(drawn[:, 0], minlength=spec.tokens.vocab_size) / rows
         error = (p * (1 - p) / rows).sqrt()
         assert bool(((share - p).abs() <= 4.5 * error + 1e-12).all())
 
 
 @each_process
 def test_alpha_may_differ_within_a_row(process: Process, spec: Spec) -> None:
-    """Certain noise on one position, none on the other."""
+    """alpha is 0 at one position and 1 at the other."""
     ids = torch.full((50, 2), VOCABULARY.letters[0])
     alpha = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(50, 2)
     drawn = process.corrupt(ids, alpha, torch.ones(50, 2, dtype=torch.bool), spec, torch.Generator().manual_seed(0))
@@ -60,8 +60,8 @@ def test_alpha_may_differ_within_a_row(process: Process, spec: Spec) -> None:
 @each_process
 def test_distributions_sum_to_one(process: Process, spec: Spec) -> None:
     s, t = torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.2, dtype=torch.float64)
-    mixed = torch.rand(spec.vocab_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    mixed[list(spec.forbidden)] = 0
+    mixed = torch.rand(spec.tokens.vocab_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mixed[list(spec.tokens.forbidden)] = 0
     for start in [*clean(spec), mixed / mixed.sum()]:
         for p in (process.marginal(start, t, spec), process.prior(spec).double()):
             assert float(p.min()) >= 0 and float(p.sum()) == pytest.approx(1, abs=1e-12)
@@ -79,7 +79,7 @@ def test_posterior_is_bayes_rule(process: Process, alpha_s: float, alpha_t: floa
     Summed over x_t this is the marginal at the earlier time.
     """
     s, t = (torch.tensor(a, dtype=torch.float64) for a in (alpha_s, alpha_t))
-    states = torch.eye(spec.vocab_size, dtype=torch.float64)
+    states = torch.eye(spec.tokens.vocab_size, dtype=torch.float64)
     step = process.marginal(states, t / s, spec)  # [x_s, x_t]
     for start in clean(spec):
         marginal_s, marginal_t = process.marginal(start, s, spec), process.marginal(start, t, spec)
@@ -90,7 +90,7 @@ def test_posterior_is_bayes_rule(process: Process, alpha_s: float, alpha_t: floa
 
 
 @each_process
-def test_the_last_time_is_the_prior(process: Process, spec: Spec) -> None:
+def test_the_marginal_at_alpha_zero_is_the_prior(process: Process, spec: Spec) -> None:
     for start in clean(spec):
         end = process.marginal(start, torch.tensor(0.0, dtype=torch.float64), spec)
         torch.testing.assert_close(end, process.prior(spec).double())

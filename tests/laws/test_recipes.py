@@ -54,8 +54,8 @@ def test_a_recipe_runs_two_updates_at_tiny_size(path: Path, tmp_path: Path) -> N
     assert [line["kind"] for line in lines].count("update") == result.steps
     model = redraft.load(tmp_path / "run", device="cpu")
     assert model.family_name == recipe.family["name"]
-    assert model.conditional == (recipe.data.text is None)
-    assert model.parameters <= 7_000_000
+    assert model.paired == (recipe.data.text is None)
+    assert model.network.parameter_count <= 7_000_000
 
 
 FAMILIES = ("masked", "uniform", "sedd", "d3pm", "expand", "edit")

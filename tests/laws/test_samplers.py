@@ -1,4 +1,4 @@
-"""Laws of every sampler: what is given stays, everything gets written, nothing depends on the neighbours."""
+"""Laws of every sampler: given tokens are kept, all positions are filled, and rows of a batch are independent."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from scipy.stats import chisquare
 
 from redraft import registry
 from redraft.caches.exact import Exact
-from redraft.canvas import completion, make_canvas, winners
+from redraft.canvas import best_rows, completion, make_canvas
 from redraft.data.tokenizer import Tokenizer
-from redraft.decode import Loop, Method
 from redraft.errors import UserError
+from redraft.generation.loop import Loop, Method
 from redraft.model import Model
 from redraft.presets import preset
-from redraft.types import FREE, GIVEN, SEALED, Canvas, Forward, Sampler, Spec, Step
+from redraft.samplers.base import Sampler
+from redraft.types import FREE, GIVEN, SEALED, Canvas, Forward, Spec, Step
 from tests import tiny
 
 # Settings beyond the defaults under which the laws must hold too.
@@ -54,8 +55,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-# Those that ask about tokens. One that makes edits has its laws where the length stands here, and more of its own
-# (``test_edits.py``).
+# Samplers that request predictions of tokens. The sampler of edits is tested here with a fixed length, and in
+# ``test_edits.py``.
 def samplers(edits: bool = True, variants: bool = True) -> list[Any]:
     cases = []
     for name in registry.names("samplers"):
@@ -69,7 +70,7 @@ def samplers(edits: bool = True, variants: bool = True) -> list[Any]:
     return cases
 
 
-# The family whose models a sampler is for, where that is not masked diffusion.
+# The family of models for each sampler that is not for masked diffusion.
 HOMES = {
     "Autoregressive": "autoregressive",
     "Analytic": "sedd",
@@ -87,30 +88,30 @@ def home(sampler: Sampler) -> str:
     return HOMES.get(type(sampler).__name__, "masked")
 
 
-def model_for(sampler: Sampler, conditional: bool = True, family: str = "") -> Model:
-    """A tiny untrained model that the sampler fits, with weights large enough to have opinions; in float64, so that
-    batched and single rows can't differ by rounding."""
+def model_for(sampler: Sampler, paired: bool = True, family: str = "") -> Model:
+    """A tiny untrained model for the sampler. Its weights are large, so that predictions are not uniform; it is in
+    float64, so that batched and single rows don't differ by rounding."""
     tokenizer, table = Tokenizer.bytes(), tiny.described(family or home(sampler))
-    table |= {"border": "e"} if table["name"] == "thought" else {}
-    model = Model.fresh(table, tokenizer, preset("toy", tokenizer.vocab_size), conditional, seed=1)
+    table |= {"segment_end": "e"} if table["name"] == "thought" else {}
+    model = Model.fresh(table, tokenizer, preset("toy", tokenizer.vocab_size), paired, seed=1)
     for parameter in model.network.parameters():
         if parameter.ndim == 2:
             parameter.data.mul_(5)
-    model.network.embedding.weight.data[list(model.spec.borders)] *= 2  # so that a few are written
+    model.network.embedding.weight.data[list(model.spec.tokens.segment_end_ids)] *= 2  # so that some are generated
     model.network.double().requires_grad_(False)
     return model
 
 
 @dataclass
 class Counted:
-    """A network that counts the passes each canvas row took part in."""
+    """A network that counts the passes of each canvas row."""
 
     network: Any
     passes: Counter[int] = field(default_factory=Counter)
 
-    def __call__(self, ask: Forward, store: object = None) -> torch.Tensor:
-        self.passes.update(ask.rows.tolist())
-        return self.network(ask, store)
+    def __call__(self, request: Forward, store: object = None) -> torch.Tensor:
+        self.passes.update(request.rows.tolist())
+        return self.network(request, store)
 
     def store(self, seats: int, cells: int) -> object:
         return self.network.store(seats, cells)
@@ -126,7 +127,7 @@ def run(network: Any, spec: Spec, sampler: Sampler, canvas: Canvas, cache: bool 
 def board(spec: Spec, sampler: Sampler, rows: list[list[int | None]], prompts: list[int], **options: Any) -> Canvas:
     options.setdefault("seeds", list(range(len(rows))))
     if sampler.width > 1:
-        options["temperature"] = 0.0  # beams draw nothing
+        options["temperature"] = 0.0  # beam search does not sample
     return make_canvas(rows, prompts, spec, copies=sampler.width, **options)
 
 
@@ -139,7 +140,7 @@ ROWS: list[list[int | None]] = [
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("sampler", samplers())
-def test_given_positions_stay_and_nothing_is_left_open(sampler: Sampler, temperature: float) -> None:
+def test_given_positions_are_kept_and_all_positions_are_filled(sampler: Sampler, temperature: float) -> None:
     model = model_for(sampler)
     canvas = board(model.spec, sampler, ROWS, [3, 2, 6], temperature=temperature)
     before, given = canvas.ids.clone(), canvas.status == GIVEN
@@ -147,26 +148,26 @@ def test_given_positions_stay_and_nothing_is_left_open(sampler: Sampler, tempera
     assert (canvas.ids[given] == before[given]).all()
     assert (canvas.status[given] == GIVEN).all()
     assert not canvas.open.any()
-    written = torch.cat([step.token[step.status != FREE] for step in steps])  # FREE: taken back
-    assert not set(written.tolist()) & set(model.spec.forbidden), "a marker was written"
+    written = torch.cat([step.token[step.status != FREE] for step in steps])  # FREE: masked again
+    assert not set(written.tolist()) & set(model.spec.tokens.forbidden), "a marker was written"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("sampler", samplers())
-def test_same_seed_same_text_whatever_the_batch(sampler: Sampler, temperature: float) -> None:
+def test_the_result_depends_on_the_seed_and_not_on_the_batch(sampler: Sampler, temperature: float) -> None:
     model = model_for(sampler)
     together = board(model.spec, sampler, ROWS, [3, 2, 6], temperature=temperature)
     run(model.network, model.spec, sampler, together)
     for number, (row, prompt) in enumerate(zip(ROWS, [3, 2, 6], strict=True)):
         alone = board(model.spec, sampler, [row], [prompt], seeds=[number], temperature=temperature)
         run(model.network, model.spec, sampler, alone)
-        mine = winners(together, by_score=False)[number]
-        assert completion(together, mine, model.spec.eos_id) == completion(alone, 0, model.spec.eos_id)
+        mine = best_rows(together, by_score=False)[number]
+        assert completion(together, mine, model.spec.tokens.eos_id) == completion(alone, 0, model.spec.tokens.eos_id)
         assert together.score[mine] == pytest.approx(float(alone.score[0]), abs=1e-4)
 
 
 @pytest.mark.parametrize("sampler", samplers(variants=False))
-def test_nor_does_a_text_depend_on_its_neighbours_with_any_other_cache(sampler: Sampler) -> None:
+def test_rows_are_independent_with_approximate_caches(sampler: Sampler) -> None:
     model = model_for(sampler)
     for kind in (registry.find("caches", name) for name in registry.names("caches")):
         if kind.exact:
@@ -177,14 +178,14 @@ def test_nor_does_a_text_depend_on_its_neighbours_with_any_other_cache(sampler: 
             canvas = board(model.spec, sampler, rows, prompts, seeds=numbers, temperature=1.0)
             method = Method(sampler, kind())
             assert list(Loop({"main": model.network}, method, model.spec).run(canvas))
-            texts += [completion(canvas, row, model.spec.eos_id) for row in range(len(numbers))]
+            texts += [completion(canvas, row, model.spec.tokens.eos_id) for row in range(len(numbers))]
         assert texts[:3] == texts[3:], kind
 
 
-@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize("sampler", samplers())
-def test_an_exact_cache_changes_no_text(sampler: Sampler, conditional: bool) -> None:
-    model = model_for(sampler, conditional)
+def test_an_exact_cache_changes_no_text(sampler: Sampler, paired: bool) -> None:
+    model = model_for(sampler, paired)
     canvases = [board(model.spec, sampler, ROWS, [3, 2, 6], temperature=1.0) for _ in range(2)]
     for canvas, cache in zip(canvases, (True, False), strict=True):
         run(model.network, model.spec, sampler, canvas, cache)
@@ -193,7 +194,7 @@ def test_an_exact_cache_changes_no_text(sampler: Sampler, conditional: bool) -> 
 
 
 @pytest.mark.parametrize("sampler", [case for case in samplers() if case.values[0].width == 1])
-def test_another_seed_another_text(sampler: Sampler) -> None:
+def test_other_seeds_give_other_sequences(sampler: Sampler) -> None:
     model = model_for(sampler)
     canvas = board(model.spec, sampler, [ROWS[0]] * 6, [3] * 6, temperature=1.0)
     run(model.network, model.spec, sampler, canvas)
@@ -209,26 +210,26 @@ def test_reported_passes_are_counted_calls(sampler: Sampler, cache: bool) -> Non
     run(network, model.spec, sampler, canvas, cache)
     if sampler.width == 1:
         assert canvas.nfe.tolist() == [network.passes[row] for row in range(len(canvas.ids))]
-    else:  # rows are handed on to their children, passes with them
+    else:  # children copy their parents' rows and passes
         assert int(canvas.nfe.max()) == max(network.passes.values())
 
 
 @pytest.mark.parametrize("sampler", samplers(edits=False))
 def test_a_known_text_is_recovered(sampler: Sampler) -> None:
-    """One text per length: the oracle is certain everywhere, so every order of writing leads to it."""
+    """The language has one text per length, so the oracle is certain and every order gives that text."""
     eos = tiny.VOCABULARY.eos_id
     language = tiny.Language([[5, 6, 7, 5, 7, eos]], torch.ones(1, dtype=torch.float64))
     spec, _ = tiny.knowing_family(home(sampler))
     network = tiny.OracleNetwork(language, spec, start=2)
     canvas = board(spec, sampler, [[6, 4, *[None] * 6]], [2])
     run(network, spec, sampler, canvas, cache=False)
-    row = winners(canvas, by_score=False)[0]
+    row = best_rows(canvas, by_score=False)[0]
     assert completion(canvas, row, eos) == ([5, 6, 7, 5, 7], "stop")
 
 
 @pytest.mark.parametrize("sampler", [case for case in samplers() if case.values[0].exact and case.values[0].width == 1])
-def test_an_exact_sampler_draws_from_the_joint_distribution(sampler: Sampler) -> None:
-    """Chi-square over all 27 texts of three letters; a correct sampler fails once in a thousand seeds, and this seed
+def test_an_exact_sampler_samples_from_the_joint_distribution(sampler: Sampler) -> None:
+    """Chi-square test over all 27 texts of three letters. A correct sampler fails for one seed in a thousand; this seed
     is fixed."""
     language = tiny.Language.of_one_length([5, 6, 7], 3)
     spec, _ = tiny.knowing_family(home(sampler))
@@ -242,8 +243,8 @@ def test_an_exact_sampler_draws_from_the_joint_distribution(sampler: Sampler) ->
     assert chisquare(observed, (language.p * count).tolist()).pvalue > 1e-3
 
 
-def test_the_chi_square_would_notice_a_sampler_that_draws_independently() -> None:
-    """The same test on a sampler that writes all three letters at once: it must fail, or it tests nothing."""
+def test_the_chi_square_test_detects_a_sampler_that_samples_independently() -> None:
+    """The same test must fail for a sampler that writes all three letters at once."""
     language = tiny.Language.of_one_length([5, 6, 7], 3)
     spec, _ = tiny.family("masked")
     canvas = make_canvas([[6, 4, None, None, None]] * 6000, [2] * 6000, spec, seeds=list(range(6000)), temperature=1.0)
@@ -255,25 +256,25 @@ def test_the_chi_square_would_notice_a_sampler_that_draws_independently() -> Non
 
 
 def test_wide_beam_search_finds_the_likeliest_text() -> None:
-    """A beam as wide as the language is brute force: it must end with the best mean log-probability of all."""
+    """A beam as wide as the language is exhaustive search: it must find the best mean log-probability."""
     language = tiny.Language.ended([5, 6, 7], 3, seed=3)
     spec, _ = tiny.family("autoregressive")
     sampler = registry.find("samplers", "autoregressive")(beams=60)
     canvas = make_canvas([[6, 4, *[None] * 4]], [2], spec, seeds=[0], copies=60)
     run(tiny.OracleNetwork(language, spec, start=2), spec, sampler, canvas, cache=False)
     best = max(language.texts, key=lambda text: -language.nll(text) / len(text))
-    assert completion(canvas, 0, spec.eos_id)[0] == best[:-1]
+    assert completion(canvas, 0, spec.tokens.eos_id)[0] == best[:-1]
     assert float(canvas.score[0]) == pytest.approx(-language.nll(best), abs=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5, 8])
 @pytest.mark.parametrize("block", [0, 4])
-def test_confidence_keeps_to_its_steps(steps: int, block: int) -> None:
-    """12 positions: whatever the steps, they are used up, except that a block needs at least one."""
+def test_confidence_takes_its_number_of_steps(steps: int, block: int) -> None:
+    """12 positions: all steps are used, and each block takes at least one."""
     sampler = registry.find("samplers", "confidence")(steps=steps, block=block)
-    model = model_for(sampler, conditional=False)
+    model = model_for(sampler, paired=False)
     canvas = board(model.spec, sampler, [[2, 70, *[None] * 12]], [2])
-    for token in (model.spec.eos_id,):  # an early end would save steps
+    for token in (model.spec.tokens.eos_id,):  # an early end would take fewer steps
         model.network.embedding.weight.data[token] = 0
     taken = len(run(model.network, model.spec, sampler, canvas))
     assert taken == max(steps, 3 if block else 1)
@@ -281,7 +282,7 @@ def test_confidence_keeps_to_its_steps(steps: int, block: int) -> None:
 
 def test_blocks_are_written_from_left_to_right() -> None:
     sampler = registry.find("samplers", "confidence")(steps=6, block=4)
-    model = model_for(sampler, conditional=False)
+    model = model_for(sampler, paired=False)
     canvas = board(model.spec, sampler, [[2, *[None] * 12]], [1])
     blocks = [set(((step.pos - 1) // 4).tolist()) for step in run(model.network, model.spec, sampler, canvas)]
     assert all(len(block) == 1 for block in blocks)
@@ -289,8 +290,8 @@ def test_blocks_are_written_from_left_to_right() -> None:
     assert order == sorted(order)
 
 
-def test_only_samplers_that_say_so_retract() -> None:
-    """Whatever a sampler writes as sealed never changes again; those that do not retract write nothing else."""
+def test_only_samplers_with_retracts_change_written_tokens() -> None:
+    """Sealed tokens never change. Samplers without ``retracts`` write only sealed tokens."""
     for case in samplers():
         sampler = case.values[0]
         model = model_for(sampler)
@@ -306,8 +307,8 @@ def test_only_samplers_that_say_so_retract() -> None:
             sealed |= {place for place, done in zip(places, final, strict=True) if done}
 
 
-def test_threshold_writes_all_it_is_sure_of() -> None:
-    """An oracle is certain of a lone text: one pass writes it whole."""
+def test_threshold_writes_all_confident_positions() -> None:
+    """The oracle of a language of one text is certain: one pass writes all positions."""
     language = tiny.Language([[5, 6, 7, 5]], torch.ones(1, dtype=torch.float64))
     spec, _ = tiny.family("masked")
     sampler = registry.find("samplers", "threshold")(threshold=0.9)
@@ -315,7 +316,7 @@ def test_threshold_writes_all_it_is_sure_of() -> None:
     assert len(run(tiny.OracleNetwork(language, spec, start=2), spec, sampler, canvas, cache=False)) == 1
 
 
-def test_an_end_of_text_before_a_given_token_ends_nothing() -> None:
+def test_an_end_of_text_before_a_given_token_does_not_end_the_row() -> None:
     eos = tiny.VOCABULARY.eos_id
     language = tiny.Language([[5, eos, 6, 7, eos, 5]], torch.ones(1, dtype=torch.float64))
     spec, _ = tiny.family("masked")
@@ -328,7 +329,7 @@ def test_an_end_of_text_before_a_given_token_ends_nothing() -> None:
 
 @dataclass
 class Scripted:
-    """A network that is nearly sure of a letter everywhere and of an end-of-text at one position."""
+    """A network that predicts one letter with high probability, and end-of-text at one position."""
 
     spec: Spec
     end: int
@@ -336,20 +337,20 @@ class Scripted:
     times: list[torch.Tensor | None] = field(default_factory=list)
 
     def expected(self, log_p: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(log_p), self.spec.continuous.width if self.spec.continuous else 0)
+        return torch.zeros(len(log_p), self.spec.family.continuous.width if self.spec.family.continuous else 0)
 
-    def __call__(self, ask: Forward, store: object = None) -> torch.Tensor:
-        self.times.append(ask.t)
-        want = ask.want[ask.want >= 0]
-        logits = torch.zeros(len(want), self.spec.vocab_size)
-        logits[torch.arange(len(want)), torch.where(want == self.end, self.spec.eos_id, 5)] = self.logit
+    def __call__(self, request: Forward, store: object = None) -> torch.Tensor:
+        self.times.append(request.time)
+        want = request.targets[request.targets >= 0]
+        logits = torch.zeros(len(want), self.spec.tokens.vocab_size)
+        logits[torch.arange(len(want)), torch.where(want == self.end, self.spec.tokens.eos_id, 5)] = self.logit
         return logits
 
 
 @pytest.mark.parametrize("sampler", samplers(edits=False))
 def test_only_open_positions_are_written(sampler: Sampler) -> None:
-    """An end-of-text turns what follows into padding, and a plan made before must not write there."""
-    spec, _ = tiny.family(home(sampler), conditional=False)
+    """Positions after an end-of-text become padding, and an earlier plan must not write there."""
+    spec, _ = tiny.family(home(sampler), paired=False)
     canvas = board(spec, sampler, [[2, 6, *[None] * 8]] * 30, [2] * 30)
     network = Counted(Scripted(spec, end=3))
     before = canvas.open
@@ -359,12 +360,12 @@ def test_only_open_positions_are_written(sampler: Sampler) -> None:
         assert before[step.row, step.pos].all()
         before = canvas.open
     for row in range(0, 30 * sampler.width, sampler.width):
-        assert completion(canvas, row, spec.eos_id) == ([5], "stop")
+        assert completion(canvas, row, spec.tokens.eos_id) == ([5], "stop")
 
 
 @pytest.mark.parametrize("sampler", samplers(edits=False))
-def test_predictions_that_are_no_numbers_are_refused(sampler: Sampler) -> None:
-    """Not waited for: no position ever gets certain enough."""
+def test_predictions_that_are_not_numbers_are_refused(sampler: Sampler) -> None:
+    """Otherwise the sampler would never finish, because no position reaches its confidence."""
     spec, _ = tiny.family(home(sampler))
     canvas = board(spec, sampler, [[6, 4, *[None] * 5]], [2])
     with pytest.raises(UserError, match="not numbers"):
@@ -387,9 +388,9 @@ def test_a_negative_block_is_refused(name: str) -> None:
         run(Scripted(spec, end=3), spec, registry.find("samplers", name)(block=-1), canvas, cache=False)
 
 
-def test_the_time_told_is_that_of_the_share_still_free() -> None:
-    """Linear schedule: t is the share of noise. Given text after the prompt is clean; a closing end-of-text, which
-    noise never touches, is no part of it."""
+def test_the_time_of_a_request_is_that_of_the_share_of_free_positions() -> None:
+    """Linear schedule: t is the share of noise. Given text after the prompt is clean. A final end-of-text token, which
+    noise never replaces, does not count."""
     spec, _ = tiny.family("masked", timed=True)
     network = Scripted(spec, end=99)
     canvas = make_canvas([[6, 4, 5, None, None, 5, None, None, 6, 7, 1]], [2], spec, seeds=[0])
@@ -398,19 +399,19 @@ def test_the_time_told_is_that_of_the_share_still_free() -> None:
     assert torch.cat([t for t in network.times if t is not None]).tolist() == pytest.approx([4 / 8, 2 / 8], abs=1e-3)
 
 
-def test_an_end_of_text_inside_given_text_does_not_cut_it() -> None:
+def test_an_end_of_text_inside_given_text_does_not_end_the_row() -> None:
     spec, _ = tiny.family("masked")
     canvas = make_canvas([[6, 4, 7, None, None, 7]], [2], spec, seeds=[0])
     sampler = registry.find("samplers", "confidence")(steps=2)
     run(Scripted(spec, end=3), spec, sampler, canvas, cache=False)
-    assert completion(canvas, 0, spec.eos_id) == ([7, 5, 7], "length")
+    assert completion(canvas, 0, spec.tokens.eos_id) == ([7, 5, 7], "length")
 
 
 # ---- uniform noise
 
 
 def total_variation(name: str, options: dict[str, Any], family: str = "uniform", count: int = 4000) -> float:
-    """Distance of what a sampler draws under an oracle from the true distribution of three letters."""
+    """Total variation between the samples under an oracle and the true distribution of three letters."""
     language = tiny.Language.of_one_length([5, 6, 7], 3)
     spec, _ = tiny.knowing_family(family)
     canvas = make_canvas(
@@ -428,15 +429,15 @@ def total_variation(name: str, options: dict[str, Any], family: str = "uniform",
     ("name", "family"),
     [("posterior", "uniform"), ("analytic", "uniform"), ("analytic", "sedd-uniform"), ("analytic", "sedd")],
 )
-def test_many_steps_draw_from_the_joint_distribution(name: str, family: str) -> None:
-    """Positions of one step are drawn independently, so that few steps are wrong and the error falls with their number.
-    Noise of 4000 draws over 27 texts alone is about 0.03."""
+def test_many_steps_sample_from_the_joint_distribution(name: str, family: str) -> None:
+    """Positions of one step are sampled independently, so the error decreases with the number of steps. The noise of
+    4000 samples over 27 texts alone is about 0.03."""
     few, many = (total_variation(name, {"steps": steps}, family) for steps in (1, 48))
     assert few > 0.15
     assert many < 0.06
 
 
-def test_corrections_make_up_for_few_steps() -> None:
+def test_corrections_reduce_the_error_of_few_steps() -> None:
     plain = total_variation("posterior", {"steps": 3})
     assert total_variation("predictor_corrector", {"steps": 3, "corrections": 0}) == plain
     options = {"steps": 3, "corrections": 4, "share": 0.3}
@@ -444,7 +445,7 @@ def test_corrections_make_up_for_few_steps() -> None:
 
 
 def test_correcting_the_most_doubtful_tokens_sharpens() -> None:
-    """Texts get likelier than the language itself makes them, as confidence-guided sampling does."""
+    """Likely texts become more frequent than in the language."""
     language, count = tiny.Language.of_one_length([5, 6, 7], 3), 2000
     spec, _ = tiny.knowing_family("uniform")
     sampler = registry.find("samplers", "predictor_corrector")(steps=8, corrections=2, share=0.3)
@@ -465,11 +466,11 @@ def test_the_analytic_sampler_keeps_the_laws_with_models_of_other_families(famil
     before, given = together.ids.clone(), together.status == GIVEN
     run(model.network, model.spec, sampler, together)
     assert (together.ids[given] == before[given]).all() and not together.open.any()
-    assert not set(together.ids[together.status == SEALED].tolist()) & set(model.spec.forbidden)
+    assert not set(together.ids[together.status == SEALED].tolist()) & set(model.spec.tokens.forbidden)
     for number, (row, prompt) in enumerate(zip(ROWS, [3, 2, 6], strict=True)):
         alone = board(model.spec, sampler, [row], [prompt], seeds=[number], temperature=temperature)
         run(model.network, model.spec, sampler, alone)
-        assert completion(together, number, model.spec.eos_id) == completion(alone, 0, model.spec.eos_id)
+        assert completion(together, number, model.spec.tokens.eos_id) == completion(alone, 0, model.spec.tokens.eos_id)
 
 
 def test_the_leap_of_a_predicting_model_is_the_posterior() -> None:
@@ -478,7 +479,7 @@ def test_the_leap_of_a_predicting_model_is_the_posterior() -> None:
     spec, _ = tiny.family("uniform")
     generator = torch.Generator().manual_seed(0)
     letters = torch.tensor([tiny.VOCABULARY.eos_id, *tiny.VOCABULARY.letters])
-    p = torch.zeros(40, spec.vocab_size, dtype=torch.float64)
+    p = torch.zeros(40, spec.tokens.vocab_size, dtype=torch.float64)
     p[:, letters] = torch.randn(40, len(letters), generator=generator, dtype=torch.float64).softmax(1)
     own = letters[torch.randint(len(letters), (40,), generator=generator)]
     low, high = torch.rand(2, 40, generator=generator, dtype=torch.float64).sort(0).values
@@ -487,16 +488,16 @@ def test_the_leap_of_a_predicting_model_is_the_posterior() -> None:
     torch.testing.assert_close(leap(p.log(), own, low, high, spec).softmax(1), expected)
 
 
-def test_a_canvas_begins_as_noise_of_the_models_kind() -> None:
+def test_a_canvas_starts_as_noise_of_the_models_process() -> None:
     spec, _ = tiny.family("uniform")
     rows: list[list[int | None]] = [[6, 4, *[None] * 6]] * 500
     canvas = make_canvas(rows, [2] * 500, spec, seeds=list(range(500)))
-    counts = torch.bincount(canvas.ids[:, 2:].flatten(), minlength=spec.vocab_size)
+    counts = torch.bincount(canvas.ids[:, 2:].flatten(), minlength=spec.tokens.vocab_size)
     letters = [tiny.VOCABULARY.eos_id, *tiny.VOCABULARY.letters]
     assert chisquare(counts[letters].tolist()).pvalue > 1e-3 and int(counts[letters].sum()) == 3000
     assert bool((canvas.ids[:, :2] == torch.tensor([6, 4])).all())
     masked = make_canvas(rows, [2] * 500, tiny.family("masked")[0], seeds=list(range(500)))
-    assert bool((masked.ids[:, 2:] == spec.mask_id).all())
+    assert bool((masked.ids[:, 2:] == spec.tokens.mask_id).all())
 
 
 @pytest.mark.parametrize("name", ["confidence", "threshold", "ancestral", "first_hitting", "mask_predict"])
@@ -519,7 +520,9 @@ def test_samplers_that_fill_masks_refuse_a_model_of_uniform_noise(name: str) -> 
         ("predictor_corrector", {}, "masked"),
     ],
 )
-def test_samplers_of_uniform_noise_refuse_what_they_cannot_do(name: str, options: dict[str, Any], family: str) -> None:
+def test_samplers_of_uniform_noise_refuse_other_models_and_options(
+    name: str, options: dict[str, Any], family: str
+) -> None:
     spec, _ = tiny.family(family)
     canvas = make_canvas([[6, 4, *[None] * 20]], [2], spec, seeds=[0])
     with pytest.raises(UserError):

@@ -1,4 +1,4 @@
-"""Laws of every noise schedule, and of the times at which it is met."""
+"""Laws of every noise schedule, and of the sampled times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redraft.noise.schedules.geometric import Geometric
 from redraft.noise.schedules.linear import Linear
 from redraft.noise.schedules.polynomial import Polynomial
 from redraft.noise.schedules.sigmoid import Sigmoid
-from redraft.objectives import _times as times
+from redraft.objectives.shared import times as times
 from redraft.registry import find, names
 
 SCHEDULES = [find("noise.schedules", name)() for name in names("noise.schedules")] + [
@@ -42,7 +42,7 @@ def test_clean_at_zero_and_noise_at_one_up_to_its_epsilon(schedule: Any) -> None
 
 
 @each_schedule
-def test_alpha_is_a_probability_and_falls(schedule: Any) -> None:
+def test_alpha_is_a_decreasing_probability(schedule: Any) -> None:
     for dtype in (torch.float64, torch.float32):
         alpha = schedule.alpha(grid().to(dtype))
         assert alpha.dtype == dtype
@@ -52,7 +52,7 @@ def test_alpha_is_a_probability_and_falls(schedule: Any) -> None:
 
 
 @each_schedule
-def test_derivative_is_that_of_alpha(schedule: Any) -> None:
+def test_dalpha_is_the_derivative_of_alpha(schedule: Any) -> None:
     t, h = grid(low=0.01, high=0.99), 1e-5
     slope = (schedule.alpha(t + h) - schedule.alpha(t - h)) / (2 * h)
     torch.testing.assert_close(schedule.dalpha(t), slope, rtol=1e-6, atol=1e-8)
@@ -68,15 +68,15 @@ def test_derivative_keeps_the_shape(schedule: Any) -> None:
     "wrong",
     [(Cosine, {"power": 0.5}), (Polynomial, {"power": 0}), (Geometric, {"sigma_min": 30}), (Sigmoid, {"tau": 0.0})],
 )
-def test_impossible_shapes_are_refused(wrong: Any) -> None:
+def test_invalid_parameters_are_user_errors(wrong: Any) -> None:
     kind, fields = wrong
     with pytest.raises(UserError):
         kind(**fields)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 64])
-def test_times_fill_the_interval_evenly(n: int) -> None:
-    """Star discrepancy of n stratified points is at most 2/n, whatever the rotation."""
+def test_times_have_low_discrepancy(n: int) -> None:
+    """Star discrepancy of n stratified points is at most 2/n for every rotation."""
     generator = torch.Generator().manual_seed(n)
     for _ in range(50):
         t = times.continuous(n, generator).sort().values
@@ -86,7 +86,7 @@ def test_times_fill_the_interval_evenly(n: int) -> None:
 
 
 def test_the_time_of_every_single_row_is_uniform() -> None:
-    """Else a batch sorted by length would train its short rows on one noise level."""
+    """Otherwise the short rows of a batch sorted by length would be trained on a single noise level."""
     generator = torch.Generator().manual_seed(0)
     draws = torch.stack([times.continuous(4, generator) for _ in range(4000)])
     for row in draws.T:
@@ -96,7 +96,7 @@ def test_the_time_of_every_single_row_is_uniform() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
-def test_discrete_times_are_a_uniform_draw_from_the_grid(steps: int) -> None:
+def test_discrete_times_are_uniform_on_the_grid(steps: int) -> None:
     generator = torch.Generator().manual_seed(steps)
     draws = torch.cat([times.discrete(5, steps, generator) for _ in range(1200)])
     number = draws * steps

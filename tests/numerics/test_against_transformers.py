@@ -1,4 +1,4 @@
-"""Public formats against the code of transformers itself, on tiny random models of many shapes; and the way out."""
+"""Public formats, read and written, against the code of transformers, on tiny random models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.loading import load
 from redraft.model import Model
-from redraft.parity import answers
+from redraft.parity import model_logits
 from redraft.presets import preset
 
 transformers = pytest.importorskip("transformers")
@@ -71,41 +71,41 @@ def named(cases: list[tuple[str, dict[str, Any]]]) -> list[Any]:
 
 
 def make(kind: str, more: dict[str, Any], folder: Path) -> Any:
-    """A tiny random model of theirs, saved in ``folder``."""
+    """A tiny random model of transformers, saved in ``folder``."""
     base = {} if kind == "GPT2" else _SMALL
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     special |= {"cls_token_id": 1, "sep_token_id": 2} if kind == "ModernBert" else {}
     config = getattr(transformers, f"{kind}Config")(**{**base, **special, **more})
     head = {"GPT2": "GPT2LMHeadModel", "Bert": "BertForMaskedLM", "ModernBert": "ModernBertForMaskedLM"}
-    theirs = getattr(transformers, head.get(kind, f"{kind}ForCausalLM"))(config).eval()
+    reference = getattr(transformers, head.get(kind, f"{kind}ForCausalLM"))(config).eval()
     torch.manual_seed(0)
-    for parameter in theirs.parameters():
+    for parameter in reference.parameters():
         parameter.data.normal_(std=0.3)
-    theirs.save_pretrained(folder)
-    return theirs
+    reference.save_pretrained(folder)
+    return reference
 
 
 @pytest.mark.parametrize(("kind", "more"), named(CASES))
 def test_logits(kind: str, more: dict[str, Any], tmp_path: Path) -> None:
-    theirs = make(kind, more, tmp_path)
+    reference = make(kind, more, tmp_path)
     ids = torch.randint(3, 50, (2, 20))
     with torch.no_grad():
-        expected = theirs(input_ids=ids).logits
+        expected = reference(input_ids=ids).logits
     ours = load(tmp_path, "cpu", mask_id=49 if "Bert" in kind else None)
-    torch.testing.assert_close(answers(ours, ids), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model_logits(ours, ids), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "more"), named(WINDOWS))
 def test_windows_of_ragged_prompts_with_a_cache(kind: str, more: dict[str, Any], tmp_path: Path) -> None:
-    """Prompts shorter, as long and longer than the window, and texts that leave it behind: greedy, id for id."""
-    theirs = make(kind, more, tmp_path)
+    """Greedy decoding with prompts shorter and longer than the window: the same ids as transformers."""
+    reference = make(kind, more, tmp_path)
     prompts = [[3, 4, 5], [6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21]]
     expected = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
         for _ in range(16):  # their own cache counts for nothing here: whole passes
             with torch.no_grad():
-                ids = torch.cat([ids, theirs(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
+                ids = torch.cat([ids, reference(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
         expected.append(ids[0, len(prompt) :].tolist())
     ours = load(tmp_path, "cpu")
     for cache in ("exact", "none"):
@@ -116,7 +116,7 @@ def test_windows_of_ragged_prompts_with_a_cache(kind: str, more: dict[str, Any],
 def plain(**shape: Any) -> Model:
     tokenizer = Tokenizer.bytes()
     family = {"name": "autoregressive"}
-    model = Model.fresh(family, tokenizer, preset("toy", tokenizer.vocab_size, dim=32, **shape), conditional=False)
+    model = Model.fresh(family, tokenizer, preset("toy", tokenizer.vocab_size, dim=32, **shape), paired=False)
     for parameter in model.network.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     return model
@@ -134,14 +134,14 @@ def plain(**shape: Any) -> Model:
         ("qwen2", {"qkv_bias": True}),
     ],
 )
-def test_plain_autoregressive_models_go_out_and_come_back(to: str, shape: dict[str, Any], tmp_path: Path) -> None:
+def test_exported_models_are_read_by_transformers_and_redraft(to: str, shape: dict[str, Any], tmp_path: Path) -> None:
     from redraft.convert import export
 
     model, ids = plain(**shape), torch.randint(5, 260, (2, 20))
     export(to, model.network, model.tokenizer, model.spec, tmp_path / "out", "float32", "# card\n")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     with torch.no_grad():
-        found = theirs(input_ids=ids).logits
+        found = reference(input_ids=ids).logits
     torch.testing.assert_close(found, model.logits(ids), rtol=1e-4, atol=1e-4)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("It was", add_special_tokens=False).input_ids == model.tokenizer.encode("It was")
@@ -150,14 +150,17 @@ def test_plain_autoregressive_models_go_out_and_come_back(to: str, shape: dict[s
     assert (again.tokenizer.eos_id, again.tokenizer.bos_id) == (model.tokenizer.eos_id, model.tokenizer.bos_id)
 
 
-def test_what_no_llama_computes_is_not_written_as_one() -> None:
+def test_models_that_llama_can_not_compute_are_not_exported() -> None:
     from redraft.convert import export
 
     tokenizer = Tokenizer.bytes()
     shape = preset("toy", tokenizer.vocab_size, dim=32)
-    for family, conditional, says in (("masked", False, "left to right"), ("autoregressive", True, "isolate_prompt")):
-        model = Model.fresh({"name": family}, tokenizer, shape, conditional)
-        with pytest.raises(UserError, match=says):
+    for family, paired, words in (
+        ("masked", False, "not autoregressive"),
+        ("autoregressive", True, "prompt encoder"),
+    ):
+        model = Model.fresh({"name": family}, tokenizer, shape, paired)
+        with pytest.raises(UserError, match=words):
             export("llama", model.network, tokenizer, model.spec, Path("nowhere"), "float32", "")
     for to, odd in (
         ("llama", {"qk_norm": True}),
@@ -168,27 +171,27 @@ def test_what_no_llama_computes_is_not_written_as_one() -> None:
         ("qwen3", {}),
     ):
         model = plain(**odd)
-        with pytest.raises(UserError, match="can't be written so"):
+        with pytest.raises(UserError, match="can't be written as"):
             export(to, model.network, model.tokenizer, model.spec, Path("nowhere"), "float32", "")
 
 
 @pytest.mark.parametrize("family", ["autoregressive", "masked"])
-def test_our_folders_are_read_by_the_auto_classes(family: str, tmp_path: Path) -> None:
+def test_model_folders_are_read_by_the_auto_classes(family: str, tmp_path: Path) -> None:
     import redraft.interop.transformers  # noqa: F401
 
     tokenizer = Tokenizer.bytes()
-    model = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size, dim=32), conditional=False)
+    model = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size, dim=32), paired=False)
     model.save(tmp_path / "m")
-    theirs = transformers.AutoModel.from_pretrained(tmp_path / "m").eval()
+    reference = transformers.AutoModel.from_pretrained(tmp_path / "m").eval()
     ids = torch.randint(5, 260, (2, 9))
     real = torch.ones_like(ids)
     real[1, :3] = 0  # padded on the left
     with torch.no_grad():
-        found = theirs(input_ids=ids, attention_mask=real).logits
+        found = reference(input_ids=ids, attention_mask=real).logits
     torch.testing.assert_close(found[0], model.logits(ids[:1])[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[1, 3:], model.logits(ids[1:, 3:])[0], rtol=1e-5, atol=1e-5)
-    theirs.save_pretrained(tmp_path / "n")
+    reference.save_pretrained(tmp_path / "n")
     model.tokenizer.save(tmp_path / "n")
     again = transformers.AutoModel.from_pretrained(tmp_path / "n").eval()
     with torch.no_grad():
-        assert torch.equal(again(input_ids=ids).logits, theirs(input_ids=ids).logits)
+        assert torch.equal(again(input_ids=ids).logits, reference(input_ids=ids).logits)

@@ -1,4 +1,4 @@
-"""Public checkpoints give the numbers that their own code gave (``redraft doctor --parity`` runs the same checks)."""
+"""Public checkpoints give the same outputs as their own code (``redraft doctor --parity`` runs the same checks)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_parity(name: str) -> None:
     assert [f"{check.what}: {check.difference:.3g}" for check in checks if not check.ok] == []
 
 
-def test_what_is_recorded_is_compared_or_there_is_a_reason(tmp_path: Path) -> None:
+def test_every_recorded_value_is_compared_or_has_a_reason(tmp_path: Path) -> None:
     (tmp_path / "m" / "goldens").mkdir(parents=True)
     values = {"a": torch.tensor([1.0, -torch.inf]), "b": torch.ones(2), "c": torch.ones(2)}
     save_file(values, str(tmp_path / "m" / "goldens" / "x.safetensors"))
@@ -43,4 +43,4 @@ def test_what_is_recorded_is_compared_or_there_is_a_reason(tmp_path: Path) -> No
         ("x.b", True),
         ("x.c", False),
     ]
-    assert [check.note for check in found if check.tolerance == NOTHING] == ["for a reason", "nobody says why"]
+    assert [check.note for check in found if check.tolerance == NOTHING] == ["for a reason", "no reason is given"]

@@ -1,4 +1,4 @@
-"""Tiny untrained models behind a real server: in this process, or listening where a real client connects."""
+"""Tiny untrained models behind a server: in this process, or listening on a port."""
 
 from __future__ import annotations
 
@@ -17,9 +17,16 @@ pytest.importorskip("prometheus_client")
 WORDS = ["the cat sat on a mat", "a dog ran to the house", "where is the bird that sang all day", "mat cat dog on to"]
 
 
+ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"model": "text-masked", "prompt": "the cat", "max_tokens": 8},
+    "/v1/chat/completions": {"model": "pairs-masked", "messages": [{"role": "user", "content": "the cat"}]},
+    "/v1/infill": {"model": "text-masked", "text": "the [[2]] sat on [[1]] mat"},
+}
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models for pairs and for plain text of both families, in float32 as served, with opinions of their own."""
+    """Models of prompt and answer and of plain text, of two families, with larger weights for peaked distributions."""
     from redraft.data.tokenizer import Tokenizer
     from redraft.model import Model
     from redraft.presets import preset
@@ -29,8 +36,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     shape = preset("toy", tokenizer.vocab_size, dim=32, max_length=128)
     found = {}
     for family in ("masked", "autoregressive"):
-        for name, conditional in (("pairs", True), ("text", False)):
-            model = Model.fresh({"name": family}, tokenizer, shape, conditional, seed=1)
+        for name, paired in (("pairs", True), ("text", False)):
+            model = Model.fresh({"name": family}, tokenizer, shape, paired, seed=1)
             for parameter in model.network.parameters():
                 if parameter.ndim == 2:
                     parameter.data.mul_(5)
@@ -39,33 +46,46 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def settings(folders: dict[str, Path], **changes: Any) -> Any:
-    from redraft.serve.settings import Settings
+@pytest.fixture(scope="session")
+def offline(folders: dict[str, Path]) -> dict[str, Any]:
+    """The same models, loaded for offline generation."""
+    from redraft.loading import load
 
-    chosen: dict[str, Any] = {"models": tuple(map(str, folders.values())), "batch": 8, "device": "cpu", "patience": 5.0}
-    return Settings(**{**chosen, **changes})
+    return {name: load(folder, "cpu") for name, folder in folders.items()}
+
+
+def server_config(folders: dict[str, Path], **changes: Any) -> Any:
+    from redraft.serve.config import ServerConfig
+
+    chosen: dict[str, Any] = {
+        "models": tuple(map(str, folders.values())),
+        "batch": 8,
+        "device": "cpu",
+        "shutdown_timeout": 5.0,
+    }
+    return ServerConfig(**{**chosen, **changes})
 
 
 @pytest.fixture(scope="session")
 def client(folders: dict[str, Path]) -> Iterator[Any]:
-    """The application in this process."""
+    """A client of the application in this process."""
     from fastapi.testclient import TestClient
 
     from redraft.serve.app import create_app
 
-    with TestClient(create_app(settings(folders))) as opened:
+    with TestClient(create_app(server_config(folders))) as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
 def address(folders: dict[str, Path]) -> Iterator[str]:
-    """A server that listens on a free port of this machine."""
+    """The address of a server on a free port of this machine."""
     import uvicorn
 
     from redraft.serve.app import create_app
-    from redraft.serve.run import listen
+    from redraft.serve.server import listen
 
-    chosen = settings(folders, port=0)
+    chosen = server_config(folders, port=0)
     listener = listen(chosen)
     server = uvicorn.Server(uvicorn.Config(create_app(chosen), log_config=None, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

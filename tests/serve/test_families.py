@@ -1,4 +1,4 @@
-"""Every family behind the server: what /v1/models tells is true, and nothing asked of one is an error of ours."""
+"""Every family behind the server: /v1/models is correct, and no request is an internal error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from redraft.loading import load
 from redraft.model import Model
 from redraft.presets import preset
 from redraft.registry import find, names
-from tests.serve.conftest import settings
+from tests.serve.conftest import server_config
 
 OPENED: list[str] = []
 ASK = {"prompt": "ab", "max_tokens": 6, "seed": 1}
@@ -32,7 +32,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root, tokenizer = tmp_path_factory.mktemp("families"), Tokenizer.bytes()
     shape = preset("toy", tokenizer.vocab_size, max_length=64)
     for name in names("families"):
-        Model.fresh({"name": name}, tokenizer, shape, conditional=True, seed=1).save(root / name)
+        Model.fresh({"name": name}, tokenizer, shape, paired=True, seed=1).save(root / name)
     return {name: root / name for name in names("families")}
 
 
@@ -42,31 +42,31 @@ def server(families: dict[str, Path]) -> Iterator[Any]:
 
     from redraft.serve.app import create_app
 
-    with TestClient(create_app(settings(families))) as opened:
+    with TestClient(create_app(server_config(families))) as opened:
         yield opened
 
 
 @pytest.mark.parametrize("family", names("families"))
-def test_what_is_told_of_a_family_is_true(server: Any, families: dict[str, Path], family: str) -> None:
-    told = server.get(f"/v1/models/{family}").json()
-    assert told["samplers"]
+def test_models_route_describes_what_a_family_can_do(server: Any, families: dict[str, Path], family: str) -> None:
+    shown = server.get(f"/v1/models/{family}").json()
+    assert shown["samplers"]
     for sampler in [None, *names("samplers")]:
         own = {} if sampler is None else {"sampler": sampler}
         answer = server.post("/v1/completions", json={"model": family, **ASK, "redraft": own})
-        fits = sampler is None or sampler in told["samplers"]
+        fits = sampler is None or sampler in shown["samplers"]
         assert answer.status_code == (200 if fits else 400), f"{sampler}: {answer.text}"
         if sampler is not None and fits:
             assert answer.json()["redraft"]["sampler"] == sampler
     infilled = server.post("/v1/infill", json={"model": family, "text": "a[[2]]b", "prompt": "x", "seed": 1})
-    assert (infilled.status_code == 200) == told["infill"], infilled.text
-    assert told["left_to_right"] == ("autoregressive" in told["samplers"])
-    own_way = server.post("/v1/completions", json={"model": family, **ASK}).json()["choices"][0]["text"]
+    assert (infilled.status_code == 200) == shown["infill"], infilled.text
+    assert shown["left_to_right"] == ("autoregressive" in shown["samplers"])
+    answer_text = server.post("/v1/completions", json={"model": family, **ASK}).json()["choices"][0]["text"]
     offline = load(families[family], "cpu").generate("ab", max_new_tokens=6, seed=1)[0]
-    assert own_way == offline.text
+    assert answer_text == offline.text
 
 
 @pytest.mark.parametrize("family", names("families"))
-def test_a_response_format_is_kept_to_or_refused(server: Any, family: str) -> None:
+def test_response_format_is_satisfied_or_rejected(server: Any, family: str) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "word", "schema": {"enum": ["ab", "cde"]}}}
     asked = {"model": family, **ASK, "max_tokens": 9, "temperature": 1.0, "response_format": form}
     answer = server.post("/v1/completions", json=asked)
@@ -77,10 +77,10 @@ def test_a_response_format_is_kept_to_or_refused(server: Any, family: str) -> No
         assert json.loads(answer.json()["choices"][0]["text"]) in ("ab", "cde")
 
 
-def test_no_option_of_a_request_opens_a_file(server: Any, tmp_path: Path) -> None:
+def test_no_request_can_open_a_file(server: Any, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("{}")
-    sys.addaudithook(_note)  # can't be taken back; it costs nothing
+    sys.addaudithook(_note)  # can't be removed again; it costs nothing
     tried = 0
     for kind, key in (("samplers", "sampler"), ("caches", "cache")):
         for name in names(kind):
@@ -93,7 +93,7 @@ def test_no_option_of_a_request_opens_a_file(server: Any, tmp_path: Path) -> Non
                     answer = server.post("/v1/completions", json={"model": family, **ASK, "redraft": own})
                     assert answer.status_code == 400, answer.text
                 tried += 1
-    assert tried >= 2  # an order, and a file of frequencies
+    assert tried >= 2  # an order and a file of frequencies
     assert str(secret) not in OPENED
     with secret.open():
-        assert str(secret) in OPENED  # the watch works
+        assert str(secret) in OPENED  # the audit hook works

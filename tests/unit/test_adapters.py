@@ -20,11 +20,13 @@ from redraft import adapters, loading
 from redraft.convert import export
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
+from redraft.lora import Lora
 from redraft.model import Model
-from redraft.models._lean import Lean
+from redraft.models.cpu.transformer import CpuTransformer
 from redraft.models.parts import lora as parts
-from redraft.models.parts.lora import Adapted, Lora
+from redraft.models.parts.lora import Adapted
 from redraft.presets import preset
+from redraft.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from redraft.train.logging import Event
 from redraft.train.loop import train
 from redraft.train.recipe import Recipe
@@ -34,10 +36,10 @@ WORDS = ["the", "cat", "sat", "on", "a", "mat", "where", "dog", "ran", "to", "ho
 IDS = torch.arange(5, 25)[None]
 
 
-def model(family: str = "autoregressive", conditional: bool = False, **fields: Any) -> Model:
+def model(family: str = "autoregressive", paired: bool = False, **fields: Any) -> Model:
     tokenizer = Tokenizer.bytes()
     shape = preset("toy", tokenizer.vocab_size, dim=32, max_length=128)
-    return Model.fresh({"name": family, **fields}, tokenizer, shape, conditional, seed=3)
+    return Model.fresh({"name": family, **fields}, tokenizer, shape, paired, seed=3)
 
 
 def disturbed(made: Model) -> Model:
@@ -61,7 +63,9 @@ def _ask(made: Model) -> Any:
     from redraft.types import Forward
 
     pos = torch.arange(IDS.shape[1])[None]
-    return Forward(x=IDS, pos=pos, want=pos + made.spec.shift, attend=made.spec.attend)
+    return Forward(
+        tokens=IDS, positions=pos, targets=pos + made.spec.network.shift, attention=made.spec.network.attention
+    )
 
 
 def test_only_adapters_get_gradients() -> None:
@@ -100,7 +104,7 @@ def test_merged_equals_unmerged_and_what_is_saved_equals_merged(lora: Lora, tmp_
     made = redraft.load(tmp_path / "base", "cpu")
     adapters.attach(made, lora, str(tmp_path / "base"))
     disturbed(made)
-    assert not Lean.fits(made.network)
+    assert not CpuTransformer.fits(made.network)
     unmerged = made.logits(IDS)
     made.save(tmp_path / "adapter")
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
@@ -109,7 +113,7 @@ def test_merged_equals_unmerged_and_what_is_saved_equals_merged(lora: Lora, tmp_
         "redraft.json",
     ]
     parts.merge(made.network)
-    assert Lean.fits(made.network) and not any(True for _ in parts.adapted(made.network))
+    assert CpuTransformer.fits(made.network) and not any(True for _ in parts.adapted(made.network))
     torch.testing.assert_close(made.logits(IDS), unmerged, rtol=1e-5, atol=1e-5)
     assert float((unmerged - redraft.load(tmp_path / "base", "cpu").logits(IDS)).abs().max()) > 1e-2
     for again in (
@@ -178,8 +182,8 @@ def test_public_checkpoints_are_fine_tuned(name: str, lora: dict[str, Any] | Non
     data = write(tmp_path / "d.jsonl", pairs)
     result = train(recipe(base, data, pairs, lora), tmp_path / "out", device="cpu")
     before, after = redraft.load(base, "cpu"), redraft.load(tmp_path / "out", "cpu")
-    assert result.steps >= 2 and after.conditional is pairs
-    assert (after.family_name, after.spec.eos_id) == (before.family_name, before.spec.eos_id)
+    assert result.steps >= 2 and after.paired is pairs
+    assert (after.family_name, after.spec.tokens.eos_id) == (before.family_name, before.spec.tokens.eos_id)
     assert float((after.logits(IDS) - before.logits(IDS)).abs().max()) > 1e-4, "nothing was learnt"
     if lora is None:
         after.save(tmp_path / "again")
@@ -187,7 +191,7 @@ def test_public_checkpoints_are_fine_tuned(name: str, lora: dict[str, Any] | Non
     else:
         merged = redraft.load(base, "cpu", adapter=tmp_path / "out")
         assert torch.equal(merged.logits(IDS), after.logits(IDS))
-        assert {key.split(".lora_")[0] for key in load_file(tmp_path / "out" / adapters.WEIGHTS)}
+        assert {key.split(".lora_")[0] for key in load_file(tmp_path / "out" / ADAPTER_WEIGHTS)}
     assert after.generate("the cat", max_new_tokens=3, length="fixed")[0].nfe > 0
 
 
@@ -225,9 +229,9 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
 
     with pytest.raises(Interrupted):
         train(wanted, tmp_path / "part", device="cpu", on_event=watch)
-    assert not (tmp_path / "part" / adapters.CONFIG).exists()
+    assert not (tmp_path / "part" / ADAPTER_CONFIG).exists()
     train(wanted, tmp_path / "part", device="cpu")
-    first, second = (load_file(tmp_path / name / adapters.WEIGHTS) for name in ("whole", "part"))
+    first, second = (load_file(tmp_path / name / ADAPTER_WEIGHTS) for name in ("whole", "part"))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     saved = next((tmp_path / "whole" / "train").glob("checkpoint-*")) / "state.safetensors"
     assert not any("embedding" in key for key in load_file(saved)), "what isn't trained isn't written"
@@ -246,10 +250,10 @@ def test_an_autoregressive_model_becomes_a_masked_one_by_an_adapter_alone(tmp_pa
     model().save(tmp_path / "base")
     data = write(tmp_path / "d.jsonl", False)
     wanted = recipe(tmp_path / "base", data, False, {"rank": 2}, "family.name=masked")
-    tables = {**wanted.tables(), "family": {"name": "masked"}, "course": {"name": "anneal"}}
+    tables = {**wanted.tables(), "family": {"name": "masked"}, "curriculum": {"name": "anneal"}}
     train(Recipe.of(tables), tmp_path / "out", device="cpu")
     again = redraft.load(tmp_path / "out", "cpu")
-    assert again.family_name == "masked" and again.spec.shift == 1
+    assert again.family_name == "masked" and again.spec.network.shift == 1
 
 
 # ---- peft
@@ -257,7 +261,7 @@ def test_an_autoregressive_model_becomes_a_masked_one_by_an_adapter_alone(tmp_pa
 
 def exported(folder: Path) -> Model:
     """A plain autoregressive model of ours, written as Llama."""
-    made = model(isolate_prompt=False)
+    made = model(prompt_encoder=False)
     export("llama", made.network, made.tokenizer, made.spec, folder, "float32", "")
     return made
 
@@ -340,10 +344,10 @@ def test_what_peft_wrote_is_loaded(make: Callable[[Path], Any], targets: Any, mo
 def test_what_is_not_plain_lora_is_refused(change: dict[str, Any], says: str, tmp_path: Path) -> None:
     made = disturbed(_adapted(Lora(2)))
     made.save(tmp_path / "a")
-    file = tmp_path / "a" / adapters.CONFIG
+    file = tmp_path / "a" / ADAPTER_CONFIG
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=says):
-        adapters.merge(model(), tmp_path / "a")
+        adapters.merge(model(), adapters.read(tmp_path / "a"))
 
 
 def test_files_that_do_not_fit_are_an_error_that_names_them(tmp_path: Path) -> None:
@@ -351,17 +355,37 @@ def test_files_that_do_not_fit_are_an_error_that_names_them(tmp_path: Path) -> N
     made.save(tmp_path / "a")
     other = Model.fresh({"name": "autoregressive"}, Tokenizer.bytes(), preset("toy", 261, dim=64), False)
     with pytest.raises(UserError, match="q_proj"):
-        adapters.merge(other, tmp_path / "a")
-    file = tmp_path / "a" / adapters.WEIGHTS
+        adapters.merge(other, adapters.read(tmp_path / "a"))
+    file = tmp_path / "a" / ADAPTER_WEIGHTS
     state = load_file(file)
     save_file({key.replace("q_proj", "x_proj"): tensor for key, tensor in state.items()}, file)
     with pytest.raises(UserError, match="x_proj"):
-        adapters.merge(model(), tmp_path / "a")
+        adapters.merge(model(), adapters.read(tmp_path / "a"))
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="corrupt"):
-        adapters.merge(model(), tmp_path / "a")
+        adapters.merge(model(), adapters.read(tmp_path / "a"))
     file.unlink()
     with pytest.raises(UserError, match="does not exist"):
-        adapters.merge(model(), tmp_path / "a")
-    with pytest.raises(UserError, match="no adapter"):
-        adapters.merge(model(), tmp_path)
+        adapters.merge(model(), adapters.read(tmp_path / "a"))
+    with pytest.raises(UserError, match="not an adapter"):
+        adapters.merge(model(), adapters.read(tmp_path))
+
+
+def test_what_is_no_adapter_is_refused_before_the_base_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not an adapter"):
+        redraft.load("no such base", "cpu", adapter=tmp_path)
+    disturbed(_adapted(Lora(2))).save(tmp_path / "a")
+    file = tmp_path / "a" / ADAPTER_CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_dora": True}))
+    with pytest.raises(UserError, match="use_dora"):
+        redraft.load("no such base", "cpu", adapter=tmp_path / "a")
+
+
+def test_an_adapter_that_names_no_base_needs_one(tmp_path: Path) -> None:
+    disturbed(_adapted(Lora(2))).save(tmp_path / "a")
+    file = tmp_path / "a" / ADAPTER_CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(UserError, match="base model"):
+        redraft.load(tmp_path / "a", "cpu")
+    model().save(tmp_path / "base")
+    assert redraft.load(tmp_path / "base", "cpu", adapter=tmp_path / "a").logits(IDS).isfinite().all()

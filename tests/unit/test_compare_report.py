@@ -1,9 +1,10 @@
-"""The report: self-contained, escaped, and there whatever became of the study."""
+"""The report: self-contained, escaped, the same in both renderings, and there for unfinished studies too."""
 
 from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,28 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _studies import MANY, record
+from _studies import MANY, constrained, measured, record, with_texts
 
-from redraft.compare import charts, markdown, report
-from redraft.compare.results import summarise
-from redraft.compare.units import memory, quantity, seconds
+from redraft.compare.analysis import analyse
+from redraft.compare.format import memory, quantity, seconds
+from redraft.compare.measurements import Missing
+from redraft.compare.record import Record
+from redraft.compare.report import (
+    Cell,
+    Command,
+    Facts,
+    Report,
+    Row,
+    Sample,
+    Samples,
+    Section,
+    Table,
+    charts,
+    render_html,
+    render_markdown,
+)
+from redraft.compare.sections import study_report
+from redraft.evaluation.items import Item
 
 EVIL = "<script>alert('x')</script> & <b>\"bold\"</b>"
 
@@ -52,92 +70,135 @@ def parsed(page: str) -> Checker:
     return checker
 
 
-def full() -> dict[str, Any]:
-    return summarise(record())
+def page_of(found: Record) -> str:
+    return render_html(study_report(found))
 
 
-def test_a_page_holds_every_part() -> None:
-    found = full()
-    page = parsed(report.html(found))
+def text_of(found: Record) -> str:
+    return render_markdown(study_report(found))
+
+
+def test_a_report_holds_every_part() -> None:
+    found = record()
+    page = parsed(page_of(found))
     words = " ".join(page.words)
-    for part in ("Quality against latency", "Speed, compute and memory", "Side by side", "Training", "How this was"):
+    for part in ("Quality against latency", "Speed, compute and memory", "Samples", "Training", "How this was"):
         assert part in words
-    for row in found["settings"]:
-        assert row["label"] in words
-    for line in found["verdict"]["lines"]:
-        assert line["text"].partition(": ")[2] in words
+    for row in found.settings:
+        assert row.label in words
+    for line in found.verdict.lines:
+        assert line.text.partition(": ")[2] in words
     assert page.tags.count("svg") >= 4
 
 
-def test_a_dominating_setting_stands_beside_the_chosen_ones() -> None:
-    page = report.html(summarise(record(damage={MANY.id: 0.35})))
-    (tiles,) = re.findall(r'<div class="tiles">.*?</dl></div></div>', page, re.S)
-    assert "autoregressive, greedy" in tiles
+def tokens(text: str) -> set[str]:
+    """Words and numbers without the marks of Markdown."""
+    return set(re.sub(r"[\\|*`#\[\](),:]", " ", text).split())
+
+
+def test_markdown_has_every_word_and_number_of_the_page() -> None:
+    """Drawings apart, whose numbers are in tables; tooltips repeat them."""
+    found = analyse(constrained(".*(haus|rot).*"))
+    page = re.sub(r"<style>.*?</style>|<svg.*?</svg>|<title>.*?</title>", " ", page_of(found), flags=re.S)
+    known = tokens(text_of(found))
+    assert tokens(" ".join(parsed(page).words)) <= known
+    for chart in (panel.content for section in study_report(found).sections for panel in panels(section)):
+        head, *rows = chart.table()
+        assert rows and all(len(row) == len(head) for row in rows)
+        assert all(tokens(cell) <= known for row in rows for cell in row)
+
+
+def panels(section: Section) -> list[Any]:
+    found = [panel for block in section.blocks for panel in getattr(block, "panels", [])]
+    return [panel for panel in found if not isinstance(panel.content, Table)]
+
+
+def test_an_alternative_has_a_card_beside_the_chosen_settings() -> None:
+    page = page_of(record(damage={MANY.id: 0.35}))
+    (cards,) = re.findall(r'<div class="tiles">.*?</dl></div></div>', page, re.S)
+    assert "autoregressive, greedy" in cards
 
 
 def test_a_page_needs_nothing_from_elsewhere() -> None:
-    page = report.html(full())
+    page = page_of(record())
     assert not re.search(r"""(src|href)\s*=|url\(|@import|<script|<link|https?://""", page)
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
 
 
 def test_what_models_and_users_write_is_escaped() -> None:
-    study = record()
-    study.test[0] = type(study.test[0])(EVIL, (EVIL,), 1)
-    for cell in study.of("texts", part="test"):
-        cell["texts"] = [EVIL] * len(cell["texts"])
-    study.command, study.data["source"], study.data["notes"] = EVIL, EVIL, [EVIL]
-    study.missing = [{"what": EVIL, "why": EVIL}]
-    page = report.html(summarise(study))
+    study = measured()
+    study.test = (Item(EVIL, (EVIL,), 1), *study.test[1:])
+    study.texts = [with_texts(one, [EVIL] * len(one.texts)) if one.part == "test" else one for one in study.texts]
+    study.command, study.data = EVIL, replace(study.data, source=EVIL, notes=(EVIL,))
+    study.missing = [Missing(EVIL, EVIL)]
+    found = analyse(study)
+    page = page_of(found)
     assert "<script" not in page and '<b>"' not in page
     assert any(EVIL in word or "alert('x')" in word for word in parsed(page).words)
+    outside_code = re.sub(r"^```$.*?^```$", "", text_of(found), flags=re.S | re.M)
+    assert not re.search(r"(?<!\\)<script", outside_code)
 
 
-@pytest.mark.parametrize("kinds", [set(), {"train"}, {"texts"}, {"race", "texts"}, {"floors"}, {"likelihood"}])
-def test_partial_studies_render(kinds: set[str]) -> None:
-    study = record()
-    study.cells = [c for c in study.cells if c["kind"] in kinds]
-    study.missing = [{"what": "training masked, seed 0", "why": "the loss is not finite"}]
-    found = summarise(study)
-    words = " ".join(parsed(report.html(found)).words)
-    assert "the loss is not finite" in words
-    assert "the loss is not finite" in markdown.markdown(found)
+@pytest.mark.parametrize(
+    "kinds", [set(), {"training"}, {"texts"}, {"timings", "texts"}, {"baselines"}, {"likelihoods"}]
+)
+def test_unfinished_studies_have_a_report(kinds: set[str]) -> None:
+    study = measured()
+    for name in {"training", "likelihoods", "texts", "timings", "baselines"} - kinds:
+        setattr(study, name, None if name == "baselines" else [])
+    study.missing = [Missing("training masked, seed 0", "the loss is not finite")]
+    found = analyse(study)
+    assert "the loss is not finite" in " ".join(parsed(page_of(found)).words)
+    assert "the loss is not finite" in text_of(found)
 
 
-def test_a_void_study_says_so_and_gives_no_verdict_on_any_row() -> None:
-    found = summarise(record(floor=0.0))
-    page = report.html(found)
-    words = parsed(page).words
-    assert "Void comparison" in words
-    badges = re.findall(r'class="badge (\w+)"', page)
-    assert badges and set(badges) == {"void"}
-    text = markdown.markdown(found)
-    assert "**Void" in text and "Choose" not in text
+def test_an_inconclusive_study_has_no_verdict_on_any_row() -> None:
+    found = record(baseline=0.0)
+    page = page_of(found)
+    assert "Inconclusive" in parsed(page).words
+    badges = re.findall(r'class="badge \w+">(\w+)<', page)
+    assert badges and set(badges) == {"inconclusive"}
+    text = text_of(found)
+    assert "**Inconclusive" in text and "Choose" not in text
     assert not re.search(r"\| (same|better|worse|undecided) \|", text)
 
 
-def test_markdown_has_the_verdict_first_and_whole_tables() -> None:
-    found = full()
-    text = markdown.markdown(found)
-    assert text.index(found["verdict"]["headline"]) < text.index("## ")
+def test_markdown_begins_with_the_verdict_and_its_tables_are_whole() -> None:
+    found = analyse(constrained("[a-z ]+"))
+    text = text_of(found)
+    assert text.index(found.verdict.advice_text) < text.index("## ")
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
         assert len({line.replace("\\|", "").count("|") for line in block.splitlines()}) == 1
 
 
 def test_more_batch_sizes_make_the_speed_table_no_wider() -> None:
     def head(batches: tuple[int, ...]) -> list[str]:
-        study = record()
-        (race, *_) = study.of("race")
-        study.cells = [c for c in study.cells if c["kind"] != "race"] + [{**race, "batch": batch} for batch in batches]
-        table = report.html(summarise(study)).partition("<h2>Speed")[2].partition("</table>")[0]
+        study = measured()
+        first = study.timings[0]
+        study.timings = [replace(first, batch=batch) for batch in batches]
+        table = page_of(analyse(study)).partition("<h2>Speed")[2].partition("</table>")[0]
         assert all(f'<div class="line">{batch}</div>' in table for batch in batches)
         return re.findall("<th>(.*?)</th>", table)
 
     assert head((1,)) == head((1, 8, 32))
 
 
-def test_differences_far_off_keep_their_distance() -> None:
-    """Every value has a place of its own inside the drawing, however far the others are."""
+def test_both_renderings_of_one_model() -> None:
+    """What ``tune`` and others need to know of the two renderings."""
+    table = Table(["name", "value", ""], [Row([Cell("a|b", tags=["new"]), (Cell("1", "0 to 2"), "3"), Cell()])])
+    sample = Sample("one\ntwo", [("model", "```\n*x*"), ("other", " ")])
+    report = Report("A or B?", [Section("Part", [table, Samples([sample]), Facts({"k": "v_w"}), Command("go")], "why")])
+    text = render_markdown(report)
+    assert "| a\\|b [new] | 1 (0 to 2) |" in text and "|  | 3 |" in text
+    assert "````\n  ```\n  *x*\n  ````" in text and "other: (empty)" in text and "- k: v_w" in text
+    page = parsed(render_html(report))
+    assert {"A or B?", "Part", "why", "a|b", "new", "1", "0 to 2", "3", "one\ntwo", "(empty)", "go"} <= {
+        word.strip() for word in page.words
+    }
+
+
+def test_differences_far_apart_keep_their_distance() -> None:
+    """Every value has its own place inside the drawing, however far the others are."""
     values, axis = [-25.0, -9.0, -0.5, 2.0], (-28.0, 3.0)
     drawn = [charts.forest(value, value - 2, value + 1, 1.0, axis, 0) for value in values]
     places = [float(found[1]) for one in drawn if (found := re.search(r'<circle[^>]* cx="([\d.]+)"', one))]
@@ -165,7 +226,7 @@ def test_labels_do_not_cover_one_another() -> None:
     assert not any(charts._overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_units() -> None:
+def test_numbers_as_text() -> None:
     assert quantity(1_234_567) == "1.23 M" and quantity(12.0) == "12 " and quantity(None) == "? "
     assert (seconds(0.01234), seconds(2.5)) == ("12.3 ms", "2.5 s")
     assert (memory(None), memory(5 * 10**8), memory(2 * 10**9)) == ("", "500 MB", "2.00 GB")

@@ -1,4 +1,4 @@
-"""A study's settings, grid and cells; the task that is recognised."""
+"""A study's settings and grid, the result cache, and the task that is inferred."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
-from redraft.compare.study import Cells, Setting, Study, digest, grid
+from redraft.compare.grid import grid
+from redraft.compare.study import Study
 from redraft.errors import UserError
+from redraft.evaluation.decoding import DecodingConfig
+from redraft.evaluation.result_cache import ResultCache, digest
 from redraft.registry import names
-from redraft.tasks import choose, measure
+from redraft.tasks import infer_task, profile_data
 
 
 def study(**fields: Any) -> Study:
@@ -25,10 +28,15 @@ def study(**fields: Any) -> Study:
         ({"data": ""}, "needs data"),
         ({"families": ("masked",)}, "two different families"),
         ({"families": ("masked", "masked")}, "two different families"),
-        ({"budget_tokens": 5, "minutes": 1.0}, "more than one budget"),
+        ({"budget_tokens": 5, "minutes": 1.0}, "More than one budget"),
         ({"seeds": 0}, "seeds = 0"),
-        ({"steps": (0, 4)}, "steps"),
-        ({"margin": -1.0}, "negative"),
+        ({"steps": (0, 4)}, "steps = 0"),
+        ({"steps": ()}, "steps is empty"),
+        ({"margin": -1.0}, "margin = -1.0"),
+        ({"dropouts": (0.1, 1.0)}, "dropouts = 1.0"),
+        ({"dropouts": (0.1, 0.1)}, "twice"),
+        ({"dropouts": (0.1,), "train": {"dropout": 0.2}}, "twice"),
+        ({"constraint": {"regex": "("}}, "regular expression"),
         ({"bases": {"latent": "x"}}, "not compared"),
     ],
 )
@@ -71,13 +79,14 @@ def test_an_unknown_sampler_is_named() -> None:
 
 
 def test_labels_are_for_people() -> None:
-    setting = Setting("masked", "confidence", {"steps": 12, "block": 0}, candidates=4)
+    setting = DecodingConfig("confidence", {"steps": 12, "block": 0}, candidates=4, family="masked")
     assert setting.label == "masked, 12 steps, 4 lengths"
-    assert Setting("masked", "ancestral", {"steps": 1}, top_p=0.9).label == "masked, ancestral, 1 step, top-p 0.9"
+    sampled = DecodingConfig("ancestral", {"steps": 1}, top_p=0.9, family="masked")
+    assert sampled.label == "masked, ancestral, 1 step, top-p 0.9"
 
 
 def test_cells_come_back_and_unfinished_ones_do_not_count(tmp_path: Path) -> None:
-    cells, key = Cells(tmp_path), {"kind": "texts", "seed": 1, "options": {"b": 2, "a": 1}}
+    cells, key = ResultCache(tmp_path), {"kind": "texts", "seed": 1, "options": {"b": 2, "a": 1}}
     assert cells.get(key) is None
     cells.put(key, {"texts": ["ä"]})
     assert cells.get({"options": {"a": 1, "b": 2}, "seed": 1, "kind": "texts"}) == {"texts": ["ä"]}
@@ -91,7 +100,7 @@ def test_cells_come_back_and_unfinished_ones_do_not_count(tmp_path: Path) -> Non
 def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):
-        Cells(tmp_path / "file")
+        ResultCache(tmp_path / "file")
 
 
 def test_digest_depends_on_values_not_on_order() -> None:
@@ -122,7 +131,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("task", names("tasks"))
 def test_every_task_is_recognised_by_the_shape_of_its_data(task: str) -> None:
-    choice = choose(SHAPES[task])
+    choice = infer_task(SHAPES[task])
     assert choice.name == task and choice.reason
     assert choice.task.metrics() and choice.task.margin > 0
 
@@ -132,15 +141,15 @@ def test_words_are_the_same_whatever_marks_stand_around_them() -> None:
     places = ["Teko", "Zizzi", "Aromi", "Cocum"]
     said = [f"{places[i % 4]} no. {i} is a cheap pub on the riverside." for i in range(60)]
     fields = [f'{{"name": "{places[i % 4]}", "no": "{i}", "price": "cheap", "area": "riverside"}}' for i in range(60)]
-    assert measure([Row('name[Teko], "Fast_food"', "Teko: fast FOOD!")]).shared == 1.0
+    assert profile_data([Row('name[Teko], "Fast_food"', "Teko: fast FOOD!")]).shared == 1.0
     for rows in (list(map(Row, said, fields)), list(map(Row, fields, said))):
-        assert choose(rows).name == "generation"
+        assert infer_task(rows).name == "generation"
 
 
 def test_a_named_task_wins_and_a_wrong_name_is_refused() -> None:
-    assert choose(SHAPES["qa"], "translation").name == "translation"
+    assert infer_task(SHAPES["qa"], "translation").name == "translation"
     with pytest.raises(UserError, match="translation"):
-        choose(SHAPES["qa"], "translaton")
+        infer_task(SHAPES["qa"], "translaton")
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes" / "compare").glob("*.toml")))

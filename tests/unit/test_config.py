@@ -1,4 +1,4 @@
-"""Configuration files: what they extend, and mistakes said in words."""
+"""Configuration files: extension of other files, and errors."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def test_a_file_extends_another_table_by_table(tmp_path: Path) -> None:
     ("content", "word"),
     [("extends = 'a.toml'", "itself"), ("extends = 5", "extends"), ("extends = 'b.toml'", "b.toml"), ("=", "TOML")],
 )
-def test_wrong_files_are_refused_in_words(tmp_path: Path, content: str, word: str) -> None:
+def test_wrong_files_are_refused(tmp_path: Path, content: str, word: str) -> None:
     (tmp_path / "a.toml").write_text(content)
     with pytest.raises(UserError, match=word):
         read_toml(tmp_path / "a.toml")
 
 
-def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_configuration(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="read"):
         read_toml(tmp_path)
 
 
-def test_writing_below_a_file_is_refused_in_words(tmp_path: Path) -> None:
+def test_writing_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="write"):
         write_atomically(tmp_path / "file" / "x", "content")

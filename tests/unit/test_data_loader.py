@@ -1,4 +1,4 @@
-"""Laws of the loader: every token once an epoch, resume and sharding exact, little padding."""
+"""Laws of the loader: every token once in each epoch, exact resume and sharding, little padding."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def epoch(loader: Loader) -> list[Batch]:
 
 
 def row_texts(batch: Batch) -> list[tuple[str, str]]:
-    """Decode rows through the masks alone, checking the row format on the way."""
+    """Decode rows through the masks alone, and check the row format."""
     assert batch.prompt is not None
     found = []
     for ids, target, valid, prompt, size in zip(
@@ -83,7 +83,7 @@ def test_every_pair_once_an_epoch_within_the_budget(count: int, seed: int, budge
         assert sorted(row for batch in found for row in row_texts(batch)) == wanted
 
 
-def test_pairs_say_what_was_put_in() -> None:
+def test_pairs_decode_to_their_examples() -> None:
     rows = [Example("Grüße", "hello", "f:1"), Example("", "猫", "f:2")]
     found = batches(tokenise(rows, TOKENIZER), TOKENIZER, 20, 100)
     assert sorted(row for batch in found for row in row_texts(batch)) == [("", "猫"), ("Grüße", "hello")]
@@ -133,7 +133,7 @@ def test_a_shuffled_epoch_keeps_documents_whole() -> None:
 
 
 @pytest.mark.parametrize("make", [pairs, texts])
-def test_resume_is_exact_and_the_seed_decides(make: object) -> None:
+def test_resume_is_exact_and_depends_on_the_seed(make: object) -> None:
     data = make(50)  # type: ignore[operator]
     straight = Loader(data, TOKENIZER, 100, 300, seed=7)
     one_pass = straight.batches_per_epoch
@@ -178,7 +178,7 @@ def test_epochs_are_counted() -> None:
     assert loader.epochs == 1 + 1 / loader.batches_per_epoch
 
 
-def test_padding_is_small_and_reported_truly() -> None:
+def test_padding_is_small_and_padding_share_is_exact() -> None:
     loader = Loader(pairs(3000, longest=200), TOKENIZER, 400, 4096)
     share = loader.padding_share()
     found = epoch(loader)
@@ -195,7 +195,7 @@ def test_padding_is_small_and_reported_truly() -> None:
     assert wasted < 64  # only the last window is short
 
 
-def test_rows_too_long_are_never_cut_in_silence() -> None:
+def test_rows_that_are_too_long_raise_or_follow_the_policy() -> None:
     rows = [Example("p" * 10, "t" * 3, "f:1"), Example("abcdefghij" * 3, "end", "f:2"), Example("q", "u", "f:3")]
     data = tokenise(rows, TOKENIZER)
     with pytest.raises(UserError, match=r"1 of 3 rows are longer than 20 tokens, the first at f:2 \(35\)"):
@@ -206,20 +206,20 @@ def test_rows_too_long_are_never_cut_in_silence() -> None:
     cutting = Loader(data, TOKENIZER, 20, 100, too_long="truncate_prompt")
     assert cutting.fit.truncated == ["f:2"] and cutting.fit.skipped == []
     assert ("fghijabcdefghij", "end") in row_texts(next(cutting))
-    with pytest.raises(UserError, match="f:1: the target alone does not fit into 4 tokens"):
+    with pytest.raises(UserError, match="f:1: The target alone does not fit into 4 tokens"):
         Loader(data, TOKENIZER, 4, 100, too_long="truncate_prompt")
-    with pytest.raises(UserError, match="all 3 rows"):
+    with pytest.raises(UserError, match="All 3 rows"):
         Loader(data, TOKENIZER, 2, 100, too_long="skip")
-    with pytest.raises(UserError, match="unknown policy"):
+    with pytest.raises(UserError, match="policy"):
         Loader(data, TOKENIZER, 20, 100, too_long="cut")
-    with pytest.raises(UserError, match="a row has 35 tokens, a batch only 30"):
+    with pytest.raises(UserError, match="35 tokens.* 30"):
         Loader(data, TOKENIZER, 50, 30)
-    with pytest.raises(UserError, match="a window has 51 tokens and a batch only 30"):
+    with pytest.raises(UserError, match="51 tokens.* 30"):
         Loader(texts(3), TOKENIZER, 50, 30)
 
 
 def test_mixed_and_missing_examples_are_refused() -> None:
-    with pytest.raises(UserError, match="some examples have a prompt"):
+    with pytest.raises(UserError, match="have a prompt"):
         tokenise([Example("a", "b", "f:1"), Example(None, "b", "f:2")], TOKENIZER)
     with pytest.raises(UserError, match="no examples"):
         tokenise([], TOKENIZER)

@@ -1,4 +1,4 @@
-"""Mixtures: several sets as one, in stated proportions, told apart by their prompts."""
+"""Mixtures: several sets as one, in given proportions, with a prompt for each task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from redraft.data.examples import Columns, load, resolve
+from redraft.data.columns import Columns
+from redraft.data.examples import load
+from redraft.data.locate import resolve
 from redraft.data.report import describe
 from redraft.data.sources.mix import Mixture, Part
 from redraft.errors import UserError
@@ -40,7 +42,7 @@ def task(name: str, source: str = "", prompt: str = "", more: str = "") -> str:
     return f'[[task]]\nname = "{name}"\nsource = "{source or name}"\ninput = "q"\ntarget = "a"\n{prompt}\n{more}\n'
 
 
-def test_rows_carry_their_task_and_what_is_asked(tmp_path: Path) -> None:
+def test_rows_carry_their_task_and_prompt(tmp_path: Path) -> None:
     pairs(tmp_path, "one", 3)
     pairs(tmp_path, "two", 3)
     found = load(mixture(tmp_path, task("one") + task("two")))
@@ -51,13 +53,13 @@ def test_rows_carry_their_task_and_what_is_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0])
-def test_proportions_are_those_of_the_temperature(tmp_path: Path, temperature: float) -> None:
-    """Raffel et al. 2019: n^(1/T). 32 rows against 8: at 2 they are met 2 : 1."""
+def test_proportions_follow_the_temperature(tmp_path: Path, temperature: float) -> None:
+    """Raffel et al. 2019: n^(1/T). 32 rows against 8: at temperature 2 they are sampled 2 : 1."""
     pairs(tmp_path, "large", 32)
     pairs(tmp_path, "small", 8)
     found = load(mixture(tmp_path, f"temperature = {temperature}\n" + task("large") + task("small")))
     count = Counter(example.task for example in found.train)
-    assert count["large"] == 32  # nothing is left out
+    assert count["large"] == 32  # no row is left out
     assert count["small"] == pytest.approx(32 * (8 / 32) ** (1 / temperature), abs=4)
     assert Counter(example.task for example in found.test) == {"large": 3, "small": 3}
     seen = Counter(example.where for example in found.train if example.task == "small")
@@ -66,14 +68,14 @@ def test_proportions_are_those_of_the_temperature(tmp_path: Path, temperature: f
 
 def test_the_rule_is_exact_in_expectation() -> None:
     rows, temperature = [1000, 250, 10], 2.5
-    times = Mixture((Part("a", "a"), Part("b", "b"), Part("c", "c")), temperature).times(rows)
+    times = Mixture((Part("a", "a"), Part("b", "b"), Part("c", "c")), temperature).repeats(rows)
     met = [count * often for count, often in zip(rows, times, strict=True)]
     for ours, theirs in zip(met[1:], rows[1:], strict=True):
         assert ours / met[0] == pytest.approx((theirs / rows[0]) ** (1 / temperature))
     assert min(times) == 1
 
 
-def test_it_is_the_same_every_time_and_mixed_all_along(tmp_path: Path) -> None:
+def test_order_is_deterministic_and_evenly_mixed(tmp_path: Path) -> None:
     pairs(tmp_path, "large", 60)
     pairs(tmp_path, "small", 20)
     source = mixture(tmp_path, "temperature = 1.5\n" + task("large") + task("small"))
@@ -91,7 +93,7 @@ def test_rows_can_be_limited(tmp_path: Path) -> None:
     assert Counter(example.task for example in found.train) == {"one": 10, "two": 5}
 
 
-def test_sets_are_looked_for_beside_the_file_and_in_the_data_folder(
+def test_sources_are_looked_up_beside_the_file_and_in_the_data_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs(tmp_path / "here", "one", 2)
@@ -105,7 +107,7 @@ def test_sets_are_looked_for_beside_the_file_and_in_the_data_folder(
     assert set(resolve(source)) == {"train", "validation", "test"}
 
 
-def test_a_set_without_splits_is_cut_as_it_would_be_alone(tmp_path: Path) -> None:
+def test_a_set_without_splits_is_split_as_it_would_be_alone(tmp_path: Path) -> None:
     jsonl(tmp_path / "whole.jsonl", [{"q": f"question {i}", "a": "x"} for i in range(200)])
     pairs(tmp_path, "one", 4)
     found = load(mixture(tmp_path, task("whole", "whole.jsonl") + task("one")))
@@ -114,7 +116,7 @@ def test_a_set_without_splits_is_cut_as_it_would_be_alone(tmp_path: Path) -> Non
         assert [e.where for e in mixed if e.task == "whole"] == [e.where for e in part]
 
 
-def test_the_report_names_tasks_and_calls_no_repetition_a_duplicate(tmp_path: Path) -> None:
+def test_the_report_names_tasks_and_counts_no_repetition_as_duplicate(tmp_path: Path) -> None:
     pairs(tmp_path, "large", 32)
     pairs(tmp_path, "small", 8)
     jsonl(tmp_path / "small.train.jsonl", [{"q": f"small {i % 7}", "a": "x"} for i in range(8)])  # one true duplicate
@@ -123,10 +125,10 @@ def test_the_report_names_tasks_and_calls_no_repetition_a_duplicate(tmp_path: Pa
     assert [(part.name, part.rows, part.distinct) for part in train.tasks] == [("large", 32, 32), ("small", 16, 8)]
     assert {where for where, _ in train.duplicates} == {f"{tmp_path / 'small.train.jsonl'}:8"}
     assert train.same_input == 0
-    assert "task small: 16 rows, 8 different ones" in str(found)
+    assert "task small: 16 rows, 8 distinct" in str(found)
 
 
-def test_a_bad_row_is_named_where_it_stands(tmp_path: Path) -> None:
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path) -> None:
     pairs(tmp_path, "one", 2)
     pairs(tmp_path, "two", 2)
     (tmp_path / "two.train.jsonl").write_text('{"q": "good", "a": "x"}\n{"q": "bad"}\n')
@@ -140,7 +142,7 @@ def test_a_bad_row_is_named_where_it_stands(tmp_path: Path) -> None:
     ("text", "words"),
     [
         (task("one"), "two tasks"),
-        (task("one") + task("one"), "differ.*one"),
+        (task("one") + task("one"), "'one'.*twice"),
         (task("one") + task("two").replace("{}", ""), r"two.*\{\}"),
         (task("one") + task("two", more="rows = -1"), "rows"),
         (task("one") + task("two", more="weight = 3"), "weight"),
@@ -152,14 +154,14 @@ def test_a_bad_row_is_named_where_it_stands(tmp_path: Path) -> None:
         ("[[task]\n", "TOML"),
     ],
 )
-def test_what_is_wrong_with_a_mixture_is_said(tmp_path: Path, text: str, words: str) -> None:
+def test_errors_of_a_mixture_name_what_is_wrong(tmp_path: Path, text: str, words: str) -> None:
     pairs(tmp_path, "one", 2)
     pairs(tmp_path, "two", 2)
     with pytest.raises(UserError, match=words):
         load(mixture(tmp_path, text))
 
 
-def test_plain_text_is_cut_into_what_is_given_and_what_follows(tmp_path: Path) -> None:
+def test_plain_text_is_cut_into_prompt_and_target(tmp_path: Path) -> None:
     pairs(tmp_path, "one", 2)
     texts = [" ".join(f"w{i}.{j}" for j in range(n)) for i, n in enumerate((1, 2, 40, 300) * 30)]
     (tmp_path / "notes.txt").write_text("\n\n".join(texts))
@@ -177,16 +179,16 @@ def test_plain_text_is_cut_into_what_is_given_and_what_follows(tmp_path: Path) -
     assert len(cuts) > 5  # the place varies
     words = {word for text in texts for word in text.split()}
     seen = {word for piece in pieces for word in f"{piece.prompt} {piece.target}".split()}
-    assert len(words - seen) <= len(texts)  # nothing is left out but a single word at the end of a document
+    assert len(words - seen) <= len(texts)  # only a single last word of a document may be left out
 
 
-def test_plain_text_is_no_task_by_itself(tmp_path: Path) -> None:
+def test_plain_text_needs_characters(tmp_path: Path) -> None:
     pairs(tmp_path, "one", 2)
     (tmp_path / "notes.txt").write_text("\n\n".join(f"note {i}" for i in range(80)))
     bare = '[[task]]\nname = "notes"\nsource = "notes.txt"\n'
     with pytest.raises(UserError, match="plain text.*characters"):
         load(mixture(tmp_path, task("one") + bare))
-    with pytest.raises(UserError, match="too few"):
+    with pytest.raises(UserError, match="characters = 5"):
         load(mixture(tmp_path, task("one") + bare + "characters = 5\n"))
-    with pytest.raises(UserError, match="has inputs"):
+    with pytest.raises(UserError, match="rows have prompts"):
         load(mixture(tmp_path, task("one", more="characters = 50") + bare + "characters = 50\n"))

@@ -1,4 +1,4 @@
-"""Laws of tokenizers: nothing is lost, text never becomes a special token, files round-trip."""
+"""Laws of tokenizers: lossless, text never becomes a special token, saving and loading is exact."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOKENIZERS = {"bytes": Tokenizer.bytes(), "bpe": Tokenizer.train(TEXTS, 320)}
     | st.sampled_from(["<eos>", "<mask><pad> <sep>", "\u0000", "\ufeff", "\u200d", "\U0010ffff", "e\u0301"])
 )
 @settings(max_examples=150, deadline=None)
-def test_nothing_is_lost_and_no_special_token_is_forged(name: str, text: str) -> None:
+def test_encoding_is_lossless_and_gives_no_special_token(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -42,7 +42,7 @@ def test_own_specials_have_the_first_ids() -> None:
         assert tokenizer.decode([2, *tokenizer.encode("ab"), 4, 3, 0, 1]) == "ab"
 
 
-def test_bytes_are_bytes() -> None:
+def test_byte_tokenizer_ids_are_bytes() -> None:
     tokenizer = TOKENIZERS["bytes"]
     assert tokenizer.vocab_size == 261
     assert tokenizer.encode("aé") == [5 + byte for byte in "aé".encode()]
@@ -52,7 +52,7 @@ def test_bytes_are_bytes() -> None:
     assert tokenizer.encode("aé <eos>\n猫") == backend
 
 
-def test_rows_end_with_their_marker() -> None:
+def test_prompt_and_target_end_with_their_special_token() -> None:
     tokenizer = TOKENIZERS["bpe"]
     assert tokenizer.encode_prompt("cat") == [*tokenizer.encode("cat"), tokenizer.sep_id]
     assert tokenizer.encode_target("cat") == [*tokenizer.encode("cat"), tokenizer.eos_id]
@@ -102,14 +102,14 @@ def foreign(folder: Path, special: list[str], config: dict[str, object]) -> Path
     return folder
 
 
-def test_specials_of_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:
+def test_special_tokens_of_a_foreign_tokenizer(tmp_path: Path) -> None:
     end = "<|endoftext|>"
     gpt2 = Tokenizer.load(foreign(tmp_path / "gpt2", [end], {"eos_token": end, "bos_token": {"content": end}}))
     assert gpt2.eos_id == gpt2.bos_id == 256
     assert gpt2.added == ("pad", "mask", "sep")
     assert sorted((gpt2.pad_id, gpt2.mask_id, gpt2.sep_id)) == [257, 258, 259]
     assert gpt2.vocab_size == 260
-    assert gpt2.markers == (257, 258, 259)  # the end of text must stay drawable although it is bos too
+    assert gpt2.markers == (257, 258, 259)  # end-of-text can be generated although it is also bos
     assert gpt2.decode(gpt2.encode("longer than three tokens")) == "longer than three tokens"
     assert gpt2.bytes_of(gpt2.encode("猫 <|endoftext|>")) == len("猫 <|endoftext|>".encode())
 
@@ -123,14 +123,14 @@ def test_specials_of_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path / "again").fingerprint == loaded.fingerprint
 
 
-def test_mistakes_are_named(tmp_path: Path) -> None:
+def test_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too small"):
         Tokenizer.train(TEXTS, 100)
     with pytest.raises(UserError, match="no tokenizer at"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="not a tokenizer.json"):
+    with pytest.raises(UserError, match="not a valid tokenizer.json"):
         Tokenizer.load(tmp_path)
     for tokenizer in TOKENIZERS.values():
-        with pytest.raises(UserError, match=r"U\+D800 at character 3"):
+        with pytest.raises(UserError, match=r"character 3 is U\+D800"):
             tokenizer.encode("ab\ud800")

@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 
 import redraft
-from redraft.compare.prepare import _suits
+from redraft.compare.setup import suits
 from redraft.data.tokenizer import Tokenizer
 from redraft.model import Model
 from redraft.presets import preset
 from redraft.registry import find
 from tests import tiny
 
-DIFFUSION = [name for name in tiny.families() if not tiny.family(name)[0].shift]
+DIFFUSION = [name for name in tiny.families() if not tiny.family(name)[0].network.shift]
 
 
 def fresh(name: str, **fields: Any) -> Model:
     tokenizer = Tokenizer.bytes()
     shape = preset("toy", tokenizer.vocab_size)
-    return Model.fresh({**tiny.described(name), **fields}, tokenizer, shape, conditional=True, seed=1)
+    return Model.fresh({**tiny.described(name), **fields}, tokenizer, shape, paired=True, seed=1)
 
 
 @pytest.mark.parametrize("name", DIFFUSION)
@@ -50,7 +50,7 @@ def test_a_model_told_the_time_writes_too(name: str) -> None:
 def test_compare_tries_samplers_that_take_the_family(name: str) -> None:
     spec = fresh(name).spec
     fits = {
-        sampler for sampler in ("confidence", "posterior", "predictor_corrector", "analytic") if _suits(sampler, spec)
+        sampler for sampler in ("confidence", "posterior", "predictor_corrector", "analytic") if suits(sampler, spec)
     }
     expected = {
         ("absorbing", False): {"confidence", "analytic"},
@@ -59,9 +59,10 @@ def test_compare_tries_samplers_that_take_the_family(name: str) -> None:
         ("uniform", True): {"analytic"},
         ("edit", True): set(),
     }
-    assert fits == expected[spec.process, spec.score]
+    assert spec.family.process is not None
+    assert fits == expected[spec.family.process.name, spec.scores]
     own = type(find("families", tiny.described(name)["name"])(**_fields(name)).sampler())
-    assert _suits(own.__module__.rpartition(".")[2], spec)
+    assert suits(own.name, spec)
 
 
 def _fields(name: str) -> dict[str, Any]:

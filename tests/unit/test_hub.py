@@ -178,8 +178,8 @@ found["new"] = redraft.load("org/new", "cpu").logits(ids).tolist()
         ("org/gated", "accepted its terms"),
         ("org/no-model", "no config.json"),
         ("no token", "HF_TOKEN"),
-        ("no name", "no name of a repository"),
-        ("wrong token", "did not take 'org/new'"),
+        ("no name", "not the name of a repository"),
+        ("wrong token", "rejected the upload of 'org/new'"),
     ):
         code, said = found[name]
         assert code == 2 and says in said and "Traceback" not in said, said

@@ -12,20 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.errors import UserError
+from redraft.evaluation.cost import Cost
+from redraft.evaluation.memory import PeakMemory
+from redraft.evaluation.timing import Speed, ratio_interval
 from redraft.metrics import Metric
 from redraft.metrics.accuracy import Accuracy
 from redraft.metrics.bits_per_byte import BitsPerByte
 from redraft.metrics.bleu import Bleu
 from redraft.metrics.chrf import Chrf
-from redraft.metrics.cost import Cost
 from redraft.metrics.diversity import Diversity
 from redraft.metrics.exact_match import ExactMatch
 from redraft.metrics.f1 import F1
-from redraft.metrics.flops import Flops
-from redraft.metrics.likeness import Likeness
-from redraft.metrics.memory import Memory
+from redraft.metrics.ngram_similarity import NgramSimilarity
 from redraft.metrics.rouge import Rouge
-from redraft.metrics.speed import Speed, ratio_interval
 
 QUALITY = [
     Bleu(),
@@ -36,7 +35,7 @@ QUALITY = [
     ExactMatch(),
     F1(),
     Accuracy(),
-    Likeness(),
+    NgramSimilarity(),
     Diversity("distinct", 2),
     Diversity("repetition", 3),
     Diversity("entropy"),
@@ -155,13 +154,13 @@ def test_diversity_by_hand() -> None:
 def test_likeness_orders_human_garbled_and_repetitive_text() -> None:
     _, references = texts(60, seed=5)
     first, second = [r[0] for r in references], [r[1] for r in references]
-    same = Likeness().score(first, first).value
-    human = Likeness().score(first, second).value
-    garbled = Likeness().score([t[::-1] for t in first], second).value
-    stuck = Likeness().score(["the the the the"] * 60, second).value
+    same = NgramSimilarity().score(first, first).value
+    human = NgramSimilarity().score(first, second).value
+    garbled = NgramSimilarity().score([t[::-1] for t in first], second).value
+    stuck = NgramSimilarity().score(["the the the the"] * 60, second).value
     assert same == pytest.approx(100.0)
     assert same > human > max(garbled, stuck)
-    assert Likeness().score([""] * 60, second).value == 0.0
+    assert NgramSimilarity().score([""] * 60, second).value == 0.0
 
 
 def test_bits_per_byte_of_a_fair_coin() -> None:
@@ -201,7 +200,7 @@ def test_memory_sees_a_large_allocation() -> None:
 
     import torch
 
-    with Memory(torch.device("cpu")) as memory, mmap.mmap(-1, 32 * 2**20) as block:
+    with PeakMemory(torch.device("cpu")) as memory, mmap.mmap(-1, 32 * 2**20) as block:
         # Fresh pages from the system: the allocator might hand out memory that is resident already.
         block.write(b"\1" * (32 * 2**20))
     if not memory.exact:
@@ -225,15 +224,15 @@ def test_counted_flops_equal_those_torch_counts(name: str, shape: dict[str, Any]
     from torch.utils.flop_counter import FlopCounterMode
 
     from redraft import models
-    from redraft.types import Attend, Forward
+    from redraft.types import AttentionPattern, Forward
 
     described = {"name": name, "vocab_size": 40, "dim": 32, "layers": 2, "heads": 4, **shape}
     network = models.build(models.shape(described, "test"))
     rows, width, wanted = 3, 10, 4
     pos = torch.arange(width).expand(rows, -1)
-    ask = Forward(torch.zeros_like(pos), pos, pos[:, -wanted:], Attend("full"), t=torch.full((rows,), 0.5))
+    ask = Forward(torch.zeros_like(pos), pos, pos[:, -wanted:], AttentionPattern("full"), time=torch.full((rows,), 0.5))
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         network(ask)  # torch doesn't count what its fused attention for CPUs does
-    counted = Flops(network.config).forward(rows * width, rows * width * width, rows * wanted, timed_rows=rows)
+    counted = network.forward_cost().of_counts(rows * width, rows * width * width, rows * wanted, timed_rows=rows)
     embedding_of_time = sum(counter.get_flop_counts().get(f"{type(network).__name__}.time", {}).values())  # left out
     assert counted == counter.get_total_flops() - embedding_of_time

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from redraft.compare.study import Setting
 from redraft.data.tokenizer import Tokenizer
+from redraft.evaluation.decoding import DecodingConfig
 from redraft.model import Model
 from redraft.presets import preset
 
@@ -30,8 +30,8 @@ def model() -> Model:
         ({"options": {"steps": 2}}, 2),
         ({"sampler": "confidence", "options": {"steps": 2}}, 2),
         ({"options": {"order": "margin"}}, 8),
-        (Setting("masked", "confidence", {"steps": 1}).generation(), 1),
-        (Setting("masked", "confidence", {"steps": 12}).generation(), 12),
+        (DecodingConfig("confidence", {"steps": 1}).generation(), 1),
+        (DecodingConfig("confidence", {"steps": 12}).generation(), 12),
     ],
 )
 def test_steps_that_are_named_win_over_the_models_own(model: Model, given: dict[str, Any], passes: int) -> None:

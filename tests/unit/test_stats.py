@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from redraft.compare import stats
-from redraft.metrics.likeness import Likeness
+from redraft.evaluation import stats
+from redraft.metrics.ngram_similarity import NgramSimilarity
 
 Array = np.ndarray
 
@@ -104,7 +104,7 @@ def test_coverage_of_the_difference(seeds: int) -> None:
         spread = 0.0 if seeds == 1 else 0.15
         a = base + 0.3 + draw.normal(0, spread, (seeds, 1)) + draw.normal(0, 1, (seeds, 60))
         b = base + draw.normal(0, spread, (seeds, 1)) + draw.normal(0, 1, (seeds, 60))
-        hits += stats.compare(rows(a), rows(b), mean, 0.1, seed=trial, resamples=300).difference.holds(0.3)
+        hits += stats.compare(rows(a), rows(b), mean, 0.1, seed=trial, resamples=300).difference.contains(0.3)
     assert 0.90 <= hits / trials <= 1.0
 
 
@@ -137,6 +137,6 @@ def test_the_interval_of_a_biased_metric_holds_its_value() -> None:
     """Likeness of two bodies of text falls in every resample; its interval must not lie beside its value."""
     draw = np.random.default_rng(10)
     texts = [" ".join(draw.choice(list("abcdefghijklmnopqrstuvwxyz"), 40)) for _ in range(60)]
-    score = Likeness().score(texts[:30], texts[30:])
-    found = stats.interval(score.stats, Likeness().combine, resamples=200)
+    score = NgramSimilarity().score(texts[:30], texts[30:])
+    found = stats.interval(score.stats, NgramSimilarity().combine, resamples=200)
     assert found.low < found.value < found.high

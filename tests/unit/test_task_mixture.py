@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from redraft.compare import stats
 from redraft.errors import UserError
+from redraft.evaluation import stats
 from redraft.metrics.accuracy import Accuracy
 from redraft.metrics.chrf import Chrf
-from redraft.tasks import choose
+from redraft.tasks import infer_task
 from redraft.tasks.classification import Classification
 from redraft.tasks.generation import Generation
 from redraft.tasks.mixture import Mixture
@@ -63,12 +63,12 @@ class Row:
 def test_tasks_are_known_by_name_or_recognised() -> None:
     rows = [Row(f"house {i}", f"Haus {i}", "translation-de") for i in range(30)]
     rows += [Row(f"how good was film {i} in the end", ["good", "bad"][i % 2], "films") for i in range(60)]
-    chosen = choose(rows)
+    chosen = infer_task(rows)
     assert chosen.name == "mixture"
     assert [(name, type(task).__name__) for name, task in chosen.task.parts] == [  # type: ignore[attr-defined]
         ("translation-de", "Translation"),
         ("films", "Classification"),
     ]
-    assert choose(rows[:30]).name == "translation"
+    assert infer_task(rows[:30]).name == "translation"
     with pytest.raises(UserError, match="2 tasks"):
-        choose(rows, "qa")
+        infer_task(rows, "qa")

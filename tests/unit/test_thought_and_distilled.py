@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from redraft.canvas import make_canvas
-from redraft.data.examples import Columns, Example, load, read
+from redraft.data.columns import Columns
+from redraft.data.examples import Example, load, read
 from redraft.data.sources.multiplication import Multiplication
-from redraft.decode import Loop, Method
 from redraft.errors import UserError
-from redraft.metrics.answer import Answer, final_answer
+from redraft.evaluation.votes import majority_vote
+from redraft.generation.loop import Loop, Method
+from redraft.metrics.final_answer import FinalAnswer, final_answer
 from redraft.samplers.thought import Thought
-from redraft.tasks import choose, measure, vote
+from redraft.tasks import infer_task, profile_data
 from redraft.types import Forward
-from tests.tiny import VOCABULARY, family
+from tests.tiny import VOCABULARY, changed, family
 
 CHAINS = Columns(input="question", target="rationale+answer")
 
@@ -62,12 +64,12 @@ def test_rows_are_in_the_form_of_the_published_set() -> None:
     file = root / "reasoning" / "mult-4x4.test.jsonl.gz"
     if not file.is_file():
         pytest.skip(f"no {file} (set REDRAFT_DATA)")
-    from redraft.data.sources.multiplication import _written
+    from redraft.data.sources.multiplication import _solution
 
     with gzip.open(file, "rt") as lines:
         for row in map(json.loads, list(lines)[:100]):
             a, b = map(number, row["question"].split("*"))
-            assert _written(a, b, 4, 4) == {key: row[key] for key in ("question", "rationale", "answer")}
+            assert _solution(a, b, 4, 4) == {key: row[key] for key in ("question", "rationale", "answer")}
 
 
 @pytest.mark.parametrize(
@@ -98,22 +100,22 @@ def test_final_answers(text: str, answer: str) -> None:
 
 
 def test_no_answer_is_never_right() -> None:
-    assert Answer().score(["", "x\n1", "y\n2"], ["", "z\n1", "z\n3"]).value == pytest.approx(100 / 3)
+    assert FinalAnswer().score(["", "x\n1", "y\n2"], ["", "z\n1", "z\n3"]).value == pytest.approx(100 / 3)
 
 
 def test_the_majority_wins_and_the_first_of_equals() -> None:
     texts = ["a\n1", "b\n2", "", "c\n2", "d\n1", "e\n2"]
-    assert vote(texts) == "b\n2"
-    assert vote(texts[:2]) == "a\n1"
-    assert vote(["", ""]) == ""
+    assert majority_vote(texts) == "b\n2"
+    assert majority_vote(texts[:2]) == "a\n1"
+    assert majority_vote(["", ""]) == ""
 
 
 def test_chains_of_thought_are_known_by_their_looks() -> None:
     chains = load("multiplication:3x3:50", CHAINS).train
-    assert choose(list(chains)).name == "reasoning"
+    assert infer_task(list(chains)).name == "reasoning"
     answers = [replace(e, target=e.target.splitlines()[-1]) for e in chains]
-    assert measure(answers).concluded == 0
-    assert choose([Example("how many?", f"There are many.\n#### {n}", "") for n in range(9)]).name == "reasoning"
+    assert profile_data(answers).concluded == 0
+    assert infer_task([Example("how many?", f"There are many.\n#### {n}", "") for n in range(9)]).name == "reasoning"
 
 
 # ---- thought by thought
@@ -127,8 +129,8 @@ class Sure:
 
     text: list[int]
 
-    def __call__(self, ask: Forward, store: object = None) -> Tensor:
-        want = ask.want[ask.want >= 0]
+    def __call__(self, request: Forward, store: object = None) -> Tensor:
+        want = request.targets[request.targets >= 0]
         logits = torch.zeros(len(want), VOCABULARY.vocab_size)
         logits[torch.arange(len(want)), torch.tensor(self.text)[want]] = 3.0 + 0.1 * want
         return logits
@@ -137,7 +139,7 @@ class Sure:
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_thought_is_finished_before_the_next_and_takes_no_more_than_its_steps(steps: int) -> None:
     text = [A, A, B, A, C, B, B, C, A, B, A, B]  # a prompt of one; thoughts end with C
-    spec = replace(family("masked")[0], borders=(C,), length_head=False, isolate_prompt=False)
+    spec = changed(family("masked")[0], segment_end_ids=(C,), length_head=False, prompt_encoder=False)
     canvas = make_canvas([[A, *[None] * 11]], [1], spec, seeds=[0])
     written = [step.pos.tolist() for step in Loop({"main": Sure(text)}, Method(Thought(steps=steps)), spec).run(canvas)]
     assert canvas.ids[0].tolist() == text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +103,7 @@ def test_noise_chosen_on_the_way_survives_an_interruption(tmp_path: Path) -> Non
     train(searching, tmp_path / "whole", device="cpu")
     lines = (tmp_path / "whole" / "train" / "metrics.jsonl").read_text().splitlines()
     chosen = [line for line in map(json.loads, lines) if line["kind"] == "objective"]
-    assert chosen and all(0 <= line["low"] < line["high"] <= 1 for line in chosen)
+    assert chosen and all(0 <= line["rate_min"] < line["rate_max"] <= 1 for line in chosen)
     with pytest.raises(Interrupted):
         train(searching, tmp_path / "run", device="cpu", on_event=stop_after(chosen[0]["step"] + 1))
     train(searching, tmp_path / "run", device="cpu")
@@ -180,13 +182,10 @@ def test_minutes_are_a_budget(tmp_path: Path) -> None:
 
 
 def test_the_time_left_is_that_of_the_budget(whole: tuple[Path, Result], tmp_path: Path) -> None:
-    """By the speed of training where tokens are the budget, by the clock where minutes are; set-up is in neither."""
+    """Nothing is left at the end. Where minutes are the budget it is what the clock leaves, set-up included."""
     lines = [json.loads(line) for line in (whole[0] / "train" / "metrics.jsonl").read_text().splitlines()]
-    updates = [line for line in lines if line["kind"] == "update"]
-    early = [line for line in updates if line["tokens"] < 5000]  # before the first validation
-    assert early and updates[-1]["eta_seconds"] == 0
-    for line in early:
-        assert line["eta_seconds"] == pytest.approx((12000 - line["tokens"]) / line["tokens_per_second"])
+    left = [line["eta_seconds"] for line in lines if line["kind"] == "update"]
+    assert all(seconds > 0 for seconds in left[:-1]) and left[-1] == 0
     events: list[Event] = []
     train(recipe("train.tokens=0", "train.minutes=0.01"), tmp_path / "run", device="cpu", on_event=events.append)
     for event in (event for event in events if event.kind == "update"):
@@ -207,13 +206,75 @@ def test_recomputing_activations_changes_nothing_but_memory(tmp_path: Path, whol
 def test_every_event_has_a_line_of_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events: list[Event] = []
     train(recipe("train.tokens=3000"), tmp_path / "run", device="cpu", on_event=events.append)
-    assert {event.kind for event in events} == {"start", "update", "validation", "checkpoint", "done"}
+    assert {event.kind for event in events} - {"progress"} == {"start", "update", "validation", "checkpoint", "done"}
     assert all(describe(event) for event in events)
     with Progress() as progress:
         for event in events:
             progress(event)
     assert "bits/byte" in capsys.readouterr().err
-    assert all(0 < e.values["share_of_peak"] < 1 for e in events if e.kind == "update")
+    shares = [e.values["share_of_peak"] for e in events if e.kind == "update"]
+    assert shares and all(share is None or 0 < share <= 1 for share in shares)
+
+
+# ---- progress while nothing else is reported
+
+
+class Waiting:
+    """A function that returns only when an event ``progress`` has been reported during the call."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.events, self.heard = function, list[Event](), threading.Event()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.heard.clear()
+        assert self.heard.wait(60), "nothing was reported"
+        return self.function(*args, **kwargs)
+
+    def watch(self, event: Event) -> None:
+        if event.kind == "progress":
+            self.events.append(event)
+            self.heard.set()
+
+
+@pytest.mark.parametrize(
+    ("slow", "doing"),
+    [
+        ("redraft.train.loop.prepare", "preparing"),
+        ("redraft.train.loop.backward", "update 1"),
+        ("redraft.train.validation.bound", "validation"),
+        ("redraft.train.checkpoint.save", "saving a checkpoint"),
+    ],
+)
+def test_progress_is_reported_during_a_long_silence(
+    slow: str, doing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Within one update, a validation or a checkpoint, whatever ``log_every`` is; and metrics.jsonl has none of it."""
+    monkeypatch.setattr("redraft.train.reporter.QUIET_SECONDS", 0.05)
+    module, _, name = slow.rpartition(".")
+    waiting = Waiting(getattr(importlib.import_module(module), name))
+    monkeypatch.setattr(slow, waiting)
+    train(recipe("train.tokens=3000", "train.log_every=1000"), tmp_path / "run", device="cpu", on_event=waiting.watch)
+    assert any(event.values["doing"].startswith(doing) for event in waiting.events)
+    assert all(0 <= event.values["progress"] <= 1 and describe(event) for event in waiting.events)
+    assert {line["kind"] for line in curve(tmp_path / "run")} == {"update", "validation"}
+
+
+def test_a_watcher_that_fails_in_a_long_silence_stops_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("redraft.train.reporter.QUIET_SECONDS", 0.05)
+    failed = threading.Event()
+
+    def watch(event: Event) -> None:
+        if event.kind == "progress":
+            failed.set()
+            raise Interrupted
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        assert failed.wait(60)
+        return prepare(*args, **kwargs)
+
+    monkeypatch.setattr("redraft.train.loop.prepare", slow)
+    with pytest.raises(Interrupted):
+        train(recipe(), tmp_path / "run", device="cpu", on_event=watch)
 
 
 # ---- accumulation
@@ -230,7 +291,7 @@ def _rows(model: Model, texts: list[str]) -> Batch:
 
 
 def test_accumulated_batches_equal_one_big_one() -> None:
-    model = Model.fresh({"name": "autoregressive"}, Tokenizer.bytes(), preset("toy", 261), conditional=False)
+    model = Model.fresh({"name": "autoregressive"}, Tokenizer.bytes(), preset("toy", 261), paired=False)
     objective, noise = Autoregressive(label_smoothing=0.1), torch.Generator()
     texts = ["a short one", "one that is a good deal longer than it", "and another", "the last"]
     gradients = []
@@ -281,7 +342,7 @@ def test_a_folder_with_another_model_is_left_alone(whole: tuple[Path, Result], t
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     def watch(event: Event) -> None:
-        with pytest.raises(UserError, match="another process"):
+        with pytest.raises(UserError, match="Another process"):
             train(recipe(), tmp_path / "run", device="cpu")
         raise Interrupted
 
@@ -297,7 +358,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_can_not_become_another_family_is_refused(whole: tuple[Path, Result], tmp_path: Path) -> None:
     tables = {**recipe().tables(), "family": {"name": "masked", "timed": True}, "model": {"from": str(whole[0])}}
-    with pytest.raises(UserError, match="not told the time"):
+    with pytest.raises(UserError, match="does not take the time"):
         train(Recipe.of(tables, folder=str(TOY)), tmp_path / "run", device="cpu")
 
 

@@ -1,19 +1,22 @@
-"""The race of ``redraft tune`` on scores that are known: it must find what is best for its cost, and waste little."""
+"""The race of ``redraft tune`` on known scores: it must find the best configuration for its cost with little work."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
 from redraft.data.tokenizer import Tokenizer
+from redraft.evaluation.decoding import DecodingConfig
 from redraft.model import Model
+from redraft.options import declared
 from redraft.presets import preset
+from redraft.settings import Settings
 from redraft.tune import race
 from redraft.tune.race import Piece, Race
-from redraft.tune.space import Space, Trial, _beside
+from redraft.tune.space import Space, _beside
 
 
 @dataclass
@@ -27,8 +30,8 @@ class Bench:
     noise: float = 0.5  # of a setting on a row, beside that of the row
     written: dict[int, int] = field(default_factory=dict)
 
-    def measure(self, trial: Trial, number: int) -> Piece:
-        steps = dict(trial.options)["steps"]
+    def measure(self, config: DecodingConfig, number: int) -> Piece:
+        steps = dict(config.options)["steps"]
         self.written[steps] = self.written.get(steps, 0) + race.ROWS
         hard = np.random.default_rng(number).normal(0, 20, race.ROWS)
         own = np.random.default_rng((number, steps)).normal(0, self.noise, race.ROWS)
@@ -43,28 +46,28 @@ class Bench:
 class Line:
     """A space of one number: 1, 2, 4 ... 64 steps to begin with, and what lies between."""
 
-    def start(self) -> list[Trial]:
+    def start(self) -> list[DecodingConfig]:
         return [of(n) for n in (1, 2, 4, 16, 32, 64)]
 
-    def near(self, trial: Trial) -> Iterator[Trial]:
-        yield from (of(n) for n in _beside(dict(trial.options)["steps"], (1, 2, 4, 16, 32, 64)))
+    def near(self, config: DecodingConfig) -> Iterator[DecodingConfig]:
+        yield from (of(n) for n in _beside(dict(config.options)["steps"], (1, 2, 4, 16, 32, 64)))
 
-    def fits(self, trial: Trial) -> bool:
+    def fits(self, config: DecodingConfig) -> bool:
         return True
 
 
-def of(steps: int) -> Trial:
-    return Trial.of("confidence", {"steps": steps})
+def of(steps: int) -> DecodingConfig:
+    return DecodingConfig.of("confidence", {"steps": steps})
 
 
 def steps_of(race: Race) -> list[int]:
-    return [dict(racer.trial.options)["steps"] for racer in race.live()]
+    return [dict(racer.config.options)["steps"] for racer in race.live()]
 
 
 def test_the_cheapest_of_the_best_is_found_though_it_was_not_in_the_grid() -> None:
     bench = Bench()
     contest = bench.race(within=0.5)
-    contest.run(Line(), of(64))  # type: ignore[arg-type]
+    contest.run(Line(), of(64))
     left = [n for n in steps_of(contest) if n != 64]
     assert min(left) == 8
     assert 8 in bench.written and bench.written[8] == bench.rows
@@ -72,7 +75,7 @@ def test_the_cheapest_of_the_best_is_found_though_it_was_not_in_the_grid() -> No
 
 def test_what_is_of_no_use_is_written_for_few_rows() -> None:
     bench = Bench()
-    bench.race(within=0.5).run(Line(), of(64))  # type: ignore[arg-type]
+    bench.race(within=0.5).run(Line(), of(64))
     assert bench.written[1] == bench.written[2] == bench.written[4] == race.ROWS
     everything = bench.rows * len(bench.written)
     assert sum(bench.written.values()) < 0.4 * everything
@@ -80,14 +83,14 @@ def test_what_is_of_no_use_is_written_for_few_rows() -> None:
 
 def test_a_tolerance_lets_cheaper_settings_stay() -> None:
     contest = Bench().race(within=9.0)
-    contest.run(Line(), of(64))  # type: ignore[arg-type]
+    contest.run(Line(), of(64))
     assert min(steps_of(contest)) == 4
 
 
 def test_the_models_own_setting_is_never_taken_out() -> None:
     bench = Bench()
     contest = bench.race(within=0.5)
-    contest.run(Line(), of(1))  # type: ignore[arg-type]
+    contest.run(Line(), of(1))
     assert 1 in steps_of(contest)
     assert bench.written[1] == bench.rows
 
@@ -95,7 +98,7 @@ def test_the_models_own_setting_is_never_taken_out() -> None:
 def test_no_row_is_written_twice_and_all_that_is_left_has_seen_all() -> None:
     bench = Bench()
     contest = bench.race(within=0.5)
-    contest.run(Line(), of(64))  # type: ignore[arg-type]
+    contest.run(Line(), of(64))
     assert all(rows <= bench.rows for rows in bench.written.values())
     assert all(len(racer.pieces) == contest.pieces for racer in contest.live())
 
@@ -120,9 +123,11 @@ def test_neighbours_of_a_number(at: float, tried: tuple[float, ...], expected: l
 
 
 def test_equal_ways_have_equal_names() -> None:
-    assert Trial.of("threshold", {"threshold": 0.9, "block": 0}) == Trial.of("threshold", {})
-    assert Trial.of("confidence", {"steps": 16}).id == "confidence/steps=16"  # though 16 is the default
-    kept = Trial.of("confidence", {"steps": 4, "block": 8}, 2, "delayed", {"refresh": 4})
+    assert DecodingConfig.of("threshold", {"threshold": 0.9, "block": 0}) == DecodingConfig.of("threshold", {})
+    assert DecodingConfig.of("confidence", {"steps": 16}).id == "confidence/steps=16"  # though 16 is the default
+    kept = DecodingConfig.of(
+        "confidence", {"steps": 4, "block": 8}, candidates=2, cache="delayed", cache_options={"refresh": 4}
+    )
     assert kept.defaults() == {
         "sampler": "confidence",
         "steps": 4,
@@ -138,7 +143,7 @@ def test_equal_ways_have_equal_names() -> None:
 
 def space(family: str, **settings: object) -> Space:
     tokenizer = Tokenizer.bytes()
-    model = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size), conditional=True)
+    model = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size), paired=True)
     return Space.of(model, model.settings(max_new_tokens=12, **settings))
 
 
@@ -154,18 +159,18 @@ def space(family: str, **settings: object) -> Space:
 )
 def test_a_space_holds_what_its_model_can_do(family: str, some: set[str], none: set[str]) -> None:
     room = space(family)
-    own, grid = room.own(), room.start()
+    own, grid = room.current(), room.start()
     assert some <= set(room.values) and not none & set(room.values)
     assert room.fits(own) and all(map(room.fits, grid))
-    assert len(grid) == len(set(grid)) and {trial.sampler for trial in grid} == set(room.values)
-    for trial in (own, *grid[:2]):
-        for other in room.near(trial):
-            assert other != trial and other.sampler == trial.sampler
+    assert len(grid) == len(set(grid)) and {config.sampler for config in grid} == set(room.values)
+    for config in (own, *grid[:2]):
+        for other in room.near(config):
+            assert other != config and other.sampler == config.sampler
             fields = ("candidates", "cache")
-            ours, theirs = dict(trial.options), dict(other.options)
+            ours, theirs = dict(config.options), dict(other.options)
             changed = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
-            changed += [name for name in fields if getattr(trial, name) != getattr(other, name)]
-            changed += [""] if trial.cache == other.cache and trial.cache_options != other.cache_options else []
+            changed += [name for name in fields if getattr(config, name) != getattr(other, name)]
+            changed += [""] if config.cache == other.cache and config.cache_options != other.cache_options else []
             assert len(changed) == 1
 
 
@@ -177,3 +182,20 @@ def test_approximate_caches_are_tried_where_the_exact_one_loses() -> None:
 def test_beams_draw_nothing() -> None:
     assert any(dict(t.options).get("beams") == 4 for t in space("autoregressive").start())
     assert not any(dict(t.options).get("beams") == 4 for t in space("autoregressive", temperature=1.0).start())
+
+
+def test_any_setting_that_declares_values_to_try_is_varied() -> None:
+    room = replace(space("masked"), more={"temperature": (0.0, 1.0), "length": ("auto", "fixed")})
+    current = room.current()
+    changed = [dict(one.more) for one in room.near(current) if one.more]
+    assert changed == [{"temperature": 0.5}, {"temperature": 1.0}, {"length": "fixed"}]
+    warm = next(one for one in room.near(current) if one.more.get("temperature") == 1.0)
+    assert room.fits(warm) and warm.generation()["temperature"] == 1.0 == warm.defaults()["temperature"]
+    assert warm != current and warm.id == f"{current.id}/temperature=1"
+    back = [one for one in room.near(warm) if one.more != warm.more]
+    assert current in [replace(one, more={}) for one in back] and {} in [dict(one.more) for one in back]
+
+
+def test_the_space_has_the_values_that_settings_declare() -> None:
+    assert space("masked").candidates == declared(Settings)["candidates"].tries
+    assert space("masked").values["confidence"]["steps"] == (1, 2, 4, 8)  # of those, the ones up to 12 new tokens

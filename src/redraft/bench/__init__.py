@@ -1,4 +1,4 @@
-"""One file = one benchmark: rivals and ours side by side in one run, speeds as ratios of paired rounds."""
+"""Registry of benchmarks: one file is one benchmark. Candidates take turns in one process; speeds are paired ratios."""
 
 from __future__ import annotations
 
@@ -11,38 +11,42 @@ from typing import Any, Protocol
 
 import torch
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Benchmark(Protocol):
-    """A dataclass whose fields are its options."""
+    """A benchmark: a dataclass whose fields are its options."""
 
-    def run(self, tell: Tell) -> dict[str, Any]: ...
+    def run(self, log: Log) -> dict[str, Any]:
+        """Measure and return plain values; ``log`` receives lines of progress."""
+        ...
 
 
-def rounds(contenders: Mapping[str, Callable[[], object]], count: int, tell: Tell) -> dict[str, list[float]]:
-    """Seconds of every contender in every round; one round of warming up before. They take turns, so that a busy
-    minute of the machine meets all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+def rounds(candidates: Mapping[str, Callable[[], object]], count: int, log: Log) -> dict[str, list[float]]:
+    """Seconds of every candidate in every round, after one round of warm-up.
+
+    Candidates take turns, so that other load on the machine affects all of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(count + 1):
-        for name, run in contenders.items():
+        for name, run in candidates.items():
             begin = time.perf_counter()
             run()
             if number:
                 seconds[name].append(time.perf_counter() - begin)
-        tell(f"round {number} of {count}" if number else "warmed up")
+        log(f"round {number} of {count}" if number else "warm-up finished")
     return seconds
 
 
-def against(seconds: Mapping[str, list[float]], name: str, yardstick: str) -> dict[str, float]:
-    """How many times as fast as the yardstick: median, least and most of the paired rounds."""
-    ratios = [theirs / mine for theirs, mine in zip(seconds[yardstick], seconds[name], strict=True)]
+def speedup(seconds: Mapping[str, list[float]], name: str, baseline: str) -> dict[str, float]:
+    """Speed relative to the baseline: median, minimum and maximum of the ratios of paired rounds."""
+    ratios = [theirs / mine for theirs, mine in zip(seconds[baseline], seconds[name], strict=True)]
     return {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Inside, torch computes with so many threads."""
+    """Set torch's number of threads within a ``with`` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -52,4 +56,5 @@ def threads(count: int) -> Iterator[None]:
 
 
 def machine(count: int) -> str:
+    """A short description of the machine."""
     return f"{platform.machine()}, {count} threads, torch {torch.__version__}"

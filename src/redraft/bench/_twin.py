@@ -1,4 +1,4 @@
-"""The same network as a ``transformers`` Llama, weight for weight: the public yardstick of the speed benchmarks."""
+"""A Llama of ``transformers`` with the weights of one of our networks: the baseline of the speed benchmarks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def llama_twin(network: Any) -> Any:
-    """A ``LlamaForCausalLM`` that computes what ``network`` computes under causal attention."""
+    """A ``LlamaForCausalLM`` that computes the same as ``network`` with causal attention."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     c = network.config

@@ -1,4 +1,4 @@
-"""Decode: writing one text, autoregressively and by masked diffusion, against ``transformers``."""
+"""Speed of generating one sequence, autoregressively and by masked diffusion, compared with ``transformers``."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redraft.bench import Tell, against, machine, rounds, threads
+from redraft.bench import Log, machine, rounds, speedup, threads
 from redraft.bench._twin import llama_twin
 from redraft.caches.dual import Dual
 from redraft.caches.exact import Exact
 from redraft.caches.prefix import Prefix
 from redraft.canvas import make_canvas
-from redraft.decode import CachePolicy, Loop, Method
-from redraft.models._lean import Lean, Weights
+from redraft.generation.loop import CachePolicy, Loop, Method
+from redraft.models.cpu.transformer import CpuTransformer, Weights
 from redraft.models.transformer import Transformer
+from redraft.noise.absorbing import Absorbing
 from redraft.noise.schedules.linear import Linear
 from redraft.presets import preset
 from redraft.runtime import peak_matmul
-from redraft.samplers._blockwise import Blockwise
 from redraft.samplers.autoregressive import Autoregressive
 from redraft.samplers.confidence import Confidence
-from redraft.types import Attend, Forward, Spec
+from redraft.samplers.wrappers.blockwise import Blockwise
+from redraft.types import AttentionPattern, FamilyFacts, Forward, NetworkFacts, Spec, TokenIds
 
 VOCABULARY, MASK = 8192, 3
-YARDSTICK = "transformers generate"
-Writer = Callable[[], list[int]]
+BASELINE = "transformers generate"
+Generate = Callable[[], list[int]]
 
 
 @dataclass(frozen=True)
 class Decode:
-    """Random weights, batch 1, temperature 0: speed alone. An approximate cache counts only with its price, which such
-    weights can't tell: see ``redraft evaluate --cache``.
+    """Speed of decoding with random weights at batch 1 and temperature 0.
 
-    The yardstick is ``transformers``' ``generate`` with its key-value cache on a Llama of the same size. The full pass
-    of a plain loop is that Llama made bidirectional, every position projected onto the vocabulary at every step, as
-    LLaDA's published loop does. ``weights`` are those of ours in the masked passes.
+    The loss of quality of an approximate cache can't be measured with random weights: see ``redraft evaluate --cache``.
+
+    The baseline is ``generate`` of ``transformers`` with its key-value cache, on a Llama of the same size. The plain
+    full-canvas loop uses this Llama with bidirectional attention and projects every position onto the vocabulary at
+    every step, like LLaDA's published loop.
     """
 
     preset: str = "35m"
@@ -52,69 +54,63 @@ class Decode:
     threads: int = 2
     tied: bool = False
 
-    def run(self, tell: Tell) -> dict[str, Any]:
-        """Seconds, tokens a second and ratios to the yardstick of every way of writing the text."""
+    def run(self, log: Log) -> dict[str, Any]:
+        """Seconds, tokens per second and the ratio to the baseline of every candidate."""
         with threads(self.threads), torch.inference_mode():
             torch.manual_seed(0)
             causal = self._network(shift=1)
             masked = self._network(shift=0)
             prompt = torch.randint(5, VOCABULARY, (1, self.prompt))
-            contenders = self._contenders(causal, masked, prompt)
-            texts = {name: write() for name, write in contenders.items()}
-            seconds = rounds(contenders, self.rounds, tell)
+            candidates = self._candidates(causal, masked, prompt)
+            outputs = {name: generate() for name, generate in candidates.items()}
+            seconds = rounds(candidates, self.rounds, log)
             peak = peak_matmul(torch.device("cpu"), seconds=1.0)
             full = self._full_pass(masked)
         rows = {}
-        for name in contenders:
+        for name in candidates:
             median = statistics.median(seconds[name])
             rows[name] = {
                 "seconds": median,
                 "tokens_per_second": self.new_tokens / median,
-                **against(seconds, name, YARDSTICK),
+                **speedup(seconds, name, BASELINE),
             }
         return {
             "parameters": sum(p.numel() for p in masked.parameters()),
             "prompt": self.prompt,
             "new_tokens": self.new_tokens,
-            "yardstick": YARDSTICK,
-            "identical": self._identical(texts),
-            "contenders": rows,
+            "baseline": BASELINE,
+            "identical": self._identical(outputs),
+            "candidates": rows,
             "full_pass": {**full, "peak_gflops_default": peak / 1e9},
             "machine": machine(self.threads),
         }
 
     def _network(self, shift: int) -> Transformer:
         network = Transformer(preset(self.preset, VOCABULARY, shift=shift, tied=self.tied)).eval().requires_grad_(False)
-        for parameter in network.parameters():  # random weights with opinions, so that argmax has margins
+        for parameter in network.parameters():  # larger random weights, so that the argmax is unambiguous
             if parameter.ndim == 2:
                 parameter.mul_(2)
         return network
 
-    def _spec(self, attend: Attend, shift: int) -> Spec:
+    def _spec(self, attend: AttentionPattern, shift: int) -> Spec:
         return Spec(
-            vocab_size=VOCABULARY,
-            pad_id=0,
-            eos_id=-1,  # nothing ends early
-            mask_id=MASK,
-            attend=attend,
-            isolate_prompt=False,
-            length_head=False,
-            shift=shift,
-            timed=False,
-            schedule=None if shift else Linear(),
-            forbidden=() if shift else (MASK,),
+            tokens=TokenIds(
+                vocab_size=VOCABULARY, pad_id=0, eos_id=-1, mask_id=MASK, forbidden=() if shift else (MASK,)
+            ),
+            network=NetworkFacts(attention=attend, shift=shift),
+            family=FamilyFacts(schedule=None if shift else Linear(), process=Absorbing()),
         )
 
-    def _contenders(self, causal: Transformer, masked: Transformer, prompt: Tensor) -> dict[str, Writer]:
+    def _candidates(self, causal: Transformer, masked: Transformer, prompt: Tensor) -> dict[str, Generate]:
         twin, plain = llama_twin(causal).eval(), llama_twin(masked).eval()
         plain.config.is_causal = False
-        lean, half, small = Lean(causal), Lean(masked), Lean(causal, "int8")
-        low = Lean(masked, "bfloat16")
-        ar, full = self._spec(Attend("causal"), 1), self._spec(Attend("full"), 0)
-        blocks = self._spec(Attend("block", self.block), 0)
+        causal_form, causal_int8 = CpuTransformer(causal), CpuTransformer(causal, "int8")
+        masked_form, masked_bfloat16 = CpuTransformer(masked), CpuTransformer(masked, "bfloat16")
+        ar, full = self._spec(AttentionPattern("causal"), 1), self._spec(AttentionPattern("full"), 0)
+        blocks = self._spec(AttentionPattern("block", self.block), 0)
 
-        def ours(network: Lean, spec: Spec, sampler: Any, cache: CachePolicy | None = None) -> Writer:
-            return partial(self._ours, network, Method(sampler, cache), spec, prompt)
+        def ours(network: CpuTransformer, spec: Spec, sampler: Any, cache: CachePolicy | None = None) -> Generate:
+            return partial(self._generate, network, Method(sampler, cache), spec, prompt)
 
         def generate() -> list[int]:
             out = twin.generate(
@@ -123,38 +119,40 @@ class Decode:
             ids: list[int] = out[0, self.prompt :].tolist()
             return ids
 
-        found: dict[str, Writer] = {
-            YARDSTICK: generate,
-            "autoregressive": ours(lean, ar, Autoregressive(), Exact()),
-            "autoregressive, int8": ours(small, ar, Autoregressive(), Exact()),
+        found: dict[str, Generate] = {
+            BASELINE: generate,
+            "autoregressive": ours(causal_form, ar, Autoregressive(), Exact()),
+            "autoregressive, int8": ours(causal_int8, ar, Autoregressive(), Exact()),
         }
         for steps in self.steps:
-            by = Confidence(steps=steps, block=self.block)
+            sampler = Confidence(steps=steps, block=self.block)
             found |= {
-                f"plain full-canvas loop, {steps} steps": partial(self._plain, plain, prompt, steps),
-                f"masked, no cache, {steps} steps": ours(half, full, by),
+                f"plain full-canvas loop, {steps} steps": partial(self._plain_loop, plain, prompt, steps),
+                f"masked, no cache, {steps} steps": ours(masked_form, full, sampler),
             }
         for steps in self.steps[1:]:
-            by = Confidence(steps=steps, block=self.block)
-            each = Blockwise(Confidence(steps=steps * self.block // self.new_tokens))
+            sampler = Confidence(steps=steps, block=self.block)
+            blockwise = Blockwise(Confidence(steps=steps * self.block // self.new_tokens))
             found |= {
-                f"masked, prefix cache, {steps} steps": ours(half, full, by, Prefix()),
-                f"masked, dual cache, {steps} steps": ours(half, full, by, Dual()),
-                f"block-causal, exact cache, {steps} steps": ours(half, blocks, each, Exact()),
-                f"masked, dual cache, {steps} steps, bfloat16": ours(low, full, by, Dual()),
-                f"block-causal, exact cache, {steps} steps, bfloat16": ours(low, blocks, each, Exact()),
+                f"masked, prefix cache, {steps} steps": ours(masked_form, full, sampler, Prefix()),
+                f"masked, dual cache, {steps} steps": ours(masked_form, full, sampler, Dual()),
+                f"block-causal, exact cache, {steps} steps": ours(masked_form, blocks, blockwise, Exact()),
+                f"masked, dual cache, {steps} steps, bfloat16": ours(masked_bfloat16, full, sampler, Dual()),
+                f"block-causal, exact cache, {steps} steps, bfloat16": ours(
+                    masked_bfloat16, blocks, blockwise, Exact()
+                ),
             }
         return found
 
-    def _ours(self, network: Lean, method: Method, spec: Spec, prompt: Tensor) -> list[int]:
+    def _generate(self, network: CpuTransformer, method: Method, spec: Spec, prompt: Tensor) -> list[int]:
         canvas = make_canvas([[*prompt[0].tolist(), *[None] * self.new_tokens]], [self.prompt], spec, seeds=[0])
         for _ in Loop({"main": network}, method, spec).run(canvas):
             pass
         ids: list[int] = canvas.ids[0, self.prompt :].tolist()
         return ids
 
-    def _plain(self, twin: Any, prompt: Tensor, steps: int) -> list[int]:
-        """A textbook loop: one pass over the whole canvas a step, everything predicted, the k most certain kept."""
+    def _plain_loop(self, twin: Any, prompt: Tensor, steps: int) -> list[int]:
+        """The plain loop: each step runs the whole canvas and keeps the k most confident predictions."""
         ids = torch.full((1, self.prompt + self.new_tokens), MASK)
         ids[:, : self.prompt] = prompt
         blocks = self.new_tokens // self.block
@@ -171,42 +169,43 @@ class Decode:
                 count = -(-int(masked[:end].sum()) // left)
                 chosen = confidence.topk(count).indices
                 ids[0, chosen] = token[chosen]
-        written: list[int] = ids[0, self.prompt :].tolist()
-        return written
+        generated: list[int] = ids[0, self.prompt :].tolist()
+        return generated
 
-    def _identical(self, texts: dict[str, list[int]]) -> dict[str, bool]:
-        """Where two ways must write the same ids: do they?"""
-        same = {"autoregressive": texts["autoregressive"] == texts[YARDSTICK]}
+    def _identical(self, outputs: dict[str, list[int]]) -> dict[str, bool]:
+        """Whether candidates that must generate identical ids do so."""
+        same = {"autoregressive": outputs["autoregressive"] == outputs[BASELINE]}
         for steps in self.steps:
             ours, plain = f"masked, no cache, {steps} steps", f"plain full-canvas loop, {steps} steps"
-            same[ours] = texts[ours] == texts[plain]
+            same[ours] = outputs[ours] == outputs[plain]
         return same
 
-    def _full_pass(self, network: Transformer) -> dict[str, float]:
-        """Arithmetic of one pass over the whole canvas, as a share of what the packed products reach at large sizes."""
-        from redraft.train.throughput import Arithmetic
+    def _full_pass(self, network: Transformer) -> dict[str, float | None]:
+        """Operations of a pass over the whole canvas, and its speed as a share of that of large packed products.
 
+        The peak is measured before and after the pass. The share is None if the pass was faster than the peak.
+        """
         length = self.prompt + self.new_tokens
         ids = torch.randint(5, VOCABULARY, (1, length))
         pos = torch.arange(length)[None]
-        ask = Forward(x=ids, pos=pos, want=pos, attend=Attend("full"))
-        cost = Arithmetic.of(network)
-        flops = 2 * (cost.body + cost.head) * length + 4 * cost.pairs * length * length
-        found = {"gflop": flops / 1e9}
+        request = Forward(tokens=ids, positions=pos, targets=pos, attention=AttentionPattern("full"))
+        flops = network.forward_cost().of_counts(length, length * length, length)
+        found: dict[str, float | None] = {"gflop": flops / 1e9}
         kinds: dict[Weights, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
         for weights, dtype in kinds.items():
-            lean, peak = Lean(network, weights), packed_peak(dtype)
-            seconds = min(rounds({"pass": partial(lean, ask)}, 7, lambda _: None)["pass"])
+            cpu_form, peak = CpuTransformer(network, weights), packed_peak(dtype)
+            seconds = min(rounds({"pass": partial(cpu_form, request)}, 7, lambda _: None)["pass"])
+            peak, rate = max(peak, packed_peak(dtype)), flops / seconds
             found |= {
                 f"{weights}_milliseconds": 1e3 * seconds,
-                f"{weights}_share_of_peak": flops / seconds / peak,
+                f"{weights}_share_of_peak": rate / peak if rate <= peak else None,
                 f"{weights}_peak_gflops": peak / 1e9,
             }
         return found
 
 
 def packed_peak(dtype: torch.dtype, size: int = 1536) -> float:
-    """FLOP/s of a large product with a packed matrix, the fastest that this machine does."""
+    """FLOP/s of a large matrix product with a packed matrix, as the peak of this machine."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     packed = torch.ops.mkldnn._reorder_linear_weight(b)
     product = partial(torch.ops.mkldnn._linear_pointwise, a, packed, None, "none", [], "")

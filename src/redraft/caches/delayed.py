@@ -1,4 +1,4 @@
-"""Delayed: a written token is computed once more, the pass after it was written, and then kept."""
+"""Delayed: a token is cached one pass after it was written."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from redraft.caches import _narrow
-from redraft.types import Forward
+from redraft.caches.base import CachePolicy
+from redraft.caches.shared import narrowing
+from redraft.types import Request
 
 
 @dataclass(frozen=True)
-class Delayed:
+class Delayed(CachePolicy):
     """dKV-Cache-Decode (Ma et al. 2025, arXiv:2505.15781): only masks and tokens written at the last step run.
 
-    A position's keys and values change most when its token is written; one pass later they are taken as settled.
-    Approximate: they saw the masks that have been filled since. Every ``refresh`` steps everything is computed anew.
+    The keys and values of a position change most when its token is written. One pass later they are reused. This is
+    approximate, because they were computed when other positions were still masked. Every ``refresh`` steps all
+    positions run.
     """
 
     refresh: int = 8
 
-    exact = False
     tries = {"refresh": (4, 8, 16)}
 
-    def narrow(self, ask: Forward, cells: np.ndarray, shift: int) -> Forward:
-        """Keep the wanted positions and those whose token is not the one on record."""
-        return _narrow.unsettled(ask, cells, shift, _narrow.due(ask, self.refresh))
+    def narrow(self, request: Request, stored: np.ndarray, shift: int, moved: np.ndarray | None = None) -> Request:
+        """Keep the target positions and those whose token differs from the stored one."""
+        return narrowing.unsettled(request, stored, shift, narrowing.due(request, self.refresh))

@@ -1,4 +1,4 @@
-"""Drift: everything is computed anew once what is computed at every pass anyway has moved far enough."""
+"""Drift: all positions run again when the values of the masked positions have changed enough."""
 
 from __future__ import annotations
 
@@ -6,41 +6,42 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from redraft.caches import _narrow
-from redraft.types import Forward
+from redraft.caches.base import CachePolicy
+from redraft.caches.shared import narrowing
+from redraft.types import Request
 
 
 @dataclass(frozen=True)
-class Drift:
-    """``Delayed``, refreshed when values drift and not every so many steps.
+class Drift(CachePolicy):
+    """``Delayed``, with a refresh when values drift instead of after a fixed number of steps.
 
-    Masks that are predicted run at every pass. How far their values move in the last layer, from one pass to the next,
-    tells how much the text around them has changed its meaning: with
+    Target masks run at every pass. The change of their values in the last layer between passes measures how much
+    their context has changed. With
 
         moved = sum over passes since the last refresh of mean over these masks of 1 - cos(v_now, v_before)
 
-    everything is computed anew once moved > ``drift``. Early in a text, when each token changes much, that is often;
-    later seldom. Each row is refreshed on its own. ``refresh`` > 0 computes everything anew every so many steps, too.
+    all positions of a row run again when moved > ``drift``. This happens often early in a sequence, when each token
+    changes much, and rarely later. Each row is refreshed independently. ``refresh`` > 0 also runs all positions every
+    ``refresh`` steps.
 
-    Elastic-Cache (Nguyen-Tri et al. 2025, arXiv:2510.14973) tests the drift of attention on the most-attended token.
-    Attention weights are what fused kernels never write down; dLLM-Cache (Liu et al. 2025, arXiv:2506.06295) found that
-    the change of a value vector foretells that of the layer's output (correlation 0.94), and values are in the store.
-    It recomputes the quarter of the tokens that moved most, layer by layer; here the decision is for the whole row and
-    before the pass, so that the network runs as it is.
+    Elastic-Cache (Nguyen-Tri et al. 2025, arXiv:2510.14973) measures the drift of attention on the most-attended token,
+    but fused kernels do not return attention weights. dLLM-Cache (Liu et al. 2025, arXiv:2506.06295) found that the
+    change of a value vector predicts the change of the layer's output (correlation 0.94), and the store holds values.
+    It recomputes the quarter of the tokens that changed most, in each layer. Here the decision is made per row and
+    before the pass, so the network is unchanged.
     """
 
     drift: float = 0.1
     refresh: int = 0
 
-    exact = False
-    watches = -1  # the last layer: drift grows with depth (Elastic-Cache, figure 1)
+    watched_layer = -1  # the last layer: drift grows with depth (Elastic-Cache, figure 1)
     tries = {"drift": (0.02, 0.1, 0.5)}
 
-    def narrow(self, ask: Forward, cells: np.ndarray, shift: int, moved: np.ndarray | None = None) -> Forward:
-        """Keep the wanted positions and those whose token is not the one on record, but in rows that have drifted.
+    def narrow(self, request: Request, stored: np.ndarray, shift: int, moved: np.ndarray | None = None) -> Request:
+        """As ``Delayed``, except for rows that have drifted: there, all positions run.
 
         Args:
-            moved: [R] see above; None: nothing is known to have moved.
+            moved: [R] see above; None: no row has drifted.
         """
-        anew = _narrow.due(ask, self.refresh)
-        return _narrow.unsettled(ask, cells, shift, anew if moved is None else anew | (moved > self.drift))
+        refresh = narrowing.due(request, self.refresh)
+        return narrowing.unsettled(request, stored, shift, refresh if moved is None else refresh | (moved > self.drift))

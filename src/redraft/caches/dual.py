@@ -1,4 +1,4 @@
-"""Dual: everything but the block at work is computed when the block begins, and not again."""
+"""Dual: positions outside the active block run once, when the block begins."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from redraft.caches import _narrow
-from redraft.types import Forward
+from redraft.caches.base import CachePolicy
+from redraft.caches.shared import narrowing
+from redraft.types import Request
 
 
 @dataclass(frozen=True)
-class Dual:
+class Dual(CachePolicy):
     """Fast-dLLM's dual cache (Wu et al. 2025, arXiv:2505.22618), for samplers that work block by block.
 
-    A pass over everything when a block begins; then passes over the block alone, which see the earlier and the later
-    positions as they were. Approximate: those saw the block as it was when it began. ``refresh`` > 0 computes
-    everything anew every so many steps as well.
+    When a block begins, all positions run. Later passes run the block alone and read the keys and values before and
+    after it from the store. This is approximate, because these were computed from the block's initial tokens.
+    ``refresh`` > 0 also runs all positions every ``refresh`` steps.
     """
 
     refresh: int = 0
 
-    exact = False
-
-    def narrow(self, ask: Forward, cells: np.ndarray, shift: int) -> Forward:
-        """Keep the block alone where the record of all other tokens still holds."""
-        certain = _narrow.exact_prefix(ask, cells, shift)
-        begin, end = _narrow.region(ask)
-        real, columns = ask.pos.numpy() >= 0, np.arange(ask.x.shape[1])
+    def narrow(self, request: Request, stored: np.ndarray, shift: int, moved: np.ndarray | None = None) -> Request:
+        """Keep only the block, in rows whose other stored tokens are unchanged."""
+        exact = narrowing.exact_prefix(request, stored, shift)
+        begin, end = narrowing.region(request)
+        real, columns = request.positions.numpy() >= 0, np.arange(request.tokens.shape[1])
         inside = (columns >= begin[:, None] - shift) & (columns < end[:, None])
-        open_ = inside & (columns >= begin[:, None])  # the position before is run for its prediction: it must hold, too
-        holds = (_narrow.matching(ask, cells) | open_ | ~real).all(1) & ~_narrow.due(ask, self.refresh)
-        if not holds.any():
-            return _narrow.drop_prefix(ask, certain)
-        run = real & np.where(holds[:, None], inside, columns >= certain[:, None])
-        return _narrow.only(ask, run, np.where(holds, _narrow.extent(ask), certain))
+        # With shift 1, the position before the block runs too. Its token must be unchanged like those outside.
+        block = inside & (columns >= begin[:, None])
+        valid = (narrowing.matching(request, stored) | block | ~real).all(1) & ~narrowing.due(request, self.refresh)
+        if not valid.any():
+            return narrowing.drop_prefix(request, exact)
+        run = real & np.where(valid[:, None], inside, columns >= exact[:, None])
+        return narrowing.only(request, run, np.where(valid, narrowing.extent(request), exact))

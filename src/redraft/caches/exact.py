@@ -1,4 +1,4 @@
-"""Exact: reuse what was computed from the same tokens and could not have seen anything else."""
+"""Exact: reuse the keys and values of a prefix whose tokens, and all that it attends to, are unchanged."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from redraft.caches import _narrow
-from redraft.types import Forward
+from redraft.caches.base import CachePolicy
+from redraft.caches.shared import narrowing
+from redraft.types import Request
 
 
 @dataclass(frozen=True)
-class Exact:
-    """Prefix reuse without any error.
+class Exact(CachePolicy):
+    """Prefix reuse without approximation.
 
-    A cell still holds if its token and every token it could see are unchanged. Seen from the front, that is the
-    longest prefix whose tokens match the record, cut back to where a stage begins: any position of a causal model,
-    the end of an isolated prompt, a block of a block-causal model, nothing of a fully bidirectional one. In a network
-    told the time every cell depends on it, and the time changes at every pass: nothing holds.
+    The keys and values of a position are valid if its token and every token that it attends to are unchanged. So the
+    valid positions are the longest prefix whose tokens match the stored ones, shortened to the start of an attention
+    group: any position of a causal model, the end of an isolated prompt, a block of a block-causal model, nothing in a
+    fully bidirectional model. In a network conditioned on time, all keys and values depend on the time, which changes
+    at every pass, so nothing is reused.
     """
 
     exact = True
 
-    def narrow(self, ask: Forward, cells: np.ndarray, shift: int) -> Forward:
-        """Drop the positions that need not run.
-
-        Args:
-            cells: [R, C] token on record for each cell, -1 for none.
-            shift: the network's; the position before the first wanted one must run where it is 1.
-        """
-        return _narrow.drop_prefix(ask, _narrow.exact_prefix(ask, cells, shift))
+    def narrow(self, request: Request, stored: np.ndarray, shift: int, moved: np.ndarray | None = None) -> Request:
+        """Drop the exact prefix. With ``shift`` 1, the position before the first target runs too."""
+        return narrowing.drop_prefix(request, narrowing.exact_prefix(request, stored, shift))

@@ -1,4 +1,4 @@
-"""Prefix: what lies before the block at work is computed when the block begins, and not again."""
+"""Prefix: positions before the active block run once, when the block begins."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from redraft.caches import _narrow
-from redraft.types import Forward
+from redraft.caches.base import CachePolicy
+from redraft.caches.shared import narrowing
+from redraft.types import Request
 
 
 @dataclass(frozen=True)
-class Prefix:
+class Prefix(CachePolicy):
     """Fast-dLLM's prefix cache (Wu et al. 2025, arXiv:2505.22618), for samplers that work block by block.
 
-    A pass over everything when a block begins; then passes from the block to the end of the text. Approximate in a
-    bidirectional network: keys and values of earlier positions saw the block as it was when it began. ``refresh`` > 0
-    computes everything anew every so many steps as well.
+    When a block begins, all positions run. Later passes run from the block to the end of the sequence. In a
+    bidirectional network this is approximate, because the keys and values of earlier positions were computed from the
+    block's initial tokens. ``refresh`` > 0 also runs all positions every ``refresh`` steps.
     """
 
     refresh: int = 0
 
-    exact = False
-
-    def narrow(self, ask: Forward, cells: np.ndarray, shift: int) -> Forward:
-        """Drop the positions before the block where the record of their tokens still holds."""
-        certain = _narrow.exact_prefix(ask, cells, shift)
-        begin, _ = _narrow.region(ask)
-        holds = (_narrow.prefix(_narrow.matching(ask, cells)) >= begin) & ~_narrow.due(ask, self.refresh)
-        return _narrow.drop_prefix(ask, np.where(holds, np.maximum(certain, begin - shift), certain))
+    def narrow(self, request: Request, stored: np.ndarray, shift: int, moved: np.ndarray | None = None) -> Request:
+        """Drop the positions before the block, in rows whose stored tokens there are unchanged."""
+        exact = narrowing.exact_prefix(request, stored, shift)
+        begin, _ = narrowing.region(request)
+        valid = (narrowing.prefix(narrowing.matching(request, stored)) >= begin) & ~narrowing.due(request, self.refresh)
+        return narrowing.drop_prefix(request, np.where(valid, np.maximum(exact, begin - shift), exact))

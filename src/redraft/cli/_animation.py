@@ -1,4 +1,4 @@
-"""A canvas in a terminal: free positions as shade, tokens coming into focus, coloured by how sure the model was."""
+"""A canvas in a terminal: open positions are shaded, tokens are colored by their probability."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from redraft.data.tokenizer import Tokenizer
-    from redraft.drafting import Drafting
+    from redraft.generation.run import GenerationRun
 
 _SHADE = "░░ "
-_BROKEN = "\ufffd"  # what a lone part of a character decodes to
+_BROKEN = "\ufffd"  # an incomplete character decodes to this
 
 
 @dataclass
 class Timed:
-    """Iterates, counting only the seconds spent in the iterable: a viewer's own time does not count."""
+    """Iterates over steps and measures the time spent in the iterable, without the time spent on display."""
 
     steps: Iterable[Step]
     seconds: float = 0.0
@@ -39,11 +39,11 @@ class Timed:
             yield step
 
 
-def watch(drafting: Drafting, console: Console, pace: float) -> float:
-    """Run a generation in sight, with at least ``pace`` seconds a step.
+def watch(drafting: GenerationRun, console: Console, pace: float) -> float:
+    """Run a generation and show every step for at least ``pace`` seconds.
 
     Returns:
-        Seconds that the generation itself took.
+        Seconds of the generation itself.
     """
     from rich.live import Live
 
@@ -58,20 +58,20 @@ def watch(drafting: Drafting, console: Console, pace: float) -> float:
     return timed.seconds
 
 
-def plain(drafting: Drafting, console: Console) -> float:
-    """The same for a file or a pipe: the answer after each pass as one line. Returns the generation's own seconds."""
+def plain(drafting: GenerationRun, console: Console) -> float:
+    """The same for a file or a pipe: one line with the answer after each step. Returns the generation's own seconds."""
     timed = Timed(drafting)
     for number, _ in enumerate(timed, 1):
         ids, status = drafting.canvas.ids[0].tolist(), drafting.canvas.status[0].tolist()
         begin = int(drafting.canvas.prompt[0])
         parts = pieces(ids[begin:], status[begin:], [1.0] * len(ids), drafting.tokenizer)
-        console.print(f"pass {number:2}  {''.join(text for text, _, _ in parts)}", markup=False)
+        console.print(f"step {number:2}  {''.join(text for text, _, _ in parts)}", markup=False)
     return timed.seconds
 
 
 def note(certainty: list[list[float]], step: Step) -> None:
-    """Enter the probabilities of a step's tokens, [B][L]; rows that became copies of others are copied first, and cells
-    that have moved are moved."""
+    """Store the probabilities of a step's tokens in ``certainty``, [B][L]. Rows that the step copied from others are
+    copied first, and positions that it moved are moved."""
     if step.parents is not None:
         certainty[:] = [list(certainty[parent]) for parent in step.parents.tolist()]
     if step.source is not None:
@@ -82,23 +82,23 @@ def note(certainty: list[list[float]], step: Step) -> None:
 
 
 def frame(canvas: Canvas, certainty: list[list[float]], tokenizer: Tokenizer, seconds: float, row: int = 0) -> Text:
-    """One row of the canvas as coloured text, with passes and tokens per second below."""
+    """One row of the canvas as colored text, with forward passes and tokens per second below."""
     from rich.text import Text
 
     picture = Text()
     status, ids = canvas.status[row].tolist(), canvas.ids[row].tolist()
-    for text, sure, kind in pieces(ids, status, certainty[row], tokenizer):
-        picture.append(text, style=style(kind, sure))
+    for text, probability, kind in pieces(ids, status, certainty[row], tokenizer):
+        picture.append(text, style=style(kind, probability))
     written = sum(s > FREE for s in status)
     rate = f"{written / seconds:.0f} tokens/s" if seconds else ""
-    picture.append(f"\n{int(canvas.nfe[row])} passes  {written} tokens  {rate}", style="dim")
+    picture.append(f"\n{int(canvas.nfe[row])} forward passes  {written} tokens  {rate}", style="dim")
     return picture
 
 
 def pieces(
     ids: list[int], status: list[int], certainty: list[float], tokenizer: Tokenizer
 ) -> Iterator[tuple[str, float, int]]:
-    """(text, probability, status) of each part of a row. Tokens that only together make a character come as one."""
+    """(text, probability, status) of each part of a row. Tokens that form one character together are one part."""
     waiting: list[int] = []
     sure = 1.0
     for index, (token, kind) in enumerate(zip(ids, status, strict=True)):
@@ -121,7 +121,7 @@ def pieces(
 
 
 def style(kind: int, sure: float) -> str:
-    """Prompt and holes are dim; written tokens go from red (a guess) over yellow to green (certain)."""
+    """Prompt and open positions are dim; tokens go from red (improbable) over yellow to green (probability 1)."""
     if kind in (GIVEN, FREE) or math.isnan(sure):
         return "dim"
     red, green = min(1.0, 2 - 2 * sure), min(1.0, 0.25 + 1.5 * sure)

@@ -1,29 +1,62 @@
-"""Options of the verbs that write texts: how it is done. Unset ones are the model's own."""
+"""What the verbs that generate share: the decoding options, the drafter, and the settings that were used."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to write. Unset: the model's own.")]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps, for samplers that take them.")]
-SamplerName = Annotated[str | None, typer.Option(help="See: redraft models. Unset: the model's own.")]
-Options = Annotated[
-    list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
-]
-Candidates = Annotated[
-    int | None, typer.Option(min=1, help="Output lengths to try; the model keeps the likeliest text.")
-]
-Length = Annotated[
+from redraft.cli._options import Options
+from redraft.errors import UserError
+from redraft.settings import Settings
+
+if TYPE_CHECKING:
+    from redraft.model import Model
+    from redraft.samplers.base import Sampler
+
+# Defaults are not shown: those of the model's generation_config.json apply.
+Decoding = Annotated[dict[str, Any], Options(Settings, defaults=False)]
+NOT_FOR_HOLES = ("max_new_tokens", "candidates", "length")  # the holes of a text determine the number of tokens
+Infilling = Annotated[dict[str, Any], Options(Settings, leave_out=NOT_FOR_HOLES, defaults=False)]
+Drafter = Annotated[
     str | None,
-    typer.Option(metavar="auto|head|search|fixed", help="Where the output length comes from: see docs/choosing.md."),
+    typer.Option(help="Diffusion model that drafts for an autoregressive model (sampler draft_verify)."),
 ]
-Start = Annotated[int | None, typer.Option(min=0, help="Cells to begin with, for models whose texts grow and shrink.")]
-Cache = Annotated[str | None, typer.Option(help="What passes may reuse; see: redraft models. none: nothing.")]
-CacheOptions = Annotated[
-    list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the cache policy; repeat for more.")
-]
-WeightsAs = Annotated[
-    str | None, typer.Option(metavar="float32|bfloat16|int8", help="On CPUs: may be faster, and round.")
-]
+
+
+def pair(model: Model, drafter: str | None, sampler: str | None) -> str | None:
+    """Give the model its drafter, if there is one, and return the name of the sampler to use.
+
+    Raises:
+        UserError: a sampler other than ``draft_verify``, which would not use the drafter, or an unsuitable drafter.
+    """
+    if drafter is None:
+        return sampler
+    if sampler not in (None, "draft_verify"):
+        raise UserError(f"Sampler '{sampler}' doesn't use a drafter.", "Leave out --drafter, or use draft_verify.")
+    import redraft
+
+    model.draft_with(redraft.load(drafter, str(model.network.device)))
+    return "draft_verify"
+
+
+def resolved(settings: Settings, sampler: Sampler) -> Settings:
+    """The settings with the sampler that ``Model.method`` made from them, and all fields of this sampler."""
+    fields = dict(sampler_options(sampler))
+    steps = fields.pop("steps", None)
+    return replace(settings, sampler=sampler_name(sampler), steps=steps, options=fields)
+
+
+def sampler_name(sampler: Sampler) -> str:
+    """The name that finds this sampler again: that of its file."""
+    from redraft.samplers.base import unwrapped
+
+    return unwrapped(sampler).name
+
+
+def sampler_options(sampler: Sampler) -> dict[str, Any]:
+    """The fields of a sampler."""
+    from redraft.samplers.base import unwrapped
+
+    return vars(unwrapped(sampler))

@@ -1,14 +1,13 @@
-"""The ``redraft`` command: finds the file of a verb, runs it, and turns a user's mistake into one line.
+"""The ``redraft`` command: imports the module of a verb, runs the verb, and prints a user's mistake as one line.
 
-A verb returns its result as a mapping. With ``--json`` that mapping is the only thing on stdout; whatever else is
-printed meanwhile goes to stderr.
+A verb returns its result as a mapping. With ``--json`` this mapping is the only output on stdout; everything else goes
+to stderr.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import json
 import math
 import os
@@ -18,52 +17,51 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
+from redraft.cli._options import expand
+from redraft.cli._verbs import find_verb, find_verbs, verb_names
 from redraft.errors import UserError, suggest
 
-VERBS = (
-    "demo",
-    "generate",
-    "infill",
-    "train",
-    "finetune",
-    "evaluate",
-    "compare",
-    "tune",
-    "serve",
-    "chat",
-    "bench",
-    "models",
-    "convert",
-    "doctor",
-)
-_RESUMED = ("demo", "train", "finetune", "compare", "tune")  # verbs that go on where they were stopped
 _BAD_INPUT, _INTERRUPTED = 2, 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Verbs(TyperGroup):
-    """Imports the file of a verb when that verb is asked for."""
+    """The group of all verbs. It imports the module of a verb when that verb is called, and all of them for help."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(VERBS)
+        """Names of the verbs in the order of the help."""
+        return [verb.name for verb in find_verbs()]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return command(cmd_name) if cmd_name in VERBS else None
+        """The command of a verb, or None."""
+        return command(cmd_name) if cmd_name in verb_names() else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of verbs, without building their options."""
+        found = [TyperCommand(verb.name, help=verb.help) for verb in find_verbs()]
+        limit = formatter.width - 6 - max(len(str(one.name)) for one in found)
+        with formatter.section("Commands"):
+            formatter.write_dl([(str(one.name), one.get_short_help_str(limit)) for one in found])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in VERBS and not args[0].startswith("-"):
-            raise UserError(f"unknown command '{args[0]}'.", suggest(args[0], VERBS))
+        """Find the verb that the arguments begin with.
+
+        Raises:
+            UserError: there is no such verb.
+        """
+        if args[0] not in verb_names() and not args[0].startswith("-"):
+            raise UserError(f"Unknown command '{args[0]}'.", suggest(args[0], verb_names()))
         return super().resolve_command(ctx, args)
 
 
-def command(verb: str) -> Any:
-    """The command of a verb, made from the function of that name in the file of that name."""
-    module = importlib.import_module(f"redraft.cli.{verb}")
+def command(name: str) -> Any:
+    """Build the command of a verb, its options included."""
+    verb = find_verb(name)
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(verb)(getattr(module, verb))
+    app.command(name, help=verb.help)(expand(verb.run))
     return get_command(app)
 
 
@@ -84,8 +82,8 @@ def _root(
 
     \b
     Start here:
-      redraft demo                     shipped models at work, in a few minutes
-      redraft generate --help          every command explains itself, with examples
+      redraft demo                     see shipped models generate, in a few minutes
+      redraft generate --help          every command has a help page with examples
       redraft compare --data my.jsonl --input question --target answer
 
     Every command takes --json (one JSON object on stdout), --seed and --device.
@@ -95,8 +93,8 @@ def _root(
 def main(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code.
 
-    0: done. 1: a bug, or a verb that checks things and found one broken (``ok`` of its result is False). 2: a mistake
-    that the user can mend. 130: Ctrl-C.
+    0: success. 1: a bug, or a failed check (``ok`` in the result of the verb is False). 2: an error that the user can
+    correct. 130: interrupted with Ctrl-C.
     """
     arguments = list(argv) or ["--help"]
     as_json = "--json" in arguments
@@ -105,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             result = get_command(app).main(arguments, prog_name="redraft", standalone_mode=False)
-        if result == _INTERRUPTED:  # typer turns Ctrl-C within a verb into this
+        if result == _INTERRUPTED:  # typer returns this after Ctrl-C within a verb
             return _interrupted(arguments)
         if as_json and isinstance(result, dict):
             typer.echo(json.dumps(_strict(result), ensure_ascii=False))
@@ -116,22 +114,22 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         return _refuse(error.what, error.remedy, as_json)
     except typer.TyperException as error:
-        return _refuse(_sentence(_told(error)), f"See: redraft {_verb(arguments)}--help", as_json)
+        return _refuse(_sentence(_message(error)), f"See: redraft {_verb(arguments)}--help", as_json)
     except KeyboardInterrupt:
         return _interrupted(arguments)
     except BrokenPipeError:
-        # The reader (head, less) has gone. Python would complain once more when it flushes stdout at exit.
+        # The reader (head, less) has closed the pipe. Without this, Python reports it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         if error.errno not in _FULL:
             raise
         place = f" while writing {error.filename}" if error.filename else ""
-        return _refuse(f"no room left on the disk{place}.", "Free some space and run the same command again.", as_json)
+        return _refuse(f"The disk is full{place}.", "Free some space and run the same command again.", as_json)
 
 
 def _strict(value: Any) -> Any:
-    """The same without infinities and NaN, which strict readers of JSON refuse: they become null."""
+    """The same with null in place of infinities and NaN, which are not valid JSON."""
     if isinstance(value, dict):
         return {key: _strict(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -140,8 +138,8 @@ def _strict(value: Any) -> Any:
 
 
 def _interrupted(arguments: Sequence[str]) -> int:
-    if arguments[0] in _RESUMED:
-        typer.echo("stopped. The same command goes on from here.", err=True)
+    if arguments[0] in verb_names() and find_verb(arguments[0]).resumes:
+        typer.echo("Stopped. The same command continues from here.", err=True)
     return _INTERRUPTED
 
 
@@ -154,13 +152,13 @@ def _refuse(what: str, remedy: str, as_json: bool) -> int:
     return _BAD_INPUT
 
 
-def _told(error: Any) -> str:
-    """What typer says of a mistake. Instead of an option that isn't there, those may be meant that are spelt alike, and
-    those that are explained by its name."""
+def _message(error: Any) -> str:
+    """The message of a typer error. For an unknown option it suggests the options with a similar name, and those whose
+    help text contains the name."""
     if getattr(error, "possibilities", None) is not None and error.ctx is not None:
         word = error.option_name.lstrip("-")
-        about = [(one.opts[0], getattr(one, "help", None) or "") for one in error.ctx.command.params]
-        explained = [name for name, text in about if word in re.findall(r"\w+", text.lower())]
+        helps = [(one.opts[0], one.help or "") for one in error.ctx.command.params if isinstance(one, TyperOption)]
+        explained = [name for name, text in helps if word in re.findall(r"\w+", text.lower())]
         error.possibilities = sorted({*error.possibilities, *explained})
     return str(error.format_message())
 
@@ -170,14 +168,15 @@ def _sentence(text: str) -> str:
 
 
 def _verb(arguments: Sequence[str]) -> str:
-    return f"{arguments[0]} " if arguments[0] in VERBS else ""
+    return f"{arguments[0]} " if arguments[0] in verb_names() else ""
 
 
 def run() -> None:
     """Entry point of the ``redraft`` script."""
-    # Read when torch is loaded. Threads that spin while they wait make short passes ten times slower on shared cores.
+    # torch reads this when it is imported. Threads that spin while they wait make short forward passes ten times slower
+    # on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # oneDNN keeps a compiled product for every shape it meets, up to 1,024 unless told otherwise: with batches of ever
-    # new shapes that is half a gigabyte, and it looks like a leak.
+    # oneDNN caches a compiled kernel for every shape of a matrix product, by default up to 1,024 kernels. With batches
+    # of many shapes this takes half a gigabyte.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The table of ``redraft doctor --parity``: public checkpoints against the numbers of their own code."""
+"""The table of ``redraft doctor --parity``: outputs of public checkpoints, ours against those of their own code."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ _HEAD = (
 
 
 def compare(root: Path, as_json: bool) -> dict[str, Any]:
-    """Run every check and show one row a model; failures are listed one by one."""
+    """Run every check and print one row per model; each failure is listed separately."""
     from redraft.parity import run
 
     checks: list[Check] = []
     for check in run(root):
         checks.append(check)
         if not check.ok:
-            said = f" {check.note}" if check.note else ""
-            log(f"! {check.model}: {check.what} differs by {check.difference:.3g} (tolerance {check.tolerance}).{said}")
+            note = f" {check.note}" if check.note else ""
+            log(f"! {check.model}: {check.what} differs by {check.difference:.3g} (tolerance {check.tolerance}).{note}")
     if not as_json:
         typer.echo(table(checks))
     return {"parity": [asdict(check) for check in checks], "ok": all(check.ok for check in checks)}
 
 
 def table(checks: list[Check]) -> str:
-    """A Markdown table, one row a model, and under it what is recorded, but not compared.
+    """A Markdown table with one row per model, and below it what is recorded but not compared.
 
-    The difference shown is the one that comes closest to its tolerance.
+    The difference in a row is the one closest to its tolerance.
     """
     from redraft.parity import IDS, NOTHING
 
@@ -69,7 +69,7 @@ def table(checks: list[Check]) -> str:
 
 
 def _briefly(names: Iterable[str]) -> str:
-    """Each once, and what is said of "x", "x, a" and "x, b" as "x (a, b)"."""
+    """Each name once; "x, a" and "x, b" become "x (a, b)"."""
     found: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         first, _, rest = name.partition(", ")

@@ -1,4 +1,4 @@
-"""What ``train`` and ``finetune`` share: options to recipe tables, and a run in sight."""
+"""Shared by ``train`` and ``finetune``: options, the recipe made from them, and a run with its progress shown."""
 
 from __future__ import annotations
 
@@ -11,40 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redraft.cli._common import log
+from redraft.errors import UserError
 
 if TYPE_CHECKING:
     from redraft.train.recipe import Recipe
 
-Out = Annotated[Path, typer.Option(help="Folder for the model; the same command goes on where it stopped.")]
-Data = Annotated[str | None, typer.Option(help="File, folder, set by name, or hub:owner/name.")]
-Validation = Annotated[str | None, typer.Option(help="Validation data. Unset: a share of --data set apart by hash.")]
-DataRoot = Annotated[str | None, typer.Option(envvar="REDRAFT_DATA", help="Folder in which sets are looked up.")]
-Text = Annotated[str | None, typer.Option(help="Column of plain text.")]
-Input = Annotated[str | None, typer.Option("--input", help="Column of the prompt ...")]
-Target = Annotated[str | None, typer.Option(help="... and of what should follow it.")]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read, and list them.")]
-Tokens = Annotated[int | None, typer.Option(min=1, help="Budget: tokens read in training.")]
-Passes = Annotated[float | None, typer.Option(min=0, help="Budget: passes over the data.")]
-Minutes = Annotated[float | None, typer.Option(min=0, help="Budget: wall clock.")]
-Rate = Annotated[float | None, typer.Option("--lr", min=0, help="Peak learning rate.")]
+Out = Annotated[Path, typer.Option(help="Folder for the model. The same command resumes an interrupted run.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any option of a recipe; repeat for more.")
+    list[str] | None,
+    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any key of a recipe (see: docs/recipes.md); repeatable."),
 ]
 
 
-def table(**given: Any) -> dict[str, Any]:
-    """The options that were given, as a recipe's table."""
-    return {key: value for key, value in given.items() if value is not None and value is not False}
-
-
 def run(recipe: Recipe, out: Path, device: str, as_json: bool) -> dict[str, Any]:
-    """Train, telling whoever watches; what came out of it, for ``--json``."""
-    from redraft.data.report import describe as look
+    """Train and show the progress. Returns the result for ``--json``."""
+    from redraft.data.report import describe as describe_data
     from redraft.train.logging import Progress, describe
     from redraft.train.loop import train
     from redraft.train.setup import texts
 
-    log(str(look(texts(recipe))))
+    log(str(describe_data(texts(recipe))))
     if sys.stderr.isatty() and not as_json:
         with Progress() as progress:
             result = train(recipe, out, device=device, on_event=progress)
@@ -56,7 +42,22 @@ def run(recipe: Recipe, out: Path, device: str, as_json: bool) -> dict[str, Any]
 
 
 def recipe_of(values: Mapping[str, Any], where: str, overrides: list[str] | None, folder: str = "") -> Recipe:
-    """A checked recipe from tables."""
+    """A checked recipe from its tables.
+
+    Raises:
+        UserError: an unknown table or key, or a wrong value.
+    """
     from redraft.train.recipe import Recipe
 
     return Recipe.of(values, where, overrides or [], folder)
+
+
+def require(given: Mapping[str, Any], field: str, option: str) -> Any:
+    """The value of an option that must be given.
+
+    Raises:
+        UserError: it was not given.
+    """
+    if field not in given:
+        raise UserError(f"Missing option '{option}'.", "See: redraft finetune --help")
+    return given[field]

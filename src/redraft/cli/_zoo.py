@@ -1,4 +1,4 @@
-"""Shipped checkpoints: where they lie, what their cards say, whether their bytes are what was shipped."""
+"""Shipped checkpoints: their folder, their model cards, and their checksums."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-SUMS = "SHA256SUMS"  # in the format of sha256sum
+SUMS = "SHA256SUMS"  # written by sha256sum
 
 
 def folder() -> Path | None:
-    """The folder of shipped checkpoints, or None where there are none."""
+    """The folder of shipped checkpoints, or None if there are none."""
     from redraft.shipped import zoo
 
     return next((path.parent for path in zoo().values()), None)
 
 
 def check(root: Path) -> dict[str, str]:
-    """State of every file listed in the checksum file: intact, missing or damaged. Where there is none: unlisted."""
+    """State of every file in the checksum file: intact, missing or damaged. Without a checksum file: unlisted."""
     sums = root / SUMS
     if not sums.is_file():
         return {str(path.relative_to(root)): "unlisted" for path in root.glob("*/*.safetensors")}
@@ -34,7 +34,7 @@ def check(root: Path) -> dict[str, str]:
 
 
 def facts(model: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: its configuration, its size on disk, the first paragraph of its card."""
+    """Name, folder, size on disk, configuration, and the first paragraph of the model card of a checkpoint."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     size = sum(path.stat().st_size for path in model.iterdir() if path.is_file())
     return {"name": model.name, "path": str(model), "megabytes": round(size / 1e6, 2), "config": config} | _card(model)

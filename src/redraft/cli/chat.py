@@ -1,4 +1,4 @@
-"""``redraft chat``: a conversation in the terminal, over the engine that serves."""
+"""``redraft chat``: a conversation in the terminal, with the engine of ``redraft serve``."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli._common import Device, Json, log, screen
+from redraft import config
+from redraft.cli._common import Device, Json, ModelName, Pace, log, screen
+from redraft.cli._decoding import Decoding
+from redraft.cli._verbs import verb
 from redraft.errors import UserError
+from redraft.options import declared
+from redraft.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
     from redraft.serve.engine import Engine
-    from redraft.serve.reading import Text as Answer
+    from redraft.serve.incremental_text import GeneratedText
 
-_HELP = "/again writes the last answer anew, /clear forgets the conversation, /steps N, /temperature T, /quit"
+_HELP = "/again repeats the last turn with another seed, /clear starts over, /SETTING VALUE (such as /steps 8), /quit"
 
 
+@verb(order=110)
 def chat(
-    model: Annotated[str, typer.Option(help="A model folder, or a shipped checkpoint (see: redraft models).")],
-    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps, for samplers that take them.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="See: redraft models. Unset: the model's own.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of the sampler; repeat for more.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
-    pace: Annotated[float, typer.Option(min=0, help="Seconds each step stays on a terminal; not counted.")] = 0.05,
+    *,
+    model: ModelName,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    given: Decoding,
+    pace: Pace = 0.05,
     as_json: Json = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first answer; the next has one more.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the first answer; answer i uses seed + i.")] = 0,
     device: Device = "auto",
 ) -> dict[str, Any]:
-    """Talk to a model. In a terminal its answers come into focus; lines from a pipe are answered one by one.
+    """Chat with a model. A terminal shows every step of the answer; lines from a pipe are answered one by one.
 
     \b
     Examples:
@@ -45,30 +46,23 @@ def chat(
       redraft chat --model runs/mine --steps 8 --temperature 0.7
       echo "Where is my hat?" | redraft chat --model translate-en-de-masked --json
 
-    A model with a chat template is spoken to as it says. Others: docs/serving.md.
+    Messages are formatted with the model's chat template. docs/serving.md describes models without one. Options that
+    you leave out take the values of the model's generation_config.json.
     """
-    from redraft.config import parse_options
     from redraft.data.chat import template_of
     from redraft.loading import load, resolve
-    from redraft.serve.engine import Engine, Limits
+    from redraft.serve.engine import Engine, EngineLimits
 
-    chosen = {
-        "max_new_tokens": max_new_tokens,
-        "steps": steps,
-        "sampler": sampler,
-        "options": parse_options(option or [], "--option") or None,
-        "temperature": temperature,
-    }
     folder = resolve(model)
     loaded = load(folder, device)
-    loaded.settings(**chosen)  # a mistake is told before the first question
-    talk = _Talk(Engine(loaded, Limits(rows=16)), template_of(folder), system, chosen, seed, pace)
+    loaded.settings(**given)  # report a mistake before the first question
+    talk = _Talk(Engine(loaded, EngineLimits(rows=16)), template_of(folder), system, given, seed, pace)
     console = screen(as_json)
-    spoken = sys.stdin.isatty() and not as_json
-    if spoken:
-        log(f"{model}, {loaded.family_name}, {loaded.parameters / 1e6:.1f}M parameters. {_HELP}.")
+    interactive = sys.stdin.isatty() and not as_json
+    if interactive:
+        log(f"{model}, {loaded.family_name}, {loaded.network.parameter_count / 1e6:.1f}M parameters. {_HELP}.")
     try:
-        while (line := _line(spoken)) is not None:
+        while (line := _line(interactive)) is not None:
             if line.startswith("/"):
                 if not talk.obey(line, console):
                     break
@@ -80,7 +74,7 @@ def chat(
 
 
 class _Talk:
-    """A conversation under way."""
+    """The state of a conversation."""
 
     def __init__(
         self,
@@ -97,7 +91,7 @@ class _Talk:
         self.turns: list[dict[str, Any]] = []
 
     def obey(self, line: str, console: Console) -> bool:
-        """A command; False ends the conversation."""
+        """Carry out a command that begins with a slash; False ends the conversation."""
         name, _, value = line[1:].strip().partition(" ")
         if name in ("quit", "exit", "q"):
             return False
@@ -106,17 +100,28 @@ class _Talk:
         elif name == "again" and len(self.messages) > len(self.begin):
             self.messages.pop()
             self.say(str(self.messages.pop()["content"]), console)
-        elif name in ("steps", "temperature") and value:
-            try:
-                self.chosen = {**self.chosen, name: int(value) if name == "steps" else float(value)}
-            except ValueError:
-                console.print(f"{name} takes a number.")
+        elif name in declared(Settings, "cli") and value:
+            self.change(name, value, console)
         else:
             console.print(_HELP, markup=False)
         return True
 
+    def change(self, name: str, value: str, console: Console) -> None:
+        """Set a generation setting for the following answers, if the value is valid."""
+        chosen = {**self.chosen, **config.parse_options([f"{name}={value}"], f"/{name}")}
+        try:
+            self.engine.model.settings(**chosen)
+        except UserError as error:
+            console.print(f"{error}", style="red", markup=False)
+        else:
+            self.chosen = chosen
+
     def say(self, line: str, console: Console) -> None:
-        """Put a message, show the answer."""
+        """Send a message and show the answer.
+
+        Raises:
+            UserError: the message can't be answered, and no person is there to write another one.
+        """
         self.messages.append({"role": "user", "content": line})
         try:
             answer, seconds = self._answer(console)
@@ -140,44 +145,47 @@ class _Talk:
         )
         self.seed += 1
 
-    def _answer(self, console: Console) -> tuple[Answer, float]:
+    def _answer(self, console: Console) -> tuple[GeneratedText, float]:
         from rich.live import Live
 
         from redraft.data import chat as conversations
-        from redraft.serve.engine import Event, Failed, Job, Progress
-        from redraft.serve.reading import Span
+        from redraft.serve.incremental_text import Span
+        from redraft.serve.jobs import Event, Failed, Job, Progress
 
         model = self.engine.model
-        head, stops = conversations.prompt(self.messages, model.tokenizer, model.conditional, self.template)
+        head, stops = conversations.prompt(self.messages, model.tokenizer, model.paired, self.template)
         room = model.network.config.max_length - len(head)
         if room < 1:
-            raise UserError(f"the conversation has {len(head)} tokens, the context is full.", "Say /clear.")
-        most = min(room, self.chosen["max_new_tokens"] or model.settings().max_new_tokens)
+            raise UserError(f"The context is full: the conversation has {len(head)} tokens.", "Enter /clear.")
+        most = min(room, self.chosen.get("max_new_tokens") or model.settings().max_new_tokens)
         settings = model.settings(**{**self.chosen, "max_new_tokens": most, "seed": self.seed})
         heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
         live = console.is_terminal
-        drafting = model.compose([head], settings)
+        from redraft.generation.start import start_prompts
+
+        drafting = start_prompts(model, [head], settings)
         span = Span(len(head), len(head) + most)
-        job = Job(drafting, span, heard.put, stops, frames=(lambda: True) if live else None)
+        job = Job(drafting, span, heard.put, stops, wants_frame=(lambda: True) if live else None)
         self.engine.submit("terminal", [job])
         with Live(console=console, auto_refresh=False, transient=True) as shown:
             while isinstance(event := heard.get(), Progress):
                 if event.frame is not None:
-                    shown.update(picture(event.frame, bool(model.spec.shift)), refresh=True)
+                    shown.update(picture(event.frame, bool(model.spec.network.shift)), refresh=True)
                     time.sleep(self.pace)
         if isinstance(event, Failed):
-            raise UserError(f"{event.why}.")
-        seconds = job.ended - job.begun - job.pictured
+            raise UserError(event.message)
+        seconds = job.generation_seconds
         console.print(event.result.text, markup=False)
         if live:
             rate = len(event.result.ids) / seconds if seconds else 0.0
             passes, count = event.result.nfe, len(event.result.ids)
-            console.print(f"{passes} passes, {count} tokens, {seconds * 1000:.0f} ms, {rate:.0f} tokens/s", style="dim")
+            figures = f"{passes} forward passes, {count} tokens, {seconds * 1000:.0f} ms, {rate:.0f} tokens/s"
+            console.print(figures, style="dim")
         return event.result, seconds
 
 
 def picture(frame: dict[str, Any], left_to_right: bool) -> Text:
-    """A frame of the canvas as coloured text: guesses dim, final words by their confidence."""
+    """A frame of the canvas as colored text: predictions are dim, final tokens are colored by their probability."""
     from rich.text import Text
 
     from redraft.cli._animation import style
@@ -185,17 +193,17 @@ def picture(frame: dict[str, Any], left_to_right: bool) -> Text:
 
     shown = Text()
     for piece in frame["canvas"]:
-        sure = float("nan") if piece["confidence"] is None else piece["confidence"]
+        probability = float("nan") if piece["confidence"] is None else piece["confidence"]
         if piece["status"] != "free":
-            shown.append(piece["text"], style=style(SEALED, sure))
+            shown.append(piece["text"], style=style(SEALED, probability))
         elif not left_to_right:
-            shown.append(piece["text"] or "░░ ", style=style(FREE, sure))
+            shown.append(piece["text"] or "░░ ", style=style(FREE, probability))
     return shown
 
 
-def _line(spoken: bool) -> str | None:
-    """The next line of whoever talks, or None at the end."""
-    if spoken:
+def _line(interactive: bool) -> str | None:
+    """The next line of the input, or None at its end."""
+    if interactive:
         try:
             return input("> ")
         except (EOFError, KeyboardInterrupt):

@@ -1,45 +1,56 @@
-"""``redraft convert``: public checkpoints in, and models out in formats that others read."""
+"""``redraft convert``: read public checkpoints, and write models in public formats."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from redraft.cli._common import Adapter, Device, Json, Seed, log
+from redraft.cli._common import Device, Json, Seed, log
+from redraft.cli._options import Options
+from redraft.cli._verbs import verb
 from redraft.errors import UserError, suggest
+from redraft.options import check, setting
+
+if TYPE_CHECKING:
+    from redraft.model import Model
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """How to convert a checkpoint."""
+
+    to: str = setting(
+        "redraft", "redraft, a public format that fits the model (llama, qwen3 ...), or a family (masked ...)."
+    )
+    options: Mapping[str, Any] = setting({}, "A field of the family named by --to; repeatable.", flag="--option")
+    storage: Literal["float32", "bfloat16", "int8"] = setting(
+        "float32", "Format of the stored weights; int8 is only for redraft's own format."
+    )
+    mask_id: int | None = setting(None, "Id of the mask token, for a checkpoint whose files don't contain it.", least=0)
+    adapter: str | None = setting(None, "LoRA adapter to merge into the weights, in peft's format.", metavar="FOLDER")
+    push_to_hub: str | None = setting(None, "Also upload the folder to the Hugging Face hub.", metavar="OWNER/NAME")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@verb(order=140)
 def convert(
-    source: Annotated[str, typer.Argument(help="A model folder, a shipped checkpoint, or a name on the hub.")],
-    target: Annotated[Path, typer.Argument(help="The folder to write.")],
-    to: Annotated[
-        str,
-        typer.Option(
-            help="redraft, a public format that holds the model (llama, qwen3 ...), or a family (masked ...)."
-        ),
-    ] = "redraft",
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A field of that family; repeat for more.")
-    ] = None,
-    storage: Annotated[
-        str, typer.Option(help="How weights are stored: float32, bfloat16 or, in redraft's, int8.")
-    ] = "float32",
-    mask_id: Annotated[
-        int | None, typer.Option(help="The mask token of a checkpoint whose files don't name it.")
-    ] = None,
-    adapter: Adapter = None,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Also upload the folder to the Hugging Face hub.")
-    ] = None,
+    *,
+    source: Annotated[str, typer.Argument(help="Model folder, shipped checkpoint, or name on the Hugging Face hub.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write.")],
+    given: Annotated[dict[str, Any], Options(Conversion)],
     as_json: Json = False,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> dict[str, Any]:
-    """Turn a checkpoint into another format.
+    """Convert a checkpoint to another format or to another family.
 
-    \\b
+    \b
     Examples:
       redraft convert GSAI-ML/LLaDA-8B-Instruct runs/llada --storage bfloat16
       redraft convert runs/my-autoregressive exported --to llama
@@ -47,60 +58,79 @@ def convert(
       redraft convert base-autoregressive runs/whole --adapter runs/adapter
       redraft convert base-autoregressive runs/start --to masked --option shift=1
 
-    redraft's own folders are in the Hugging Face layout: transformers reads them after importing
-    redraft.interop.transformers. Plain autoregressive models can be written as Llama (with normalised queries and keys
-    as Qwen3, with windows as Mistral, with biases of queries, keys and values as Qwen2), which every engine serves.
+    Folders in redraft's format follow the Hugging Face layout: transformers reads them after you import
+    redraft.interop.transformers. Autoregressive models can be written as Llama, which every inference engine supports
+    (as Qwen3 with normalised queries and keys, as Mistral with attention windows, as Qwen2 with biases of queries, keys
+    and values).
 
-    --adapter folds a LoRA adapter into the weights.
+    --adapter merges a LoRA adapter into the weights.
 
-    With a family for --to, the model is made the beginning of another kind of model: weights as they are, a mask token
-    where there was none. Then train it: redraft finetune --from runs/start --course anneal.
+    With a family for --to, the model becomes the starting point of another kind of model: it keeps its weights, and
+    gets a mask token if it has none. Then train it: redraft finetune --from runs/start --curriculum anneal.
 
-    --seed is taken for the sake of scripts; nothing here is random.
+    --seed has no effect; every command accepts it.
     """
     import torch
 
     import redraft
     from redraft import hub
-    from redraft.config import parse_options
-    from redraft.convert import export, writable
-    from redraft.registry import names
 
-    families = () if to in writable() else names("families")
-    formats = ("redraft", *writable(), *names("families"))
-    if to not in formats:
-        raise UserError(f"can't write the format '{to}'.", suggest(to, formats))
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"'{target}' is not empty.", "Name a new folder.")
-    if option and to not in families:
-        raise UserError("--option is for the fields of a family.", "For example --to masked --option shift=0.")
-    if to in writable() and storage == "int8":
-        raise UserError(f"the format '{to}' has no int8 weights.", "Take float32 or bfloat16.")
-    if push_to_hub is not None:
-        hub.check_push(push_to_hub)
-    dtype = torch.bfloat16 if storage == "bfloat16" else torch.float32
-    model = redraft.load(source, device, dtype, mask_id, adapter)
-    card = f"# {target.name}\n\nMade from `{source}` by `redraft convert`.\n"
-    if to in families:
-        from redraft.conversion import become
-
-        model = become(model, {"name": to, **parse_options(option or [], "--option")})
-    if to not in writable():
-        model.save(target, storage, card)
-    else:
-        export(to, model.network, model.tokenizer, model.spec, target, storage, card)
-    if push_to_hub is not None:
-        hub.push(target, push_to_hub)
+    wanted = Conversion(**given)
+    _check(wanted, target)
+    dtype = torch.bfloat16 if wanted.storage == "bfloat16" else torch.float32
+    loaded = redraft.load(source, device, dtype, wanted.mask_id, wanted.adapter)
+    model = _write(loaded, target, wanted, f"Made from `{source}` by `redraft convert`.")
+    if wanted.push_to_hub is not None:
+        hub.push(target, wanted.push_to_hub)
     if not as_json:
-        log(f"{model.parameters / 1e6:.1f}M parameters, family {model.family_name}: {target}")
+        log(f"{model.network.parameter_count / 1e6:.1f}M parameters, family {model.family_name}: {target}")
     size = sum(path.stat().st_size for path in target.iterdir())
     return {
         "source": source,
         "target": str(target),
-        "format": to,
-        "storage": storage,
+        "format": wanted.to,
+        "storage": wanted.storage,
         "family": model.family_name,
-        "parameters": model.parameters,
+        "parameters": model.network.parameter_count,
         "megabytes": round(size / 1e6, 2),
-        "pushed_to": push_to_hub,
+        "pushed_to": wanted.push_to_hub,
     }
+
+
+def _check(wanted: Conversion, target: Path) -> None:
+    """Find mistakes before anything is loaded.
+
+    Raises:
+        UserError: an unknown format, a folder that is not empty, or options that don't fit the format.
+    """
+    from redraft import hub
+    from redraft.convert import writable
+    from redraft.registry import names
+
+    formats = ("redraft", *writable(), *names("families"))
+    if wanted.to not in formats:
+        raise UserError(f"--to: there is no format '{wanted.to}'.", suggest(wanted.to, formats))
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"'{target}' is not empty.", "Name a new folder.")
+    if wanted.options and (wanted.to in writable() or wanted.to not in names("families")):
+        raise UserError("--option sets the fields of a family.", "For example --to masked --option shift=0.")
+    if wanted.to in writable() and wanted.storage == "int8":
+        raise UserError(f"Format '{wanted.to}' has no int8 weights.", "Use float32 or bfloat16.")
+    if wanted.push_to_hub is not None:
+        hub.check_push(wanted.push_to_hub)
+
+
+def _write(model: Model, target: Path, wanted: Conversion, origin: str) -> Model:
+    """Write a model in a format, or as the starting point of a family; return what was written."""
+    from redraft.convert import export, writable
+
+    card = f"# {target.name}\n\n{origin}\n"
+    if wanted.to in writable():
+        export(wanted.to, model.network, model.tokenizer, model.spec, target, wanted.storage, card)
+        return model
+    if wanted.to != "redraft":
+        from redraft.conversion import convert_family
+
+        model = convert_family(model, {"name": wanted.to, **wanted.options})
+    model.save(target, wanted.storage, card)
+    return model

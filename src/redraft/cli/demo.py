@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redraft.cli._common import Device, Json, Seed, screen
+from redraft.cli._verbs import verb
 from redraft.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from redraft.compare.material import Item
+    from redraft.evaluation.items import Item
     from redraft.model import Model
 
 _PAIR = {family: f"translate-en-de-{family}" for family in ("autoregressive", "masked")}
@@ -28,6 +29,7 @@ _LABEL = {"autoregressive": "autoregressive", "masked": f"masked, {_STEPS} steps
 _PACE = 0.25  # seconds a pass stays in sight
 
 
+@verb(order=10, resumes=True)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the report; the same command goes on where it stopped.")] = Path(
         "runs/demo"
@@ -48,7 +50,7 @@ def demo(
     """
     import redraft
     from redraft.cli.compare import run
-    from redraft.compare.material import items
+    from redraft.evaluation.items import make_items
 
     console = screen(as_json)
     data = sample()
@@ -58,7 +60,7 @@ def demo(
 
     console.rule("2. A race: autoregressive against masked, same prompts", align="left")
     rows = heldout(data)
-    raced = race(models, items(rows, models["masked"].tokenizer, 64, True, _NEW_TOKENS), console)
+    raced = race(models, make_items(rows, models["masked"].tokenizer, 64, True, _NEW_TOKENS), console)
 
     console.rule("3. A small comparison, with a report", align="left")
     found = run(study(data, out, seed, device), as_json)
@@ -78,7 +80,8 @@ def sample() -> Path:
 
 
 def heldout(data: Path) -> Sequence[Any]:
-    from redraft.data.examples import Columns, read
+    from redraft.data.columns import Columns
+    from redraft.data.examples import read
 
     return read(f"{data}.test.jsonl.gz", Columns(input="english", target="german"))
 
@@ -88,7 +91,7 @@ def denoise(model: Model, console: Console, seed: int) -> dict[str, Any]:
     from redraft.cli._animation import plain, watch
 
     settings = model.settings(max_new_tokens=_NEW_TOKENS, steps=8, candidates=1, sampler="confidence", seed=seed)
-    drafting = model.draft([_SENTENCE], settings)
+    drafting = model.start([_SENTENCE], settings)
     console.print(f"English: {_SENTENCE}", markup=False)
     if console.is_terminal:
         seconds = watch(drafting, console, _PACE)
@@ -104,32 +107,33 @@ def race(models: dict[str, Model], asked: list[Item], console: Console) -> dict[
     """The same prompts to both, turn by turn, alone and 32 at a time."""
     from rich.table import Table
 
-    from redraft.compare import measure
-    from redraft.compare.study import Setting
+    from redraft.evaluation.decoding import DecodingConfig
+    from redraft.evaluation.texts import generate_texts
+    from redraft.evaluation.timing import time_in_turns
 
     rivals = {
-        "autoregressive": Setting("autoregressive", "autoregressive"),
-        "masked": Setting("masked", "confidence", {"steps": _STEPS}),
+        "autoregressive": DecodingConfig("autoregressive", temperature=0.0, top_p=1.0),
+        "masked": DecodingConfig("confidence", {"steps": _STEPS}, temperature=0.0, top_p=1.0),
     }
     prompts = [item.prompt for item in asked]
-    texts = {f: measure.write_texts(models[f], prompts, s, _NEW_TOKENS, 32) for f, s in rivals.items()}
+    texts = {f: generate_texts(models[f], prompts, s, _NEW_TOKENS, 32) for f, s in rivals.items()}
     table = Table(title=f"Some of {len(prompts)} prompts", title_justify="left", show_lines=True)
     for name in ("English", *_LABEL.values(), "people"):
         table.add_column(name)
     for number, item in enumerate(asked[:_SHOWN]):
-        table.add_row(item.prompt, *(texts[family]["texts"][number] for family in rivals), item.references[0])
+        table.add_row(item.prompt, *(texts[family].texts[number] for family in rivals), item.references[0])
     console.print(table)
     runners = [(models[family], setting) for family, setting in rivals.items()]
-    speeds = {batch: measure.race(runners, prompts, batch, _CALLS, _NEW_TOKENS) for batch in (1, 32)}
+    speeds = {batch: time_in_turns(runners, prompts, batch, _CALLS, _NEW_TOKENS) for batch in (1, 32)}
     result: dict[str, Any] = {}
     times = Table("", "passes a text", "one text", "tokens/s", "32 texts", "tokens/s")
     for number, family in enumerate(rivals):
-        passes = statistics.fmean(texts[family]["nfe"])
+        passes = statistics.fmean(texts[family].nfe)
         result[family] = {"passes_per_text": passes}
         cells = [_LABEL[family], f"{passes:.1f}"]
         for batch, entries in speeds.items():
-            median = statistics.median(entries[number]["seconds"])
-            rate = sum(entries[number]["tokens"]) / sum(entries[number]["seconds"])
+            median = statistics.median(entries[number].seconds)
+            rate = sum(entries[number].tokens) / sum(entries[number].seconds)
             result[family][f"batch_{batch}"] = {"median_seconds": median, "tokens_per_second": rate}
             cells += [f"{median * 1000:.0f} ms", f"{rate:.0f}"]
         times.add_row(*cells)
@@ -138,16 +142,16 @@ def race(models: dict[str, Model], asked: list[Item], console: Console) -> dict[
 
 
 def study(data: Path, out: Path, seed: int, device: str) -> Any:
-    """A brief study of the shipped pair, fine-tuned a little on the sample."""
-    from redraft.cli.compare import bases
+    """A small study of the two shipped models, fine-tuned briefly on the sample."""
+    from redraft.compare.checkpoints import find_bases
     from redraft.compare.study import Study
 
     return Study(
         data=str(data),
         input="english",
         target="german",
-        bases=bases(list(_PAIR.values()), list(_PAIR)),
-        # The pair has seen such rows before: a touch of fine-tuning, for the study to be whole, at a small rate.
+        bases=find_bases(list(_PAIR.values()), list(_PAIR)),
+        # The models were trained on such rows; brief fine-tuning at a low rate completes the study.
         budget_tokens=_STUDY_TOKENS,
         train={"lr": 5e-5},
         steps=(1, 4, 8),

@@ -1,4 +1,4 @@
-"""``redraft doctor``: what this machine has, how fast it is, what is off and how to mend it."""
+"""``redraft doctor``: hardware, software and speed of this machine, with problems and their remedies."""
 
 from __future__ import annotations
 
@@ -15,42 +15,44 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redraft.cli._common import Device, Json, Seed
+from redraft.cli._verbs import verb
 
 if TYPE_CHECKING:
     import torch
 
 _CORE = ("torch", "tokenizers", "safetensors", "transformers", "pydantic", "typer", "rich", "numpy")
-_OPTIONAL = {  # package -> what is off without it, and the extra that has it
+_OPTIONAL = {  # package -> what needs it, and the extra that installs it
     "datasets": ("data from a Hugging Face folder or hub name", "train"),
     "pyarrow": ("Parquet files", "train"),
     "tensorboard": ("training curves in TensorBoard", "train"),
     "sacrebleu": ("BLEU", "eval"),
     "rouge-score": ("ROUGE", "eval"),
     "scipy": ("intervals over several seeds", "eval"),
-    "scikit-learn": ("the nearest-example floor of a comparison", "eval"),
+    "scikit-learn": ("the nearest-example baseline of a comparison", "eval"),
 }
 
-_LEAST_DISK_GB = 0.2  # below this no model can be trained or saved
+_LEAST_DISK_GB = 0.2  # too little to train or save a model
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something off, and how to mend it."""
+    """A problem of this machine and its remedy."""
 
     what: str
     remedy: str
-    needed: bool = False  # broken, and not just slow or left out: nothing to rely on
+    needed: bool = False  # redraft doesn't work without it; others only cost speed or a feature
 
 
+@verb(order=150)
 def doctor(
     parity: Annotated[
-        Path | None, typer.Option(help="Folder of recorded outputs of public checkpoints: are ours the same?")
+        Path | None, typer.Option(help="Folder with recorded outputs of public checkpoints to compare with ours.")
     ] = None,
     as_json: Json = False,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> dict[str, Any]:
-    """Check this machine, and say what is off.
+    """Check this machine and report problems.
 
     \b
     Examples:
@@ -58,12 +60,12 @@ def doctor(
       redraft doctor --json --device cpu
       redraft doctor --parity ../shared/parity
 
-    Shown are versions, devices, measured speed and the state of the shipped checkpoints. Speeds are measured for
-    about two seconds; --seed draws the matrices. Nothing is changed. With --parity only the comparison with
-    recorded outputs is made, on the CPU, and a table in Markdown is shown.
+    It prints versions, devices, measured speed and the state of the shipped checkpoints. The measurements take about
+    two seconds; --seed sets the random matrices. It changes nothing. --parity compares with recorded outputs instead,
+    on the CPU, and prints a Markdown table.
 
-    The exit code is 0, or 1 where something that is needed is broken: a package that is missing, a damaged checkpoint,
-    no space on the disk, an output that differs. What is merely slow or left out is told, and no failure.
+    The exit code is 1 if something necessary is broken: a missing package, a damaged checkpoint, a full disk, or an
+    output that differs. Otherwise it is 0; slow hardware and missing optional packages are reported as warnings.
     """
     if parity is not None:
         from redraft.cli._parity import compare
@@ -99,7 +101,7 @@ def doctor(
 
 
 def copy_bandwidth(where: torch.device, megabytes: int = 256) -> float:
-    """Measured memory traffic of a large copy, in bytes per second, read and write both counted."""
+    """Measured memory bandwidth of a large copy in bytes per second, reads and writes together."""
     import torch
 
     from redraft.runtime import synchronise
@@ -134,7 +136,7 @@ def _versions() -> dict[str, Any]:
 
 
 def _cores() -> int:
-    """Cores this process may run on."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -145,7 +147,7 @@ def _device_name(where: torch.device) -> str:
 
 
 def memory(where: torch.device) -> int:
-    """Bytes of memory of a device."""
+    """Memory of a device in bytes."""
     import torch
 
     if where.type == "cuda":
@@ -157,7 +159,11 @@ def _package_problems(packages: dict[str, str | None]) -> list[Problem]:
     missing = [Problem(f"{name} is not installed.", "Run make install.", True) for name in _CORE if not packages[name]]
     for name, (use, extra) in _OPTIONAL.items():
         if not packages[name]:
-            missing.append(Problem(f"{name} is not installed: no {use}.", f'Run pip install "redraft[{extra}]".'))
+            missing.append(
+                Problem(
+                    f"{name} is not installed. It is needed for {use}.", f'Install it: pip install "redraft[{extra}]".'
+                )
+            )
     return missing
 
 
@@ -166,18 +172,22 @@ def _machine_problems(found: dict[str, Any], where: torch.device) -> list[Proble
 
     problems = []
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        problems.append(Problem(f"Python {found['python']} is not tested.", "Use Python 3.11, 3.12 or 3.13."))
+        problems.append(
+            Problem(f"redraft is not tested with Python {found['python']}.", "Use Python 3.11, 3.12 or 3.13.")
+        )
     if found["threads"] > found["cores"]:
-        what = f"{found['threads']} threads on {found['cores']} cores wait for each other."
+        what = f"There are {found['threads']} threads for {found['cores']} cores, which makes them wait for each other."
         problems.append(Problem(what, f"Set OMP_NUM_THREADS={found['cores']}."))
     if where.type == "cpu" and shutil.which("nvidia-smi") and not torch.cuda.is_available():
-        what = "there is an NVIDIA driver, but this torch can't use it."
-        problems.append(Problem(what, "Install the CUDA build of torch (see PyTorch's install page)."))
+        what = "There is an NVIDIA driver, but the installed torch can't use it."
+        problems.append(Problem(what, "Install the CUDA build of torch (see PyTorch's installation page)."))
     if where.type == "cpu" and found["load"] > found["cores"]:
-        what = f"the machine is busy (load {found['load']} on {found['cores']} cores), which slows all down."
-        problems.append(Problem(what, "Wait, or stop what else is running."))
+        what = f"The machine is busy: load {found['load']} on {found['cores']} cores."
+        problems.append(Problem(what, "Wait, or stop other programs."))
     if (free := found["disk_free_gb"]) < 2:
-        problems.append(Problem(f"only {free} GB free on this disk.", "Free some space.", needed=free < _LEAST_DISK_GB))
+        problems.append(
+            Problem(f"Only {free} GB are free on this disk.", "Free some space.", needed=free < _LEAST_DISK_GB)
+        )
     return problems
 
 
@@ -186,16 +196,20 @@ def _zoo() -> tuple[list[dict[str, Any]], list[Problem]]:
 
     root = folder()
     if root is None:
-        return [], [Problem("no folder of shipped checkpoints.", "Run in a checkout, or set REDRAFT_ZOO to one.")]
+        return [], [
+            Problem(
+                "The folder of shipped checkpoints was not found.", "Run redraft in its checkout, or set REDRAFT_ZOO."
+            )
+        ]
     states = check(root)
     problems = []
     for name, state in states.items():
         if state == "unlisted":
-            what = f"checkpoint file {root / name} is not listed in {SUMS}: it can't be verified."
+            what = f"Checkpoint file {root / name} can't be verified: it is not in {SUMS}."
             problems.append(Problem(what, "Run make checksums."))
         elif state != "intact":
             remedy = f"Restore it: git checkout -- {Path('zoo') / name}"
-            problems.append(Problem(f"checkpoint file {root / name} is {state}.", remedy, needed=True))
+            problems.append(Problem(f"Checkpoint file {root / name} is {state}.", remedy, needed=True))
     return [{"file": name, "state": state} for name, state in states.items()], problems
 
 
@@ -215,4 +229,4 @@ def _show(found: dict[str, Any]) -> None:
     for problem in found["problems"]:
         typer.echo(f"{'!' if problem['needed'] else '-'} {problem['what']} {problem['remedy']}")
     if not found["problems"]:
-        typer.echo("all well")
+        typer.echo("No problems found.")

@@ -1,4 +1,4 @@
-"""``redraft generate``: write a text from a prompt, in sight."""
+"""``redraft generate``: generate text from a prompt, step by step in a terminal."""
 
 from __future__ import annotations
 
@@ -7,49 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli import _decoding as how
-from redraft.cli._common import Adapter, Constraint, Device, Guidance, Guide, Json, Seed, constraints, screen
+from redraft.cli._common import Adapter, Device, Json, ModelName, Pace, Seed, read_text, screen
+from redraft.cli._decoding import Decoding, Drafter, pair, resolved
+from redraft.cli._verbs import verb
 from redraft.errors import UserError
+from redraft.options import echo
 
 if TYPE_CHECKING:
-    from redraft.drafting import Drafting
-    from redraft.model import Model
-    from redraft.types import Sampler
-
-Drafter = Annotated[
-    str | None, typer.Option(help="A diffusion model that drafts for an autoregressive one (sampler draft_verify).")
-]
+    from redraft.generation.run import GenerationRun
 
 
+@verb(order=20)
 def generate(
-    model: Annotated[str, typer.Option(help="A model folder, or a shipped checkpoint (see: redraft models).")],
+    *,
+    model: ModelName,
     prompt: Annotated[str, typer.Option(help="The prompt; - reads it from stdin.")],
-    max_new_tokens: how.MaxNewTokens = None,
-    steps: how.Steps = None,
-    sampler: how.SamplerName = None,
-    option: how.Options = None,
+    given: Decoding,
     adapter: Adapter = None,
     drafter: Drafter = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="Draw from the k likeliest tokens; 0 is off.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Draw from this much probability; 1 is off.")
-    ] = None,
-    candidates: how.Candidates = None,
-    length: how.Length = None,
-    start: how.Start = None,
-    cache: how.Cache = None,
-    cache_option: how.CacheOptions = None,
-    weights: how.WeightsAs = None,
-    constraint: Constraint = None,
-    guidance: Guidance = None,
-    guide: Guide = None,
-    pace: Annotated[float, typer.Option(min=0, help="Seconds each step stays on a terminal; not counted.")] = 0.05,
+    pace: Pace = 0.05,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> dict[str, Any]:
-    """Write a text from a prompt. In a terminal you see the canvas fill; into a pipe goes the plain text.
+    """Generate text from a prompt. A terminal shows every step; a pipe receives the plain text.
 
     \b
     Examples:
@@ -62,42 +43,48 @@ def generate(
       redraft generate --model runs/mine --prompt "Who?" --guidance classifier_free --guide scale=2
       echo "Where is my hat?" | redraft generate --model translate-en-de-autoregressive --prompt -
 
-    Constraints (redraft models lists them) always hold in the finished text; several hold together.
+    Options that you leave out take the values of the model's generation_config.json.
 
-    Seconds and tokens per second are of the generation alone, without loading the model.
+    The finished text always satisfies the constraints (redraft models --constraints lists their kinds). Several can be
+    combined.
+
+    Seconds and tokens per second cover generation alone, without loading the model.
     """
     import redraft
-    from redraft.config import parse_options
 
-    text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
-    options = parse_options(option or [], "--option")
     loaded = redraft.load(model, device, adapter=adapter)
-    sampler = pair(loaded, drafter, sampler)
-    settings = loaded.settings(
-        max_new_tokens=max_new_tokens,
-        sampler=sampler,
-        steps=steps,
-        options=options or None,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        candidates=candidates,
-        length=length,
-        start=start,
-        cache=cache,
-        cache_options=parse_options(cache_option or [], "--cache-option") or None,
-        weights=weights,
-        constraint=constraints(constraint) or None,
-        guidance=guidance,
-        guide=parse_options(guide or [], "--guide") or None,
-        seed=seed,
-    )
-    drafting = loaded.draft([loaded.asked(text)], settings)
+    given["sampler"] = pair(loaded, drafter, given.get("sampler"))
+    settings = loaded.settings(**given, seed=seed)
+    from redraft.generation.prompts import answerable_prompt_ids
+
+    drafting = loaded.start([answerable_prompt_ids(loaded, read_text(prompt))], settings)
     animated = not as_json and sys.stdout.isatty()
+    result = {
+        **_outcome(drafting, pace, animated),
+        **echo(resolved(settings, drafting.loop.method.sampler), "cli"),
+        "drafter": drafter,
+        "model": model,
+        "adapter": adapter,
+        "family": loaded.family_name,
+        "parameters": loaded.network.parameter_count,
+        "device": str(loaded.network.device),
+    }
+    if not as_json:
+        typer.echo(result["text"])
+    if animated:
+        typer.echo(
+            f"{result['nfe']} forward passes, {result['new_tokens']} tokens, {result['seconds'] * 1000:.0f} ms, "
+            f"{result['tokens_per_second']:.0f} tokens/s ({result['sampler']})",
+            err=True,
+        )
+    return result
+
+
+def _outcome(drafting: GenerationRun, pace: float, animated: bool) -> dict[str, Any]:
+    """Run a generation and return its text and measurements."""
     seconds = run(drafting, pace, animated)
     found = drafting.results()[0]
-    used = drafting.loop.method.sampler
-    result = {
+    return {
         "text": found.text,
         "new_tokens": len(found.ids),
         "nfe": found.nfe,
@@ -106,41 +93,16 @@ def generate(
         "tokens_per_pass": len(found.ids) / found.nfe,
         "drafted": drafting.loop.counter.drafted,
         "accepted": drafting.loop.counter.accepted,
-        "sampler": sampler_name(used),
-        "sampler_options": sampler_options(used),
-        "drafter": drafter,
         "finish": found.finish,
         "log_probability": found.score,
-        "max_new_tokens": settings.max_new_tokens,
-        "temperature": settings.temperature,
-        "weights": settings.weights,
-        "cache": settings.cache,
-        "cache_options": dict(settings.cache_options),
-        "constraint": dict(settings.constraint),
-        "guidance": settings.guidance,
-        "seed": seed,
-        "model": model,
-        "adapter": adapter,
-        "family": loaded.family_name,
-        "parameters": loaded.parameters,
-        "device": str(loaded.network.device),
     }
-    if not as_json:
-        typer.echo(found.text)
-    if animated:
-        typer.echo(
-            f"{found.nfe} passes, {len(found.ids)} tokens, {seconds * 1000:.0f} ms, "
-            f"{result['tokens_per_second']:.0f} tokens/s ({result['sampler']})",
-            err=True,
-        )
-    return result
 
 
-def run(drafting: Drafting, pace: float, animated: bool) -> float:
-    """Run a generation, in sight or not, and return the seconds that it took.
+def run(drafting: GenerationRun, pace: float, animated: bool) -> float:
+    """Run a generation, animated or not, and return the seconds that it took.
 
     Raises:
-        UserError: the canvas was never touched (nothing free to fill).
+        UserError: there was no position to fill.
     """
     from redraft.cli._animation import Timed, watch
 
@@ -149,35 +111,5 @@ def run(drafting: Drafting, pace: float, animated: bool) -> float:
     timed = Timed(drafting)
     steps = sum(1 for _ in timed)
     if not steps:
-        raise UserError("there was nothing to write.", "Raise --max-new-tokens.")
+        raise UserError("There are no positions to fill.", "Raise --max-new-tokens.")
     return timed.seconds
-
-
-def pair(model: Model, drafter: str | None, sampler: str | None) -> str | None:
-    """Give the model its drafter, if one is named; the name of the sampler to use.
-
-    Raises:
-        UserError: another sampler than ``draft_verify``, which would leave the drafter idle, or one that can't draft.
-    """
-    if drafter is None:
-        return sampler
-    if sampler not in (None, "draft_verify"):
-        raise UserError(f"sampler '{sampler}' has no use for a drafter.", "Leave out --drafter, or use draft_verify.")
-    import redraft
-
-    model.draft_with(redraft.load(drafter, str(model.network.device)))
-    return "draft_verify"
-
-
-def sampler_name(sampler: Sampler) -> str:
-    """The name that finds this sampler again: that of its file."""
-    from redraft.samplers import unwrapped
-
-    return type(unwrapped(sampler)).__module__.rsplit(".", 1)[-1]
-
-
-def sampler_options(sampler: Sampler) -> dict[str, Any]:
-    """Its fields."""
-    from redraft.samplers import unwrapped
-
-    return vars(unwrapped(sampler))

@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli import _decoding as how
-from redraft.cli._common import Constraint, Device, Json, Seed, constraints
+from redraft.cli._common import Device, Json, ModelName, Seed, read_text
+from redraft.cli._decoding import NOT_FOR_HOLES, Infilling, resolved
+from redraft.cli._verbs import verb
 from redraft.errors import UserError
+from redraft.options import echo
+
+if TYPE_CHECKING:
+    from redraft.generation.run import Generation
+    from redraft.model import Model
 
 
+@verb(order=30)
 def infill(
-    model: Annotated[str, typer.Option(help="A diffusion model: a folder, or a shipped checkpoint.")],
+    *,
+    model: ModelName,
     text: Annotated[
         str,
-        typer.Option(help="Text with holes: [[3]] three tokens, [[1-8]] one to eight, [[?]] unknown, [[ ]] --hole."),
+        typer.Option(
+            help="Text with holes: [[3]] is a hole of 3 tokens, [[1-8]] of 1 to 8, [[?]] of unknown size, [[ ]] of "
+            "--hole tokens. - reads it from stdin."
+        ),
     ],
-    hole: Annotated[int, typer.Option(min=1, help="Tokens of a hole written [[ ]].")] = 4,
-    rewrite: Annotated[str | None, typer.Option(help="A part of --text to be written anew, instead of holes.")] = None,
-    prompt: Annotated[str, typer.Option(help="What the text answers, for models trained on pairs.")] = "",
-    prefix: Annotated[str, typer.Option(help="What stands before --text, taken as it is.")] = "",
-    suffix: Annotated[str, typer.Option(help="What stands after --text, taken as it is.")] = "",
-    steps: Annotated[int | None, typer.Option(help="Denoising steps, at most the tokens in holes.")] = None,
-    sampler: how.SamplerName = None,
-    option: how.Options = None,
-    start: Annotated[int | None, typer.Option(min=0, help="Cells a [[?]] begins with, where texts grow.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
-    constraint: Constraint = None,
+    hole: Annotated[int, typer.Option(min=1, help="Tokens of a hole written as [[ ]].")] = 4,
+    rewrite: Annotated[str | None, typer.Option(help="Part of --text to rewrite, instead of holes.")] = None,
+    prompt: Annotated[str, typer.Option(help="The prompt that the text answers, for models of pairs.")] = "",
+    prefix: Annotated[str, typer.Option(help="Text before --text; kept as it is.")] = "",
+    suffix: Annotated[str, typer.Option(help="Text after --text; kept as it is.")] = "",
+    given: Infilling,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> dict[str, Any]:
-    """Fill the holes of a text, looking at both sides of each.
+    """Fill the holes of a text, using the text on both sides of each hole.
 
     \b
     Examples:
@@ -44,36 +49,24 @@ def infill(
       redraft infill --model runs/stories --text "The [[?]] sat on [[1-4]] mat." --suffix " It was a black cat."
       redraft infill --model runs/stories --text "[[6]] and that was the end." --steps 6 --json
 
-    What stands stays as it is. Where a size is open, the model chooses it. - as the text reads it from stdin.
-    Autoregressive models can't see what follows a hole.
+    The rest of the text doesn't change. The model chooses the size of holes of unknown size.
+
+    This needs a diffusion model: autoregressive models don't see the text after a hole. Options that you leave out take
+    the values of the model's generation_config.json.
     """
     import redraft
-    from redraft.config import parse_options
 
-    written = sys.stdin.read().rstrip("\n") if text == "-" else text
-    if rewrite is not None and re.search(r"\[\[.*?\]\]", written):
-        raise UserError("--rewrite is for a text without holes.", "Leave it out, or write no [[...]].")
+    holes = read_text(text)
+    _check(holes, rewrite)
     loaded = redraft.load(model, device)
+    given["seed"] = seed
     begin = time.perf_counter()
-    given: dict[str, Any] = {
-        "steps": steps,
-        "sampler": sampler,
-        "options": parse_options(option or [], "--option") or None,
-        "temperature": temperature,
-        "start": start,
-        "constraint": constraints(constraint) or None,
-        "seed": seed,
-    }
     if rewrite is None:
-        written = re.sub(r"\[\[\s*\]\]", f"[[{hole}]]", written)
-        found = loaded.infill(written, prompt, prefix, suffix, **given)
+        found = loaded.infill(re.sub(r"\[\[\s*\]\]", f"[[{hole}]]", holes), prompt, prefix, suffix, **given)
     else:
-        begin_at = written.find(rewrite) if rewrite else -1
-        if begin_at < 0:
-            raise UserError(f"the text has no part '{rewrite}' to rewrite.", "Give a part of it as it stands there.")
-        at = len(prefix) + begin_at
-        found = loaded.edit(prefix + written + suffix, (at, at + len(rewrite)), prompt, **given)
+        found = _rewritten(loaded, (prefix, holes, suffix), rewrite, prompt, given)
     seconds = time.perf_counter() - begin
+    used = _settings(loaded, given)
     if not as_json:
         typer.echo(found.text)
     return {
@@ -81,8 +74,38 @@ def infill(
         "nfe": found.nfe,
         "seconds": seconds,
         "log_probability": found.score,
-        "seed": seed,
+        **used,
         "model": model,
         "family": loaded.family_name,
         "device": str(loaded.network.device),
     }
+
+
+def _settings(model: Model, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were used, without those that the holes determine."""
+    from redraft.generation.method import build_method
+
+    settings = model.settings(**given)
+    used = echo(resolved(settings, build_method(model, settings).sampler), "cli")
+    return {name: value for name, value in used.items() if name not in NOT_FOR_HOLES}
+
+
+def _check(text: str, rewrite: str | None) -> None:
+    if rewrite is not None and re.search(r"\[\[.*?\]\]", text):
+        raise UserError("--rewrite needs a text without holes.", "Leave out --rewrite, or remove the [[...]].")
+
+
+def _rewritten(
+    model: Model, texts: tuple[str, str, str], part: str, prompt: str, settings: dict[str, Any]
+) -> Generation:
+    """Rewrite the first occurrence of a part of a text, given as prefix, text and suffix.
+
+    Raises:
+        UserError: the text doesn't contain the part.
+    """
+    prefix, text, suffix = texts
+    begin = text.find(part) if part else -1
+    if begin < 0:
+        raise UserError(f"--text doesn't contain '{part}'.", "Give --rewrite a part of it, letter by letter.")
+    at = len(prefix) + begin
+    return model.edit(prefix + text + suffix, (at, at + len(part)), prompt, **settings)

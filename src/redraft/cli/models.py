@@ -1,4 +1,4 @@
-"""``redraft models``: the families, shapes, samplers and checkpoints that other commands take by name."""
+"""``redraft models``: the families, samplers, presets, checkpoints and settings that other commands accept."""
 
 from __future__ import annotations
 
@@ -11,38 +11,44 @@ from typing import Annotated, Any
 import typer
 
 from redraft.cli._common import Device, Json, Seed
+from redraft.cli._verbs import verb
+from redraft.options import describe, table
+from redraft.settings import Settings
 
-_TRAINING_BYTES = 16  # a float32 weight, its gradient and AdamW's two moments
+_TRAINING_BYTES = 16  # per weight: itself, its gradient and AdamW's two moments in float32
 
 
 def _only(kind: str) -> Any:
-    return typer.Option(f"--{kind}", help=f"Show {kind}; without any of these, everything.")
+    return typer.Option(f"--{kind}", help=f"List {kind}. Without any of these options, everything is listed.")
 
 
+@verb(order=130)
 def models(
     families: Annotated[bool, _only("families")] = False,
     samplers: Annotated[bool, _only("samplers")] = False,
     caches: Annotated[bool, _only("caches")] = False,
     constraints: Annotated[bool, _only("constraints")] = False,
     guidance: Annotated[bool, _only("guidance")] = False,
-    courses: Annotated[bool, _only("courses")] = False,
+    curricula: Annotated[bool, _only("curricula")] = False,
     presets: Annotated[bool, _only("presets")] = False,
     checkpoints: Annotated[bool, _only("checkpoints")] = False,
+    settings: Annotated[bool, _only("settings")] = False,
     as_json: Json = False,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> dict[str, Any]:
-    """List families, samplers, caches, constraints, guidance, courses, shapes and shipped checkpoints.
+    """List families, samplers, caches, constraints, guidance, curricula, shapes and shipped checkpoints.
 
     \b
     Examples:
       redraft models
       redraft models --families
       redraft models --samplers --caches
+      redraft models --settings
       redraft models --json | python -m json.tool
 
-    A shape fits --device if weights, gradients and optimizer state take less than its memory. --seed is taken for the
-    sake of scripts that give every command the same options; nothing here is random.
+    A preset can be trained on --device if its weights, gradients and optimizer state fit into the memory. --settings
+    lists the generation settings as a Markdown table. --seed has no effect; every command accepts it.
     """
     parts: dict[str, tuple[bool, Callable[[], list[dict[str, Any]]]]] = {
         "families": (families, _families),
@@ -50,9 +56,10 @@ def models(
         "caches": (caches, lambda: _named("caches")),
         "constraints": (constraints, lambda: _named("constraints")),
         "guidance": (guidance, lambda: _named("guidance")),
-        "courses": (courses, lambda: _named("courses")),
+        "curricula": (curricula, lambda: _named("curricula")),
         "presets": (presets, lambda: _presets(device)),
         "checkpoints": (checkpoints, _checkpoints),
+        "settings": (settings, lambda: describe(Settings)),
     }
     some = any(asked for asked, _ in parts.values())
     found = {kind: made() for kind, (asked, made) in parts.items() if asked or not some}
@@ -76,7 +83,7 @@ def _samplers() -> list[dict[str, Any]]:
 
     classes = {name: find("samplers", name) for name in names("samplers")}
     return [
-        {"name": name, "summary": _headline(cls), "exact": cls.exact, "options": _options(cls)}
+        {"name": name, "summary": _headline(cls), "exact": cls().exact, "options": _options(cls)}
         for name, cls in classes.items()
     ]
 
@@ -89,14 +96,14 @@ def _named(folder: str) -> list[dict[str, Any]]:
 
 
 def _headline(cls: type) -> str:
-    """First sentence of the file that defines a class, without the name that it opens with."""
+    """First paragraph of the docstring of a class's file, without the name at its beginning."""
     text = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "").split("\n\n")[0]
     name, _, rest = " ".join(text.split()).partition(": ")
     return rest or name
 
 
 def _options(cls: type) -> dict[str, Any]:
-    """Fields of a component with their defaults; a field without one is None."""
+    """Fields of a component with their defaults; None for a field without a default."""
     return {
         field.name: None if field.default is dataclasses.MISSING else field.default
         for field in dataclasses.fields(cls)
@@ -129,7 +136,7 @@ def _checkpoints() -> list[dict[str, Any]]:
 
 
 def _listing(title: str) -> Callable[[list[dict[str, Any]]], list[str]]:
-    """Lines of named things with a summary and their options."""
+    """A function that formats components with their summaries and fields."""
 
     def lines(rows: list[dict[str, Any]]) -> list[str]:
         shown = [title]
@@ -151,16 +158,16 @@ def _constraint_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _preset_lines(rows: list[dict[str, Any]]) -> list[str]:
-    shown = ["Shapes, with a vocabulary of 8192 (model.preset in a recipe)"]
+    shown = ["Presets, with a vocabulary of 8192 (--preset NAME, or model.preset in a recipe)"]
     for shape in rows:
         fits = "" if shape["trains_here"] else ", too large to train on this device"
-        sizes = f"{shape['layers']} layers of {shape['dim']}, {shape['max_length']} positions"
+        sizes = f"{shape['layers']} layers of width {shape['dim']}, {shape['max_length']} positions"
         shown.append(f"  {shape['name']:20} {shape['parameters'] / 1e6:.1f}M parameters: {sizes}{fits}")
     return shown
 
 
 def _checkpoint_lines(rows: list[dict[str, Any]]) -> list[str]:
-    none = ["  none here: run in a checkout, or set REDRAFT_ZOO to a folder of checkpoints"]
+    none = ["  None found. Run redraft in its checkout, or set REDRAFT_ZOO to a folder of checkpoints."]
     lines = [f"  {one['name']:20} {one['megabytes']} MB. {one.get('card', '')}" for one in rows]
     return ["Checkpoints (--model NAME)", *(lines or none)]
 
@@ -171,7 +178,8 @@ _SHOWN: dict[str, Callable[[list[dict[str, Any]]], list[str]]] = {
     "caches": _listing("Caches (--cache NAME --cache-option KEY=VALUE)"),
     "constraints": _constraint_lines,
     "guidance": _listing("Guidance (--guidance NAME --guide KEY=VALUE)"),
-    "courses": _listing("Courses into another family (redraft finetune --course NAME --set course.KEY=VALUE)"),
+    "curricula": _listing("Curricula (redraft finetune --curriculum NAME --set curriculum.KEY=VALUE)"),
     "presets": _preset_lines,
     "checkpoints": _checkpoint_lines,
+    "settings": lambda rows: table(Settings).splitlines(),
 }

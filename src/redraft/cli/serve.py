@@ -1,44 +1,45 @@
-"""``redraft serve``: models behind an HTTP interface that OpenAI's clients know, and a page to watch them at work."""
+"""``redraft serve``: serve models over HTTP, with a web page that shows the generation."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from redraft.cli._common import Device, Json, log
+from redraft.cli._common import Json, log
+from redraft.cli._options import Options
+from redraft.cli._verbs import verb
 from redraft.errors import UserError
+from redraft.options import declared
+from redraft.serve.config import ServerConfig
+
+_FIELDS = declared(ServerConfig)
 
 
+@verb(order=100)
 def serve(
+    *,
     model: Annotated[
-        list[str],
-        typer.Option(
-            metavar="[NAME=]MODEL", help="A folder, a shipped checkpoint, or owner/name of the hub; repeat for more."
-        ),
+        list[str], typer.Option(metavar=_FIELDS["models"].metavar, help=f"{_FIELDS['models'].help} Repeatable.")
     ],
-    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in: set --api-key then.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     api_key: Annotated[
-        list[str] | None, typer.Option(help="Ask for this key; repeat for more. Or set REDRAFT_API_KEY.")
+        list[str] | None,
+        typer.Option(metavar="KEY", help="An API key that requests must send, of at least 8 characters. Repeatable."),
     ] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="A file of keys, one a line.")] = None,
-    cors: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help="Let pages of this origin ask.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Texts (canvas rows) in a batch; memory grows with it.")] = 32,
-    queue: Annotated[int, typer.Option(min=1, help="Texts that may wait; more are refused with 429.")] = 256,
-    max_tokens: Annotated[int, typer.Option(min=0, help="Of one answer; 0: what the context has room for.")] = 0,
-    deadline: Annotated[float, typer.Option(min=0, help="Seconds a request may take, waiting included.")] = 300.0,
-    patience: Annotated[float, typer.Option(min=0, help="Seconds a shutdown waits for what is under way.")] = 30.0,
-    unload_after: Annotated[float, typer.Option(min=0, help="Minutes until an idle model is unloaded; 0: never.")] = 0,
-    log_text: Annotated[bool, typer.Option("--log-text", help="Put prompts and answers into the log.")] = False,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A file with one API key per line. REDRAFT_API_KEY sets keys, too."),
+    ] = None,
+    cors: Annotated[
+        list[str] | None, typer.Option(metavar=_FIELDS["cors"].metavar, help=f"{_FIELDS['cors'].help} Repeatable.")
+    ] = None,
+    given: Annotated[dict[str, Any], Options(ServerConfig, leave_out=("models", "cors"))],
     as_json: Json = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the first request without one. Unset: fresh.")] = None,
-    device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="Of weights: float32, bfloat16 (half the memory), float16.")] = "float32",
 ) -> dict[str, Any]:
-    """Serve models over HTTP, and a page at / on which text comes into focus.
+    """Serve models over HTTP with an API for OpenAI's clients, and a web page at / that shows each denoising step.
 
     \b
     Examples:
@@ -46,52 +47,46 @@ def serve(
       redraft serve --model runs/mine --port 9000 --batch 64
       redraft serve --model runs/mine --host 0.0.0.0 --api-key-file keys.txt
 
-    With OpenAI's client: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="any"). The rest is in docs/serving.md.
+    OpenAI's client connects with OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="any"). See docs/serving.md.
     """
-    try:
-        from redraft.serve.run import serve as run
-        from redraft.serve.settings import Settings
-    except ImportError as error:
-        raise UserError(f"serving needs '{error.name}'.", "Install it: pip install 'redraft[serve]'.") from None
-    given = Settings(
-        models=tuple(model),
-        host=host,
-        port=port,
-        api_keys=keys(api_key, api_key_file),
-        cors=tuple(cors or ()),
-        batch=batch,
-        queue=queue,
-        max_tokens=max_tokens,
-        deadline=deadline,
-        patience=patience,
-        idle=unload_after * 60,
-        seed=seed,
-        log_text=log_text,
-        device=device,
-        dtype=dtype,
+    config = ServerConfig(
+        models=tuple(model), api_keys=read_keys(api_key, api_key_file), cors=tuple(cors or ()), **given
     )
-    if not given.loopback and not given.api_keys:
-        log(f"warning: {host} is open to other machines, and no --api-key is asked for")
+    if not config.loopback and not config.api_keys:
+        log(f"Warning: other machines can reach {config.host}, and no API key is required. Set --api-key.")
     found: dict[str, Any] = {}
 
-    def ready(address: str) -> None:
+    def on_ready(address: str) -> None:
         found["url"] = address
-        log(f"serving {', '.join(model)} at {address} (Ctrl-C ends)")
+        log(f"Serving {', '.join(model)} at {address} (Ctrl-C stops the server)")
 
-    run(given, ready)
+    _server()(config, on_ready)
     return {**found, "models": list(model)}
 
 
-def keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
-    """API keys from options, a file and the environment.
+def _server() -> Callable[[ServerConfig, Callable[[str], None]], None]:
+    """The function that runs a server. Its packages are an optional part of the installation."""
+    try:
+        from redraft.serve.server import serve as run
+    except ImportError as error:
+        raise UserError(
+            f"`redraft serve` needs the package '{error.name}'.", "Install it: pip install 'redraft[serve]'."
+        ) from None
+    return run
+
+
+def read_keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
+    """API keys from the options, a file and the environment, without duplicates.
 
     Raises:
         UserError: the file can't be read.
     """
-    found = [*(given or []), *os.environ.get("REDRAFT_API_KEY", "").split()]
+    keys = [*(given or []), *os.environ.get("REDRAFT_API_KEY", "").split()]
     if file is not None:
         try:
-            found += file.read_text(encoding="utf-8").split()
+            keys += file.read_text(encoding="utf-8").split()
         except OSError as error:
-            raise UserError(f"can't read '{file}': {error.strerror}.") from None
-    return tuple(dict.fromkeys(found))
+            raise UserError(
+                f"--api-key-file: can't read '{file}': {error.strerror}.", "Give a file with one key per line."
+            ) from None
+    return tuple(dict.fromkeys(keys))

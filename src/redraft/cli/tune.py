@@ -1,52 +1,31 @@
-"""``redraft tune``: the quickest way of decoding whose quality is within a tolerance of the best."""
+"""``redraft tune``: the fastest decoding configuration whose quality is within a tolerance of the best."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli import _training as t
-from redraft.cli._common import Device, Json, listed, log
-from redraft.errors import UserError
+from redraft.cli._common import Device, Json, ModelName, log
+from redraft.cli._options import Options
+from redraft.cli._verbs import verb
+
+if TYPE_CHECKING:
+    from redraft.tune.results import TuneResults
 
 
+@verb(order=90, resumes=True)
 def tune(
-    model: Annotated[str, typer.Option(help="A model folder, or a shipped checkpoint (see: redraft models).")],
-    data: Annotated[
-        str, typer.Option(help="File, folder, set by name, or hub:owner/name. Its validation rows are used.")
-    ],
-    within: Annotated[
-        float, typer.Option(help="How far behind the best the choice may be, in units of the metric.")
-    ] = 0.5,
-    data_root: t.DataRoot = None,
-    text: t.Text = None,
-    input_: t.Input = None,
-    target: t.Target = None,
-    skip_bad_rows: t.SkipBadRows = False,
-    all_rows: Annotated[bool, typer.Option("--all-rows", help="Every row of --data is validation data.")] = False,
-    rows: Annotated[int, typer.Option(min=1, help="Most rows to use, drawn from all; the same every time.")] = 256,
-    task: Annotated[str | None, typer.Option(help="translation, qa ... Unset: recognised from the data.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to write. Unset: the model's own.")] = None,
-    samplers: Annotated[str, typer.Option(help="Samplers to try, by comma. Unset: all that suit the model.")] = "",
-    caches: Annotated[
-        str, typer.Option(help="Caches to try, by comma. Unset: exact and, where it helps, others.")
-    ] = "",
-    batch_sizes: Annotated[str, typer.Option(help="Batch sizes to time; latency at the first decides.")] = "1,32",
-    calls: Annotated[int, typer.Option(min=3, help="Timed calls of each setting.")] = 12,
-    minutes: Annotated[float, typer.Option(min=0, help="End the search after so long; 0 lets it finish.")] = 0.0,
+    *,
+    model: ModelName,
+    given: Annotated[dict[str, Any], Options("redraft.tune.study:TuneStudy")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change no model.")] = False,
-    to: Annotated[Path | None, typer.Option(help="Write a tuned copy here, and leave the model as it is.")] = None,
-    test: Annotated[bool, typer.Option("--test", help="Score the choice on the test split, once, at the end.")] = False,
-    out: Annotated[
-        Path, typer.Option(help="Folder for tune.json and tune.html; the same command goes on there.")
-    ] = Path("tuning"),
+    to: Annotated[Path | None, typer.Option(help="Write a tuned copy here, and leave the model unchanged.")] = None,
     as_json: Json = False,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the texts. Unset: the model's own.")] = None,
     device: Device = "auto",
 ) -> dict[str, Any]:
-    """Find the quickest way of decoding that is good enough, and let the model use it from now on.
+    """Find the fastest decoding configuration that is good enough, and make it the model's own.
 
     \b
     Examples:
@@ -54,100 +33,61 @@ def tune(
       redraft tune --model translate-en-de-masked --data mt/tatoeba.en-de --to runs/tuned --test
       redraft tune --model runs/mine --data dev.jsonl --all-rows --batch-sizes 32 --minutes 10 --dry-run
 
-    Samplers, their values, steps, blocks, output lengths and caches race each other on validation rows; those that are
-    known to be of no use are taken out early. The choice is written into the model's generation_config.json, from which
-    generate, evaluate and serve take it. Test rows are never looked at, but for --test.
+    Samplers, their options, steps, blocks, output lengths and cache policies are compared on validation rows; those
+    that are unlikely to be chosen are eliminated early. The choice is written into the model's generation_config.json,
+    which generate, evaluate and serve read. Test rows are used only with --test.
     """
-    from redraft.data.examples import Columns, load
-    from redraft.tune import page, run
+    from redraft.tune import report
+    from redraft.tune.run import Tuning
+    from redraft.tune.saving import check_place, save_choice
+    from redraft.tune.study import TuneStudy
 
-    place = None if dry_run else run.check_place(model, to)
-    columns = Columns(text=text, input=input_, target=target)
-    fractions = (0.0, 1.0, 0.0) if all_rows else (0.9, 0.05, 0.05)
-    named = columns if str(columns) else None
-    splits = load(data, named, data_root=data_root, fractions=fractions, skip_bad_rows=skip_bad_rows)
-    if test and not splits.test:
-        raise UserError(f"'{data}' has no test rows.", "Leave out --test or --all-rows.")
-    job = run.Tuning(
-        model,
-        splits.validation,
-        within,
-        out,
-        rows=rows,
-        task=task,
-        seed=seed,
-        device=device,
-        batches=_numbers(batch_sizes),
-        calls=calls,
-        minutes=minutes,
-        max_new_tokens=max_new_tokens,
-        samplers=tuple(listed(samplers)),
-        caches=tuple(listed(caches)),
-        tell=log,
-    )
-    found = job.run() | {"data": data, "written": None, "test": None}
+    study = TuneStudy(**given)
+    place = None if dry_run else check_place(model, to)
+    splits = study.load()
+    job = Tuning(model, study, splits.validation, device, log)
+    found = job.run()
     if place is not None:
-        run.keep(model, place, found["generation"])
-        found["written"] = str(place)
-    if test:
-        found["test"] = job.test(splits.test, found["winner"])
-    run.write_result(found, out)
+        save_choice(model, place, found.generation)
+        found = found.with_changes(written=str(place))
+    if study.test:
+        found = found.with_changes(test=job.test(splits.test, found.find(found.winner).config))
+    report.write(found, study.out)
     if not as_json:
-        _show(found, page.sentence(found), page.doubts(found), out)
-    return found
+        _show(found)
+        typer.echo(f"See {study.out / 'tune.html'}.")
+    return found.to_mapping()
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    """``"1,32"`` -> numbers of at least 1."""
-    try:
-        found = tuple(int(part) for part in listed(text))
-    except ValueError:
-        found = ()
-    if not found or min(found) < 1:
-        raise UserError(f"--batch-sizes: '{text}' is no list of numbers.", "For example 1,32.")
-    return found
-
-
-def _show(found: dict[str, Any], sentence: str, doubts: list[str], out: Path) -> None:
-    """The front, the choice, and what to keep in mind."""
+def _show(found: TuneResults) -> None:
+    """The timed configurations, the choice, and its caveats."""
     from rich.table import Table
 
     from redraft.cli._common import screen
+    from redraft.tune import report
 
     table = Table(box=None, header_style="dim")
-    batches = found["batches"]
-    for name in (found["label"], "95 %", "passes", *(f"ms, batch {b}" for b in batches), "tokens/s"):
+    batches = found.batches
+    for name in (found.label, "95 %", "passes", *(f"ms, batch {b}" for b in batches), "tokens/s"):
         table.add_column(name, justify="right")
-    table.add_column("setting", overflow="fold")
-    timed = [row for row in found["settings"] if row["speed"]]
-    for row in sorted(timed, key=lambda row: row["speed"][0]["p50"]):
-        value, speed = row["quality"], {one["batch"]: one for one in row["speed"]}
-        tags = [
-            word
-            for word, name in (("chosen", "winner"), ("today", "own"), ("best", "best"))
-            if found[name] == row["id"]
-        ]
-        front = any(row["front"][str(batch)] for batch in batches)
+    table.add_column("configuration", overflow="fold")
+    timed = [one for one in found.settings if one.speed]
+    for one in sorted(timed, key=lambda one: one.speed[0].p50):
+        tags = report.tags(found, one)
+        front = any(one.front[str(batch)] for batch in batches)
         table.add_row(
-            f"{value['value']:.2f}",
-            f"{value['low']:.1f}–{value['high']:.1f}",
-            f"{row['nfe']:.1f}",
-            *(f"{1000 * speed[b]['p50']:.1f}" for b in batches),
-            f"{speed[batches[-1]]['tokens_per_second']:,.0f}",
-            f"{'* ' if front else '  '}{row['id']}{f' ({chr(44).join(tags)})' if tags else ''}",
+            f"{one.quality.value:.2f}",
+            f"{one.quality.low:.1f}–{one.quality.high:.1f}",
+            f"{one.nfe:.1f}",
+            *(f"{1000 * timing.p50:.1f}" for timing in one.speed),
+            f"{one.speed[-1].tokens_per_second:,.0f}",
+            f"{'* ' if front else '  '}{one.id}{f' ({chr(44).join(tags)})' if tags else ''}",
             style="bold" if "chosen" in tags else None,
         )
     console = screen(as_json=False)
     console.print(table)
-    console.print("* nothing timed is as quick and better", style="dim")
-    typer.echo(sentence)
-    for note in doubts:
-        typer.echo(note)
-    if tested := found["test"]:
-        gain = tested["against_own"]
-        typer.echo(
-            f"Test, {tested['rows']} rows: {tested['winner']['value']:.2f} {found['label']}, today's setting "
-            f"{tested['own']['value']:.2f}, {gain['difference']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]."
-        )
-    typer.echo(f"Written to {found['written']}." if found["written"] else "No model was changed.")
-    typer.echo(f"See {out / 'tune.html'}.")
+    console.print("* on the Pareto front: no timed configuration is as fast and better", style="dim")
+    for line in (report.outcome(found), *report.caveats(found), report.held_out_sentence(found)):
+        if line:
+            typer.echo(line)
+    typer.echo(f"Written to {found.written}." if found.written else "No model was changed.")

@@ -1,0 +1,1 @@
+"""Comparison of model families on a user's data: study, measurements, analysis, verdict and report."""

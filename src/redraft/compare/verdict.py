@@ -1,201 +1,197 @@
-"""From numbers to words: what may be said, in one sentence, about a setting against the baseline.
+"""What may be concluded about a setting against the baseline, and the sentences that say it.
 
-The words are strict. *Same* means that an equivalence test at the stated margin passed. Anything that neither an
-equivalence test nor a difference test settles is *undecided*. A comparison whose baseline is not above the floors is
-void. *Faster* counts only where no setting of the baseline family that was tested is as good and as fast: a setting
-that is dominated is no trade.
+``same`` means that an equivalence test at the stated margin passed. What neither an equivalence test nor a difference
+test settles is ``undecided``. A comparison whose baseline does not beat the trivial baselines is inconclusive. An
+advantage in speed counts only if no other setting of the baseline family is as good and as fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Quality:
-    """The first metric of a setting against the baseline's; positive differences are improvements."""
-
-    metric: str
-    verdict: str  # same | better | worse | undecided
-    difference: float
-    low: float
-    high: float
-    margin: float
+from redraft.compare.format import plain, signed, times
+from redraft.compare.results import Advice, Alternative, Difference, Ratio
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """How many times as fast as the baseline, at a batch size, with its interval."""
+class Evidence:
+    """The numbers about one setting that a verdict rests on."""
 
-    batch: int
-    times: float
-    low: float
-    high: float
+    family: str
+    label: str  # of the setting
+    baseline: str  # the baseline family
+    reference: str  # label of the setting that quality is compared with
+    speed_reference: str  # label of the setting that speed and compute are compared with
+    metric: str  # label of the primary metric
+    quality: Difference
+    speedups: Mapping[int, Ratio]  # by batch size
+    compute: float | None = None  # operations per token as a multiple of the reference's
+    alternatives: Sequence[Alternative] = ()
+    labels: Mapping[str, str] | None = None  # of the alternatives, by id
 
     @property
-    def word(self) -> str:
-        """faster | slower | equal, the last where the interval holds 1."""
-        return "faster" if self.low > 1 else "slower" if self.high < 1 else "equal"
+    def pace(self) -> dict[int, str]:
+        """faster, slower or equal at each batch size, against the reference or an alternative that is as good."""
+        words: dict[int, str] = {batch: ratio.word for batch, ratio in self.speedups.items()}
+        for one in self.alternatives:
+            words[one.batch] = "slower" if one.speedup.word == "faster" else "equal"
+        return words
+
+    @property
+    def faster_at(self) -> tuple[int, ...]:
+        """Batch sizes at which the setting is faster than every setting of the baseline family that is as good."""
+        return tuple(batch for batch, word in self.pace.items() if word == "faster")
 
 
-@dataclass(frozen=True)
-class Rival:
-    """A setting of the baseline family that leaves another setting no advantage in speed at a batch size.
+def advise(evidence: Evidence) -> Advice:
+    """What the numbers recommend.
 
-    It scores no lower, and the other is not measurably faster.
+    ``switch`` to the family, ``keep`` the baseline, ``trade_off`` (faster but worse), ``depends`` on the batch size,
+    or ``undecided``.
     """
+    quality, words = evidence.quality.verdict, set(evidence.pace.values())
+    if quality == "undecided":
+        return "undecided"
+    if quality == "worse":
+        return "trade_off" if evidence.faster_at else "keep"
+    if words == {"faster"}:
+        return "switch"
+    if evidence.alternatives and not evidence.faster_at:
+        return "keep"
+    return "keep" if words == {"slower"} and quality == "same" else "depends"
 
-    label: str
-    better: bool  # shown to be; else it scores no lower
-    speed: Ratio  # how many times as fast as the other; never slower
+
+def advice_text(evidence: Evidence, advice: Advice) -> str:
+    """The recommendation as a sentence."""
+    e, pace = evidence, _pace_text(evidence)
+    good = f"as good as {e.baseline}" if e.quality.verdict == "same" else f"better than {e.baseline}"
+    loss = f"{e.family} loses {abs(e.quality.difference):.1f} {e.metric}"
+    match advice:
+        case "undecided":
+            return (
+                f"These data can't show whether {e.family} is as good as {e.baseline}. It {pace}. "
+                "More test rows or more seeds can decide it."
+            )
+        case "trade_off":
+            return f"Trade-off: {loss}, but {pace}."
+        case "switch":
+            return f"Choose {e.family}: it is {good} on these data and {pace}."
+        case "keep":
+            if e.quality.verdict == "worse":
+                return f"Keep {e.baseline}: {loss}. It {pace}."
+            return f"Keep {e.baseline}: {e.family} is {good} on these data, but {pace}."
+    return f"{e.family} is {good} on these data. It {pace}."
+
+
+def _pace_text(evidence: Evidence) -> str:
+    """The speed as the end of a sentence whose subject is the family."""
+    words, where = evidence.pace, evidence.faster_at
+    others = _alternatives_text(evidence)
+    if not words:
+        return "was not timed"
+    if set(words.values()) == {"faster"}:
+        return "is faster at every batch size measured"
+    if where:
+        sizes = ", ".join(map(str, where))
+        return f"is faster only at batch size {sizes}" + (f" ({others})" if others else "")
+    if others:
+        return f"has no advantage: {others}"
+    if set(words.values()) == {"slower"}:
+        return "is slower at every batch size measured"
+    return "is not measurably faster at any batch size"
+
+
+def _alternatives_text(evidence: Evidence) -> str:
+    """Which settings of the baseline family take away the advantage, and where unless everywhere."""
+    parts = []
+    for label, found in _by_label(evidence):
+        sizes = ", ".join(str(one.batch) for one in found)
+        where = "" if len(found) == len(evidence.pace) else f" at batch size {sizes}"
+        parts.append(f"{label} {_alternative_words(found)}{where}")
+    return "; ".join(parts)
+
+
+def _by_label(evidence: Evidence) -> list[tuple[str, list[Alternative]]]:
+    labels = evidence.labels or {}
+    found: dict[str, list[Alternative]] = {}
+    for one in evidence.alternatives:
+        found.setdefault(labels.get(one.setting, one.setting), []).append(one)
+    return list(found.items())
+
+
+def _alternative_words(found: Sequence[Alternative]) -> str:
+    words = {one.speedup.word for one in found}
+    fast = "faster" if words == {"faster"} else "as fast" if words == {"equal"} else "at least as fast"
+    return f"is better and {fast}" if found[0].quality == "better" else f"scores no lower and is {fast}"
+
+
+def sentence(evidence: Evidence) -> str:
+    """All numbers in one sentence.
+
+    ``masked, 12 steps: same BLEU within the margin of ±0.5 (difference ...); 3.1x faster at batch size 1; ...``
+    """
+    e = evidence
+    parts = [quality_text(e.metric, e.quality), *(speed_text(batch, ratio) for batch, ratio in e.speedups.items())]
+    parts += [f"{times(e.compute)} the compute per token"] if e.compute is not None else []
+    compared = f"Compared with {e.reference}"
+    compared += "" if e.reference == e.speed_reference else f", speed and compute with {e.speed_reference}"
+    text = f"{e.label}: {'; '.join(parts)}. {compared}."
+    for label, found in _by_label(e):
+        factors = ", ".join(f"{times(one.speedup.ratio)} at batch size {one.batch}" for one in found)
+        text += f" However, {label} {_alternative_words(found)} ({factors})."
+    return text
+
+
+def quality_text(metric: str, quality: Difference) -> str:
+    """The quality part of a sentence."""
+    q = quality
+    span = f"difference {signed(q.difference)}, 95 % interval {signed(q.low)} to {signed(q.high)}"
+    if q.verdict == "same":
+        return f"same {metric} within the margin of ±{q.margin:g} ({span})"
+    if q.verdict == "undecided":
+        return f"{metric} undecided at the margin of ±{q.margin:g} ({span})"
+    return f"{q.verdict} {metric} ({span})"
+
+
+def speed_text(batch: int, ratio: Ratio) -> str:
+    """The speed part of a sentence."""
+    if ratio.word == "equal":
+        return f"as fast at batch size {batch} ({times(ratio.ratio)}, within the noise)"
+    if ratio.word == "faster":
+        return f"{times(ratio.ratio)} faster at batch size {batch}"
+    return f"{times(ratio.ratio)} the speed at batch size {batch}"
 
 
 @dataclass(frozen=True)
-class Floor:
-    """What a trivial system scores and what the baseline scores, on one metric."""
+class BaselineCheck:
+    """The score of the baseline and of a trivial system on one metric."""
 
-    name: str
+    name: str  # of the trivial system
     metric: str
-    floor: float
+    trivial: float
     baseline: float
     better: int = 1  # +1: higher is better
 
     @property
     def passed(self) -> bool:
-        return self.better * (self.baseline - self.floor) > 0
+        """The baseline is better."""
+        return self.better * (self.baseline - self.trivial) > 0
 
 
-def voids(baseline: str, floors: Sequence[Floor]) -> list[str]:
-    """Why a comparison means nothing: floors that its baseline does not beat. Empty where it beats them all."""
-    return [
-        f"{baseline} does not beat {f.name} ({f.metric} {_number(f.baseline)} against {_number(f.floor)})"
-        for f in floors
-        if not f.passed
-    ]
+def inconclusive_reasons(family: str, checks: Sequence[BaselineCheck]) -> tuple[str, ...]:
+    """The trivial systems that the baseline family does not beat, one sentence each."""
+    return tuple(
+        f"{family} does not beat {check.name} ({check.metric} {plain(check.baseline)} against {plain(check.trivial)})"
+        for check in checks
+        if not check.passed
+    )
 
 
-def sentence(
-    label: str,
-    quality: Quality | None,
-    ratios: Sequence[Ratio],
-    baseline: str,
-    compute: float | None,
-    rivals: Sequence[Rival] = (),
-) -> str:
-    """One line: ``masked, 12 steps: same BLEU within the margin ±0.5, 3.1x faster at batch 1, 0.9x at batch 32``.
-
-    Args:
-        compute: counted operations a token as a multiple of the baseline's.
-        rivals: at most one at each batch size.
-    """
-    parts = [quality_words(quality) if quality else "quality was not measured"]
-    parts += [speed_words(ratio) for ratio in ratios]
-    if compute is not None:
-        parts.append(f"{_times(compute)} the compute a token")
-    beaten = [
-        f"{rival_words(mine)} ({', '.join(f'{_times(r.speed.times)} at batch {r.speed.batch}' for r in mine)})"
-        for mine in _by_label(rivals)
-    ]
-    return f"{label}: {', '.join(parts)} (against {baseline})." + (f" But {'; '.join(beaten)}." if beaten else "")
-
-
-def rival_words(rivals: Sequence[Rival]) -> str:
-    """What is to be said of one rival, at one batch size or several: ``greedy is better and faster``."""
-    words = {r.speed.word for r in rivals}
-    fast = "faster" if words == {"faster"} else "as fast" if words == {"equal"} else "at least as fast"
-    return f"{rivals[0].label} {'is better and' if rivals[0].better else 'scores no lower and is'} {fast}"
-
-
-def _by_label(rivals: Sequence[Rival]) -> list[list[Rival]]:
-    return [[r for r in rivals if r.label == label] for label in dict.fromkeys(r.label for r in rivals)]
-
-
-def quality_words(quality: Quality) -> str:
-    """The quality part of a sentence."""
-    q = quality
-    span = f"difference {signed(q.difference)}, 95 % interval {signed(q.low)} to {signed(q.high)}"
-    if q.verdict == "same":
-        return f"same {q.metric} within the margin ±{q.margin:g} ({span})"
-    if q.verdict in ("better", "worse"):
-        return f"{q.verdict} {q.metric} ({span})"
-    return f"{q.metric} undecided at the margin ±{q.margin:g} ({span})"
-
-
-def speed_words(ratio: Ratio) -> str:
-    """The speed part of a sentence."""
-    if ratio.word == "equal":
-        return f"as fast within the noise at batch {ratio.batch} ({_times(ratio.times)})"
-    if ratio.word == "faster":
-        return f"{_times(ratio.times)} faster at batch {ratio.batch}"
-    return f"{_times(ratio.times)} the speed at batch {ratio.batch}"
-
-
-def advice(family: str, baseline: str, quality: Quality, ratios: Sequence[Ratio], rivals: Sequence[Rival] = ()) -> str:
-    """What a person who must choose may take from it.
-
-    Args:
-        rivals: settings of the baseline family that take away the advantage in speed, at most one at each batch size.
-    """
-    words = {r.batch: r.word for r in ratios}
-    for rival in rivals:
-        words[rival.speed.batch] = "slower" if rival.speed.word == "faster" else "equal"
-    found = set(words.values())
-    always, never = found == {"faster"}, found == {"slower"}
-    where = ", ".join(str(batch) for batch, word in words.items() if word == "faster")
-    beaten = "; ".join(_where(mine, len(mine) == len(words)) for mine in _by_label(rivals))
-    if not words:
-        fast = "its speed was not measured"
-    elif always:
-        fast = "it is faster at every batch size measured"
-    elif where:
-        fast = f"it is faster at batch {where} only" + (f" ({beaten})" if beaten else "")
-    elif beaten:
-        fast = beaten
-    elif never:
-        fast = "it is slower at every batch size measured"
-    else:
-        fast = "it is not measurably faster at any batch size"
-    if quality.verdict == "undecided":
-        return f"The data can't tell whether {family} is as good as {baseline}; {fast}. More test rows or seeds would."
-    if quality.verdict == "worse":
-        loss = f"{family} loses {abs(quality.difference):.1f} {quality.metric}"
-        return f"{loss}, but {fast}: a trade to weigh." if where else f"Keep {baseline}: {loss}, and {fast}."
-    good = f"as good as {baseline}" if quality.verdict == "same" else f"better than {baseline}"
-    if always:
-        return f"Choose {family}: it is {good} on these data and {fast}."
-    if beaten and not where:
-        return f"Keep {baseline}: {fast}, though {family} is {good} at its best."
-    if never and quality.verdict == "same":
-        return f"Keep {baseline}: {family} is {good} on these data, but {fast}."
-    return f"{family} is {good} on these data; {fast}."
-
-
-def _where(rivals: Sequence[Rival], everywhere: bool) -> str:
-    """The words on one rival, with the batch sizes unless they hold at all."""
-    at = "" if everywhere else f"at batch {', '.join(str(r.speed.batch) for r in rivals)} "
-    return at + rival_words(rivals)
-
-
-def headline(void: Sequence[str], lines: Sequence[str], missing: int) -> str:
+def headline(inconclusive: Sequence[str], lines: Sequence[str], missing: int) -> str:
     """The first sentence of a report."""
-    if void:
-        return f"Void, nothing can be concluded: {'; '.join(void)}. Give more data or a larger budget."
+    if inconclusive:
+        return f"Inconclusive: {'; '.join(inconclusive)}. Give more data or a larger budget."
     if not lines:
         return "No verdict yet: the study is unfinished." if missing else "No verdict: nothing was compared."
     return lines[0]
-
-
-def signed(value: float) -> str:
-    """With its sign and two digits after the point, or one from ten on; a proper minus sign."""
-    text = f"{value:+.2f}" if abs(value) < 10 else f"{value:+.1f}"
-    return text.replace("-", "−") if float(text) else text.lstrip("+-")
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def _times(value: float) -> str:
-    digits = 2 if value < 0.995 else 1 if value < 99.5 else 0
-    return f"{value:.{digits}f}x"

@@ -1,4 +1,4 @@
-"""What a finished text must satisfy: one file a kind; ``build`` compiles one, or several at once, for a tokenizer."""
+"""Registry of constraints on generated text: one file is one kind. ``build`` compiles constraints for a tokenizer."""
 
 from __future__ import annotations
 
@@ -7,42 +7,44 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from redraft.constraints._constrained import Constrained
-    from redraft.constraints._kind import Kind
-    from redraft.constraints._tokens import TokenAutomaton
+    from redraft.constraints.automata.token_automaton import TokenAutomaton
+    from redraft.constraints.shared.canvas_constraint import CanvasConstraint
+    from redraft.constraints.shared.kind import Kind
     from redraft.data.tokenizer import Tokenizer
 
 
-def build(kind: str, value: Any, tokenizer: Tokenizer) -> Constrained:
+def build(kind: str, value: Any, tokenizer: Tokenizer) -> CanvasConstraint:
     """Compile one constraint: ``build("regex", r"\\d{4}", tokenizer)``, ``build("json_schema", schema, tokenizer)``.
 
     Args:
-        value: text as on the command line, or what the kind takes besides (a mapping for ``json_schema``, a list for
-            ``keywords``).
+        value: a text as on the command line, or another type that the kind accepts (a mapping for ``json_schema``, a
+            list for ``keywords``).
     Raises:
-        UserError: unknown kind (with the nearest known one), or a value that it can't use.
+        UserError: the kind is unknown, the value is not valid for it, or the constraint can't be compiled.
     """
     return build_all({kind: value}, tokenizer)
 
 
-def build_all(wanted: Mapping[str, Any], tokenizer: Tokenizer) -> Constrained:
-    """Compile several constraints, all of which must hold; compiled automata are kept per kinds and tokenizer.
+def build_all(wanted: Mapping[str, Any], tokenizer: Tokenizer) -> CanvasConstraint:
+    """Compile several constraints, all of which must hold. Compiled automata are cached by kinds and tokenizer.
 
     Raises:
         UserError: as ``build``; or no text satisfies all of them.
     """
-    from redraft.constraints._constrained import Constrained
+    from redraft.constraints.shared.canvas_constraint import CanvasConstraint
 
     kinds = _kinds(wanted)
     least = max((kind.least for kind in kinds), default=0)
     bounds = [kind.most for kind in kinds if kind.most >= 0]
     automaton = _compiled(tokenizer, tuple(kinds))
-    return Constrained(automaton, tokenizer.eos_id, tokenizer.mask_id, least, min(bounds, default=-1))
+    return CanvasConstraint(automaton, tokenizer.eos_id, tokenizer.mask_id, least, min(bounds, default=-1))
 
 
 def satisfied(wanted: Mapping[str, Any], texts: Sequence[str], tokens: Sequence[int]) -> list[bool]:
-    """Which texts, of so many ``tokens`` each, satisfy all of several constraints, whoever wrote them.
+    """Which of some texts satisfy all of several constraints.
 
+    Args:
+        texts, tokens: the texts, and the number of tokens of each.
     Raises:
         UserError: as ``build``.
     """
@@ -65,11 +67,11 @@ def _kinds(wanted: Mapping[str, Any]) -> list[Kind]:
 def _compiled(tokenizer: Tokenizer, kinds: tuple[Kind, ...]) -> TokenAutomaton:
     from functools import reduce
 
-    from redraft.constraints import _bytes as languages
-    from redraft.constraints._tokens import over_tokens
+    from redraft.constraints.automata import byte_automaton as languages
+    from redraft.constraints.automata.token_automaton import over_tokens
 
     found = [automaton for kind in kinds if (automaton := kind.automaton()) is not None]
-    language = reduce(languages.both, found) if found else languages.anything()
+    language = reduce(languages.intersection, found) if found else languages.anything()
     if tokenizer.drops_first_space:
-        language = languages.spaced(language)
+        language = languages.with_leading_space(language)
     return over_tokens(language, tokenizer.token_bytes, tokenizer.eos_id)

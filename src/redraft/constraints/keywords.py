@@ -1,4 +1,4 @@
-"""Keywords: every one of some words stands somewhere in the text, in any order, possibly inside a longer word."""
+"""Keywords: the text contains each of some words, in any order, possibly inside longer words."""
 
 from __future__ import annotations
 
@@ -8,30 +8,42 @@ from typing import Any
 
 import numpy as np
 
-from redraft.constraints._bytes import Automaton, check_size, trimmed
-from redraft.constraints._kind import Kind
+from redraft.constraints.automata.byte_automaton import ByteAutomaton, check_size, trimmed
+from redraft.constraints.shared.kind import Kind
 from redraft.errors import UserError
 
 
 @dataclass(frozen=True)
 class Keywords(Kind):
-    """``keywords=cat,garden wall``: each of them is a part of the text, spelt like that, possibly inside a word.
+    """``keywords=cat,garden wall``: the text contains each of them, spelled exactly so, possibly inside a longer word.
 
-    The automaton of Aho and Corasick (1975, doi:10.1145/360825.360855), which remembers the words already seen: its
-    states are those of one word's automaton times 2^words, so a handful of words is what it is for.
+    The automaton of Aho and Corasick (1975, doi:10.1145/360825.360855), extended by the set of words seen so far. Its
+    number of states grows with 2^words, so it is meant for a few words.
     """
 
     words: tuple[str, ...]
 
     @classmethod
     def of(cls, value: Any) -> Keywords:
+        """Create the constraint from words separated by commas, or from a list of words.
+
+        Raises:
+            UserError: there are no words, or one of them is empty.
+        """
         parts = value.split(",") if isinstance(value, str) else list(value)
         words = tuple(part.strip() if isinstance(value, str) else part for part in parts)
         if not words or not all(isinstance(word, str) and word for word in words):
-            raise UserError(f"keywords: {value!r} names no words.", "Separate them by commas: keywords=cat,dog")
+            raise UserError(
+                f"keywords: {value!r} has no words, or an empty one.", "Separate words by commas: keywords=cat,dog"
+            )
         return cls(tuple(dict.fromkeys(words)))
 
-    def automaton(self) -> Automaton:
+    def automaton(self) -> ByteAutomaton:
+        """The language of the texts that contain all words.
+
+        Raises:
+            UserError: there are too many words.
+        """
         move, seen = _search([word.encode() for word in self.words])
         nodes, everything = len(move), (1 << len(self.words)) - 1
         check_size(nodes << len(self.words))
@@ -42,7 +54,7 @@ class Keywords(Kind):
 
 
 def _search(words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Moves [nodes, 256] of the automaton that reads on for ever, and which words end in each node, as bits."""
+    """The moves [nodes, 256] of the search automaton, and the words that end in each node, as bits [nodes]."""
     children: list[dict[int, int]] = [{}]
     ends = [0]
     for number, word in enumerate(words):

@@ -1,4 +1,4 @@
-"""Length: so many tokens, words or characters."""
+"""Length: a number of tokens, words or characters."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from redraft.constraints._bytes import Automaton
-from redraft.constraints._kind import Kind
-from redraft.constraints._regex import from_regex
+from redraft.constraints.automata.byte_automaton import ByteAutomaton
+from redraft.constraints.automata.regex import from_regex
+from redraft.constraints.shared.kind import Kind
 from redraft.errors import UserError
 
-_SHAPE = re.compile(r"(\d*)(-?)(\d*)\s*(tokens|words|characters)?")
+_FORM = re.compile(r"(\d*)(-?)(\d*)\s*(tokens|words|characters)?")
 
 
 @dataclass(frozen=True)
 class Length(Kind):
-    """``length=20`` tokens exactly, ``length=5-20``, ``length=-20`` at most, ``length=5-`` at least; or ``3-8 words``
-    (divided by single spaces or line breaks), or ``100-140 characters``. End-of-text is not counted."""
+    """``length=20``: exactly 20 tokens; ``length=5-20``; ``length=-20``: at most 20; ``length=5-``: at least 5.
+
+    Other units are ``3-8 words`` (separated by single spaces or line breaks) and ``100-140 characters``. End-of-text
+    is not counted.
+    """
 
     low: int
     high: int  # -1: no bound
@@ -25,24 +28,38 @@ class Length(Kind):
 
     @classmethod
     def of(cls, value: Any) -> Length:
-        found = _SHAPE.fullmatch(str(value).strip())
+        """Create the constraint from its text.
+
+        Raises:
+            UserError: the text has another form, or an upper bound below the lower one.
+        """
+        found = _FORM.fullmatch(str(value).strip())
         if not found or not (found[1] or found[3]):
-            raise UserError(f"length: {value!r} is no length.", "Write 20, 5-20, 5-, -20, 3-8 words, -140 characters.")
+            raise UserError(
+                f"length: {value!r} is not a length.", "Write 20, 5-20, 5-, -20, 3-8 words or -140 characters."
+            )
         low = int(found[1] or 0)
         high = int(found[3]) if found[3] else -1 if found[2] else low
         if 0 <= high < low:
-            raise UserError(f"length: {value!r} ends below its beginning.")
+            raise UserError(f"length: {value!r} has its upper bound below its lower bound.", "Exchange them.")
         return cls(low, high, found[4] or "tokens")
 
     @property
     def least(self) -> int:
+        """Minimum number of tokens."""
         return self.low if self.unit == "tokens" else 0
 
     @property
     def most(self) -> int:
+        """Maximum number of tokens; -1: no bound."""
         return self.high if self.unit == "tokens" else -1
 
-    def automaton(self) -> Automaton | None:
+    def automaton(self) -> ByteAutomaton | None:
+        """The language of texts of so many words or characters; None if the unit is tokens.
+
+        Raises:
+            UserError: the bounds are too large.
+        """
         if self.unit == "tokens":
             return None
         if self.unit == "characters":

@@ -1,80 +1,49 @@
-"""One file = one public checkpoint format: which networks of ours its configurations and tensors describe.
+"""Registry of public checkpoint formats: one file is one format, read into redraft's networks and sometimes written.
 
-Nobody's code is run. Every key of a configuration is read: one that a format does not know, or a value that our
-networks do not compute, is an error that names it.
+The Python code of a checkpoint is never run. Every key of its configuration is read: a key that the format does not
+have, or a value that redraft's networks don't compute, is an error that names it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from redraft.convert._keys import Keys
-from redraft.data.vocabulary import Ids, Vocabulary, find_ids
+from redraft.convert.shared.format import Format, Translation
+from redraft.convert.shared.keys import Keys
+from redraft.data.vocabulary import Vocabulary, find_ids
 from redraft.errors import UserError, suggest
 from redraft.files import atomic_folder, write_atomically
 from redraft.registry import find, names
-from redraft.weights import Files, Layout, pack, stored
+from redraft.weights import Files, pack, stored
 
 if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
+    from redraft.data.vocabulary import Ids
     from redraft.models.parts.backbone import Backbone
     from redraft.types import Spec
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a configuration comes to in our terms."""
-
-    network: Mapping[str, Any]  # name and shape (``models.empty``)
-    family: Mapping[str, Any]  # name and options
-    layout: Layout
-    forbid_mask: bool = False  # its sampling never predicts the mask
-    mask: int | None = None  # where the format itself says which id it is
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # generation settings
-
-
-class Format(Protocol):
-    """A public checkpoint format. ``names``: of its tensors; ``ids``: special tokens that its files name."""
-
-    summary: str
-    citation: str
-
-    @staticmethod
-    def fits(config: Mapping[str, Any], ids: Ids) -> bool:
-        """Is a configuration of this format?"""
-        ...
-
-    @staticmethod
-    def read(keys: Keys, names: Collection[str], ids: Ids) -> Plan:
-        """Translate a configuration, reading every key of it."""
-        ...
-
-    # A format that can be written, too, also has
-    #     @staticmethod
-    #     def write(network: Backbone, spec: Spec) -> tuple[dict[str, Any], Layout]
-    # : its configuration and names for one of our networks, or a UserError that says why it can't hold it.
-
-
-@dataclass(frozen=True)
 class Foreign:
-    """A public checkpoint, opened but for its weights."""
+    """A public checkpoint, opened except for its weights."""
 
     format: str
-    plan: Plan
-    network: Backbone  # without memory
+    plan: Translation
+    network: Backbone  # on the meta device: without memory
     files: Files
     vocabulary: Vocabulary
 
 
 def open_foreign(folder: Path, config: Mapping[str, Any], given: Mapping[str, int] | None = None) -> Foreign:
-    """Recognise a folder's format and plan its network.
+    """Recognise the format of a folder and translate its configuration.
 
     Args:
-        given: special tokens by name ("mask") where the files do not say.
+        config: the content of its config.json.
+        given: ids of special tokens by name ("mask") that the files don't name.
     Raises:
         UserError: unknown format, a key or value that is not supported, missing or corrupt files.
     """
@@ -82,10 +51,11 @@ def open_foreign(folder: Path, config: Mapping[str, Any], given: Mapping[str, in
 
     file = folder / "config.json"
     keys = Keys(config, file)
-    ids = find_ids(folder, config, _size(config), given or {})
-    format_name = recognise(config, ids, file)
+    ids = find_ids(folder, config, _max_ids(config), given or {})
+    stated = {f"{key}_token_id": number for key, number in (given or {}).items()}
+    format_name = recognise({**config, **stated}, ids, file)
     files = Files(folder)
-    plan: Plan = find("convert", format_name).read(keys, files.names, ids)
+    plan: Translation = find("convert", format_name).read(keys, files.names, ids)
     keys.finish()
     network = empty(plan.network, str(file))
     mask = ids.mask if ids.mask >= 0 or plan.mask is None else plan.mask
@@ -95,21 +65,21 @@ def open_foreign(folder: Path, config: Mapping[str, Any], given: Mapping[str, in
 
 
 def recognise(config: Mapping[str, Any], ids: Ids, file: Path) -> str:
-    """The name of the one format that a configuration is of.
+    """The name of the format of a configuration.
 
     Raises:
-        UserError: there is none.
+        UserError: the format is unknown.
     """
     for name in names("convert"):
         if find("convert", name).fits(config, ids):
             return name
     known = suggest(str(config.get("model_type")), names("convert"))
-    what = f"{file}: model_type {config.get('model_type')!r}, architectures {config.get('architectures')!r}"
-    raise UserError(f"{what} is no format known here.", known)
+    what = f"model_type {config.get('model_type')!r} with architectures {config.get('architectures')!r}"
+    raise UserError(f"{file}: The checkpoint format is not supported: {what}.", known)
 
 
-def _size(config: Mapping[str, Any]) -> int:
-    """Ids of the network's vocabulary, roughly: no special token lies beyond."""
+def _max_ids(config: Mapping[str, Any]) -> int:
+    """An upper bound on the ids of the vocabulary: no special token is beyond it."""
     sizes = [config.get(key) for key in ("embedding_size", "vocab_size")]
     if isinstance(config.get("tokens"), int):  # SEDD: without the absorbing state
         sizes.append(config["tokens"] + 1)
@@ -117,24 +87,27 @@ def _size(config: Mapping[str, Any]) -> int:
 
 
 def writable() -> tuple[str, ...]:
-    """Formats that can be written."""
-    return tuple(name for name in names("convert") if hasattr(find("convert", name), "write"))
+    """Names of the formats that can be written."""
+    formats: dict[str, type[Format]] = {name: find("convert", name) for name in names("convert")}
+    return tuple(name for name, kind in formats.items() if kind.writable)
 
 
 def export(
     format_name: str, network: Backbone, tokenizer: Tokenizer, spec: Spec, folder: Path, storage: str, card: str
 ) -> None:
-    """Write a model as a public format holds it: configuration, weights, tokenizer, card; whole or not at all.
+    """Write a model in a public format, atomically: configuration, weights, tokenizer and card.
 
     Raises:
-        UserError: the format can't hold this model.
+        UserError: the format can't hold this model, or the folder can't be written.
     """
     from safetensors.torch import save_file
 
-    if spec.guesses:
-        raise UserError("no public format holds a self-conditioned model.", "Fine-tune it with self_condition = 0.")
+    if spec.network.self_conditioning:
+        raise UserError(
+            "No public format can hold a model with self-conditioning.", "Fine-tune it with self_condition = 0."
+        )
     config, layout = find("convert", format_name).write(network, spec)
-    special = {f"{key}_token_id": getattr(spec, f"{key}_id") for key in ("pad", "eos") if tokenizer.has(key)}
+    special = {f"{key}_token_id": getattr(spec.tokens, f"{key}_id") for key in ("pad", "eos") if tokenizer.has(key)}
     if tokenizer.has("bos"):
         special["bos_token_id"] = tokenizer.bos_id
     with atomic_folder(folder) as new:

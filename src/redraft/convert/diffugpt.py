@@ -1,4 +1,7 @@
-"""DiffuGPT: a GPT-2 taught to fill masks, its next-token shift kept."""
+"""DiffuGPT: GPT-2 adapted to masked diffusion, with the next-token shift kept.
+
+Source: HKUNLP/DiffuLLaMA, class ``DiscreteDiffusionModel``. Paper: Gong et al. 2024, arXiv:2410.17891.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from redraft import config
-from redraft.convert import Plan
-from redraft.convert._keys import Keys
 from redraft.convert.diffullama import SHIFTED
-from redraft.convert.gpt2 import blocks, shape
+from redraft.convert.gpt2 import blocks, read_config
+from redraft.convert.shared.format import Format, Translation
+from redraft.convert.shared.keys import Keys
 from redraft.data.vocabulary import Ids
-from redraft.weights import Layout, Place
+from redraft.weights import Layout, TensorMap
 
 
-class Diffugpt:
-    """``DiscreteDiffusionModel`` (Gong et al. 2024, arXiv:2410.17891)."""
+class Diffugpt(Format):
+    """Checkpoints ``diffusionfamily/diffugpt-*``. Reads the keys of ``gpt2``, with the same limits."""
 
     summary = "DiffuGPT: GPT-2 adapted to masked diffusion"
     citation = "arXiv:2410.17891"
@@ -25,10 +28,10 @@ class Diffugpt:
         return config.get("model_type") == "gpt2" and "DiscreteDiffusionModel" in (config.get("architectures") or [])
 
     @staticmethod
-    def read(keys: Keys, names: Collection[str], ids: Ids) -> Plan:
+    def read(keys: Keys, names: Collection[str], ids: Ids) -> Translation:
         prefix = "denoise_model."
-        c = shape(keys, tied=True, qkv_bias=f"{prefix}h.0.attn.c_attn.bias" in names)
-        places = {"embed_tokens.weight": Place("embedding.weight"), **blocks(c, prefix)}
+        c = read_config(keys, tied=True, qkv_bias=f"{prefix}h.0.attn.c_attn.bias" in names)
+        places = {"embed_tokens.weight": TensorMap("embedding.weight"), **blocks(c, prefix)}
         twins = {"lm_head.weight": "embed_tokens.weight", f"{prefix}wte.weight": "embed_tokens.weight"}
         layout = Layout(places, twins, (".attn.bias", ".attn.masked_bias"))
-        return Plan({"name": "gpt", **config.to_mapping(c)}, SHIFTED, layout)
+        return Translation({"name": "gpt", **config.to_mapping(c)}, SHIFTED, layout)

@@ -1,4 +1,7 @@
-"""LLaDA: the dense ones, in the names of OLMo."""
+"""LLaDA: dense masked-diffusion models, with the tensor names of OLMo.
+
+Source: ML-GSAI/LLaDA, class ``LLaDAModelLM``. Paper: Nie et al. 2025, arXiv:2502.09992.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,21 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from redraft import config
-from redraft.convert import Plan, _llama
-from redraft.convert._keys import Keys
+from redraft.convert.shared import llama
+from redraft.convert.shared.format import Format, Translation
+from redraft.convert.shared.keys import Keys
 from redraft.data.vocabulary import Ids
 from redraft.models.transformer import Config
-from redraft.weights import Layout, Place
+from redraft.weights import Layout, TensorMap
 
-MASKED = {"name": "masked", "isolate_prompt": False, "length_head": False}
+MASKED = {"name": "masked", "prompt_encoder": False, "length_head": False}
 
 
-class Llada:
-    """``LLaDAModelLM`` (Nie et al. 2025, arXiv:2502.09992), LLaDA 1 and 1.5."""
+class Llada(Format):
+    """Checkpoints ``GSAI-ML/LLaDA-8B-*`` and LLaDA 1.5.
+
+    Not supported: ALiBi, activations other than SiLU, norms other than RMS norm, norms with biases.
+    """
 
     summary = "LLaDA, LLaDA 1.5 (dense)"
     citation = "arXiv:2502.09992"
@@ -26,25 +33,25 @@ class Llada:
         return config.get("model_type") == "llada" and "d_model" in config
 
     @staticmethod
-    def read(keys: Keys, names: Collection[str], ids: Ids) -> Plan:
-        c = _shape(keys)
-        return Plan({"name": "transformer", **config.to_mapping(c)}, MASKED, _layout(c))
+    def read(keys: Keys, names: Collection[str], ids: Ids) -> Translation:
+        c = _read_config(keys)
+        return Translation({"name": "transformer", **config.to_mapping(c)}, MASKED, _layout(c))
 
 
-def _shape(keys: Keys) -> Config:
-    keys.must("activation_type", "silu")
-    keys.must("block_type", "llama")
-    keys.must("layer_norm_type", "rms")
-    keys.must("layer_norm_with_affine", True)
-    keys.must("rope", True)
+def _read_config(keys: Keys) -> Config:
+    keys.require("activation_type", "silu")
+    keys.require("block_type", "llama")
+    keys.require("layer_norm_type", "rms")
+    keys.require("layer_norm_with_affine", True)
+    keys.require("rope", True)
     for key in ("alibi", "attention_layer_norm", "bias_for_layer_norm", "input_emb_norm", "scale_logits"):
-        keys.must(key, False)
-    keys.silent("alibi_bias_max", "attention_layer_norm_with_affine", "rope_full_precision", "flash_attention")
-    keys.silent("attention_dropout", "embedding_dropout", "residual_dropout", "precision", "block_group_size")
-    keys.silent("init_cutoff_factor", "init_device", "init_fn", "init_std")
+        keys.require(key, False)
+    keys.ignore("alibi_bias_max", "attention_layer_norm_with_affine", "rope_full_precision", "flash_attention")
+    keys.ignore("attention_dropout", "embedding_dropout", "residual_dropout", "precision", "block_group_size")
+    keys.ignore("init_cutoff_factor", "init_device", "init_fn", "init_std")
     bias = keys.get("include_bias", bool, False)
-    if bias and keys.maybe("bias_for_layer_norm") is None:
-        raise keys.unsupported("bias_for_layer_norm", "With include_bias its absence means biases in norms: set false.")
+    if bias and keys.optional("bias_for_layer_norm") is None:
+        raise keys.unsupported("bias_for_layer_norm", "With include_bias, null means biases in norms: set false.")
     heads, dim = keys.get("n_heads", int), keys.get("d_model", int)
     one = keys.get("multi_query_attention", bool, False)
     size = keys.get("vocab_size", int)
@@ -69,17 +76,17 @@ def _shape(keys: Keys) -> Config:
 
 def _layout(c: Config) -> Layout:
     top = "model.transformer"
-    places = {f"{top}.wte.weight": Place("embedding.weight"), f"{top}.ln_f.weight": Place("norm.weight")}
+    places = {f"{top}.wte.weight": TensorMap("embedding.weight"), f"{top}.ln_f.weight": TensorMap("norm.weight")}
     for number in range(c.layers):
-        ours, theirs = f"blocks.{number}", f"{top}.blocks.{number}"
-        places[f"{theirs}.attn_norm.weight"] = Place(f"{ours}.attention_norm.weight")
-        places[f"{theirs}.ff_norm.weight"] = Place(f"{ours}.mlp_norm.weight")
-        qkvo = {**_llama.names(theirs, "q", "k", "v"), "o": f"{theirs}.attn_out"}
-        _llama.attention(places, ours, qkvo, c, c.qkv_bias)
-        mlp = {"gate": f"{theirs}.ff_proj", "up": f"{theirs}.up_proj", "down": f"{theirs}.ff_out"}
-        _llama.swiglu(places, f"{ours}.mlp", mlp, c.hidden, c.mlp_bias)
+        own, stored = f"blocks.{number}", f"{top}.blocks.{number}"
+        places[f"{stored}.attn_norm.weight"] = TensorMap(f"{own}.attention_norm.weight")
+        places[f"{stored}.ff_norm.weight"] = TensorMap(f"{own}.mlp_norm.weight")
+        qkvo = {**llama.projections(stored, "q", "k", "v"), "o": f"{stored}.attn_out"}
+        llama.map_attention(places, own, qkvo, c, c.qkv_bias)
+        mlp = {"gate": f"{stored}.ff_proj", "up": f"{stored}.up_proj", "down": f"{stored}.ff_out"}
+        llama.map_swiglu(places, f"{own}.mlp", mlp, c.hidden, c.mlp_bias)
     if not c.tied:
-        places[f"{top}.ff_out.weight"] = Place("head.weight")
+        places[f"{top}.ff_out.weight"] = TensorMap("head.weight")
         if c.head_bias:
-            places[f"{top}.ff_out.bias"] = Place("head.bias")
-    return Layout(places, {f"{top}.ff_out.weight": f"{top}.wte.weight"} if c.tied else {}, _llama.ROTARY)
+            places[f"{top}.ff_out.bias"] = TensorMap("head.bias")
+    return Layout(places, {f"{top}.ff_out.weight": f"{top}.wte.weight"} if c.tied else {}, llama.ROTARY)

@@ -1,4 +1,7 @@
-"""MDLM: masked diffusion with a diffusion transformer."""
+"""MDLM: masked diffusion with a diffusion transformer.
+
+Source: kuleshov-group/mdlm, class ``MDLM``. Paper: Sahoo et al. 2024, arXiv:2406.07524.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,19 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from redraft import config
-from redraft.convert import Plan, _dit
-from redraft.convert._keys import Keys
 from redraft.convert.llada import MASKED
+from redraft.convert.shared import dit
+from redraft.convert.shared.format import Format, Translation
+from redraft.convert.shared.keys import Keys
 from redraft.data.vocabulary import Ids
 from redraft.models.dit import Config
 
 
-class Mdlm:
-    """``MDLM`` (Sahoo et al. 2024, arXiv:2406.07524). The mask is the last id, and is never predicted."""
+class Mdlm(Format):
+    """Checkpoints ``kuleshov-group/mdlm-*``, with or without time conditioning.
+
+    The mask is the last id and is never generated.
+    """
 
     summary = "MDLM"
     citation = "arXiv:2406.07524"
@@ -24,16 +31,18 @@ class Mdlm:
         return config.get("model_type") == "mdlm"
 
     @staticmethod
-    def read(keys: Keys, names: Collection[str], ids: Ids) -> Plan:
-        c = shape(keys)
+    def read(keys: Keys, names: Collection[str], ids: Ids) -> Translation:
+        c = read_config(keys)
         family = {**MASKED, "timed": c.timed}
-        layout = _dit.layout(c, "backbone.")
-        return Plan({"name": "dit", **config.to_mapping(c)}, family, layout, forbid_mask=True, mask=c.vocab_size - 1)
+        layout = dit.layout(c, "backbone.")
+        return Translation(
+            {"name": "dit", **config.to_mapping(c)}, family, layout, forbid_mask=True, mask=c.vocab_size - 1
+        )
 
 
-def shape(keys: Keys) -> Config:
-    """The keys of MDLM's Hugging Face form; its noise is the linear schedule, called log-linear there."""
-    keys.silent("dropout")
+def read_config(keys: Keys) -> Config:
+    """The network configuration from the keys of MDLM. Its schedule, called log-linear there, is ``linear`` here."""
+    keys.ignore("dropout")
     return Config(
         vocab_size=keys.get("vocab_size", int),
         dim=keys.get("hidden_dim", int),

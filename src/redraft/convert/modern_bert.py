@@ -1,4 +1,7 @@
-"""ModernBERT with its language-modelling head, as a network for masked diffusion."""
+"""ModernBERT with its language-modelling head, as a network for masked diffusion.
+
+Source: AnswerDotAI/ModernBERT, transformers' ``ModernBertForMaskedLM``. Paper: Warner et al. 2024, arXiv:2412.13663.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,20 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from redraft import config
-from redraft.convert import Plan, _llama
-from redraft.convert._keys import Keys
 from redraft.convert.llada import MASKED
+from redraft.convert.shared import llama
+from redraft.convert.shared.format import Format, Translation
+from redraft.convert.shared.keys import Keys
 from redraft.data.vocabulary import Ids
 from redraft.models.modern_bert import Config
-from redraft.weights import Layout, Place
+from redraft.weights import Layout, TensorMap
 
 
-class ModernBert:
-    """``ModernBertForMaskedLM`` (Warner et al. 2024, arXiv:2412.13663)."""
+class ModernBert(Format):
+    """Checkpoints such as ``answerdotai/ModernBERT-base``, to be fine-tuned. The mask is never generated.
+
+    Scaled rotary positions are not supported.
+    """
 
     summary = "ModernBERT (ModernBertForMaskedLM)"
     citation = "arXiv:2412.13663"
@@ -25,17 +32,17 @@ class ModernBert:
         return config.get("model_type") == "modernbert"
 
     @staticmethod
-    def read(keys: Keys, names: Collection[str], ids: Ids) -> Plan:
-        keys.silent(
+    def read(keys: Keys, names: Collection[str], ids: Ids) -> Translation:
+        keys.ignore(
             "attention_dropout",
             "embedding_dropout",
             "mlp_dropout",
             "initializer_cutoff_factor",
             "gradient_checkpointing",
         )
-        keys.silent("classifier_activation", "classifier_bias", "classifier_dropout", "classifier_pooling")
-        keys.silent("deterministic_flash_attn", "repad_logits_with_grad", "reference_compile", "sparse_prediction")
-        keys.silent("sparse_pred_ignore_index", "layer_norm_eps", "position_embedding_type")  # norm_eps is the one used
+        keys.ignore("classifier_activation", "classifier_bias", "classifier_dropout", "classifier_pooling")
+        keys.ignore("deterministic_flash_attn", "repad_logits_with_grad", "reference_compile", "sparse_prediction")
+        keys.ignore("sparse_pred_ignore_index", "layer_norm_eps", "position_embedding_type")  # norm_eps is used
         layers = keys.get("num_hidden_layers", int)
         c = Config(
             vocab_size=keys.get("vocab_size", int),
@@ -44,11 +51,11 @@ class ModernBert:
             heads=keys.get("num_attention_heads", int),
             mlp_dim=keys.get("intermediate_size", int),
             max_length=keys.get("max_position_embeddings", int),
-            distant=_distant(keys, layers),
+            distant=_full_layers(keys, layers),
             window=keys.get("local_attention", int, 128),
             norm_eps=keys.get("norm_eps", float, 1e-5),
-            activation=keys.choose("hidden_activation", _llama.ACTIVATIONS, "gelu"),
-            head_activation=keys.choose("classifier_activation", _llama.ACTIVATIONS, "gelu"),
+            activation=keys.translate("hidden_activation", llama.ACTIVATIONS, "gelu"),
+            head_activation=keys.translate("classifier_activation", llama.ACTIVATIONS, "gelu"),
             norm_bias=keys.get("norm_bias", bool, False),
             attention_bias=keys.get("attention_bias", bool, False),
             mlp_bias=keys.get("mlp_bias", bool, False),
@@ -57,26 +64,26 @@ class ModernBert:
             tied=keys.get("tie_word_embeddings", bool, True),
             **_thetas(keys),
         )
-        return Plan({"name": "modern_bert", **config.to_mapping(c)}, MASKED, _layout(c), forbid_mask=True)
+        return Translation({"name": "modern_bert", **config.to_mapping(c)}, MASKED, _layout(c), forbid_mask=True)
 
 
-def _distant(keys: Keys, layers: int) -> tuple[int, ...]:
-    """Layers that see everything: each n-th, or as listed."""
+def _full_layers(keys: Keys, layers: int) -> tuple[int, ...]:
+    """Layers with full attention: each n-th, or those of ``layer_types``."""
     every = keys.get("global_attn_every_n_layers", int, 3)
-    return _llama.distant(keys, [number % every != 0 for number in range(layers)])
+    return llama.full_layers(keys, [number % every != 0 for number in range(layers)])
 
 
 def _thetas(keys: Keys) -> dict[str, float]:
-    """Rotary bases of the two kinds of layer."""
+    """Rotary bases of the layers with full attention and with a sliding window."""
     found = {
         "distant_theta": keys.get("global_rope_theta", float, 160_000.0),
         "near_theta": keys.get("local_rope_theta", float, 10_000.0),
     }
-    if keys.maybe("rope_parameters") is not None:
+    if keys.optional("rope_parameters") is not None:
         table = keys.table("rope_parameters")
         for kind, name in (("full_attention", "distant_theta"), ("sliding_attention", "near_theta")):
             part = table.table(kind)
-            part.must("rope_type", "default")
+            part.require("rope_type", "default")
             found[name] = part.get("rope_theta", float, found[name])
             part.finish()
         table.finish()
@@ -84,28 +91,28 @@ def _thetas(keys: Keys) -> dict[str, float]:
 
 
 def _layout(c: Config) -> Layout:
-    places = {"model.embeddings.tok_embeddings.weight": Place("embedding.weight")}
+    places = {"model.embeddings.tok_embeddings.weight": TensorMap("embedding.weight")}
 
-    def put(theirs: str, ours: str, bias: bool) -> None:
+    def put(stored: str, own: str, bias: bool) -> None:
         for ending in ("weight", "bias") if bias else ("weight",):
-            places[f"{theirs}.{ending}"] = Place(f"{ours}.{ending}")
+            places[f"{stored}.{ending}"] = TensorMap(f"{own}.{ending}")
 
     put("model.embeddings.norm", "embedding_norm", c.norm_bias)
     put("model.final_norm", "final_norm", c.norm_bias)
     put("head.dense", "transform", c.transform_bias)
     put("head.norm", "norm", c.norm_bias)
     for number in range(c.layers):
-        ours, theirs = f"blocks.{number}", f"model.layers.{number}"
+        own, stored = f"blocks.{number}", f"model.layers.{number}"
         if number:
-            put(f"{theirs}.attn_norm", f"{ours}.attention_norm", c.norm_bias)
-        put(f"{theirs}.attn.Wqkv", f"{ours}.attention.qkv", c.attention_bias)
-        put(f"{theirs}.attn.Wo", f"{ours}.attention.out", c.attention_bias)
-        put(f"{theirs}.mlp_norm", f"{ours}.mlp_norm", c.norm_bias)
-        put(f"{theirs}.mlp.Wi", f"{ours}.mlp.gate_up", c.mlp_bias)
-        put(f"{theirs}.mlp.Wo", f"{ours}.mlp.down", c.mlp_bias)
+            put(f"{stored}.attn_norm", f"{own}.attention_norm", c.norm_bias)
+        put(f"{stored}.attn.Wqkv", f"{own}.attention.qkv", c.attention_bias)
+        put(f"{stored}.attn.Wo", f"{own}.attention.out", c.attention_bias)
+        put(f"{stored}.mlp_norm", f"{own}.mlp_norm", c.norm_bias)
+        put(f"{stored}.mlp.Wi", f"{own}.mlp.gate_up", c.mlp_bias)
+        put(f"{stored}.mlp.Wo", f"{own}.mlp.down", c.mlp_bias)
     if c.vocabulary_bias:
-        places["decoder.bias"] = Place("bias")
+        places["decoder.bias"] = TensorMap("bias")
     if not c.tied:
-        places["decoder.weight"] = Place("head.weight")
+        places["decoder.weight"] = TensorMap("head.weight")
     twins = {"decoder.weight": "model.embeddings.tok_embeddings.weight"} if c.tied else {}
     return Layout(places, twins, (".inv_freq",))

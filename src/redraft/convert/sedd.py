@@ -1,4 +1,7 @@
-"""SEDD: score entropy over absorbing or uniform noise, with a diffusion transformer."""
+"""SEDD: score entropy with absorbing or uniform noise, with a diffusion transformer.
+
+Source: louaaron/Score-Entropy-Discrete-Diffusion, class ``SEDD``. Paper: Lou et al. 2024, arXiv:2310.16834.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,19 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from redraft import config
-from redraft.convert import Plan, _dit
-from redraft.convert._keys import Keys
 from redraft.convert.llada import MASKED
+from redraft.convert.shared import dit
+from redraft.convert.shared.format import Format, Translation
+from redraft.convert.shared.keys import Keys
 from redraft.data.vocabulary import Ids
 from redraft.models.dit import Config
 
 
-class Sedd:
-    """Lou et al. 2024 (arXiv:2310.16834). The network answers with scores, in the terms of ``objectives.score``."""
+class Sedd(Format):
+    """Checkpoints ``louaaron/sedd-*``. The network outputs scores, as ``objectives.score`` defines them.
+
+    Tables of training and evaluation are ignored. Other graphs, schedules and networks are not supported.
+    """
 
     summary = "SEDD, absorbing and uniform"
     citation = "arXiv:2310.16834"
@@ -24,15 +31,15 @@ class Sedd:
         return isinstance(config.get("graph"), dict) and isinstance(config.get("noise"), dict) and "tokens" in config
 
     @staticmethod
-    def read(keys: Keys, names: Collection[str], ids: Ids) -> Plan:
-        keys.silent("ngpus", "training", "data", "sampling", "eval", "optim", "hydra", "wandb_name", "work_dir")
+    def read(keys: Keys, names: Collection[str], ids: Ids) -> Translation:
+        keys.ignore("ngpus", "training", "data", "sampling", "eval", "optim", "hydra", "wandb_name", "work_dir")
         graph, noise, model = keys.table("graph"), keys.table("noise"), keys.table("model")
-        graph.silent("file", "report_all")
-        absorbing = graph.choose("type", {"absorb": True, "uniform": False})
-        schedule: Any = noise.choose("type", {"loglinear": "linear", "geometric": "geometric"})
+        graph.ignore("file", "report_all")
+        absorbing = graph.translate("type", {"absorb": True, "uniform": False})
+        schedule: Any = noise.translate("type", {"loglinear": "linear", "geometric": "geometric"})
         low, high = noise.get("sigma_min", float, 1e-4), noise.get("sigma_max", float, 20.0)
-        model.must("type", "ddit")
-        model.silent("name", "dropout")
+        model.require("type", "ddit")
+        model.ignore("name", "dropout")
         c = Config(
             vocab_size=keys.get("tokens", int) + absorbing,
             dim=model.get("hidden_size", int),
@@ -52,4 +59,4 @@ class Sedd:
         family = {**MASKED, "name": "sedd", "process": process, "timed": True, "schedule": schedule}
         described = {"name": "dit", **config.to_mapping(c)}
         mask = c.vocab_size - 1 if absorbing else None
-        return Plan(described, family, _dit.layout(c), forbid_mask=True, mask=mask)
+        return Translation(described, family, dit.layout(c), forbid_mask=True, mask=mask)

@@ -1,0 +1,1 @@
+"""Data: sources of text, columns, splits, tokenizers, chat templates, batches and statistics."""

@@ -1,12 +1,12 @@
-"""Conversations as prompts.
+"""Conversations as prompts, with or without a chat template.
 
-A chat template in the model's folder (``chat_template.jinja``, or ``chat_template`` in tokenizer_config.json) is filled
-in as transformers would. Without one a model is spoken to as follows:
+A chat template in the model's folder (``chat_template.jinja``, or ``chat_template`` in tokenizer_config.json) is
+rendered as transformers does it. Without a template, the prompt depends on the training data of the model:
 
-- trained on pairs: the last user message is the prompt, exactly as it was in training; earlier messages are not seen,
-  because such a model has never seen any;
-- trained on plain text: a transcript, ``User: ...`` and ``Assistant: ...`` a line each, system messages as they are,
-  ending in ``Assistant:``; a new ``User:`` line ends the answer.
+- pairs: the last user message is the prompt, exactly as in training. Earlier messages are left out, because the
+  training data had none.
+- plain text: the prompt is a transcript with one ``User: ...`` or ``Assistant: ...`` line for each message. System
+  messages stay as they are. It ends with ``Assistant:``, and a new ``User:`` line ends the answer.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from typing import Any
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError, suggest
 
-Conversation = Sequence[Mapping[str, str]]  # of {"role": ..., "content": ...}
-_TURN = "\nUser:"
+Conversation = Sequence[Mapping[str, str]]  # messages {"role": ..., "content": ...}
+_NEXT_USER = "\nUser:"
 _SPEAKERS = {"user": "User: ", "assistant": "Assistant: "}
 
 
 def template_of(folder: Path, name: str = "default") -> str | None:
-    """The chat template of a model folder, if it has one. ``name``: which, where there are several.
+    """The chat template of a model folder; None if it has none.
 
+    Args:
+        name: which template, if the folder has several.
     Raises:
-        UserError: a file that can't be read, or no template of that name.
+        UserError: the file can't be read, or there is no template of that name.
     """
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.is_file():
@@ -41,34 +43,34 @@ def template_of(folder: Path, name: str = "default") -> str | None:
     try:
         found = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
     except ValueError as error:
-        raise UserError(f"{config}: not valid JSON: {error}.") from None
-    if isinstance(found, list):  # several, by name
+        raise UserError(f"'{config}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
+    if isinstance(found, list):  # several named templates
         known = {str(one.get("name")): one.get("template") for one in found}
         if name not in known and name != "default":
-            raise UserError(f"{config} has no chat template '{name}'.", suggest(name, known))
+            raise UserError(f"'{config}' has no chat template '{name}'.", suggest(name, known))
         found = known.get(name)
     return found if isinstance(found, str) else None
 
 
 def prompt(
-    messages: Conversation, tokenizer: Tokenizer, conditional: bool, template: str | None
+    messages: Conversation, tokenizer: Tokenizer, paired: bool, template: str | None
 ) -> tuple[list[int], tuple[str, ...]]:
-    """Ids of the prompt, and texts that end the answer.
+    """Token ids of the prompt, and the stop strings of the answer.
 
-    Special tokens count only where the template itself wrote them: what people wrote stays text, even if it looks like
-    one, so that nobody can forge a turn.
+    Only the template can write special tokens. The text of a special token inside a message is encoded as ordinary
+    text, so that a message can't imitate a turn of the conversation.
 
     Args:
-        conditional: the model was trained on pairs.
+        paired: the model was trained on pairs.
     Raises:
-        UserError: the template does not take these messages, or there is no message to answer.
+        UserError: the template can't render these messages, or there is no message to answer.
     """
     if template is None:
-        text = transcript(messages, conditional)
-        return (tokenizer.encode_prompt(text), ()) if conditional else (tokenizer.encode_opening(text), (_TURN,))
+        text = transcript(messages, paired)
+        return (tokenizer.encode_prompt(text), ()) if paired else (tokenizer.encode_opening(text), (_NEXT_USER,))
     special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values() if token.special]
     pattern = "|".join(re.escape(name) for name in sorted(special, key=len, reverse=True)) or "(?!)"
-    mark = f"\ue000{secrets.token_hex(8)}:{{}}\ue001"  # private use: stands for what only looks like a special token
+    mark = f"\ue000{secrets.token_hex(8)}:{{}}\ue001"  # placeholder for the text of a special token inside a message
     hidden: list[str] = []
 
     def hide(found: re.Match[str]) -> str:
@@ -83,36 +85,37 @@ def prompt(
     return ids, ()
 
 
-def transcript(messages: Conversation, conditional: bool, opened: bool = True) -> str:
-    """A conversation as the text that a model without a template is given.
+def transcript(messages: Conversation, paired: bool, opened: bool = True) -> str:
+    """A conversation as the prompt text of a model without a chat template.
 
     Args:
+        paired: the model was trained on pairs.
         opened: end where the answer begins.
     Raises:
         UserError: there is no message to answer.
     """
-    if conditional:
-        asked = [message["content"] for message in messages if message["role"] == "user"]
-        if not asked or not asked[-1].strip():
-            raise UserError("there is no user message to answer.", "End with one that says something.")
-        return asked[-1]
+    if paired:
+        user = [message["content"] for message in messages if message["role"] == "user"]
+        if not user or not user[-1].strip():
+            raise UserError("The conversation has no user message to answer.", "End it with a non-empty user message.")
+        return user[-1]
     lines = [_SPEAKERS.get(message["role"], "") + message["content"] for message in messages]
     return "\n".join([*lines, "Assistant:"] if opened else lines)
 
 
 def fill(messages: Conversation, tokenizer: Tokenizer, template: str, opened: bool = True) -> str:
-    """A template filled in, in the environment that transformers gives it.
+    """Render a chat template in the same environment as transformers.
 
     Args:
         opened: end where the answer begins (``add_generation_prompt``).
     Raises:
-        UserError: the template does not take these messages.
+        UserError: the template can't render these messages.
     """
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(why: str) -> None:
-        raise UserError(f"the model's chat template refuses these messages: {why}.")
+        raise UserError(f"The model's chat template rejects these messages: {why}.", "Change the messages.")
 
     def as_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
@@ -128,4 +131,6 @@ def fill(messages: Conversation, tokenizer: Tokenizer, template: str, opened: bo
             messages=messages, tools=None, documents=None, add_generation_prompt=opened, **names
         )
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-        raise UserError(f"the model's chat template can't be filled in: {error}.") from None
+        raise UserError(
+            f"The model's chat template can't be rendered: {error}.", "Check chat_template in the model's folder."
+        ) from None

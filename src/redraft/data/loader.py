@@ -1,4 +1,8 @@
-"""Tokenised examples -> batches: tokenised once, held flat, assembled by numpy; seeded, sharded, exactly resumable."""
+"""Tokenised examples and their batches.
+
+Examples are tokenised once into one flat array, and numpy assembles batches from it. The order of batches depends on
+a seed, is shared between ranks, and continues exactly after a resume.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +21,28 @@ from redraft.errors import UserError
 from redraft.types import Batch
 
 TOO_LONG = ("error", "skip", "truncate_prompt")
-_POOL_BATCHES = 64  # rows of similar length are looked for among this many batches' worth of shuffled rows
-_CHUNK = 2048  # texts handed to the tokenizer at once
+_POOL_BATCHES = 64  # shuffled rows of this many batches are sorted by length together
+_CHUNK = 2048  # number of texts passed to the tokenizer at once
 
 
 @dataclass
 class Tokenised:
-    """A corpus as one flat array of ids.
+    """A corpus as one flat array of ids: ``n`` rows, ``T`` tokens, vocabulary size ``V``.
 
-    Pairs: row ``i`` is prompt, sep, target, eos (or what a tokenizer from elsewhere puts there). Texts: row ``i`` is a
-    document and eos. ``n`` rows, ``T`` tokens.
+    Pairs: row ``i`` is prompt, sep, target, eos (or what the tokenizer of a public checkpoint has in place of sep and
+    eos). Texts: row ``i`` is a document and eos.
     """
 
     ids: np.ndarray  # [T] uint16 where the vocabulary allows, else int32
     starts: np.ndarray  # [n+1] int64: row i is ids[starts[i]:starts[i+1]]
-    prompts: np.ndarray | None  # [n] int64 length of prompt and sep; None: texts
+    prompts: np.ndarray | None  # [n] int64 number of tokens of prompt and sep; None: texts
     bytes: np.ndarray  # [n] int64 UTF-8 bytes of the target text
     where: list[str]  # [n] file:line
-    token_bytes: np.ndarray  # [V] float64 bytes each token stands for, scaled so that the corpus adds up
+    token_bytes: np.ndarray  # [V] float64 bytes of each token, scaled so that their sum over a corpus of texts is exact
 
     @property
     def lengths(self) -> np.ndarray:
-        """[n] int64 tokens of each row."""
+        """[n] int64 number of tokens of each row."""
         return np.diff(self.starts)
 
     def __len__(self) -> int:
@@ -46,19 +50,22 @@ class Tokenised:
 
 
 def tokenise(examples: Sequence[Example], tokenizer: Tokenizer) -> Tokenised:
-    """Tokenise examples once, all with a prompt or all without.
+    """Tokenise examples. Either all of them have a prompt, or none has.
 
     Raises:
-        UserError: no examples, or some have a prompt and some do not.
+        UserError: there are no examples, or only some of them have a prompt.
     """
     paired = {example.prompt is not None for example in examples}
-    if len(paired) != 1:
-        what = "some examples have a prompt and some do not." if paired else "there are no examples."
-        raise UserError(what, "Give rows of one kind.")
+    if not paired:
+        raise UserError("The data set has no examples.", "Give a file with at least one row.")
+    if len(paired) > 1:
+        raise UserError(
+            "Some examples have a prompt and some are plain text.", "Use only prompt and target rows, or only texts."
+        )
     pairs = paired.pop()
     ids, lengths, prompts = array("i"), array("q"), array("q")
     before, after = tokenizer.around_prompt if pairs else ([], [])
-    closing = tokenizer.closing
+    suffix = tokenizer.answer_suffix
     for begin in range(0, len(examples), _CHUNK):
         chunk = examples[begin : begin + _CHUNK]
         targets = tokenizer.encode_batch([example.target for example in chunk])
@@ -66,10 +73,10 @@ def tokenise(examples: Sequence[Example], tokenizer: Tokenizer) -> Tokenised:
         for head, target in zip(heads, targets, strict=True):
             begin_at = len(ids)
             if pairs:
-                ids.extend([*before, *head, *after] or [tokenizer.bos_id])  # something to predict the first token from
+                ids.extend([*before, *head, *after] or [tokenizer.bos_id])  # the first target token needs a context
                 prompts.append(len(ids) - begin_at)
             ids.extend(target)
-            ids.extend(closing)
+            ids.extend(suffix)
             lengths.append(len(ids) - begin_at)
     flat = np.frombuffer(ids, dtype=np.int32).astype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
     texts = np.array([len(example.target.encode()) for example in examples], dtype=np.int64)
@@ -88,23 +95,24 @@ def tokenise(examples: Sequence[Example], tokenizer: Tokenizer) -> Tokenised:
 
 @dataclass
 class Fit:
-    """Which rows of pairs fit a length, and what was done with those that do not."""
+    """Which rows of pairs fit a maximum length, and how longer ones were treated."""
 
     rows: np.ndarray  # [m] int64 rows in use
-    skipped: list[str] = field(default_factory=list)  # where
-    truncated: list[str] = field(default_factory=list)  # where; the beginning of their prompt was cut off
+    skipped: list[str] = field(default_factory=list)  # file:line of rows left out
+    truncated: list[str] = field(default_factory=list)  # file:line of rows that lost the beginning of their prompt
 
 
 def fit(data: Tokenised, length: int, too_long: str = "error") -> tuple[Tokenised, Fit]:
-    """Apply the policy for rows of pairs longer than ``length``: ``error``, ``skip`` or ``truncate_prompt``.
+    """Apply a policy to rows of pairs longer than ``length`` tokens: ``error``, ``skip`` or ``truncate_prompt``.
 
     ``truncate_prompt`` drops tokens from the beginning of the prompt; sep, target and eos are never cut.
 
     Raises:
-        UserError: the policy is ``error`` and a row is too long; or a target alone is; or no row is left.
+        UserError: the policy is unknown; it is ``error`` and a row is too long; a target alone is too long; or no row
+            is left.
     """
     if too_long not in TOO_LONG:
-        raise UserError(f"unknown policy '{too_long}' for rows that are too long.", f"Known: {', '.join(TOO_LONG)}.")
+        raise UserError(f"Unknown policy '{too_long}' for rows that are too long.", f"Known: {', '.join(TOO_LONG)}.")
     lengths, every = data.lengths, np.arange(len(data), dtype=np.int64)
     long = np.flatnonzero(lengths > length)
     if data.prompts is None or not len(long):
@@ -114,12 +122,12 @@ def fit(data: Tokenised, length: int, too_long: str = "error") -> tuple[Tokenise
         raise UserError(
             f"{len(long)} of {len(data)} rows are longer than {length} tokens, the first at {data.where[first]} "
             f"({lengths[first]}), the longest of {lengths.max()}.",
-            "Raise the length, or choose to skip such rows or to truncate their prompts.",
+            "Raise the maximum length, or choose to skip such rows or to truncate their prompts.",
         )
     if too_long == "skip":
         rows = np.flatnonzero(lengths <= length)
         if not len(rows):
-            raise UserError(f"all {len(data)} rows are longer than {length} tokens.", "Raise the length.")
+            raise UserError(f"All {len(data)} rows are longer than {length} tokens.", "Raise the maximum length.")
         return data, Fit(rows, skipped=[data.where[i] for i in long])
     return _truncate(data, length, long), Fit(every, truncated=[data.where[i] for i in long])
 
@@ -129,28 +137,32 @@ def _truncate(data: Tokenised, length: int, long: np.ndarray) -> Tokenised:
     lengths, prompts = data.lengths, data.prompts.copy()
     cut = np.zeros_like(lengths)
     cut[long] = lengths[long] - length
-    if len(worse := np.flatnonzero(cut >= prompts)):  # at least sep must stay
+    if len(worse := np.flatnonzero(cut >= prompts)):  # sep must stay
         raise UserError(
-            f"{data.where[worse[0]]}: the target alone does not fit into {length} tokens ({len(worse)} such rows).",
-            "Raise the length, or choose to skip rows that are too long.",
+            f"{data.where[worse[0]]}: The target alone does not fit into {length} tokens ({len(worse)} such rows).",
+            "Raise the maximum length, or choose to skip rows that are too long.",
         )
     kept = lengths - cut
     starts = np.concatenate(([0], np.cumsum(kept)))
-    ids = data.ids[_spread(data.starts[:-1] + cut, kept)]
+    ids = data.ids[_ranges(data.starts[:-1] + cut, kept)]
     return Tokenised(ids, starts, prompts - cut, data.bytes, data.where, data.token_bytes)
 
 
-def _spread(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def _ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The indices of consecutive ranges: [b0, b0+1, .., b0+l0-1, b1, ..]."""
     ends = np.cumsum(lengths)
     return np.arange(int(ends[-1])) + np.repeat(begins - (ends - lengths), lengths)
 
 
 class Pairs:
-    """Plans and assembles batches of prompt-target rows of similar length.
+    """Batches of prompt-target rows of similar length.
 
-    An epoch is a seeded permutation cut into pools of some 64 batches' worth; each pool is sorted by length, cut into
-    batches of at most ``batch_tokens`` positions, padding included, and the batches of all pools are shuffled.
+    An epoch is a seeded permutation of the rows, cut into pools of about 64 batches. Each pool is sorted by length and
+    cut into batches of at most ``batch_tokens`` positions, padding included. Then the batches of all pools are
+    shuffled.
+
+    Raises:
+        UserError: a row is longer than ``batch_tokens``.
     """
 
     def __init__(self, data: Tokenised, rows: np.ndarray, pad_id: int, batch_tokens: int) -> None:
@@ -158,10 +170,13 @@ class Pairs:
         self.lengths = data.lengths
         longest = int(self.lengths[rows].max())
         if longest > batch_tokens:
-            raise UserError(f"a row has {longest} tokens, a batch only {batch_tokens}.", "Raise the tokens of a batch.")
+            raise UserError(
+                f"The longest row has {longest} tokens, but a batch holds at most {batch_tokens}.",
+                "Raise the number of tokens of a batch.",
+            )
 
-    def plan(self, generator: np.random.Generator | None) -> list[np.ndarray]:
-        """The rows of each batch of an epoch, each row once; without a generator in order of length."""
+    def plan_epoch(self, generator: np.random.Generator | None) -> list[np.ndarray]:
+        """The rows of each batch of an epoch; each row comes once. Without a generator, in order of length."""
         if generator is None:
             return self._cut(self.rows)
         order = generator.permutation(self.rows)
@@ -174,7 +189,7 @@ class Pairs:
         rows = rows[np.argsort(self.lengths[rows], kind="stable")]
         lengths, batches, begin = self.lengths[rows], [], 0
         while begin < len(rows):
-            # lengths rise, so (rows so far) * (longest so far) does too
+            # lengths are ascending, so count * longest, the size of a padded batch, is ascending too
             room = self.batch_tokens // int(lengths[begin])
             cost = np.arange(1, min(room, len(rows) - begin) + 1) * lengths[begin : begin + room]
             count = int(np.searchsorted(cost, self.batch_tokens, side="right"))
@@ -183,12 +198,13 @@ class Pairs:
         return batches
 
     def padding(self, batch: np.ndarray) -> tuple[int, int]:
-        """Padding positions and all positions of a batch."""
+        """Number of padding positions and of all positions of a batch."""
         lengths = self.lengths[batch]
         size = len(batch) * int(lengths.max())
         return size - int(lengths.sum()), size
 
     def assemble(self, batch: np.ndarray) -> Batch:
+        """The batch of these row numbers."""
         assert self.data.prompts is not None
         lengths, prompts = self.lengths[batch], self.data.prompts[batch]
         at = np.arange(lengths.max())[None, :]
@@ -205,16 +221,20 @@ class Pairs:
 
 
 class Windows:
-    """Plans and assembles windows cut from documents joined by eos: bos and ``length`` tokens each.
+    """Batches of windows, each bos and ``length`` tokens, cut from documents that are joined by eos.
 
-    An epoch joins the documents in a seeded order and cuts the stream, so that borders differ from epoch to epoch;
-    nothing is dropped: the last window is shorter. Batches are lists of window numbers.
+    An epoch joins the documents in a seeded order and cuts this stream, so that window borders differ between epochs.
+    No token is dropped: the last window is shorter. A batch is an array of window numbers.
+
+    Raises:
+        UserError: a window is longer than ``batch_tokens``.
     """
 
     def __init__(self, data: Tokenised, tokenizer: Tokenizer, length: int, batch_tokens: int) -> None:
         if length + 1 > batch_tokens:
             raise UserError(
-                f"a window has {length + 1} tokens and a batch only {batch_tokens}.", "Raise the tokens of a batch."
+                f"A window has {length + 1} tokens, but a batch holds at most {batch_tokens}.",
+                "Raise the number of tokens of a batch.",
             )
         self.data, self.length, self.count = data, length, batch_tokens // (length + 1)
         self.pad_id, self.bos_id = tokenizer.pad_id, tokenizer.bos_id
@@ -223,12 +243,12 @@ class Windows:
         self._arrange(np.arange(len(data)))
 
     def _arrange(self, order: np.ndarray) -> None:
-        self.begins = self.data.starts[:-1][order]  # where each document of the stream lies in the corpus
-        self.ends = np.cumsum(self.data.lengths[order])  # and where it ends in the stream
+        self.begins = self.data.starts[:-1][order]  # where each document of the stream begins in the corpus
+        self.ends = np.cumsum(self.data.lengths[order])  # where it ends in the stream
         self.shift = self.begins - (self.ends - self.data.lengths[order])
 
-    def plan(self, generator: np.random.Generator | None) -> list[np.ndarray]:
-        """The windows of each batch of an epoch; without a generator in order. Arranges the stream of this epoch."""
+    def plan_epoch(self, generator: np.random.Generator | None) -> list[np.ndarray]:
+        """The windows of each batch of an epoch, after arranging the stream. Without a generator, in order."""
         order, windows = np.arange(len(self.data)), np.arange(self.windows)
         if generator is not None:
             order, windows = generator.permutation(len(self.data)), generator.permutation(self.windows)
@@ -236,12 +256,13 @@ class Windows:
         return [windows[i : i + self.count] for i in range(0, self.windows, self.count)]
 
     def padding(self, batch: np.ndarray) -> tuple[int, int]:
-        """Padding positions and all positions of a batch."""
+        """Number of padding positions and of all positions of a batch."""
         used = np.minimum((batch + 1) * self.length, self.total) - batch * self.length
         size = len(batch) * (int(used.max()) + 1)
         return size - len(batch) - int(used.sum()), size
 
     def assemble(self, batch: np.ndarray) -> Batch:
+        """The batch of these window numbers, in the stream that ``plan_epoch`` arranged last."""
         at = batch[:, None] * self.length + np.arange(self.length)[None, :]
         real = at < self.total
         at = np.minimum(at, self.total - 1)
@@ -267,12 +288,12 @@ class Windows:
 class Loader:
     """An endless, seeded iterator of batches; each epoch holds every row (or token of text) exactly once.
 
-    The batches of all epochs are one sequence; step ``k`` of rank ``r`` among ``world`` takes batch ``k * world + r``.
-    So ranks never differ in the number of steps, nothing is dropped or repeated, and a run may resume on another number
-    of ranks. All ranks plan alike, from the seed and the epoch alone.
+    The batches of all epochs form one sequence. Step ``k`` of rank ``r`` among ``world`` takes batch ``k * world + r``.
+    So all ranks make the same number of steps, nothing is dropped or repeated, and a run can resume on another number
+    of ranks. The plan of an epoch depends only on the seed and the epoch, so all ranks have the same plan.
 
     Attributes:
-        fit: what was done with rows longer than ``length``.
+        fit: how rows longer than ``length`` were treated.
     """
 
     def __init__(
@@ -288,11 +309,13 @@ class Loader:
     ) -> None:
         """
         Args:
-            length: pairs: the longest row, sep and eos included; texts: tokens of a window beside bos.
+            length: pairs: maximum number of tokens of a row, sep and eos included; texts: tokens of a window, bos not
+                counted.
             batch_tokens: positions of a batch on each rank, padding included.
             too_long: policy for longer pairs: error, skip or truncate_prompt (see ``fit``).
         Raises:
-            UserError: rows too long for the length (policy ``error``) or for the batch.
+            UserError: a row is too long for the length (policy ``error``) or for the batch.
+            ValueError: ``rank`` is not below ``world``.
         """
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
@@ -300,7 +323,7 @@ class Loader:
         self.seed, self.rank, self.world = seed, rank, world
         content = zlib.crc32(data.ids.tobytes())
         self._key = [len(self.fit.rows), len(data.ids), content, length, batch_tokens, seed]
-        self._epoch, self._position = 0, 0  # of the first batch of the next step, the same on all ranks
+        self._epoch, self._position = 0, 0  # first batch of the next step over all ranks, the same on each rank
         self._plan_epoch, self._plan = 0, self._make_plan(0)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -314,12 +337,12 @@ class Loader:
 
     @property
     def epochs(self) -> float:
-        """Passes over the data made so far, by all ranks together."""
+        """Number of passes over the data so far, by all ranks together."""
         return self._epoch + self._position / len(self._at(self._epoch))
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of the current epoch, of all ranks together."""
+        """Number of batches of the current epoch, of all ranks together."""
         return len(self._at(self._epoch))
 
     def padding_share(self) -> float:
@@ -328,25 +351,25 @@ class Loader:
         return float(waste / size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands: the same on all ranks, whatever their number."""
+        """The position of the loader: the same on all ranks, for any number of ranks."""
         return {"epoch": self._epoch, "position": self._position, "key": list(self._key)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken.
+        """Continue at the position of ``state_dict``.
 
         Raises:
-            UserError: the data or the settings are not those of the state, so the batches would not be the same.
+            UserError: the data or settings differ from those of the state, so the batches would differ.
         """
         if list(state["key"]) != self._key:
             raise UserError(
-                "the data, its length, batch size or seed differ from those of the run to be resumed "
-                f"(rows, tokens, checksum, length, batch tokens, seed: {state['key']} then, {self._key} now).",
+                "The data, maximum length, batch size or seed differ from those of the run to be resumed "
+                f"(rows, tokens, checksum, length, batch tokens, seed: {state['key']} before, {self._key} now).",
                 "Restore them, or start a new run.",
             )
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
 
     def _make_plan(self, epoch: int) -> list[np.ndarray]:
-        return self.assembler.plan(np.random.default_rng([self.seed, epoch]))
+        return self.assembler.plan_epoch(np.random.default_rng([self.seed, epoch]))
 
     def _at(self, epoch: int) -> list[np.ndarray]:
         if epoch != self._plan_epoch:
@@ -354,7 +377,7 @@ class Loader:
         return self._plan
 
     def _seek(self, epoch: int, position: int) -> tuple[int, int]:
-        """Carry a position beyond the end of an epoch into the next."""
+        """Convert a position beyond the end of an epoch to a position in a later epoch."""
         while position >= (size := len(self._at(epoch))):
             epoch, position = epoch + 1, position - size
         return epoch, position
@@ -363,9 +386,9 @@ class Loader:
 def batches(
     data: Tokenised, tokenizer: Tokenizer, length: int, batch_tokens: int, too_long: str = "error"
 ) -> list[Batch]:
-    """Each row (or token of text) once, in a fixed order: for validation. Formats and errors as of ``Loader``."""
+    """Each row (or token of text) once, in a fixed order: for validation. Arguments and errors as in ``Loader``."""
     assembler, _ = _assembler(data, tokenizer, length, batch_tokens, too_long)
-    return [assembler.assemble(batch) for batch in assembler.plan(None)]
+    return [assembler.assemble(batch) for batch in assembler.plan_epoch(None)]
 
 
 def _assembler(

@@ -1,4 +1,4 @@
-"""What is in the data: rows, tasks, lengths, duplicates, leaks between splits, rows left out."""
+"""Statistics of a data set: rows, tasks, lengths, duplicates, leaks between splits, bad rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from redraft.data.examples import Columns, Example, Skipped, Splits, key_text, normalise
+from redraft.data.columns import Columns
+from redraft.data.examples import Example, Skipped, Splits, key_text, normalise
 from redraft.data.tokenizer import Tokenizer
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
-_CHUNK = 2048  # texts tokenised at once
-_FEW = 50  # test rows with which intervals say little
-_SHOWN = 5  # places named in the text of a report; the dataclass holds all
+_CHUNK = 2048  # number of texts tokenised at once
+_FEW = 50  # with fewer test rows, confidence intervals are wide
+_SHOWN = 5  # number of rows that the text of a report names; the dataclass holds all of them
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Lengths:
 
     @classmethod
     def of(cls, values: Iterable[int]) -> Lengths:
+        """The quantiles and the sum of some lengths."""
         found = np.fromiter(values, dtype=np.int64)
         quantiles = np.quantile(found, QUANTILES, method="nearest") if len(found) else np.zeros(len(QUANTILES))
         return cls(tuple(int(value) for value in quantiles), int(found.sum()))
@@ -33,10 +35,10 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Leak:
-    """A row of validation or test whose input stands in train too."""
+    """A row of validation or test whose input also occurs in train."""
 
     where: str
-    train: str  # where in train
+    train: str  # file:line of the row in train
     exact: bool  # False: equal only after folding case, punctuation and spaces
 
 
@@ -46,27 +48,27 @@ class TaskReport:
 
     name: str
     rows: int
-    distinct: int  # rows of the set itself: those of small sets come several times in a pass
-    share: float  # of the characters that are read
+    distinct: int  # distinct rows: rows of small sets are repeated within one pass
+    share: float  # share of all characters of the split
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split. Lengths are keyed ``"prompt characters"``, ``"target tokens"``...; texts count as targets."""
+    """One split. Keys of ``lengths`` are ``"prompt characters"``, ``"target tokens"``...; texts count as targets."""
 
     name: str
     rows: int
     lengths: dict[str, Lengths]
-    duplicates: tuple[tuple[str, str], ...]  # (where, where before): same prompt and same target
-    same_input: int  # rows whose prompt was seen before with another target (several references)
+    duplicates: tuple[tuple[str, str], ...]  # (row, earlier row) with the same prompt and the same target
+    same_input: int  # rows whose prompt occurred before with another target (several references)
     leaks: tuple[Leak, ...]
     skipped: tuple[Skipped, ...]
-    tasks: tuple[TaskReport, ...] = ()  # of a mixture
+    tasks: tuple[TaskReport, ...] = ()  # if the source is a mixture
 
 
 @dataclass(frozen=True)
 class Report:
-    """All splits of a source."""
+    """All splits of a source; ``str()`` gives the report as text."""
 
     columns: Columns
     recognised: bool
@@ -78,7 +80,7 @@ class Report:
 
 
 def describe(splits: Splits, tokenizer: Tokenizer | None = None) -> Report:
-    """Look through all rows once; with a tokenizer lengths are given in tokens too."""
+    """Compute the statistics of all rows. With a tokenizer, lengths are also counted in tokens."""
     seen: dict[str, Example] = {}
     for example in splits.train:
         seen.setdefault(normalise(key_text(example)), example)
@@ -126,7 +128,7 @@ def _duplicates(rows: Sequence[Example]) -> tuple[tuple[tuple[str, str], ...], i
     for example in rows:
         before = seen.get((example.prompt, example.target))
         seen.setdefault((example.prompt, example.target), example.where)
-        if before == example.where:  # a row of a mixture that comes several times
+        if before == example.where:  # a row that the mixture repeats
             continue
         if before is not None:
             found.append((example.where, before))
@@ -160,23 +162,23 @@ def _leaks(rows: Sequence[Example], seen: dict[str, Example], exact: dict[str, s
 
 def _lines(part: SplitReport) -> Iterable[str]:
     few = part.name == "test" and 0 < part.rows < _FEW
-    yield f"{part.name}: {part.rows:,} rows" + (", few to measure by: intervals will be wide" if few else "")
+    yield f"{part.name}: {part.rows:,} rows" + (", too few for narrow confidence intervals" if few else "")
     for task in part.tasks:
-        often = f", {task.distinct:,} different ones" if task.distinct < task.rows else ""
-        yield f"  task {task.name}: {task.rows:,} rows{often}, {task.share:.0%} of the characters"
+        distinct = f", {task.distinct:,} distinct" if task.distinct < task.rows else ""
+        yield f"  task {task.name}: {task.rows:,} rows{distinct}, {task.share:.0%} of the characters"
     if part.rows:
         for name, lengths in part.lengths.items():
             spread = " / ".join(f"{value:,}" for value in lengths.quantiles)
-            yield f"  {name}: {spread} (least / 25 % / median / 75 % / 95 % / most), {lengths.total:,} in all"
+            yield f"  {name}: {spread} (min / 25 % / median / 75 % / 95 % / max), {lengths.total:,} in total"
     if part.duplicates:
         named = _some(part.duplicates)
         yield f"  exact duplicates: {len(part.duplicates):,} rows ({named})"
     if part.same_input:
-        yield f"  same input, another target: {part.same_input:,} rows"
+        yield f"  same input with another target: {part.same_input:,} rows"
     if part.leaks:
         exact = sum(leak.exact for leak in part.leaks)
         named = _some([(leak.where, leak.train) for leak in part.leaks])
-        yield f"  inputs that are in train too: {len(part.leaks):,} rows, {exact:,} of them letter by letter ({named})"
+        yield f"  inputs that also occur in train: {len(part.leaks):,} rows, {exact:,} of them exactly equal ({named})"
     if part.skipped:
         yield f"  bad rows left out: {len(part.skipped):,}"
         yield from (f"    {bad.where}: {bad.reason}" for bad in part.skipped[:_SHOWN])

@@ -1,4 +1,4 @@
-"""Rows as sources give them, and reading lines of text without losing or hiding a broken one."""
+"""The row and source types, and reading lines of text files so that every broken line is reported."""
 
 from __future__ import annotations
 
@@ -16,42 +16,52 @@ EMPTY_LINE = "empty line"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a source, or the reason why it could not be read."""
+    """One row of a source, or the reason why it can't be read."""
 
     values: Mapping[str, Any]
     file: str
-    line: int  # from 1; for formats without lines the number of the row
-    problem: str = ""  # not empty: the row is broken and ``values`` must not be used
-    task: str = ""  # of a source that mixes several
+    line: int  # from 1; the number of the row in formats without lines
+    problem: str = ""  # not empty: the row is broken, and ``values`` must not be used
+    task: str = ""  # name of the task, if the source mixes several
 
     @property
     def where(self) -> str:
+        """``file:line``."""
         return f"{self.file}:{self.line}"
 
 
 class Source:
-    """One kind of input. A broken row is yielded with its ``problem``; a file that can't be read raises UserError."""
+    """Base class of the kinds of input. One file in ``data/sources`` defines one kind.
+
+    A broken row is yielded with its ``problem``. A file that can't be read raises ``UserError``.
+    """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
-    holds_splits: ClassVar[bool] = False  # one path may stand for several splits: see ``splits``
+    holds_splits: ClassVar[bool] = False  # one path may hold several splits: see ``splits``
 
     def matches(self, path: str) -> bool:
-        """Is this path of my kind? By suffix, a final ``.gz`` aside."""
+        """Is this path of this kind? Decided by the suffix; a final ``.gz`` is ignored."""
         return path.lower().removesuffix(".gz").endswith(self.suffixes) if self.suffixes else False
 
     def splits(self, path: str, data_root: str | None = None) -> dict[str, str]:
-        """Splits that the path holds within itself: name -> what to pass to ``read``. Usually none.
+        """Splits that this one path holds: name -> path for ``read``. Most kinds have none.
 
-        ``data_root`` is where the names of further sources within it are looked for.
+        Args:
+            data_root: the folder in which further sources that the file names are looked up.
         """
         return {}
 
     def read(self, path: str) -> Iterator[Row]:
+        """The rows of a file.
+
+        Raises:
+            UserError: the file can't be read at all.
+        """
         raise NotImplementedError
 
 
 def without_final_empty_lines(rows: Iterable[Row]) -> Iterator[Row]:
-    """Empty lines at the end of a file are no rows; before that they are broken ones."""
+    """Drop empty lines at the end of a file. Other empty lines stay as broken rows."""
     waiting: list[Row] = []
     for row in rows:
         if row.problem == EMPTY_LINE:
@@ -63,9 +73,9 @@ def without_final_empty_lines(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def lines(path: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines (from 1) of a UTF-8 file, gzip or not, without their ends. A byte order mark is dropped.
+    """Numbered lines (from 1) of a UTF-8 file, plain or gzip, without line ends. A byte order mark is dropped.
 
-    Bytes that are not UTF-8 come as lone surrogates; ``undecodable`` finds and names them.
+    Bytes that are not UTF-8 become lone surrogates; ``undecodable`` reports them.
 
     Raises:
         UserError: the file is missing, a folder, unreadable, truncated gzip, or UTF-16.
@@ -78,13 +88,15 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
                     raw = _without_mark(raw, path)
                 yield number, raw.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: broken gzip data after line {number}: {error}.", "Get the file again.") from None
+        raise UserError(
+            f"{path}: The gzip data is broken after line {number}: {error}.", "Copy or download the file again."
+        ) from None
     except OSError as error:
         raise unreadable(path, error) from None
 
 
 def undecodable(text: str) -> str:
-    """Why a line from ``lines`` is not UTF-8, or an empty string if it is."""
+    """The reason why a line from ``lines`` is not UTF-8; an empty string if it is."""
     if text.isascii():
         return ""
     try:
@@ -95,20 +107,21 @@ def undecodable(text: str) -> str:
 
 
 def open_bytes(path: str) -> Any:
+    """Open a file for reading bytes; ``.gz`` is decompressed."""
     return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
 
 
 def unreadable(path: str, error: OSError) -> UserError:
-    """The error for a file that can't be opened, with the nearest name beside it."""
+    """The error for a file that can't be opened. For a missing file it suggests the nearest name in its folder."""
     if isinstance(error, FileNotFoundError):
         folder = Path(path).parent
         near = [child.name for child in folder.iterdir()] if folder.is_dir() else []
         hint = suggest(Path(path).name, near).partition("Known:")[0].strip()
-        return UserError(f"'{path}' does not exist.", hint)
-    return UserError(f"'{path}' can't be read: {error.strerror or error}.")
+        return UserError(f"File '{path}' does not exist.", hint or "Check the path.")
+    return UserError(f"File '{path}' can't be read: {error.strerror or error}.", "Check its permissions.")
 
 
 def _without_mark(raw: bytes, path: str) -> bytes:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path}: this is UTF-16 text.", "Save it as UTF-8.")
+        raise UserError(f"File '{path}' is UTF-16 text.", "Save it as UTF-8.")
     return raw.removeprefix(b"\xef\xbb\xbf")

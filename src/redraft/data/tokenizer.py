@@ -1,4 +1,4 @@
-"""Text <-> token ids: byte-level BPE trained here, any ``tokenizer.json``, or plain bytes. One class, one format."""
+"""Text <-> token ids: a trained byte-level BPE, any ``tokenizer.json``, or plain bytes, in one class and one format."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from redraft.errors import UserError
 from redraft.files import write_atomically
 
-SPECIALS = ("pad", "eos", "bos", "mask", "sep")  # in id order for tokenizers of our own: <pad> is 0, <sep> is 4
+SPECIALS = ("pad", "eos", "bos", "mask", "sep")  # in the order of their ids in redraft's tokenizers: <pad> is 0
 EXTRAS = ("expand", "delete")  # special tokens that only some families need (``families.expand``)
-# What published tokenizers call them where their configuration does not say. Only marked special tokens count.
+# Usual names in published tokenizers, for configurations that don't name them. Only tokens marked as special count.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "pad": ("<pad>", "[PAD]", "<|pad|>", "<|padding|>"),
     "eos": ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>", "[EOS]"),
@@ -34,25 +34,30 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class Tokenizer:
-    """A vocabulary with five special tokens: pad, eos, bos, mask, sep; and two more where a family asks for them.
+    """A vocabulary with five special tokens: pad, eos, bos, mask, sep; some families need two more.
 
-    Text is never read as a special token: ``encode("<eos>")`` gives the ids of five characters, so data can't forge
-    an end of text. A tokenizer from elsewhere that lacks one of the five gets it as a new id after its last, named in
+    Text is never read as a special token: ``encode("<eos>")`` gives the ids of five characters, so that data can't
+    contain an end of text. If a ``tokenizer.json`` lacks one of the five, a new id is appended for it and named in
     ``added`` (the network's embedding must have room for it).
 
     Attributes:
-        vocab_size: one more than the highest id.
-        pad_id, eos_id, bos_id, mask_id, sep_id: the specials.
-        expand_id, delete_id: the specials of growing and shrinking texts, -1 where there are none (``having``).
-        markers: ids never generated: all specials, save one that doubles as the end of text.
-        ends: further ids that end a text, of public checkpoints that have several.
-        added: specials that were appended to a tokenizer from elsewhere.
+        vocab_size: highest id + 1.
+        pad_id, eos_id, bos_id, mask_id, sep_id: the special tokens.
+        expand_id, delete_id: the special tokens of variable-length families; -1 if absent (see ``having``).
+        markers: ids that are never generated: all special tokens, except one that also serves as end-of-text.
+        stop_ids: further ids that end a text, for public checkpoints that have several.
+        added: special tokens that were appended to a foreign tokenizer.
     """
 
-    ends: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
 
     def __init__(self, backend: tokenizers.Tokenizer, specials: Mapping[str, str] | None = None) -> None:
-        """Wrap a backend. ``specials`` maps ``"pad"``... to token texts; one not named is looked for, then appended."""
+        """Wrap a backend.
+
+        Args:
+            specials: texts of the special tokens by name (``"pad"``...). One that is not named is looked up by its
+                usual texts; if it is not found, it is appended.
+        """
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # the backend's name for "treat them as ordinary text"
@@ -70,20 +75,21 @@ class Tokenizer:
         markers = {_id(backend, name) for name in names.values()} - {self.eos_id}
         self.markers: tuple[int, ...] = tuple(sorted(markers))
 
-    # making one
-
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
         """Train byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; on bytes as in Radford et al. 2019).
 
-        Lossless: nothing is normalised and every byte has a token. The same texts give the same tokenizer.
+        Lossless: nothing is normalised, and every byte has a token. The same texts give the same tokenizer.
 
         Raises:
-            UserError: ``vocab_size`` has no room for 256 bytes and the specials.
+            UserError: ``vocab_size`` has no room for 256 bytes and the special tokens.
         """
         smallest = 256 + len(SPECIALS)
         if vocab_size < smallest:
-            raise UserError(f"a vocabulary of {vocab_size} is too small.", f"Use {smallest} or more.")
+            raise UserError(
+                f"Vocabulary size {vocab_size} is too small: 256 bytes and {len(SPECIALS)} special tokens need ids.",
+                f"Use {smallest} or more.",
+            )
         backend = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -96,7 +102,7 @@ class Tokenizer:
 
     @classmethod
     def bytes(cls) -> Tokenizer:
-        """One token a byte: byte ``b`` has id ``5 + b``."""
+        """A tokenizer with one token for each byte: byte ``b`` has id ``5 + b``."""
         symbols = [_own(key) for key in SPECIALS] + _byte_symbols()
         backend = _byte_level(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
         return cls(backend, {key: _own(key) for key in SPECIALS})
@@ -105,34 +111,34 @@ class Tokenizer:
     def load(cls, path: str | Path) -> Tokenizer:
         """Read a ``tokenizer.json``, or the folder that holds one, with its special tokens.
 
-        Specials are looked for in ``tokenizer_config.json``, then ``special_tokens_map.json``, then among the marked
-        special tokens by their usual names; one found nowhere is appended.
+        Special tokens are looked up in ``tokenizer_config.json``, then in ``special_tokens_map.json``, then by their
+        usual names among the tokens marked as special. One that is not found is appended.
 
         Raises:
-            UserError: no such file, or it can't be read.
+            UserError: the file does not exist or can't be read.
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
             raise UserError(
-                f"no tokenizer at '{file}'.",
-                "Give a tokenizer.json or its folder; other formats become one by transformers' save_pretrained.",
+                f"There is no tokenizer at '{file}'.",
+                "Give a tokenizer.json or its folder; transformers' save_pretrained converts other formats to it.",
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the backend raises plain Exception
-            raise UserError(f"{file}: not a tokenizer.json that can be read: {error}.") from None
+            raise UserError(f"'{file}' is not a valid tokenizer.json: {error}.", "Copy or download it again.") from None
         return cls(backend, read_specials(file.parent))
 
-    def having(self, extras: Sequence[str]) -> Tokenizer:
-        """The same tokenizer with these of ``EXTRAS``, as new ids after the last where it lacks them."""
+    def with_special_tokens(self, extras: Sequence[str]) -> Tokenizer:
+        """The same tokenizer with these tokens of ``EXTRAS``; missing ones are appended as new ids."""
         if all(key in self.names for key in extras):
             return self
         named = {key: _own(key) for key in extras} | self.names
         return Tokenizer(tokenizers.Tokenizer.from_str(self.backend.to_str()), named)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json``; transformers' AutoTokenizer reads them too."""
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``, which transformers' AutoTokenizer can read, too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {f"{key}_token": name for key, name in self.names.items()}
@@ -140,10 +146,8 @@ class Tokenizer:
         write_atomically(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
-    # using one
-
     def has(self, key: str) -> bool:
-        """Is there this special token (``"mask"``)? Always, save for public checkpoints (``data.vocabulary``)."""
+        """Does this special token (``"mask"``) exist? Only public checkpoints may lack one (``data.vocabulary``)."""
         return True
 
     def encode(self, text: str) -> list[int]:
@@ -151,7 +155,7 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many texts, on all threads the backend may use (TOKENIZERS_PARALLELISM).
+        """Token ids of many texts, without special tokens. TOKENIZERS_PARALLELISM sets the backend's threads.
 
         Raises:
             UserError: a text is not valid Unicode.
@@ -170,16 +174,20 @@ class Tokenizer:
 
     @property
     def around_prompt(self) -> tuple[list[int], list[int]]:
-        """Ids before and after the tokens of a prompt."""
+        """Ids that stand before and after the tokens of a prompt."""
         return [], [self.sep_id]
 
     @property
-    def closing(self) -> list[int]:
-        """Ids behind a target or a document: the end of text."""
+    def answer_suffix(self) -> list[int]:
+        """Ids that stand after a target or a document: end-of-text."""
         return [self.eos_id]
 
     def encode_marked(self, text: str) -> list[int]:
-        """Token ids of a text that a chat template wrote: special tokens in it are read as such, and none is added."""
+        """Token ids of a text from a chat template: special tokens in it are recognised, and none is added.
+
+        Raises:
+            UserError: the text is not valid Unicode.
+        """
         check_unicode(text)
         return list(self._reader.encode(text, add_special_tokens=False).ids)
 
@@ -196,17 +204,17 @@ class Tokenizer:
         return [*self.encode(text), self.eos_id]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; special tokens are skipped, incomplete UTF-8 becomes U+FFFD."""
+        """The text of some ids. Special tokens are skipped, and incomplete UTF-8 becomes U+FFFD."""
         return str(self.backend.decode([int(i) for i in ids if int(i) not in self._specials], skip_special_tokens=True))
 
     def bytes_of(self, ids: Iterable[int]) -> int:
-        """UTF-8 bytes of the text that ids stand for; special tokens count nothing."""
+        """Number of UTF-8 bytes of the text of some ids; special tokens count as 0."""
         return int(self.byte_lengths[np.fromiter(ids, dtype=np.int64)].sum())
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """[vocab_size] int32: UTF-8 bytes each token stands for. Exact for byte-level and byte-fallback vocabularies;
-        for others (WordPiece) what the token alone decodes to."""
+        """[vocab_size] int32: number of UTF-8 bytes of each token. Exact for byte-level and byte-fallback vocabularies;
+        for others (WordPiece) the length of the text that the token alone decodes to."""
         kinds = self._decoders
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         extra = self.backend.get_added_tokens_decoder()
@@ -214,7 +222,7 @@ class Tokenizer:
             if i in extra:
                 lengths[i] = 0 if extra[i].special else len(token.encode())
             elif "ByteLevel" in kinds:
-                lengths[i] = len(token)  # one character of the alphabet stands for one byte
+                lengths[i] = len(token)  # each character of the byte-level alphabet represents one byte
             elif "ByteFallback" in kinds and _BYTE_TOKEN.fullmatch(token):
                 lengths[i] = 1
             elif kinds & {"ByteFallback", "Metaspace"}:
@@ -225,17 +233,17 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> tuple[builtins.bytes | None, ...]:
-        """The bytes each id adds to a text, for vocabularies whose text is the bytes of its tokens side by side.
+        """The bytes that each id adds to a text, for vocabularies whose text is the concatenation of its tokens' bytes.
 
-        None for special tokens, which add nothing, and for ids that are not in use.
+        None for special tokens, which add nothing, and for unused ids.
 
         Raises:
-            UserError: a vocabulary of another kind (WordPiece), where what a token adds depends on its neighbours.
+            UserError: another kind of vocabulary (WordPiece), where the bytes of a token depend on its neighbours.
         """
         kinds = self._decoders
         if not kinds & {"ByteLevel", "ByteFallback", "Metaspace"}:
             raise UserError(
-                "this tokenizer does not say which bytes a token stands for.",
+                "The bytes of a single token are not defined for this kind of tokenizer (WordPiece or another).",
                 "Constraints need a byte-level or SentencePiece vocabulary.",
             )
         extra = self.backend.get_added_tokens_decoder()
@@ -248,32 +256,32 @@ class Tokenizer:
                 known = all(symbol in values for symbol in token)
                 found[i] = bytes(values[symbol] for symbol in token) if known else None
             elif _BYTE_TOKEN.fullmatch(token):
-                found[i] = None if token == "<0x20>" else bytes([int(token[3:5], 16)])  # the space has a token
+                found[i] = None if token == "<0x20>" else bytes([int(token[3:5], 16)])  # space has a token of its own
             else:
                 found[i] = token.replace("\u2581", " ").encode()
         return tuple(found)
 
     @cached_property
     def drops_first_space(self) -> bool:
-        """Does a text lose one leading space when it is decoded (SentencePiece)?"""
+        """Does decoding drop one leading space of a text (SentencePiece)?"""
         spaced = (i for i, text in enumerate(self.token_bytes) if text is not None and text[:1] == b" " and text[1:])
         first = next(spaced, None)
         return first is not None and not self.decode([first]).startswith(" ")
 
     @cached_property
     def _decoders(self) -> set[str]:
-        """The kinds of decoder that turn tokens into text."""
+        """Types of the decoders that convert tokens to text."""
         return set(re.findall(r'"type":"(\w+)"', _compact(json.loads(self.backend.to_str())["decoder"])))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the vocabulary, its rules and its specials: equal tokenizers have equal fingerprints."""
+        """Hash of the vocabulary, its rules and its special tokens: equal tokenizers have equal fingerprints."""
         content = json.loads(self.backend.to_str())
         return hashlib.sha256(_compact([content, self.names]).encode()).hexdigest()[:16]
 
     @cached_property
     def _reader(self) -> tokenizers.Tokenizer:
-        """A copy of the backend that reads special tokens: the setting is the backend's own, and threads share it."""
+        """A copy of the backend that recognises special tokens. A copy, as all threads share the setting."""
         copy = tokenizers.Tokenizer.from_str(self.backend.to_str())
         copy.no_padding()
         copy.no_truncation()
@@ -282,7 +290,7 @@ class Tokenizer:
 
     @cached_property
     def _is_bytes(self) -> bool:
-        """Is this ``Tokenizer.bytes()``, saved and loaded or not? Then ids need no search for merges."""
+        """Is this vocabulary that of ``Tokenizer.bytes()``? Then ids are computed without searching for merges."""
         extras = [self.names[key] for key in EXTRAS if key in self.names]
         expected = {symbol: i for i, symbol in enumerate([*map(_own, SPECIALS), *_byte_symbols(), *extras])}
         return self.backend.get_vocab(with_added_tokens=True) == expected
@@ -295,14 +303,20 @@ class Tokenizer:
 
 
 def check_unicode(text: str) -> None:
-    """Raises UserError if a text can't be written as UTF-8 (it holds half of a surrogate pair)."""
+    """Check that a text can be encoded as UTF-8.
+
+    Raises:
+        UserError: the text holds half of a surrogate pair.
+    """
     if text.isascii():
         return
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"the text is not valid Unicode: U+{ord(text[error.start]):04X} at character {error.start + 1}."
+            f"The text is not valid Unicode: character {error.start + 1} is U+{ord(text[error.start]):04X}, half of a "
+            "surrogate pair.",
+            "Remove it, or decode the text again from its source.",
         ) from None
 
 
@@ -324,15 +338,17 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
 
 
 def _byte_symbols() -> list[str]:
-    """The printable character that stands for each byte 0..255 in byte-level vocabularies (Radford et al. 2019)."""
+    """The printable character that represents each byte 0..255 in byte-level vocabularies (Radford et al. 2019)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
 
 
 def name_specials(backend: tokenizers.Tokenizer, given: Mapping[str, str]) -> dict[str, str]:
-    """Texts of the special tokens: those given, else marked tokens with a usual name, else names of our own; of
-    ``EXTRAS`` those alone that there are."""
+    """Texts of the special tokens by name: the given one, else a marked token with a usual text, else ``<name>``.
+
+    Tokens of ``EXTRAS`` are included only if they are given or found.
+    """
     marked = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     names = {}
     for key in (*SPECIALS, *EXTRAS):
@@ -344,7 +360,11 @@ def name_specials(backend: tokenizers.Tokenizer, given: Mapping[str, str]) -> di
 
 
 def read_specials(folder: Path) -> dict[str, str]:
-    """What a folder's tokenizer files call their special tokens, by the names in ``SPECIALS`` and ``EXTRAS``."""
+    """Texts of the special tokens in a folder's tokenizer files, by the names in ``SPECIALS`` and ``EXTRAS``.
+
+    Raises:
+        UserError: a file is not valid JSON.
+    """
     named = [_read_names(folder / name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
     return named[0] | named[1]
 
@@ -356,7 +376,7 @@ def _read_names(file: Path) -> dict[str, str]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{file}: not valid JSON: {error}.") from None
+        raise UserError(f"'{file}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
     found = {}
     for key in (*SPECIALS, *EXTRAS):
         value = values.get(f"{key}_token")

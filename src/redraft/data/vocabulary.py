@@ -1,4 +1,4 @@
-"""The vocabulary of a public checkpoint: its tokenizer as it is, with whatever special tokens it has."""
+"""The vocabulary of a public checkpoint: its tokenizer, unchanged, with the special tokens that it has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from redraft.data.tokenizer import EXTRAS, SPECIALS, Tokenizer, name_specials, r
 from redraft.errors import UserError
 from redraft.files import write_atomically
 
-NONE = -1  # the id of a special token that a checkpoint does not have
+NONE = -1  # the id of a special token that the checkpoint lacks
 _MASK = "<|mask|>"
 _FILES = (
     "tokenizer.json",
@@ -28,13 +28,13 @@ _FILES = (
     "vocab.txt",
     "tokenizer.model",
 )
-_PAIRS = ("vocab.json", "merges.txt")
+_BPE_FILES = ("vocab.json", "merges.txt")
 _OLDER = {  # tokenizer_class -> the class of transformers that reads it, and the files that it needs
-    "GPT2Tokenizer": ("GPT2Tokenizer", _PAIRS),
-    "GPT2TokenizerFast": ("GPT2Tokenizer", _PAIRS),
-    "Qwen2Tokenizer": ("Qwen2Tokenizer", _PAIRS),
-    "Qwen2TokenizerFast": ("Qwen2Tokenizer", _PAIRS),
-    "DreamTokenizer": ("Qwen2Tokenizer", _PAIRS),
+    "GPT2Tokenizer": ("GPT2Tokenizer", _BPE_FILES),
+    "GPT2TokenizerFast": ("GPT2Tokenizer", _BPE_FILES),
+    "Qwen2Tokenizer": ("Qwen2Tokenizer", _BPE_FILES),
+    "Qwen2TokenizerFast": ("Qwen2Tokenizer", _BPE_FILES),
+    "DreamTokenizer": ("Qwen2Tokenizer", _BPE_FILES),
     "BertTokenizer": ("BertTokenizer", ("vocab.txt",)),
     "BertTokenizerFast": ("BertTokenizer", ("vocab.txt",)),
 }
@@ -42,8 +42,12 @@ _OLDER = {  # tokenizer_class -> the class of transformers that reads it, and th
 
 @dataclass(frozen=True)
 class Ids:
-    """Size of the network's vocabulary, special tokens by id (-1: there is none), ids never to be generated, and those
-    that end a text besides ``eos``."""
+    """Special tokens of a checkpoint by id.
+
+    Fields:
+        size: size of the network's vocabulary. pad ... delete: ids; -1 if the checkpoint lacks the token.
+        forbidden: ids that are never generated. stop_ids: ids besides ``eos`` that end a text.
+    """
 
     size: int
     pad: int = NONE
@@ -54,22 +58,28 @@ class Ids:
     expand: int = NONE
     delete: int = NONE
     forbidden: tuple[int, ...] = ()
-    ends: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in (*SPECIALS, *EXTRAS):
             if not NONE <= getattr(self, name) < self.size:
-                raise UserError(f"vocabulary: {name} id {getattr(self, name)} lies beyond its {self.size} ids.")
-        for end in self.ends:
+                raise UserError(
+                    f"vocabulary: {name} id {getattr(self, name)} is outside the vocabulary of {self.size} ids.",
+                    f"Use an id from 0 to {self.size - 1}, or {NONE} for none.",
+                )
+        for end in self.stop_ids:
             if not 0 <= end < self.size or end == self.eos:
-                raise UserError(f"vocabulary: ends holds {end}: it must be another id below {self.size}.")
+                raise UserError(
+                    f"vocabulary: stop_ids holds {end}, which is eos or outside the vocabulary of {self.size} ids.",
+                    f"Use other ids from 0 to {self.size - 1}.",
+                )
 
 
 class Vocabulary(Tokenizer):
-    """Ids of a checkpoint, and its tokenizer if it has one. Nothing is appended: the network has no room for it.
+    """Ids of a public checkpoint, and its tokenizer if it has one. No token is appended, as the network has no room.
 
-    Prompts begin as the tokenizer's own template makes a text begin (with a ``<s>``, or with nothing), and nothing is
-    put between prompt and answer. Without a ``tokenizer.json`` prompts are lists of ids and texts are ids in words.
+    Prompts begin as the template of the tokenizer begins a text (with ``<s>``, or with nothing), and no token stands
+    between prompt and answer. Without a ``tokenizer.json``, prompts are lists of ids, and texts are ids in digits.
     """
 
     def __init__(self, ids: Ids, folder: Path | None = None) -> None:
@@ -85,16 +95,19 @@ class Vocabulary(Tokenizer):
 
     def _number(self, ids: Ids) -> None:
         self.ids, self.vocab_size, self.markers = ids, ids.size, ids.forbidden
-        self.eos_id, self.ends = ids.eos, ids.ends  # -1 ends no text
-        # Where the others are missing, another id holds their place, so that every id can be embedded.
+        self.eos_id, self.stop_ids = ids.eos, ids.stop_ids  # -1: no end-of-text token
+        # A missing one of the others is replaced by another id, so that every id can be embedded.
         self.pad_id = next((i for i in (ids.pad, ids.eos) if i >= 0), 0)
         self.bos_id = next((i for i in (ids.bos, ids.eos) if i >= 0), self.pad_id)
         self.mask_id, self.sep_id = (i if i >= 0 else self.pad_id for i in (ids.mask, ids.sep))
         self.expand_id, self.delete_id = ids.expand, ids.delete
 
     def completed(self, mask: bool) -> Vocabulary:
-        """The same with what a model that is to be trained must have: an end of text, where a separator can serve as
-        one (BERT), and, if ``mask``, a mask token. A new one takes the first id behind those of the tokenizer."""
+        """A copy with the special tokens that training needs.
+
+        If end-of-text is missing, the separator serves as one (BERT). With ``mask``, a missing mask token is added,
+        with the first id after those of the tokenizer.
+        """
         ids, found = self.ids, Vocabulary(self.ids, self.folder)
         if ids.eos < 0 and ids.sep >= 0:
             ids = replace(ids, eos=ids.sep)
@@ -111,27 +124,39 @@ class Vocabulary(Tokenizer):
 
     @property
     def backend(self) -> tokenizers.Tokenizer:  # type: ignore[override]
+        """The tokenizer of the checkpoint.
+
+        Raises:
+            UserError: the checkpoint has none.
+        """
         if self._backend is None:
             raise UserError(
-                "this checkpoint has no tokenizer.json: it can be used by ids only.", "Put its tokenizer beside it."
+                f"The checkpoint {self.folder or ''} has no tokenizer.json, so texts can't be encoded or decoded.",
+                "Add its tokenizer files to the folder, or give prompts as lists of ids.",
             )
         return self._backend
 
-    def having(self, extras: Sequence[str]) -> Tokenizer:
-        """Raises UserError where one is missing."""
+    def with_special_tokens(self, extras: Sequence[str]) -> Tokenizer:
+        """This vocabulary, after checking that it has these tokens of ``EXTRAS``.
+
+        Raises:
+            UserError: the checkpoint lacks one of them.
+        """
         missing = [key for key in extras if getattr(self.ids, key) < 0]
         if missing:
             raise UserError(
-                f"this checkpoint's files don't name its {missing[0]} token, which the family needs.",
-                f"Name it in its tokenizer_config.json: {missing[0]}_token.",
+                f"The files of this checkpoint don't name a {missing[0]} token, which the family needs.",
+                f"Name it in tokenizer_config.json: {missing[0]}_token.",
             )
         return self
 
     def has(self, key: str) -> bool:
+        """Does this special token (``"mask"``) exist?"""
         return bool(getattr(self.ids, key) >= 0)
 
     def save(self, folder: str | Path) -> None:
-        """The tokenizer's files as they are, but for a mask token that was added; for older ones a tokenizer.json."""
+        """Copy the tokenizer's files. An added mask token is written into them, and older formats also get a
+        tokenizer.json."""
         if self.folder is None:
             return
         for name in _FILES:
@@ -142,76 +167,88 @@ class Vocabulary(Tokenizer):
             write_atomically(Path(folder) / "tokenizer.json", self.backend.to_str(pretty=True))
             named = _read(self.folder / "tokenizer_config.json")
             named |= {"mask_token": _MASK} if self.added else {}
-            if older:  # so that nobody looks for the code that came with it
+            if older:  # the tokenizer.json replaces the Python code of the checkpoint
                 named = {**named, "tokenizer_class": _OLDER[named["tokenizer_class"]][0]}
                 named.pop("auto_map", None)
             write_atomically(Path(folder) / "tokenizer_config.json", json.dumps(named, indent=2) + "\n")
 
     @property
     def around_prompt(self) -> tuple[list[int], list[int]]:
+        """Ids that stand before and after the tokens of a prompt."""
         return self.encode_opening(""), []
 
     @property
-    def closing(self) -> list[int]:
+    def answer_suffix(self) -> list[int]:
+        """End-of-text, if the checkpoint has one."""
         return [self.eos_id] if self.eos_id >= 0 else []
 
     def encode_opening(self, text: str) -> list[int]:
-        """A text from its beginning, with what the tokenizer's own template puts there."""
+        """The beginning of a plain text: the ids that the tokenizer's template puts first, then its tokens."""
         found: list[int] = self.backend.encode("", add_special_tokens=True).ids
         if found and found[-1] == self.eos_id:
             found = found[:-1]
         return [*found, *self.encode(text)]
 
     def encode_prompt(self, text: str) -> list[int]:
+        """The prompt of a row: as ``encode_opening``, without a separator."""
         return self.encode_opening(text)
 
     def encode_target(self, text: str) -> list[int]:
-        return [*self.encode(text), *self.closing]
+        """The target of a row: its tokens, then ``answer_suffix``."""
+        return [*self.encode(text), *self.answer_suffix]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; without a tokenizer the ids themselves, in words."""
+        """The text of some ids; without a tokenizer the ids in digits, separated by spaces."""
         return super().decode(ids) if self._backend is not None else " ".join(str(int(i)) for i in ids)
 
 
 def read_backend(folder: Path) -> tokenizers.Tokenizer | None:
-    """A folder's tokenizer: its ``tokenizer.json``, or one made of the older files of GPT-2, Qwen2, Dream and BERT.
+    """The tokenizer of a folder: ``tokenizer.json``, or one made from the older files of GPT-2, Qwen2, Dream and BERT.
 
-    None where there is none at all.
+    None if the folder has no tokenizer files.
 
     Raises:
-        UserError: a corrupt one, or of another kind.
+        UserError: the tokenizer is corrupt or in an unsupported format.
     """
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
             return tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the backend raises plain Exception
-            raise UserError(f"'{file}' is corrupt: {error}.", "Copy it again.") from None
+            raise UserError(f"'{file}' is corrupt: {error}.", "Copy or download it again.") from None
     if not any((folder / name).is_file() for name in _FILES):
         return None
     kind = str(_read(folder / "tokenizer_config.json").get("tokenizer_class"))
     name, needed = _OLDER.get(kind, ("", ()))
     if not name or not all((folder / part).is_file() for part in needed):
         raise UserError(
-            f"{folder}: its tokenizer ({kind}) is not a tokenizer.json.",
-            "Make one: transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...).",
+            f"Folder '{folder}' has no tokenizer.json, and its tokenizer class {kind} is not supported.",
+            "Convert it with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...).",
         )
     import transformers
 
     try:
         made: tokenizers.Tokenizer = getattr(transformers, name).from_pretrained(folder).backend_tokenizer
     except Exception as error:
-        raise UserError(f"{folder}: its tokenizer can't be read from {', '.join(needed)}: {error}.") from None
+        raise UserError(
+            f"The tokenizer of '{folder}' can't be read from {', '.join(needed)}: {error}.",
+            "Copy or download these files again.",
+        ) from None
     return made
 
 
 def find_ids(folder: Path, config: Mapping[str, Any], size: int, given: Mapping[str, int]) -> Ids:
-    """Special tokens of a checkpoint from its files: those given; then ``*_token_id`` of config.json and
-    generation_config.json; then the tokenizer's ``*_token`` or the usual name, looked up in tokenizer.json. Where the
-    two files name several ends of text, all of them end one.
+    """Special tokens of a checkpoint, from its files.
 
+    In this order: the given id; ``*_token_id`` in config.json; the same in generation_config.json; ``*_token`` of the
+    tokenizer, or a usual name, looked up in tokenizer.json. If the two files name several end-of-text ids, each of
+    them stop_ids a text.
+
+    Args:
+        size: size of the network's vocabulary; ids beyond it are ignored.
+        given: ids by name that take precedence over the files.
     Raises:
-        UserError: an id that is no number.
+        UserError: an id is not a whole number.
     """
     generation = _read(folder / "generation_config.json")
     by_name: dict[str, int | None] = {}
@@ -230,13 +267,15 @@ def find_ids(folder: Path, config: Mapping[str, Any], size: int, given: Mapping[
         if value is None:
             continue
         if not isinstance(value, int):
-            raise UserError(f"{folder}: {key}_token_id = {value!r} is not an id.")
+            raise UserError(f"'{folder}': {key}_token_id = {value!r} is not a whole number.", "Fix config.json.")
         found[key] = value
     known = {key: value for key, value in found.items() if 0 <= value < size}
     named = [config.get("eos_token_id"), generation.get("eos_token_id")]
-    ends = [end for value in named for end in (value if isinstance(value, list) else [value])]
-    others = dict.fromkeys(end for end in ends if isinstance(end, int) and 0 <= end < size and end != known.get("eos"))
-    return replace(Ids(size), **known, ends=tuple(others))
+    stop_ids = [end for value in named for end in (value if isinstance(value, list) else [value])]
+    others = dict.fromkeys(
+        end for end in stop_ids if isinstance(end, int) and 0 <= end < size and end != known.get("eos")
+    )
+    return replace(Ids(size), **known, stop_ids=tuple(others))
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -245,5 +284,5 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"'{file}' is corrupt: {error}.") from None
+        raise UserError(f"'{file}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
     return values if isinstance(values, dict) else {}

@@ -1,4 +1,4 @@
-"""One file, one named combination of noise process, schedule, objective and sampler, with its citation."""
+"""Registry of families: one file is one named combination of noise process, schedule, objective and sampler."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from redraft.registry import find
 
 
 def build_family(described: Mapping[str, Any]) -> tuple[str, Any]:
-    """``{"name": "masked", "schedule": "cosine"}`` -> ("masked", Masked(schedule="cosine"))."""
+    """Build a family from plain values: ``{"name": "masked", "schedule": "cosine"}`` -> ("masked", Masked("cosine")).
+
+    Raises:
+        UserError: no name, an unknown family, or an option that isn't valid.
+    """
     if "name" not in described:
-        raise UserError("[family] needs a name.", "For example name = 'masked'.")
+        raise UserError("[family] 'name' is missing.", "For example name = 'masked'.")
     name = described["name"]
     fields = {key: value for key, value in described.items() if key != "name"}
     return name, configs.build(find("families", name), fields, f"family '{name}'")

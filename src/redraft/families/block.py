@@ -7,31 +7,33 @@ from typing import Literal
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.families._vocabulary import vocabulary
+from redraft.families.base import Family
+from redraft.families.shared.vocabulary import vocabulary
+from redraft.noise.absorbing import Absorbing
 from redraft.noise.schedules.linear import Linear
 from redraft.objectives.block import Block as Objective
 from redraft.samplers.confidence import Confidence
-from redraft.types import Attend, Spec
+from redraft.types import AttentionPattern, FamilyFacts, NetworkFacts, Spec
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Family):
     """BD3-LM (Arriola et al. 2025, arXiv:2503.09573): between autoregressive (block 1) and masked diffusion.
 
-    A written block never changes and never sees what follows it, so its keys and values are kept without error, and
-    a text grows block by block until its end-of-text. With a prompt, blocks are counted from the prompt's end, and the
-    prompt is one stage of its own.
+    A finished block never changes and doesn't attend to later positions, so its keys and values can be cached exactly,
+    and a sequence grows block by block until end-of-text. With a prompt, blocks are counted from the end of the prompt,
+    and the prompt is a separate attention group.
     """
 
     citation = "arXiv:2503.09573"
     summary = "blocks left to right, masked diffusion within a block; exact cache, text of any length"
 
     block: int = 16
-    low: float = 0.0  # masking rates met in training: (low, high]
-    high: float = 1.0
-    search: bool = False  # choose low and high by the variance of the validation loss
-    weight: Literal["bound", "flat"] = "bound"
-    isolate_prompt: bool = True
+    rate_min: float = 0.0  # masking rates in training are drawn from (rate_min, rate_max]
+    rate_max: float = 1.0
+    search: bool = False  # choose rate_min and rate_max by the variance of the validation loss
+    weight: Literal["bound", "uniform"] = "bound"
+    prompt_encoder: bool = True
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
@@ -40,19 +42,15 @@ class Block:
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         return Spec(
-            **vocabulary(tokenizer),
-            attend=Attend("block", self.block),
-            isolate_prompt=self.isolate_prompt,
-            length_head=False,
-            shift=0,
-            timed=False,
-            schedule=Linear(),
+            tokens=vocabulary(tokenizer),
+            network=NetworkFacts(attention=AttentionPattern("block", self.block), prompt_encoder=self.prompt_encoder),
+            family=FamilyFacts(schedule=Linear(), process=Absorbing()),
         )
 
     def objective(self) -> Objective:
         return Objective(
-            low=self.low,
-            high=self.high,
+            rate_min=self.rate_min,
+            rate_max=self.rate_max,
             search=self.search,
             weight=self.weight,
             label_smoothing=self.label_smoothing,

@@ -1,4 +1,4 @@
-"""D3PM: diffusion in T discrete steps, with masks or with uniform noise."""
+"""D3PM: diffusion in T discrete steps, with absorbing or uniform noise."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import Literal
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.families._vocabulary import vocabulary
+from redraft.families.base import Family
+from redraft.families.shared.vocabulary import vocabulary
 from redraft.objectives.masked import Masked
 from redraft.objectives.uniform import Uniform
 from redraft.registry import find
 from redraft.samplers.ancestral import Ancestral
 from redraft.samplers.posterior import Posterior
-from redraft.types import Attend, Spec
+from redraft.types import AttentionPattern, FamilyFacts, NetworkFacts, Spec
 
 
 @dataclass(frozen=True)
-class D3pm:
-    """Austin et al. 2021 (arXiv:2107.03006): the variational bound of a chain of ``steps`` steps, in the paper's
-    x_0-parameterisation, without its auxiliary loss, and never predicting a mask (as MDLM, arXiv:2406.07524).
+class D3pm(Family):
+    """Austin et al. 2021 (arXiv:2107.03006): the variational bound of a chain of ``steps`` steps, with the paper's
+    x_0-parameterisation, without its auxiliary loss, and with mask probability 0 (as in MDLM, arXiv:2406.07524).
 
-    The bound loosens as steps get fewer. ``masked`` and ``uniform`` are its limit; the same network can be scored by
-    either, so compare trained models by one of them.
+    The bound is looser with fewer steps; its limit is that of ``masked`` or ``uniform``. The same network can be scored
+    with either family, so use one of them to compare trained models.
     """
 
     citation = "arXiv:2107.03006"
@@ -30,26 +31,30 @@ class D3pm:
 
     process: Literal["absorbing", "uniform"] = "absorbing"
     steps: int = 1000
-    schedule: str = "cosine"  # a bound varies less between draws than with linear, whose lightest noise weighs 1/t
+    schedule: str = "cosine"  # the bound has less variance than with linear, which weights low noise by 1/t
     timed: bool = False
-    isolate_prompt: bool = True
+    prompt_encoder: bool = True
     length_head: bool = True
     length_weight: float = 0.1
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise UserError(f"family d3pm: steps {self.steps} must be at least 1.", "Take masked for continuous time.")
+            raise UserError(
+                f"family d3pm: steps = {self.steps} must be at least 1.", "Use family masked for continuous time."
+            )
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         return Spec(
-            **vocabulary(tokenizer),
-            attend=Attend("full"),
-            isolate_prompt=self.isolate_prompt,
-            length_head=self.length_head,
-            shift=0,
-            timed=self.timed,
-            schedule=find("noise.schedules", self.schedule)(),
-            process=self.process,
+            tokens=vocabulary(tokenizer),
+            network=NetworkFacts(
+                attention=AttentionPattern("full"),
+                prompt_encoder=self.prompt_encoder,
+                length_head=self.length_head,
+                timed=self.timed,
+            ),
+            family=FamilyFacts(
+                schedule=find("noise.schedules", self.schedule)(), process=find("noise", self.process)()
+            ),
         )
 
     def objective(self) -> Masked | Uniform:

@@ -1,58 +1,61 @@
-"""Expand: masked diffusion whose canvas grows and shrinks while it is filled."""
+"""Expand: masked diffusion with variable length; masks can multiply or vanish while they are filled."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 from redraft.data.tokenizer import EXTRAS, Tokenizer
-from redraft.families._vocabulary import vocabulary
+from redraft.families.base import Family
+from redraft.families.shared.vocabulary import vocabulary
+from redraft.noise.absorbing import Absorbing
 from redraft.objectives.expand import Expand as Objective
 from redraft.registry import find
 from redraft.samplers.confidence import Confidence
-from redraft.types import Attend, Spec
+from redraft.types import AttentionPattern, FamilyFacts, NetworkFacts, Spec
 
 
 @dataclass(frozen=True)
-class Expand:
-    """DreamOn (Wu et al. 2026, arXiv:2602.01326): a mask may turn into two masks, or into nothing.
+class Expand(Family):
+    """DreamOn (Wu et al. 2026, arXiv:2602.01326): a mask can be replaced by two masks, or deleted.
 
-    Any sampler that fills masks and never takes back can be used; the length follows from what is predicted
-    (``samplers._resizing``). A text begins with ``start`` masks, or with as many as the length head says.
+    Works with every sampler that fills masks and never remasks; predictions determine the length
+    (``samplers.wrappers.resizing``). A sequence starts with the number of masks that the length head predicts, or else
+    with ``start`` masks.
     """
 
     citation = "arXiv:2602.01326"
-    summary = "masked diffusion that finds the length while it writes: a mask may become two, or none"
-    specials: ClassVar[tuple[str, ...]] = EXTRAS
+    summary = "masked diffusion that adapts the length while it generates: a mask may become two, or none"
+    specials = EXTRAS
 
-    merge: float = 0.9  # greatest probability of merging two neighbouring masks in training
-    surplus: int = 8  # most masks too many in training
-    start: int = 8  # masks that a text begins with where nothing else says how many
+    merge: float = 0.9  # maximum probability of merging two neighbouring masks in training
+    surplus: int = 8  # maximum number of additional masks in training
+    start: int = 8  # number of masks that a sequence starts with if the length isn't given or predicted
     schedule: str = "linear"
-    isolate_prompt: bool = True
+    prompt_encoder: bool = True
     length_head: bool = True
     length_weight: float = 0.1
     label_smoothing: float = 0.0
 
     @property
     def spare(self) -> int:
-        """Positions that training needs beyond the length of a text."""
         return self.surplus + 1
 
+    @property
+    def initial_length(self) -> int:
+        return self.start
+
     def spec(self, tokenizer: Tokenizer) -> Spec:
-        tokenizer = tokenizer.having(self.specials)
+        tokenizer = tokenizer.with_special_tokens(self.specials)
         own = tokenizer.expand_id, tokenizer.delete_id
-        fields = vocabulary(tokenizer)
+        ids = vocabulary(tokenizer)
         return Spec(
-            **{**fields, "forbidden": tuple(i for i in fields["forbidden"] if i not in own)},
-            attend=Attend("full"),
-            isolate_prompt=self.isolate_prompt,
-            length_head=self.length_head,
-            shift=0,
-            timed=False,
-            schedule=find("noise.schedules", self.schedule)(),
-            expand_id=own[0],
-            delete_id=own[1],
+            tokens=replace(
+                ids, forbidden=tuple(i for i in ids.forbidden if i not in own), expand_id=own[0], delete_id=own[1]
+            ),
+            network=NetworkFacts(
+                attention=AttentionPattern("full"), prompt_encoder=self.prompt_encoder, length_head=self.length_head
+            ),
+            family=FamilyFacts(schedule=find("noise.schedules", self.schedule)(), process=Absorbing()),
         )
 
     def objective(self) -> Objective:

@@ -1,4 +1,4 @@
-"""Glancing: masked diffusion that learns from what it can't guess yet, for texts in very few steps."""
+"""Glancing: masked diffusion trained with noise that depends on its errors, for very few sampling steps."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Glancing(Masked):
     """GLAT (Qian et al. 2021, arXiv:2008.07905) on a share of the rows, masked diffusion on the others."""
 
     citation = "arXiv:2008.07905"
-    summary = "masked diffusion that shows in training what it can't guess yet; for very few steps"
+    summary = "masked diffusion that reveals more tokens of difficult sequences in training; for very few steps"
 
-    ratio: float = 0.5  # tokens shown for each one that is guessed wrong
-    share: float = 0.5  # of the rows that are treated so
+    ratio: float = 0.5  # revealed tokens per wrongly predicted token
+    share: float = 0.5  # share of the rows with this noise
 
     def objective(self) -> Objective:
         return Objective(**asdict(super().objective()), ratio=self.ratio, share=self.share)

@@ -1,48 +1,48 @@
-"""Hybrid: an autoregressive model that drafts for itself by diffusion."""
+"""Hybrid: an autoregressive model with a diffusion drafter in the same network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from redraft.data.tokenizer import Tokenizer
-from redraft.families._vocabulary import vocabulary
+from redraft.families.base import Family
+from redraft.families.shared.vocabulary import vocabulary
+from redraft.noise.absorbing import Absorbing
 from redraft.noise.schedules.linear import Linear
 from redraft.objectives.hybrid import Hybrid as Objective
 from redraft.samplers.draft_verify import DraftVerify
-from redraft.types import Attend, Spec
+from redraft.types import AttentionPattern, FamilyFacts, NetworkFacts, Spec
 
 
 @dataclass(frozen=True)
-class Hybrid:
-    """TiDAR (Liu et al. 2025, arXiv:2511.08923): one network, trained to go on left to right and to fill in blocks.
+class Hybrid(Family):
+    """TiDAR (Liu et al. 2025, arXiv:2511.08923): one network, trained on next-token prediction and block diffusion.
 
-    It writes what its autoregressive half would write, token for token, and in fewer passes the better its drafts are.
-    An autoregressive checkpoint can be fine-tuned into one.
+    The output is that of the autoregressive model, token for token; better drafts need fewer forward passes. An
+    autoregressive checkpoint can be fine-tuned into this family.
     """
 
     citation = "arXiv:2511.08923"
     summary = "one network, autoregressive and block diffusion; drafts in parallel, verifies left to right"
 
     block: int = 8
-    diffusion: float = 0.3  # weight of the diffusion loss beside the autoregressive one
-    low: float = 0.5  # masking rates met in training: (low, 1]
-    isolate_prompt: bool = True
+    diffusion: float = 0.3  # weight of the diffusion loss relative to the autoregressive loss
+    rate_min: float = 0.5  # masking rates in training are drawn from (rate_min, 1]
+    prompt_encoder: bool = True
     label_smoothing: float = 0.0
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         spec = Spec(
-            **vocabulary(tokenizer),
-            attend=Attend("causal"),
-            isolate_prompt=self.isolate_prompt,
-            length_head=False,
-            shift=1,
-            timed=False,
-            schedule=None,
+            tokens=vocabulary(tokenizer),
+            network=NetworkFacts(attention=AttentionPattern("causal"), prompt_encoder=self.prompt_encoder, shift=1),
+            family=FamilyFacts(),
         )
-        return replace(spec, drafter=replace(spec, shift=0, schedule=Linear()))
+        return spec.with_family(drafter=spec.with_network(shift=0).with_family(schedule=Linear(), process=Absorbing()))
 
     def objective(self) -> Objective:
-        return Objective(block=self.block, diffusion=self.diffusion, low=self.low, label_smoothing=self.label_smoothing)
+        return Objective(
+            block=self.block, diffusion=self.diffusion, rate_min=self.rate_min, label_smoothing=self.label_smoothing
+        )
 
     def sampler(self) -> DraftVerify:
         return DraftVerify(block=self.block)

@@ -1,4 +1,4 @@
-"""Masked diffusion: absorbing noise, a bidirectional network, the continuous-time bound."""
+"""Masked diffusion: absorbing noise, a bidirectional network and the bound in continuous time."""
 
 from __future__ import annotations
 
@@ -7,72 +7,85 @@ from typing import Literal
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.families._vocabulary import vocabulary
-from redraft.objectives._joint import Joint
-from redraft.objectives._told import Told
+from redraft.families.base import Family
+from redraft.families.shared.vocabulary import vocabulary
+from redraft.noise.absorbing import Absorbing
 from redraft.objectives.masked import Masked as Objective
+from redraft.objectives.wrappers.joint import Joint
+from redraft.objectives.wrappers.self_conditioned import SelfConditioned
 from redraft.registry import find
+from redraft.samplers.base import Sampler
 from redraft.samplers.confidence import Confidence
-from redraft.types import Attend, Sampler, Spec
+from redraft.types import AttentionPattern, FamilyFacts, NetworkFacts, Spec
 
 
 @dataclass(frozen=True)
-class Masked:
+class Masked(Family):
     """MDLM (Sahoo et al. 2024, arXiv:2406.07524) and LLaDA (Nie et al. 2025, arXiv:2502.09992).
 
-    With a prompt, the prompt is isolated by default: it never sees the answer, so its keys and values are computed
-    once and the output length is predicted from it (as in Mask-Predict, Ghazvininejad et al. 2019, arXiv:1904.09324).
+    Prompts are isolated by default: they never attend to the answer, so their keys and values are computed once, and
+    the output length is predicted from them (as in Mask-Predict, Ghazvininejad et al. 2019, arXiv:1904.09324).
 
-    With ``self_condition`` (0.5 is usual) the network is also told, at every position still hidden, what it predicted
-    there last (Chen et al. 2022, arXiv:2208.04202): a sixth more arithmetic in training, next to nothing in sampling.
+    With ``self_condition`` (0.5 is usual), the network reads its previous prediction at every masked position (Chen et
+    al. 2022, arXiv:2208.04202). It takes a sixth more operations in training and very few in sampling.
     """
 
     citation = "arXiv:2406.07524, arXiv:2502.09992"
-    summary = "absorbing noise, bidirectional network; drafts in parallel, redrafts by confidence"
+    summary = "absorbing noise, bidirectional network; generates in parallel, most confident positions first"
 
     schedule: str = "linear"
     steps: int = 0  # 0: continuous time; T > 0: the discrete-time bound at T steps
-    weight: Literal["bound", "flat"] = "flat"  # what is minimised: the likelihood bound, or every noise level alike
+    weight: Literal["bound", "uniform"] = (
+        "uniform"  # what is minimised: the bound, or equal weight for all noise levels
+    )
     timed: bool = False
-    isolate_prompt: bool = True
+    prompt_encoder: bool = True
     length_head: bool = True
     length_weight: float = 0.1
     label_smoothing: float = 0.0
-    low: float = 0.0  # training draws times from [low, high]; what is reported is always the whole bound
-    high: float = 1.0
-    complementary: bool = False  # train on every row twice, the second time with what was hidden shown
-    shift: Literal[0, 1] = 0  # 1: predictions stand one position earlier, as in the autoregressive model it once was
-    block: int = 0  # 0: every position sees every other; else those of its own block and of the blocks before it
-    autoregressive: float = 0.0  # weight in training of next-token prediction beside it; needs shift 1
-    self_condition: float = 0.0  # share of training rows told what the network predicts itself; 0: it never is
-    guesses: int = 3  # likeliest tokens of its last prediction that a self-conditioned network is told
+    t_min: float = 0.0  # training draws times from [t_min, t_max]; the reported bound is always that of [0, 1]
+    t_max: float = 1.0
+    complementary: bool = False  # train on every row twice, with complementary sets of masked positions
+    shift: Literal[0, 1] = 0  # 1: position p is predicted at p - 1, as in models converted from autoregressive ones
+    block: int = 0  # 0: full attention; otherwise each block attends to itself and to earlier blocks
+    autoregressive: float = 0.0  # weight of an additional next-token loss in training; needs shift 1
+    self_condition: float = 0.0  # share of training rows with self-conditioning; 0: no self-conditioning
+    self_condition_tokens: int = (
+        3  # self-conditioning: number of most likely tokens that the network reads per position
+    )
 
     def __post_init__(self) -> None:
         name = type(self).__name__.lower()
         if self.autoregressive and type(self) is not Masked:
-            raise UserError(f"family {name} takes no autoregressive loss beside its own.", "Leave it out.")
+            raise UserError(
+                f"family {name}: an autoregressive loss is not supported.", "Leave autoregressive out, or use masked."
+            )
         if not 0 <= self.self_condition <= 1:
-            raise UserError(f"family {name}: self_condition = {self.self_condition} is no share.", "For example 0.5.")
-        if self.guesses < 1:
-            raise UserError(f"family {name}: guesses = {self.guesses} must be at least 1.")
+            raise UserError(
+                f"family {name}: self_condition = {self.self_condition} must be between 0 and 1.", "For example 0.5."
+            )
+        if self.self_condition_tokens < 1:
+            raise UserError(f"family {name}: self_condition_tokens = {self.self_condition_tokens} must be at least 1.")
         if self.self_condition and (self.autoregressive or type(self) is not Masked):
-            own = "an autoregressive loss beside it" if self.autoregressive else f"family {name}"
-            raise UserError(f"self-conditioning and {own} don't go together.", "Leave out self_condition.")
+            other = "an autoregressive loss" if self.autoregressive else f"family {name}"
+            raise UserError(f"Self-conditioning can't be combined with {other}.", "Leave out self_condition.")
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         return Spec(
-            **vocabulary(tokenizer),
-            attend=Attend("block", self.block) if self.block else Attend("full"),
-            isolate_prompt=self.isolate_prompt,
-            length_head=self.length_head,
-            shift=self.shift,
-            timed=self.timed,
-            schedule=find("noise.schedules", self.schedule)(),
-            guesses=self.guesses if self.self_condition else 0,
+            tokens=vocabulary(tokenizer),
+            network=NetworkFacts(
+                attention=AttentionPattern("block", self.block) if self.block else AttentionPattern("full"),
+                prompt_encoder=self.prompt_encoder,
+                length_head=self.length_head,
+                shift=self.shift,
+                timed=self.timed,
+                self_conditioning=self.self_condition_tokens if self.self_condition else 0,
+            ),
+            family=FamilyFacts(schedule=find("noise.schedules", self.schedule)(), process=Absorbing()),
         )
 
-    def objective(self) -> Objective | Told:
-        return self._told(
+    def objective(self) -> Objective | SelfConditioned:
+        return self._self_conditioned(
             Objective(
                 steps=self.steps,
                 weight=self.weight,
@@ -81,14 +94,18 @@ class Masked:
             )
         )
 
-    def training(self) -> Objective | Joint | Told:
+    def training(self) -> Objective | Joint | SelfConditioned:
         scored = self.objective()
-        plain = scored.inner if isinstance(scored, Told) else scored
-        objective = replace(plain, low=self.low, high=self.high, complementary=self.complementary)
-        return Joint(objective, self.autoregressive) if self.autoregressive else self._told(objective)
+        plain = scored.inner if isinstance(scored, SelfConditioned) else scored
+        objective = replace(plain, t_min=self.t_min, t_max=self.t_max, complementary=self.complementary)
+        return Joint(objective, self.autoregressive) if self.autoregressive else self._self_conditioned(objective)
 
-    def _told(self, objective: Objective) -> Objective | Told:
-        return Told(objective, self.self_condition, self.guesses) if self.self_condition else objective
+    def _self_conditioned(self, objective: Objective) -> Objective | SelfConditioned:
+        return (
+            SelfConditioned(objective, self.self_condition, self.self_condition_tokens)
+            if self.self_condition
+            else objective
+        )
 
     def sampler(self) -> Sampler:
         return Confidence()

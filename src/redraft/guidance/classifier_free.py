@@ -1,4 +1,4 @@
-"""ClassifierFree: away from what would be written without the prompt."""
+"""ClassifierFree: guidance away from the prediction without the prompt."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.guidance._condition import without_prompt
-from redraft.types import Canvas, Forward, Spec
+from redraft.guidance.base import Guidance, GuidanceOptions
+from redraft.guidance.shared.condition import without_prompt
+from redraft.types import Canvas, Request, SelfConditioning, Spec
 
 
 @dataclass(frozen=True)
-class ClassifierFree:
+class ClassifierFree(GuidanceOptions, Guidance):
     """Ho and Salimans 2022 (arXiv:2207.12598); for masked diffusion Nie et al. 2024 (arXiv:2410.18514):
 
-        guided = u + scale (c - u),    c with the prompt, u with its tokens masked
+        guided = u + scale (c - u)
 
-    ``scale`` 1 is off and costs nothing, 0 ignores the prompt, above 1 follows it more closely, at two passes instead
-    of one. (LLaDA writes w = scale - 1.) Train with ``train.drop_prompt`` (0.1 or so), so that the model knows texts
-    without prompts. The length of an answer, where it is chosen beforehand, is not guided. Without the prompt, a
-    self-conditioned model isn't told its guess either, which was made with it.
+    where c are the logits with the prompt, and u those with the prompt's tokens masked.
+
+    ``scale`` 1 is off and costs nothing, 0 ignores the prompt, and values above 1 follow it more closely, with two
+    passes instead of one. (LLaDA writes w = scale - 1.) Train with ``train.drop_prompt`` (about 0.1), so that the model
+    also learns texts without prompts. The prediction of the output length is not guided. In a self-conditioned model
+    the pass without the prompt gets no previous prediction, because that was computed with the prompt.
     """
 
     scale: float = 2.0
@@ -31,18 +34,20 @@ class ClassifierFree:
         if not 0 <= self.scale < float("inf"):
             raise UserError(f"scale = {self.scale} must be a number of at least 0.", "1 is off.")
 
-    def ready(self, tokenizer: Any) -> ClassifierFree:
+    def with_tokenizer(self, tokenizer: Any) -> ClassifierFree:
         return self
 
-    def expand(self, canvas: Canvas, ask: Forward, spec: Spec) -> list[Forward]:
+    def expand(self, canvas: Canvas, request: Request, spec: Spec) -> list[Request]:
         if self.scale == 1:
-            return [ask]
-        assert ask.rows is not None
-        inside = (ask.pos >= 0) & (ask.pos < canvas.prompt[ask.rows, None])
-        return [ask, replace(ask, x=without_prompt(ask.x, inside, spec), branch=ask.branch + 1, guess=None)]
+            return [request]
+        inside = (request.positions >= 0) & (request.positions < canvas.prompt[request.rows, None])
+        tokens = without_prompt(request.tokens, inside, spec)
+        extra = tuple(each for each in request.extra if not isinstance(each, SelfConditioning))
+        unconditional = replace(request, tokens=tokens, extra=extra).with_cache(branch=request.cache.branch + 1)
+        return [request, unconditional]
 
-    def combine(self, canvas: Canvas, ask: Forward, logits: list[Tensor]) -> Tensor:
+    def combine(self, canvas: Canvas, request: Request, logits: list[Tensor]) -> Tensor:
         if len(logits) == 1:
             return logits[0]
-        conditioned, free = (part.float() for part in logits)
-        return torch.add(free, conditioned - free, alpha=self.scale)
+        paired, unconditional = (part.float() for part in logits)
+        return torch.add(unconditional, paired - unconditional, alpha=self.scale)

@@ -1,1 +1,1 @@
-"""Adapters to outside harnesses and engines. Each needs the package it is named after, and nothing else needs them."""
+"""Adapters to other libraries. Each needs the package that it is named after; no other module imports them."""

@@ -1,14 +1,15 @@
-"""Models of ours in the lm-evaluation-harness.
+"""redraft models in the lm-evaluation-harness.
 
     python -m redraft.interop.lm_eval --model redraft --model_args pretrained=base-masked,steps=16 --tasks TASK ...
 
-The command is the harness's own with this class registered; in Python, ``import redraft.interop.lm_eval`` does that.
+This is the harness's own command with the class ``RedraftLM`` registered. In Python, ``import redraft.interop.lm_eval``
+registers it.
 
 ``model_args``: pretrained, device, dtype, mask_id (``redraft.load``); max_gen_toks; samples (noise draws of a bound);
 seed; check_greedy; sampler, steps, temperature ... (generation settings); and any further option of the sampler.
 
-``--apply_chat_template`` fills in the template of the model's folder; without one a model is spoken to as the server
-does (``data.chat``).
+``--apply_chat_template`` renders the chat template of the model's folder; without one, prompts are built as in the
+server (``data.chat``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ import redraft
 from redraft import likelihood
 from redraft.data import chat
 from redraft.errors import UserError
+from redraft.generation.method import build_method
+from redraft.generation.prompts import longest, prompt_ids
+from redraft.generation.start import start_holes
 from redraft.loading import resolve
 from redraft.settings import Settings
 from redraft.types import Batch
@@ -33,7 +37,7 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ImportError as error:
-    _MISSING = f"the lm-evaluation-harness is not installed ({error}). Install it: pip install 'redraft[harness]'."
+    _MISSING = f"The lm-evaluation-harness is not installed ({error}). Install it: pip install 'redraft[harness]'."
     if __name__ == "__main__":
         sys.stderr.write(f"error: {_MISSING}\n")
         sys.exit(2)
@@ -44,11 +48,12 @@ _OWN = set(Settings.__dataclass_fields__) - {"options", "seed", "max_new_tokens"
 
 @register_model("redraft")
 class RedraftLM(LM):
-    """Exact log-likelihoods of autoregressive models, the negated bound of diffusion models; texts by any sampler.
+    """Log-likelihoods and generated texts of a redraft model.
 
-    No result depends on the batch size: noise is keyed by request, and bounds are estimated one request at a time.
-    ``is_greedy`` is exact for autoregressive models. For diffusion models it costs a pass for every token, so it is
-    False unless ``check_greedy`` asks whether the model's own sampler, at temperature 0, writes the continuation.
+    Log-likelihoods are exact for autoregressive models, and the negated bound for diffusion models. No result depends
+    on the batch size: noise is keyed by request, and bounds are estimated one request at a time. ``is_greedy`` is exact
+    for autoregressive models. For diffusion models it needs a forward pass for every token, so it is False unless
+    ``check_greedy`` is set; then it tells whether the model's sampler at temperature 0 generates the continuation.
     """
 
     def __init__(
@@ -68,44 +73,44 @@ class RedraftLM(LM):
         super().__init__()
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype):
-            raise UserError(f"dtype '{dtype}' is not one of torch's.", "For example bfloat16.")
+            raise UserError(f"dtype '{dtype}' is not a type of torch.", "For example dtype=bfloat16.")
         if str(device).startswith("cuda") and not torch.cuda.is_available():
-            device = "cpu"  # the harness asks for cuda:0 where nobody names a device
+            device = "cpu"  # the harness passes cuda:0 if no device is named
         self.model = redraft.load(pretrained, device, kind, mask_id)
         self.template = chat.template_of(resolve(pretrained))
-        self.templated = False  # are contexts what the template made?
+        self.templated = False  # are contexts rendered by the template?
         self.pretrained, self.rows = pretrained, int(batch_size) if str(batch_size).isdigit() else 8
         self.max_gen_toks, self.samples, self.seed, self.check_greedy = max_gen_toks, samples, seed, check_greedy
         own = {key: value for key, value in settings.items() if key in _OWN}
         options = {key: value for key, value in settings.items() if key not in _OWN}
         self.settings = {**own, **({"options": options} if options else {})}
         chosen = self.model.settings(**self.settings, max_new_tokens=max_gen_toks)
-        self.sampler = self.model.method(chosen).sampler  # refuses a misspelt option now, not after an hour
+        self.sampler = build_method(self.model, chosen).sampler  # refuses a misspelt option now, not after an hour
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results record of the model and of how it was asked."""
-        bound = self.model.spec.schedule is not None
+        """The description of the model and its settings for the results file."""
+        bound = self.model.spec.family.schedule is not None
         return {
             "pretrained": self.pretrained,
             "family": self.model.family_name,
-            "model_num_parameters": self.model.parameters,
-            "sampler": type(self.sampler).__module__.rsplit(".", 1)[-1],
+            "model_num_parameters": self.model.network.parameter_count,
+            "sampler": self.sampler.name,
             "sampler_settings": _recorded(vars(self.sampler)),
             "generation_settings": _recorded(self.settings),
             "likelihood": f"bound, {self.samples} noise draws" if bound else "exact",
             "seed": self.seed,
         }
 
-    # ---- conversations
+    # ---- chat
 
     @property
     def tokenizer_name(self) -> str:
-        """What requests that the harness keeps depend on: the vocabulary and the template."""
-        kept = f"{self.model.tokenizer.fingerprint} {self.template}"
-        return f"redraft-{hashlib.sha256(kept.encode()).hexdigest()[:16]}"
+        """Hash of the vocabulary and the chat template, on which the harness's cached requests depend."""
+        content = f"{self.model.tokenizer.fingerprint} {self.template}"
+        return f"redraft-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template of the model's folder, or the one of that name; empty: it has none (``data.chat``)."""
+        """The chat template of the model's folder, or the one of that name; "" if it has none (``data.chat``)."""
         if chat_template is False:
             return None
         if isinstance(chat_template, str):
@@ -114,7 +119,11 @@ class RedraftLM(LM):
         return self.template or ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages as the text that the model is given; without a generation prompt the last of them goes on."""
+        """Messages as the text of a prompt. Without a generation prompt, the answer continues the last message.
+
+        Raises:
+            UserError: the model was trained on pairs, so its answers can't be continued.
+        """
         self.templated = True
         model = self.model
         if self.template is not None:
@@ -123,23 +132,25 @@ class RedraftLM(LM):
                 return found
             begun = chat_history[-1]["content"].strip()
             return found[: found.rindex(begun) + len(begun)]
-        if model.conditional and not add_generation_prompt:
+        if model.paired and not add_generation_prompt:
             raise UserError(
-                "this model answers prompts whole: an answer can't be begun for it.", "Leave gen_prefix out."
+                "This model was trained on prompt and target pairs, so it can't continue the beginning of an answer.",
+                "Leave gen_prefix out.",
             )
-        return chat.transcript(chat_history, model.conditional, add_generation_prompt)
+        return chat.transcript(chat_history, model.paired, add_generation_prompt)
 
     def _ids(self, context: str) -> list[int]:
-        """A context as it was in training. Of a template's text, special tokens are read as such."""
+        """Ids of a context, as in training. Special tokens of a chat template are recognised."""
         if self.templated and self.template is not None:
             return self.model.tokenizer.encode_marked(context)
-        return self.model.prompt_ids(context)
+        return prompt_ids(self.model, context)
 
     # ---- requests
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation given its context, and whether it is greedy."""
         pairs = [self._split(*request.args) for request in requests]
-        if self.model.spec.schedule is None:
+        if self.model.spec.family.schedule is None:
             found = []
             for begin in range(0, len(pairs), self.rows):
                 found += self._exact(pairs[begin : begin + self.rows])
@@ -150,6 +161,7 @@ class RedraftLM(LM):
         return found
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of each whole text."""
         found = []
         for request in requests:
             (text,) = request.args
@@ -158,13 +170,13 @@ class RedraftLM(LM):
         return found
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Texts, those of equal settings in batches; request n of a kind draws with seed + n, whatever the batch."""
+        """Generate texts; requests with equal settings share batches. Request n of a group uses seed + n."""
         kinds: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             kinds.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
         found = [""] * len(requests)
         for kind, numbers in kinds.items():
-            settings, until = self._wanted(json.loads(kind))
+            settings, until = self._generation_settings(json.loads(kind))
             heads = [self._head(requests[number].args[0], settings["max_new_tokens"]) for number in numbers]
             texts = self.model.generate(heads, self.rows, seed=self.seed, **settings)
             for number, text in zip(numbers, texts, strict=True):
@@ -173,31 +185,35 @@ class RedraftLM(LM):
                 self.cache_hook.add_partial("generate_until", requests[number].args, found[number])
         return found
 
-    def _wanted(self, wanted: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """A task's generation_kwargs as our settings, which those of ``model_args`` override, and what ends a text."""
-        until = wanted.pop("until", [])
-        settings: dict[str, Any] = {"max_new_tokens": int(wanted.pop("max_gen_toks", self.max_gen_toks))}
-        drawn: dict[str, Any] = {key: wanted.pop(key) for key in ("temperature", "top_p", "top_k") if key in wanted}
-        if wanted.pop("do_sample", bool(drawn.get("temperature"))):
-            settings |= drawn
-        if wanted:
-            raise UserError(f"the task's generation_kwargs hold {', '.join(wanted)}, which redraft does not know.")
+    def _generation_settings(self, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Settings from a task's generation_kwargs, overridden by those of ``model_args``; and the stop strings."""
+        until = given.pop("until", [])
+        settings: dict[str, Any] = {"max_new_tokens": int(given.pop("max_gen_toks", self.max_gen_toks))}
+        sampling: dict[str, Any] = {key: given.pop(key) for key in ("temperature", "top_p", "top_k") if key in given}
+        if given.pop("do_sample", bool(sampling.get("temperature"))):
+            settings |= sampling
+        if given:
+            raise UserError(
+                f"The task's generation_kwargs hold {', '.join(given)}, which redraft does not support.",
+                "Remove them from the task, or pass redraft settings with --model_args.",
+            )
         return {**settings, **self.settings}, [until] if isinstance(until, str) else list(until)
 
     def _head(self, context: str, count: int) -> list[int]:
         """Ids of a prompt, cut from the left so that ``count`` more fit."""
-        most = self.model.room - count
+        most = longest(self.model) - count
         if most < 1:
-            raise UserError(f"max_gen_toks = {count} fills the whole context of {most + count}.", "Lower it.")
+            raise UserError(f"max_gen_toks = {count} fills the whole context of {most + count} tokens.", "Lower it.")
         return self._ids(context)[-most:]
 
     def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of context and continuation, cut from the left to the context of the network.
+        """Ids of context and continuation, truncated on the left to the context length of the network.
 
-        A plain-text model reads both as one text, so that a word is not split where the context ends in a space.
+        For a plain-text model both are tokenised as one text, so that a space at the end of the context does not split
+        a word.
         """
         model = self.model
-        if model.conditional:
+        if model.paired:
             head, tail = self._ids(context), model.tokenizer.encode_target(continuation.strip())
         else:
             spaces = len(context) - len(context.rstrip())
@@ -206,27 +222,30 @@ class RedraftLM(LM):
             tail = whole[len(head) :] if whole[: len(head)] == head else model.tokenizer.encode(continuation)
         if not tail:
             raise UserError("a continuation to score is empty.")
-        most = model.room - len(tail)
+        most = longest(model) - len(tail)
         if most < 1:
-            raise UserError(f"a continuation of {len(tail)} tokens fills the whole context.")
+            raise UserError(
+                f"A continuation of {len(tail)} tokens fills the whole context of the model.",
+                "Use a task with shorter continuations, or a model with a longer context.",
+            )
         return (head or [model.tokenizer.bos_id])[-most:], tail
 
     def _exact(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """Chain rule, several rows a pass."""
+        """Exact log-likelihoods by the chain rule, several rows in each forward pass."""
         model = self.model
         width = max(len(head) + len(tail) for head, tail in pairs)
         start = torch.tensor([len(head) for head, _ in pairs])
         end = torch.tensor([len(head) + len(tail) for head, tail in pairs])
         columns = torch.arange(width)
         ids = torch.tensor(
-            [[*head, *tail, *[model.spec.pad_id] * (width - len(head) - len(tail))] for head, tail in pairs]
+            [[*head, *tail, *[model.spec.tokens.pad_id] * (width - len(head) - len(tail))] for head, tail in pairs]
         )
         target = (columns >= start[:, None]) & (columns < end[:, None])
         batch = Batch(ids, target, columns < end[:, None], start, end - start)
         prepared = model.family.objective().prepare(batch, model.spec, torch.Generator())
         with torch.inference_mode():
-            logits = model.network(prepared.ask).float().cpu()
-        forbidden = torch.tensor(model.spec.forbidden, dtype=torch.long)
+            logits = model.network(prepared.request).float().cpu()
+        forbidden = torch.tensor(model.spec.tokens.forbidden, dtype=torch.long)
         log_p = logits.index_fill(1, forbidden, -torch.inf).log_softmax(-1)
         each = log_p.gather(1, prepared.target[:, None])[:, 0].double()
         best = log_p.argmax(-1) == prepared.target
@@ -236,25 +255,25 @@ class RedraftLM(LM):
         model = self.model
         objective, where = model.family.objective(), model.network.device
         found = likelihood.score(model.network, head, tail, objective, model.spec, self.samples, self.seed, where)
-        return -found.nats, self.check_greedy and self._writes(head, tail)
+        return -found.nats, self.check_greedy and self._is_greedy(head, tail)
 
-    def _writes(self, head: list[int], tail: list[int]) -> bool:
-        """Would the model's own sampler write just this, one token a pass?"""
+    def _is_greedy(self, head: list[int], tail: list[int]) -> bool:
+        """Does the model's sampler generate exactly this continuation, with one token in each forward pass?"""
         given: Mapping[str, Any] = {**self.settings, "temperature": 0.0, "steps": len(tail)}
         settings = self.model.settings(**given, max_new_tokens=len(tail), ignore_eos=True)
-        drafting = self.model.fill_rows([[*head, *[None] * len(tail)]], [len(head)], settings, len(tail))
+        drafting = start_holes(self.model, [[*head, *[None] * len(tail)]], [len(head)], settings, len(tail))
         for _ in drafting:
             pass
         return bool(drafting.canvas.ids[0, len(head) :].tolist() == tail)
 
 
 def _recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON holds them."""
+    """Settings as JSON values."""
     return {k: v if isinstance(v, bool | int | float | str | None) else str(v) for k, v in settings.items()}
 
 
 def main() -> None:
-    """The harness's command line, which now knows ``--model redraft``."""
+    """The harness's command line, with ``--model redraft``."""
     from lm_eval.__main__ import cli_evaluate
 
     try:

@@ -1,9 +1,9 @@
-"""Metrics: one file = one metric, known by the file's name.
+"""Quality metrics: one file = one metric, named like the file.
 
-A *quality* metric reduces every row to a few sufficient statistics that add up over rows, and a ``combine`` that turns
-a sum into the corpus value. BLEU is not the mean of sentence BLEUs, but its n-gram counts add: so a bootstrap resample
-costs one matrix product and no text is scored twice (Koehn 2004, "Statistical significance tests for machine
-translation evaluation"). ``speed``, ``memory``, ``flops`` and ``cost`` measure the machine, not the text.
+A metric reduces each row to a few sufficient statistics that add up over rows; ``combine`` turns a sum into the corpus
+value. BLEU is not the mean of sentence BLEUs, but its n-gram counts add up: a bootstrap resample costs one matrix
+product, and no text is scored twice (Koehn 2004, "Statistical significance tests for machine translation evaluation").
+Speed, memory and cost are measured in ``evaluation``, operations are counted in ``models.parts.flops``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ References = Sequence[str] | Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Score:
-    """A metric on a set of rows."""
+    """A metric's value on a set of rows."""
 
-    value: float  # the corpus value
-    rows: Array  # [rows] the value of each row alone
+    value: float  # corpus value
+    rows: Array  # [rows] value of each row alone
     stats: Array  # [rows, k] sufficient statistics; ``combine(stats.sum(0)) == value``
 
 
@@ -35,9 +35,9 @@ class Metric(ABC):
     """A corpus-level quality metric with additive sufficient statistics.
 
     Attributes:
-        name: how tables and results name it.
-        label: how a report prints it, with its unit.
-        better: +1 higher is better, -1 lower is better, 0 neither (a property, to be compared with people's text).
+        name: its name in results.
+        label: its name in reports, with the unit.
+        better: +1 higher is better, -1 lower is better, 0 neither (a property, to be compared with human text).
     """
 
     name: str
@@ -46,23 +46,23 @@ class Metric(ABC):
 
     @abstractmethod
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
-        """Sufficient statistics of each row. -> [rows, k] float64."""
+        """Sufficient statistics of each row, [rows, k] float64."""
 
     @abstractmethod
     def combine(self, total: Array) -> Array:
-        """Value of summed statistics. ``total`` [..., k] -> [...], vectorised over the leading dimensions."""
+        """Values of summed statistics, vectorised over the leading dimensions: ``total`` [..., k] -> [...]."""
 
     def row_values(self, stats: Array) -> Array:
-        """Value of each row alone, for tables and samples. [rows, k] -> [rows]."""
+        """Value of each row alone, for tables and samples: [rows, k] -> [rows]."""
         return self.combine(stats)
 
     def score(self, hypotheses: Sequence[str], references: References, tasks: Sequence[str] = ()) -> Score:
         """Score texts against one or several references each.
 
         Args:
-            tasks: of each row, for metrics that tell them apart (``tasks.mixture``).
+            tasks: task of each row, for metrics of a mixture (``tasks.mixture``).
         Raises:
-            ValueError: hypotheses and references differ in number, or there are none.
+            ValueError: different numbers of hypotheses and references, or none.
         """
         several = [[r] if isinstance(r, str) else list(r) for r in references]
         if len(several) != len(hypotheses):
@@ -74,7 +74,7 @@ class Metric(ABC):
 
 
 class Mean(Metric):
-    """A metric that is the mean of a value per row, times 100: statistics are (value, 1)."""
+    """A metric that is 100 times the mean of a value per row. Statistics: (value, 1)."""
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
         values = [self.row(h, r) for h, r in zip(hypotheses, references, strict=True)]
@@ -89,17 +89,19 @@ class Mean(Metric):
 
 
 def divide(a: Array, b: Array) -> Array:
-    """a / b, and 0 where b is 0."""
+    """Element-wise a / b, and 0 where b is 0: [...], [...] -> [...]."""
     return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=np.asarray(b) != 0)
 
 
 def need(module: str, package: str) -> Any:
-    """Import an optional library, or say how to install it.
+    """Import an optional library.
 
     Raises:
-        UserError: it is not installed.
+        UserError: it is not installed; the error has the command that installs it.
     """
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"this needs the package '{package}'.", "Run: pip install 'redraft[eval]'") from None
+        raise UserError(
+            f"This needs the package '{package}', which is not installed.", "Run: pip install 'redraft[eval]'"
+        ) from None

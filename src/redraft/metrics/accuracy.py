@@ -1,4 +1,4 @@
-"""Accuracy: the text is the label."""
+"""Accuracy: the generated text equals the label."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redraft.metrics import Mean
 
 @dataclass(frozen=True)
 class Accuracy(Mean):
-    """Per cent of rows whose text equals a reference, apart from case and surrounding white space."""
+    """Per cent of rows whose text equals a reference. Case and white space are ignored."""
 
     name = "accuracy"
     label = "accuracy %"

@@ -1,4 +1,4 @@
-"""Bits per byte: the negative log-likelihood of a text, or its bound, over the UTF-8 bytes of the text."""
+"""Bits per byte: the negative log-likelihood of a text, or a bound on it, per UTF-8 byte."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from redraft.metrics import Array, Metric, divide
 class BitsPerByte(Metric):
     """sum(nats) / (ln 2 * sum(bytes)). Comparable between tokenizers, unlike perplexity per token.
 
-    It is a property of a model and a text, not of a generated text: its statistics (nats, bytes) come from the
-    validation pass, and ``statistics`` refuses texts.
+    It measures a model on given texts, not generated texts: statistics (nats, bytes) come from ``of``, and
+    ``statistics`` raises an error.
     """
 
     name = "bits_per_byte"
@@ -24,11 +24,16 @@ class BitsPerByte(Metric):
     better = -1
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
-        raise TypeError("bits per byte is measured by a model, not on generated text")
+        """Not available.
+
+        Raises:
+            TypeError: always; use ``of``.
+        """
+        raise TypeError("bits per byte needs a model's log-likelihoods, not generated texts")
 
     @staticmethod
     def of(nats: Sequence[float], sizes: Sequence[int]) -> Array:
-        """Statistics [rows, 2] from the nats and the UTF-8 bytes of each row."""
+        """Statistics [rows, 2] from the nats and the number of UTF-8 bytes of each row."""
         return np.stack([np.asarray(nats, dtype=np.float64), np.asarray(sizes, dtype=np.float64)], axis=1)
 
     def combine(self, total: Array) -> Array:

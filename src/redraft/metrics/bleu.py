@@ -33,14 +33,14 @@ class Bleu(Metric):
         return _bleu(total, effective_order=False)
 
     def row_values(self, stats: Array) -> Array:
-        """Sentence BLEU: orders for which a short row has no n-gram are left out of the mean."""
+        """Sentence BLEU, [rows, k] -> [rows]; orders without an n-gram in a short row are left out of the mean."""
         return _bleu(stats, effective_order=True)
 
 
 def _bleu(total: Array, effective_order: bool) -> Array:
     matches, totals = total[..., :ORDER], total[..., ORDER : 2 * ORDER]
     length, reference = total[..., -2], total[..., -1]
-    # exp smoothing: the k-th order without a match counts 1 / 2^k matches
+    # exp smoothing: the k-th order without a match has 1 / 2^k matches
     empty = (matches == 0) & (totals > 0)
     smooth = np.exp2(-np.cumsum(empty, axis=-1))
     precision = divide(np.where(empty, smooth, matches), totals)

@@ -13,7 +13,7 @@ from redraft.metrics import Array, Metric, divide
 
 @dataclass(frozen=True)
 class Chrf(Metric):
-    """F_beta of the mean precision and the mean recall over character n-grams; white space is not counted.
+    """F_beta of the mean precision and the mean recall over character n-grams; white space is ignored.
 
     Statistics of a row: for each order, n-grams of the hypothesis, of the (best) reference, and matches.
     """
@@ -51,6 +51,6 @@ def _ngrams(text: str, order: int) -> list[Counter[str]]:
 def _matches(ours: list[Counter[str]], theirs: list[Counter[str]]) -> Array:
     stats: list[float] = []
     for a, b in zip(ours, theirs, strict=True):
-        # as in sacrebleu: an order that the reference is too short for doesn't count the hypothesis either
+        # As in sacrebleu: an order for which the reference is too short has no n-grams of the hypothesis either.
         stats += [a.total() if b else 0, b.total(), (a & b).total()]
     return np.array(stats, dtype=np.float64)

@@ -1,6 +1,6 @@
 """Diversity of open-ended text: distinct n-grams, unigram entropy, repetition.
 
-None of these is better when higher or lower: compare them with the same number for people's text.
+None of these is better when higher or lower: compare them with the same number for human text.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ KINDS = ("distinct", "entropy", "repetition")
 
 @dataclass(frozen=True)
 class Diversity(Metric):
-    """One of three properties, each a mean over texts, words being runs of non-space.
+    """One of three properties, each a mean over texts. Words are separated by white space.
 
-    distinct: different n-grams / n-grams, in per cent (Li et al. 2016, arXiv:1510.03055). repetition: 100 - distinct,
+    distinct: number of different n-grams / number of n-grams, in per cent
+    (Li et al. 2016, arXiv:1510.03055). repetition: 100 - distinct,
     which at n = 4 is seq-rep-4 (Welleck et al. 2020, arXiv:1908.04319). entropy: of a text's unigrams, in bits; low
-    entropy exposes text whose perplexity is good only because it repeats itself (Zheng et al. 2024, arXiv:2409.02908).
-    References are not used; rows with no n-gram don't count.
+    entropy shows text whose perplexity is low only because it is repetitive (Zheng et al. 2024, arXiv:2409.02908).
+    References are not used; rows without an n-gram are left out.
 
     Raises:
         UserError: unknown kind.
@@ -37,7 +38,7 @@ class Diversity(Metric):
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UserError(f"diversity has no kind '{self.kind}'.", f"Known: {', '.join(KINDS)}.")
+            raise UserError(f"Diversity has no kind '{self.kind}'.", f"Known: {', '.join(KINDS)}.")
 
     @property
     def name(self) -> str:  # type: ignore[override]

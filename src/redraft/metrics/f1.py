@@ -12,7 +12,7 @@ from redraft.metrics.exact_match import normalise
 
 @dataclass(frozen=True)
 class F1(Mean):
-    """Mean over rows of the best reference's F1 between bags of normalised words. Two empty answers agree."""
+    """Mean over rows of the best reference's F1 between bags of normalised words. Two empty answers have F1 = 1."""
 
     name = "f1"
     label = "F1"

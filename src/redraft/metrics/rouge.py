@@ -16,9 +16,10 @@ _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30
 
 
 class UnicodeTokenizer:
-    """Lower-cased words of any script. rouge-score's default drops every letter outside a-z."""
+    """Lower-cased words of any script. rouge-score's default tokenizer drops every letter outside a-z."""
 
     def tokenize(self, text: str) -> list[str]:
+        """The tokens of a text."""
         return _TOKEN.findall(text.lower())
 
 

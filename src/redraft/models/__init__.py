@@ -15,70 +15,76 @@ if TYPE_CHECKING:
     import torch
 
     from redraft.models.parts.backbone import Backbone
-
-
-def name_of(network: Backbone) -> str:
-    """The name that finds a network again: that of its file."""
-    return type(network).__module__.rsplit(".", 1)[-1]
+    from redraft.models.parts.config import NetworkConfig
 
 
 def describe(network: Backbone) -> dict[str, Any]:
-    """Name and shape of a network as plain values; ``empty`` makes the same again."""
-    return {"name": name_of(network), **configs.to_mapping(network.config)}
+    """Name and configuration of a network as plain values; ``empty`` builds the network from them."""
+    return {"name": network.name, **configs.to_mapping(network.config)}
 
 
 def build(shape: Any) -> Backbone:
-    """A new network of a shape: of the file that defines the shape's ``Config``, with its own initial weights."""
-    made: Backbone = find("models", type(shape).__module__.rsplit(".", 1)[-1])(shape)
-    return made
+    """A new network with initial weights; ``shape`` is the ``Config`` of a file in ``models/``."""
+    network: Backbone = find("models", shape.name)(shape)
+    return network
 
 
 def parameters(shape: Any) -> int:
-    """Weights of a network of this shape, without making it."""
+    """Number of weights of a network of this shape, without allocating them."""
     with _without_memory():
         return sum(weight.numel() for weight in build(shape).parameters())
 
 
 def empty(described: Mapping[str, Any], where: str) -> Backbone:
-    """A network without memory for its weights (on the meta device), to be filled from files.
+    """A network on the meta device, whose weights are read from files later; ``described`` is as of ``describe``.
 
     Raises:
-        UserError: no such network, or a shape that it can't have.
+        UserError: an unknown network, or a configuration that isn't valid; ``where`` names the source for messages.
     """
-    made = shape(described, where)
+    config = shape(described, where)
     with _without_memory():
-        return build(made)
+        return build(config)
 
 
 @contextmanager
 def _without_memory() -> Iterator[None]:
-    """Tensors that are made have no memory, and draw no initial values: for that torch would import its compiler."""
+    """New tensors are on the meta device and random initialisation is skipped: there, torch imports its compiler."""
     import torch
     from torch.overrides import TorchFunctionMode
 
-    class Undrawn(TorchFunctionMode):
+    class SkipRandomInit(TorchFunctionMode):
         def __torch_function__(
             self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
             if getattr(function, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
-                return args[0] if args else (kwargs or {})["tensor"]  # torch.nn.init names it
+                return args[0] if args else (kwargs or {})["tensor"]  # torch.nn.init passes it by name
             return function(*args, **(kwargs or {}))
 
-    with torch.device("meta"), Undrawn():
+    with torch.device("meta"), SkipRandomInit():
         yield
 
 
 def shape(described: Mapping[str, Any], where: str) -> Any:
-    """The ``Config`` of a network that was described; errors as of ``empty``."""
+    """The ``Config`` of a network from its name and fields.
+
+    Raises:
+        UserError: an unknown network, or a configuration that isn't valid; ``where`` names the source for messages.
+    """
     fields = dict(described)
     name = fields.pop("name", None)
     if not isinstance(name, str):
-        raise UserError(f"{where}: a network needs a name.", "For example name = 'transformer'.")
-    return configs.build(sys.modules[find("models", name).__module__].Config, fields, where)
+        raise UserError(f"{where}: 'name' of the network is missing.", "For example name = 'transformer'.")
+    return configs.build(config_class(name), fields, where)
+
+
+def config_class(name: str) -> type[NetworkConfig]:
+    """The ``Config`` class of a network, by its name."""
+    found: type[NetworkConfig] = sys.modules[find("models", name).__module__].Config
+    return found
 
 
 def allocate(network: Backbone, dtype: torch.dtype, device: torch.device) -> None:
-    """Give an ``empty`` network memory, of undefined content, in a type and on a device."""
+    """Allocate the weights of an ``empty`` network, uninitialised, with this dtype and on this device."""
     import torch
 
     for module in network.modules():

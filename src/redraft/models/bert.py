@@ -1,23 +1,25 @@
-"""The BERT encoder with its language-modelling head: post-norm, learned positions."""
+"""The BERT encoder with its language-modelling head: post-norm, learned position embeddings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redraft.errors import UserError
-from redraft.models.parts.attention import Attention, Sight, place, see
-from redraft.models.parts.backbone import Backbone, pick
+from redraft.models.parts.attention import Attention, AttentionContext, attention_context, rotary_positions
+from redraft.models.parts.backbone import Backbone, gather_targets
+from redraft.models.parts.config import NetworkConfig
+from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.mlp import Activation, Mlp, activate
-from redraft.models.parts.store import KeyValueStore
+from redraft.models.parts.store import KeyValueView
 from redraft.types import Forward
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NetworkConfig):
     """Shape of a ``Bert``. ``mlp_dim`` of 0 means 4 dim."""
 
     vocab_size: int
@@ -33,12 +35,10 @@ class Config:
 
     shift = 0
     timed = False
-    gated = False  # two matrices in an MLP
-    transform = True  # and one before the vocabulary
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
-            raise UserError(f"model: dim {self.dim} does not split into {self.heads} heads.")
+            raise UserError(f"model: dim = {self.dim} can't be split into {self.heads} heads.", "Change dim or heads.")
 
     @property
     def key_heads(self) -> int:
@@ -60,8 +60,8 @@ class PostNormBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(c.dim, c.norm_eps)
         self.dropout = 0.0
 
-    def forward(self, x: Tensor, sight: Sight, condition: Tensor | None) -> Tensor:
-        x = self.attention_norm(x + self._drop(self.attention(x, sight)))
+    def forward(self, x: Tensor, context: AttentionContext, condition: Tensor | None) -> Tensor:
+        x = self.attention_norm(x + self._drop(self.attention(x, context)))
         return self.mlp_norm(x + self._drop(self.mlp(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class PostNormBlock(nn.Module):
 
 
 class Bert(Backbone):
-    """Devlin et al. 2018 (arXiv:1810.04805). The whole text is the first segment."""
+    """Devlin et al. 2018 (arXiv:1810.04805). The whole sequence is the first segment."""
 
     unrotated: Tensor
 
@@ -87,10 +87,15 @@ class Bert(Backbone):
         self.bias = nn.Parameter(torch.zeros(c.vocab_size))
         self.register_buffer("unrotated", torch.empty(c.max_length, 2, 0, device="cpu"), persistent=False)
 
-    def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
-        """Flat logits [N, V] in the order of ``ask.want >= 0``."""
-        sight = see(ask, self.unrotated, store, restart=False)
-        x = self.embed(ask) + self.positions(place(ask, restart=False).to(self.device))
-        x = pick(self.run(self.embedding_norm(x + self.segments.weight[0]), sight), ask, 0)
+    def forward_cost(self) -> ForwardCost:
+        """As ``Backbone``, plus the transform before the output projection."""
+        cost = super().forward_cost()
+        return replace(cost, prediction=cost.prediction + 2 * matrix_entries(self.transform))
+
+    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """Flat logits [N, V] in the order of ``request.targets >= 0``."""
+        context = attention_context(request, self.unrotated, store, restart=False)
+        x = self.embed(request) + self.positions(rotary_positions(request, restart=False).to(self.device))
+        x = gather_targets(self.run(self.embedding_norm(x + self.segments.weight[0]), context), request, 0)
         x = self.norm(activate(self.transform(x), self.config.activation))
         return F.linear(x, self.embedding.weight if self.head is None else self.head.weight, self.bias)

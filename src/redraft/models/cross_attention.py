@@ -1,35 +1,40 @@
-"""Encoder and decoder: the prompt is read once by a stack of its own; the answer's stack looks at it across."""
+"""Encoder-decoder: an encoder reads the prompt once, and the decoder attends to it by cross-attention."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from redraft.errors import UserError
 from redraft.models import transformer
-from redraft.models.parts.attention import Attention, Sight, mix, see
-from redraft.models.parts.backbone import pick
+from redraft.models.parts.attention import Attention, AttentionContext, attention_context
+from redraft.models.parts.backbone import gather_targets
 from redraft.models.parts.block import Block
+from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.edits import EditRates
-from redraft.models.parts.guess import Guessed
+from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.mlp import SwiGLU
 from redraft.models.parts.norms import RMSNorm
-from redraft.models.parts.positions import rotary_table, rotate
+from redraft.models.parts.positions import rotary_table
+from redraft.models.parts.prompt_attention import DecoderBlock, DecoderContext, EncodedPrompt
+from redraft.models.parts.prompt_split import EncoderInput, check_targets, split_request
 from redraft.models.parts.readout import Readout
-from redraft.models.parts.store import KeyValueStore, Window
+from redraft.models.parts.self_conditioning import SelfConditioningProjection
+from redraft.models.parts.store import KeyValueView, Window
 from redraft.models.parts.time import Modulation, TimeEmbedding
-from redraft.types import Attend, Forward
+from redraft.types import CleanStream, Forward, QueryMask
 
 _LEAST = {"vocab_size": 1, "dim": 1, "encoder_layers": 1, "layers": 1, "heads": 1, "kv_heads": 0, "mlp_dim": 0}
 _LEAST |= {"max_length": 1}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NetworkConfig):
     """Shape of a ``CrossAttention``. ``kv_heads`` and ``mlp_dim`` of 0 mean heads, and 8/3 dim rounded up to 32."""
 
     vocab_size: int
@@ -44,33 +49,38 @@ class Config:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     tied: bool = True
-    timed: bool = False  # the decoder is told the time; the encoder's work never depends on it
-    shift: int = 0  # the logits of position p stand at p - shift (autoregressive 1)
-    edits: bool = False  # predicts log-rates of edits (``parts.edits``), and not tokens
-    guess: bool = False  # is told what it predicted before (``parts.guess``)
+    timed: bool = False  # the decoder is conditioned on time; the encoder never is
+    shift: int = 0  # the logits of position p are computed at p - shift (autoregressive: 1)
+    edits: bool = False  # predicts log-rates of edits instead of tokens (``parts.edits``)
+    self_conditioning: bool = False  # self-conditioning: reads the previous prediction (``parts.self_conditioning``)
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise UserError(f"model: {name} = {getattr(self, name)} must be at least {least}.")
         if self.dim % self.heads or self.head_width % 2:
-            raise UserError(f"model: dim {self.dim} does not split into {self.heads} heads of even width.")
+            raise UserError(
+                f"model: dim = {self.dim} can't be split into {self.heads} heads of even width.", "Change dim or heads."
+            )
         if self.edits and not self.tied:
-            raise UserError("model: edits are read off the embedding.", "Set tied to true.")
+            raise UserError("model: edits need an output projection tied to the embedding.", "Set tied to true.")
         if self.heads % self.key_heads:
-            raise UserError(f"model: heads {self.heads} is not a multiple of kv_heads {self.kv_heads}.")
+            raise UserError(
+                f"model: heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}.", "Change one of them."
+            )
 
     @classmethod
     def matching(cls, other: transformer.Config) -> Config:
-        """Half of a transformer's layers as encoder, half as decoder, its width kept, at an equal number of weights.
+        """An encoder and a decoder with half of a transformer's layers each, of the same width and number of weights.
 
-        Cross-attention adds 2 D (D + Dkv) + D weights a layer; as many are taken from the MLPs of all layers.
+        Cross-attention adds 2 D (D + Dkv) + D weights per decoder layer; the MLPs of all layers are narrowed to
+        compensate.
 
         Raises:
-            UserError: a transformer of one layer, which can't be halved.
+            UserError: a transformer with a single layer.
         """
         if other.layers < 2:
-            raise UserError("an encoder and a decoder need a layer each, the shape has one.", "Take a larger preset.")
+            raise UserError("Encoder and decoder need at least one layer each.", "Choose a larger preset.")
         first = other.layers // 2
         key_dim = other.head_width * other.key_heads
         added = (other.layers - first) * (2 * other.dim * (other.dim + key_dim) + other.dim)
@@ -103,106 +113,17 @@ class Config:
         return self.mlp_dim or -(-self.dim * 8 // 3 // 32) * 32
 
 
-@dataclass
-class Memory:
-    """What every cross-attention of one pass shares. P: positions of the longest prompt that the encoder reads."""
-
-    encoded: Tensor | None  # [R', P, D] what the encoder made of prompts; None: their keys are all in the store
-    table: Tensor | None  # [1, P, 2, Dh / 2] rotations of its keys
-    mask: Tensor | None  # [R, 1, 1 or Q, P] bool; None: every query sees all
-    some: Tensor | None  # [R, 1, 1] 1 where there is a prompt to look at, else 0; None: everywhere
-    store: KeyValueStore | None
-    write: Window | None  # where the keys of the R' encoded prompts go
-    read: Window | None  # whence those of all rows come
-
-
-@dataclass
-class Looking(Sight):
-    """What the decoder sees: itself, as any transformer does, and the prompt (None: there is none)."""
-
-    memory: Memory | None = None
-
-
-class Cross(nn.Module):
-    """Attention from the answer to the encoded prompt (Vaswani et al. 2017, arXiv:1706.03762, 3.2.3).
-
-    Queries are rotated by their place in the answer and keys by theirs in the prompt, so that distance along the two
-    texts counts, as it does between answer and prompt of a ``Transformer`` that restarts its positions.
-    """
-
-    def __init__(self, c: Config, layer: int) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim, self.layer = c.heads, c.key_heads, c.head_width, layer
-        self.query = nn.Linear(c.dim, self.heads * self.head_dim, bias=False)
-        self.key_value = nn.Linear(c.dim, 2 * self.kv_heads * self.head_dim, bias=False)
-        self.out = nn.Linear(self.heads * self.head_dim, c.dim, bias=False)
-        self.q_norm = RMSNorm(self.head_dim, c.norm_eps) if c.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, c.norm_eps) if c.qk_norm else None
-
-    def forward(self, x: Tensor, table: Tensor, memory: Memory) -> Tensor:
-        rows, width, _ = x.shape
-        query = self.query(x).view(rows, width, -1, self.head_dim)
-        if self.q_norm is not None:
-            query = self.q_norm(query)
-        query = rotate(query, table).transpose(1, 2)
-        keys, values = self._keys(memory)
-        mixed = mix(query, keys, values, memory.mask)
-        y: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, width, -1))
-        return y if memory.some is None else y * memory.some
-
-    def _keys(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Keys and values of the prompts, [R, Hk, P, Dh] each: computed from what was encoded, or kept."""
-        pair: Tensor | None = None
-        if memory.encoded is not None and memory.table is not None:
-            rows, width, _ = memory.encoded.shape
-            key, value = self.key_value(memory.encoded).view(rows, width, -1, self.head_dim).chunk(2, 2)
-            key = rotate(key if self.k_norm is None else self.k_norm(key), memory.table)
-            pair = torch.stack([key, value]).transpose(2, 3)
-        if memory.store is None:
-            assert pair is not None
-            return pair[0], pair[1]
-        if pair is not None and memory.write is not None:
-            memory.store.put(self.layer, memory.write, pair)
-        assert memory.read is not None
-        return memory.store.get(self.layer, memory.read)
-
-
-class DecoderBlock(Block):
-    """Self-attention, cross-attention, MLP.
-
-    The time, where it is told, modulates the first and the last; cross-attention it leaves alone (as in PixArt-alpha,
-    Chen et al. 2023, arXiv:2310.00426).
-    """
-
-    attention: Attention
-
-    def __init__(self, c: Config, layer: int) -> None:
-        super().__init__(
-            RMSNorm(c.dim, c.norm_eps),
-            Attention(c.dim, c.heads, c.key_heads, c.qk_norm, c.norm_eps, layer),
-            RMSNorm(c.dim, c.norm_eps),
-            SwiGLU(c.dim, c.hidden),
-            Modulation(c.dim, 6) if c.timed else None,
-        )
-        self.cross_norm, self.cross = RMSNorm(c.dim, c.norm_eps), Cross(c, layer)
-
-    def between(self, x: Tensor, sight: Sight) -> Tensor:
-        if not isinstance(sight, Looking) or sight.memory is None:
-            return x
-        return x + self._drop(self.cross(self.cross_norm(x), sight.table, sight.memory))
-
-
 class CrossAttention(Readout):
-    """The transformer of Vaswani et al. 2017 (arXiv:1706.03762) with today's parts: RoPE, RMSNorm, SwiGLU.
+    """The transformer of Vaswani et al. 2017 (arXiv:1706.03762) with RoPE, RMSNorm and SwiGLU.
 
-    It serves every family: what the decoder sees of itself is decided by the request. A masked decoder over an encoder
-    is the network of Mask-Predict (Ghazvininejad et al. 2019, arXiv:1904.09324), a causal one that of an
-    encoder-decoder language model.
+    It works with every family: the request determines the self-attention of the decoder. With a masked decoder it is
+    the network of Mask-Predict (Ghazvininejad et al. 2019, arXiv:1904.09324), with a causal one an encoder-decoder
+    language model.
 
-    The encoder reads an isolated prompt but for its last token, the separator, which is the decoder's first position:
-    there the first token of an autoregressive answer is predicted, or the length of another. Keys and values of an
-    encoded position, one pair for each layer of the decoder, take its cell of the key-value store, so that under an
-    exact cache the encoder runs once for a text. A request without a prompt runs the decoder alone.
+    The encoder reads an isolated prompt without its last token, the separator. The separator is the decoder's first
+    position, which predicts the first token of an autoregressive answer, or the length of other answers. The keys and
+    values of an encoded position, one pair per decoder layer, are stored at this position of the key-value store, so
+    that with an exact cache the encoder runs once per sequence. A request without a prompt runs only the decoder.
     """
 
     rotary: Tensor
@@ -228,7 +149,7 @@ class CrossAttention(Readout):
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.head = None if c.tied else nn.Linear(c.dim, c.vocab_size, bias=False)
         self.edits = EditRates(c.dim) if c.edits else None
-        self.guess = Guessed(c.dim) if c.guess else None
+        self.self_conditioning = SelfConditioningProjection(c.dim) if c.self_conditioning else None
         self.time = TimeEmbedding(c.dim) if c.timed else None
         self.final_modulation = Modulation(c.dim, 2) if c.timed else None
         table = rotary_table(c.max_length, c.head_width, c.rope_theta)
@@ -236,7 +157,7 @@ class CrossAttention(Readout):
         self._initialise()
 
     def _initialise(self) -> None:
-        """As ``Transformer``: Normal(0, 0.02), residual outputs scaled by the square root of their number."""
+        """As ``Transformer``: normal(0, 0.02); outputs of n residual branches are scaled by 1/sqrt(n)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
@@ -251,134 +172,90 @@ class CrossAttention(Readout):
             if isinstance(module, Modulation):
                 nn.init.zeros_(module.project.weight)
                 if module.parts == 6:
-                    with torch.no_grad():  # gates begin at one: a plain transformer
+                    with torch.no_grad():  # gates start at one: an ordinary transformer
                         module.project.bias.view(6, -1)[[2, 5]] = 1.0
 
-    def every_block(self) -> Iterator[nn.Module]:
+    def forward_cost(self) -> ForwardCost:
+        """Operations of the decoder; and per prompt position, of the encoder and of the keys of cross-attention."""
+        cost, encoders = super().forward_cost(), list(self.encoder)
+        cross: list[Any] = [block.cross for block in self.blocks]
+        entries = matrix_entries(*encoders, *(part.key_value for part in cross))
+        return replace(
+            cost,
+            position=cost.position + 2 * matrix_entries(*(part for c in cross for part in (c.query, c.out))),
+            encoder_position=2 * entries,
+            encoder_pair=4 * len(encoders) * self.config.dim,
+        )
+
+    def all_blocks(self) -> Iterator[nn.Module]:
+        """The blocks of the encoder and of the decoder."""
         return chain(self.encoder, self.blocks)
 
-    def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
-        """Flat logits [N, V] in the order of ``ask.want >= 0``.
+    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """Flat logits [N, V] in the order of ``request.targets >= 0``.
 
         Raises:
-            ValueError: a prediction is wanted within a prompt, where the decoder doesn't stand.
+            ValueError: a target position is within a prompt, which the decoder doesn't run.
         """
-        check(ask, self.config.shift)
-        begin, source, answer = split(ask)
-        memory = None if begin is None else self.memory(ask, begin, source, answer, store, self.encode)
-        sight = self.sight(answer, begin, store, memory)
-        condition = self.condition(ask)
-        x = self.run(self.embed(answer), sight, condition)
-        return self.predict(pick(x, answer, self.config.shift), ask, condition)
+        check_targets(request, self.config.shift)
+        begin, source, answer = split_request(request, store is not None)
+        prompt = None if begin is None else self.encode_prompts(request, begin, source, answer, store, self.encode)
+        context = self.decoder_context(answer, begin, store, prompt)
+        condition = self.condition(request)
+        x = self.run(self.embed(answer), context, condition)
+        return self.predict(gather_targets(x, answer, self.config.shift), request, condition)
 
-    def sight(
-        self, answer: Forward, begin: Tensor | None, store: KeyValueStore | None, memory: Memory | None
-    ) -> Looking:
-        """The decoder's view of itself; it counts its positions from its own beginning."""
-        if begin is None or store is None or answer.mask is not None or answer.clean is not None:
-            seen = see(answer, self.rotary, store, False)
+    def decoder_context(
+        self, answer: Forward, begin: Tensor | None, store: KeyValueView | None, prompt: EncodedPrompt | None
+    ) -> DecoderContext:
+        """Self-attention of the decoder, whose position numbers start at ``begin`` [R], and the encoded prompt."""
+        if begin is None or store is None or answer.find(QueryMask) or answer.find(CleanStream):
+            context = attention_context(answer, self.rotary, store, False)
         else:
             window = store.window(answer, begin)
-            seen = Sight(self.rotary[:1][None], window.mask, False, store, window)
+            context = AttentionContext(self.rotary[:1][None], window.mask, False, store, window)
         if begin is not None:
             at = (answer.streams[1] - begin[:, None]).clamp(min=0)
-            seen.table = self.rotary[at.to(self.rotary.device)]
-        return Looking(**vars(seen), memory=memory)
+            context.table = self.rotary[at.to(self.rotary.device)]
+        return DecoderContext(**vars(context), prompt=prompt)
 
-    def memory(
+    def encode_prompts(
         self,
-        ask: Forward,
+        request: Forward,
         begin: Tensor,
-        source: Source | None,
+        source: EncoderInput | None,
         answer: Forward,
-        store: KeyValueStore | None,
+        store: KeyValueView | None,
         encode: Callable[[Forward], Tensor],
-    ) -> Memory | None:
-        """Encode what the request has of prompts, and see to it that every row finds its own."""
+    ) -> EncodedPrompt | None:
+        """Encode the prompt positions that the request runs, and prepare cross-attention to the prompts of all rows.
+
+        ``begin`` [R] is the first position of each row's decoder. None if all prompts are empty.
+        """
         longest = int(begin.max())
         if longest == 0:
             return None
         device = self.device
         columns = torch.arange(longest, device=begin.device)
         visible = columns < begin[:, None]  # [R, P]
-        some = begin > 0
-        mask = None if bool(visible.all()) else (visible | ~some[:, None])[:, None, None].to(device)
-        if answer.mask is not None and source is not None:  # rows and columns of the request's own mask
-            mask = (source.seen | ~source.seen.any(2, keepdim=True))[:, None].to(device)
-        weight = None if bool(some.all()) else some[:, None, None].to(device, self.embedding.weight.dtype)
-        encoded = None if source is None else encode(source.ask)
+        has_prompt = begin > 0
+        mask = None if bool(visible.all()) else (visible | ~has_prompt[:, None])[:, None, None].to(device)
+        if answer.find(QueryMask) is not None and source is not None:  # rows and columns of the request's mask
+            mask = (source.visible | ~source.visible.any(2, keepdim=True))[:, None].to(device)
+        weight = None if bool(has_prompt.all()) else has_prompt[:, None, None].to(device, self.embedding.weight.dtype)
+        encoded = None if source is None else encode(source.request)
         table = self.rotary[None, :longest] if encoded is None else self.rotary[None, : encoded.shape[1]]
         if store is None:
-            return Memory(encoded, table, mask, weight, None, None, None)
-        assert ask.slot is not None
+            return EncodedPrompt(encoded, table, mask, weight, None, None, None)
         write: Window | None = None
         if source is not None:
-            assert source.ask.slot is not None
-            write = Window(*store.place(source.ask.slot, source.ask.pos), 0, None)
-        rows, cells = store.place(ask.slot, columns[None].expand(len(begin), -1))
-        return Memory(encoded, table, mask, weight, store, write, Window(rows, cells, longest, None))
+            slots = store.slots if source.rows is None else store.slots[source.rows]
+            write = Window(*store.store.place(slots, source.request.positions), 0, None)
+        rows, positions = store.store.place(store.slots, columns[None].expand(len(begin), -1))
+        return EncodedPrompt(encoded, table, mask, weight, store, write, Window(rows, positions, longest, None))
 
     def encode(self, source: Forward) -> Tensor:
-        """[R', P] tokens of prompts, each seeing all of its own -> [R', P, D]."""
-        sight = see(source, self.rotary, None, False)
-        encoded: Tensor = self.encoder_norm(self.run(self.embed(source), sight, blocks=self.encoder))
+        """Run the encoder with full attention on prompts [R', P] -> [R', P, D]."""
+        context = attention_context(source, self.rotary, None, False)
+        encoded: Tensor = self.encoder_norm(self.run(self.embed(source), context, blocks=self.encoder))
         return encoded
-
-
-@dataclass(frozen=True)
-class Source:
-    """The part of a request that the encoder reads."""
-
-    ask: Forward  # of the rows that have any of it where there is a store, else of all
-    seen: Tensor  # [R, Q, P] bool: which of its positions the decoder's queries see by the request's mask; else empty
-
-
-def split(ask: Forward) -> tuple[Tensor | None, Source | None, Forward]:
-    """Where each row's decoder begins [R] (None: there are no prompts), what the encoder reads, the decoder's request.
-
-    Either part has its positions moved together, in their order, and padding after them.
-    """
-    if ask.prompt is None:
-        return None, None, ask
-    begin = ask.prompt - 1
-    inside = (ask.pos >= 0) & (ask.pos < begin[:, None])
-    if not bool(inside.any()):
-        return begin, None, ask
-    theirs, ours = _columns(inside), _columns((ask.pos >= 0) & ~inside)
-    answer = replace(ask, x=ask.x.gather(1, ours[0]), pos=_positions(ask, *ours))
-    if ask.cell is not None:
-        answer.cell = torch.where(ours[1], ask.cell.gather(1, ours[0]), -1)
-    seen = inside[:, :0, None]
-    if ask.mask is not None:
-        mine = ask.mask.gather(1, ours[0][:, :, None].expand(-1, -1, ask.mask.shape[2]))
-        seen = mine.gather(2, theirs[0][:, None].expand(-1, mine.shape[1], -1)) & theirs[1][:, None]
-        own = mine.gather(2, ours[0][:, None].expand(-1, mine.shape[1], -1)) & ours[1][:, None]
-        answer.mask = own | ~ours[1][:, :, None]  # padding sees something: no NaN
-    source = Forward(
-        x=ask.x.gather(1, theirs[0]), pos=_positions(ask, *theirs), want=ask.want[:, :0], attend=Attend("full")
-    )
-    if ask.slot is not None and ask.read is not None:
-        some = inside.any(1)
-        source.x, source.pos, source.slot = source.x[some], source.pos[some], ask.slot[some]
-    return begin, Source(source, seen), answer
-
-
-def _columns(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns marked in ``keep`` [R, Q] at the front of each row, and which of these are real: [R, K] each."""
-    count = keep.sum(1)
-    width = max(1, int(count.max()))
-    order = torch.sort((~keep).to(torch.int8), dim=1, stable=True).indices[:, :width]
-    return order, torch.arange(width, device=keep.device) < count[:, None]
-
-
-def _positions(ask: Forward, columns: Tensor, real: Tensor) -> Tensor:
-    return torch.where(real, ask.pos.gather(1, columns), -1)
-
-
-def check(ask: Forward, shift: int) -> None:
-    """Raises ValueError for a request that wants a prediction within a prompt."""
-    if ask.prompt is None or ask.want.device.type != "cpu":  # elsewhere looking would make the host wait
-        return
-    moved = shift if ask.shift is None else ask.shift
-    if bool(((ask.want >= 0) & (ask.about - moved < ask.prompt[:, None] - 1)).any()):
-        raise ValueError("this network predicts nothing within a prompt")

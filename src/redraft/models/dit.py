@@ -1,4 +1,4 @@
-"""The diffusion transformer of MDLM, SEDD and BD3-LM: every block is shifted, scaled and gated by the noise."""
+"""The diffusion transformer of MDLM, SEDD and BD3-LM: adaptive layer norm by the noise level in every block."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from redraft.errors import UserError
-from redraft.models.parts.attention import Attention, see
-from redraft.models.parts.backbone import Backbone, pick
+from redraft.models.parts.attention import Attention, attention_context
+from redraft.models.parts.backbone import Backbone, gather_targets
 from redraft.models.parts.block import Block
+from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.mlp import Mlp
 from redraft.models.parts.positions import rotary_table
-from redraft.models.parts.store import KeyValueStore
+from redraft.models.parts.store import KeyValueView
 from redraft.models.parts.time import Modulation, TimeEmbedding
 from redraft.types import Forward
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NetworkConfig):
     """Shape of a ``Dit``.
 
-    ``noise`` says what total noise sigma(t) = -log alpha(t) the network is told: that of the ``linear`` schedule
-    (alpha = 1 - (1 - epsilon) t), of the ``geometric`` one (sigma_min^(1 - t) sigma_max^t), or ``none``: 0 at any time.
+    ``noise`` defines the total noise sigma(t) = -log alpha(t) that the network is conditioned on: that of the
+    ``linear`` schedule (alpha = 1 - (1 - epsilon) t), of the ``geometric`` schedule (sigma_min^(1 - t) sigma_max^t), or
+    ``none``: 0 at all times.
     """
 
     vocab_size: int
@@ -38,16 +40,17 @@ class Config:
     epsilon: float = 1e-3
     sigma_min: float = 1e-4
     sigma_max: float = 20.0
-    score: Literal["none", "absorbing", "uniform"] = "none"  # answers are scores for that noise (``Dit.scores``)
-    scale_by_sigma: bool = False  # they were learned relative to 1 / ((e^sigma - 1) (V - 1))
+    score: Literal["none", "absorbing", "uniform"] = "none"  # outputs are scores for this noise (``Dit.scores``)
+    scale_by_sigma: bool = False  # scores were trained relative to 1 / ((e^sigma - 1) (V - 1))
 
     shift = 0
     tied = False
-    gated = False  # two matrices in an MLP
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
-            raise UserError(f"model: dim {self.dim} does not split into {self.heads} heads of even width.")
+            raise UserError(
+                f"model: dim = {self.dim} can't be split into {self.heads} heads of even width.", "Change dim or heads."
+            )
 
     @property
     def timed(self) -> bool:
@@ -88,35 +91,39 @@ class Dit(Backbone):
         table = rotary_table(c.max_length, c.dim // c.heads, 10_000.0)
         self.register_buffer("rotary", table, persistent=False)
 
-    def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
-        """Flat logits [N, V], or scores, in the order of ``ask.want >= 0``."""
-        sigma = self.sigma(ask)
+    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """Flat logits [N, V], or scores, in the order of ``request.targets >= 0``."""
+        sigma = self.sigma(request)
         condition = self.time(sigma)
-        x = self.run(self.embed(ask), see(ask, self.rotary, store, restart=False), condition)
-        row = (ask.want >= 0).nonzero()[:, 0].to(self.device)
+        x = self.run(self.embed(request), attention_context(request, self.rotary, store, restart=False), condition)
+        row = (request.targets >= 0).nonzero()[:, 0].to(self.device)
         shift, scale = (part[row, 0] for part in self.final_modulation(condition))
-        logits = self.head(torch.addcmul(shift, self.norm(pick(x, ask, 0)), 1 + scale))
-        return logits if self.config.score == "none" else self.scores(logits, ask, sigma[row])
+        logits = self.head(torch.addcmul(shift, self.norm(gather_targets(x, request, 0)), 1 + scale))
+        return logits if self.config.score == "none" else self.scores(logits, request, sigma[row])
 
-    def sigma(self, ask: Forward) -> Tensor:
-        """[R] the noise that the network is told."""
+    def sigma(self, request: Forward) -> Tensor:
+        """The noise level sigma(t) [R] that the network is conditioned on.
+
+        Raises:
+            ValueError: the network needs a time and the request has none.
+        """
         c = self.config
         if not c.timed:
-            return torch.zeros(len(ask.x), device=self.device)
-        if ask.t is None:
-            raise ValueError("this network is conditioned on time, but the request carries no t")
-        t = ask.t.to(self.device).float()
+            return torch.zeros(len(request.tokens), device=self.device)
+        if request.time is None:
+            raise ValueError("This network is conditioned on time, but the request has no time.")
+        t = request.time.to(self.device).float()
         if c.noise == "linear":
             return -torch.log1p(-(1 - c.epsilon) * t)
         return c.sigma_min ** (1 - t) * c.sigma_max**t
 
-    def scores(self, logits: Tensor, ask: Forward, sigma: Tensor) -> Tensor:
-        """SEDD's outputs in the terms of ``objectives.score``. [N, V], ``sigma`` [N] -> [N, V].
+    def scores(self, logits: Tensor, request: Forward, sigma: Tensor) -> Tensor:
+        """Convert SEDD's outputs to the parameterisation of ``objectives.score``: [N, V], ``sigma`` [N] -> [N, V].
 
-        Absorbing: f with scores exp(f) / ((e^sigma - 1) (V - 1)). Uniform: log-scores, that of the current token 0.
+        Absorbing: f with scores exp(f) / ((e^sigma - 1) (V - 1)). Uniform: log-scores, with 0 for the current token.
         """
         size = (torch.expm1(sigma).log() + math.log(logits.shape[-1] - 1))[:, None].to(logits.dtype)
         if self.config.score == "absorbing":
             return logits if self.config.scale_by_sigma else logits + size
-        own = pick(ask.x[..., None], ask, 0).to(logits.device)
+        own = gather_targets(request.tokens[..., None], request, 0).to(logits.device)
         return (logits - size if self.config.scale_by_sigma else logits).scatter(1, own, 0.0)

@@ -1,4 +1,4 @@
-"""A transformer that reads noisy token embeddings and predicts the tokens."""
+"""A transformer that reads noisy token embeddings and predicts tokens."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ from torch.nn import functional as F
 
 from redraft.models import transformer
 from redraft.models.parts.denoiser import Denoiser
-from redraft.models.parts.store import KeyValueStore
-from redraft.types import Forward
+from redraft.models.parts.store import KeyValueView
+from redraft.types import Forward, VectorQuery
 
 
 @dataclass(frozen=True)
 class Config(transformer.Config):
-    """Shape of an ``EmbeddingTransformer``: that of a transformer, and the width Z of the embeddings that get noise."""
+    """Shape of an ``EmbeddingTransformer``: that of a transformer, and the width Z of the diffused embeddings."""
 
     width: int = 64
 
+    @property
+    def vectors(self) -> tuple[int, int, bool]:
+        return self.width, 1, True
+
 
 class EmbeddingTransformer(Denoiser):
-    """Vectors are learned token embeddings e_v of length sqrt(Z), a variance of 1; the prediction is p(token | z).
+    """Vectors are learned token embeddings e_v of length sqrt(Z), so of variance 1; the prediction is p(token | z).
 
-    Its clean vector is the mean sum_v p_v e_v (CDCD's score interpolation, Dieleman et al. 2022, arXiv:2211.15089).
-    Embeddings of a fixed length can't run away from the noise. Given tokens keep an embedding of their own.
+    The predicted clean vector is the mean sum_v p_v e_v (score interpolation of CDCD, Dieleman et al. 2022,
+    arXiv:2211.15089). Because the length is fixed, embeddings can't grow to outweigh the noise. Tokens without noise
+    use a separate embedding.
     """
 
     def __init__(self, config: Config) -> None:
@@ -35,17 +40,18 @@ class EmbeddingTransformer(Denoiser):
         nn.init.normal_(self.vectors.weight)
 
     def table(self) -> Tensor:
-        """[V, Z]"""
+        """The embeddings [V, Z] that noise is added to."""
         return F.normalize(self.vectors.weight, dim=-1) * self.config.width**0.5
 
     def expected(self, log_p: Tensor) -> Tensor:
-        """The mean vector [N, Z] of tokens with these log-probabilities [N, V]."""
+        """The expected embedding [N, Z] of tokens with log-probabilities [N, V]."""
         return log_p.to(self.vectors.weight).exp() @ self.table()
 
-    def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
-        if ask.vectors is not None and ask.vectors.kind == "encode":
-            row, column = (ask.want >= 0).nonzero(as_tuple=True)
-            ids = torch.zeros(len(ask.pos), int(ask.pos.max()) + 2, dtype=torch.int64)
-            ids.scatter_(1, torch.where(ask.pos < 0, ids.shape[1] - 1, ask.pos), ask.x)
-            return F.embedding(ids[row, ask.want[row, column]].to(self.device), self.table())
-        return F.linear(self.states(ask, store), self.embedding.weight)
+    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        query = request.find(VectorQuery)
+        if query is not None and query.kind == "encode":
+            row, column = (request.targets >= 0).nonzero(as_tuple=True)
+            ids = torch.zeros(len(request.positions), int(request.positions.max()) + 2, dtype=torch.int64)
+            ids.scatter_(1, torch.where(request.positions < 0, ids.shape[1] - 1, request.positions), request.tokens)
+            return F.embedding(ids[row, request.targets[row, column]].to(self.device), self.table())
+        return F.linear(self.states(request, store), self.embedding.weight)

@@ -1,4 +1,4 @@
-"""The GPT-2 network: LayerNorm, learned positions, biases, GELU."""
+"""The GPT-2 network: LayerNorm, learned position embeddings, biases, GELU."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redraft.errors import UserError
-from redraft.models.parts.attention import Attention, place, see
-from redraft.models.parts.backbone import Backbone, pick
+from redraft.models.parts.attention import Attention, attention_context, rotary_positions
+from redraft.models.parts.backbone import Backbone, gather_targets
 from redraft.models.parts.block import Block
+from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.mlp import Activation, Mlp
-from redraft.models.parts.store import KeyValueStore
+from redraft.models.parts.store import KeyValueView
 from redraft.types import Forward
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NetworkConfig):
     """Shape of a ``Gpt``. ``mlp_dim`` of 0 means 4 dim."""
 
     vocab_size: int
@@ -34,11 +35,10 @@ class Config:
     shift: int = 1
 
     timed = False
-    gated = False  # two matrices in an MLP
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
-            raise UserError(f"model: dim {self.dim} does not split into {self.heads} heads.")
+            raise UserError(f"model: dim = {self.dim} can't be split into {self.heads} heads.", "Change dim or heads.")
 
     @property
     def key_heads(self) -> int:
@@ -50,7 +50,7 @@ class Config:
 
 
 class Gpt(Backbone):
-    """Pre-norm transformer of Radford et al. 2019."""
+    """The pre-norm transformer of Radford et al. 2019."""
 
     unrotated: Tensor
 
@@ -72,9 +72,9 @@ class Gpt(Backbone):
         self.head = None if c.tied else nn.Linear(c.dim, c.vocab_size, bias=False)
         self.register_buffer("unrotated", torch.empty(c.max_length, 2, 0, device="cpu"), persistent=False)
 
-    def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
-        """Flat logits [N, V] in the order of ``ask.want >= 0``."""
-        sight = see(ask, self.unrotated, store, restart=False)
-        x = self.embed(ask) + self.positions(place(ask, restart=False).to(self.device))
-        x = self.norm(pick(self.run(x, sight), ask, self.config.shift))
+    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """Flat logits [N, V] in the order of ``request.targets >= 0``."""
+        context = attention_context(request, self.unrotated, store, restart=False)
+        x = self.embed(request) + self.positions(rotary_positions(request, restart=False).to(self.device))
+        x = self.norm(gather_targets(self.run(x, context), request, self.config.shift))
         return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)

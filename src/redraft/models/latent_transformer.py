@@ -1,4 +1,4 @@
-"""A transformer that takes noise off the vectors of a text autoencoder, with the autoencoder itself."""
+"""A transformer that denoises the vectors of a text autoencoder, together with the autoencoder."""
 
 from __future__ import annotations
 
@@ -12,37 +12,48 @@ from redraft.errors import UserError
 from redraft.models import transformer
 from redraft.models.parts.autoencoder import Autoencoder
 from redraft.models.parts.denoiser import Denoiser
-from redraft.models.parts.store import KeyValueStore
-from redraft.types import Forward
+from redraft.models.parts.store import KeyValueView
+from redraft.types import Forward, VectorQuery
 
-_TOGETHER = 32  # windows that are encoded at a time where no gradient is kept
-_FILL = 0  # what stands behind a text's end in its last window
+_ENCODED_AT_ONCE = 32  # windows per encoder call when no gradient is needed
+_FILL = 0  # token after the end of a sequence in its last window
 
 
 @dataclass(frozen=True)
 class Config(transformer.Config):
-    """Shape of a ``LatentTransformer``: that of its denoiser, and of the autoencoder beside it."""
+    """Shape of a ``LatentTransformer``: that of its denoiser and of its autoencoder."""
 
     width: int = 64  # Z, at most dim
-    ratio: int = 4  # tokens a vector
-    window: int = 16  # tokens that the autoencoder sees together
+    ratio: int = 4  # tokens per vector
+    window: int = 16  # tokens that the autoencoder processes together
     auto_dim: int = 80
-    auto_layers: int = 1  # of the encoder, and of the decoder
+    auto_layers: int = 1  # layers of the encoder, and of the decoder
+
+    @property
+    def vectors(self) -> tuple[int, int, bool]:
+        return self.width, self.ratio, False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.width <= self.dim:
-            raise UserError(f"model: vectors of width {self.width} do not fit a network of width {self.dim}.")
+            raise UserError(
+                f"model: width = {self.width} must be between 1 and dim = {self.dim}.", "Change one of them."
+            )
         if self.ratio < 1 or self.window % self.ratio:
-            raise UserError(f"model: window = {self.window} is not a multiple of ratio = {self.ratio}.")
+            raise UserError(
+                f"model: window = {self.window} is not a multiple of ratio = {self.ratio}.", "Change one of them."
+            )
         if self.auto_dim < 2 or self.auto_dim % (2 * max(1, self.auto_dim // 32)):
-            raise UserError(f"model: auto_dim = {self.auto_dim} must be a multiple of 32, or even and below.")
+            raise UserError(
+                f"model: auto_dim = {self.auto_dim} can't be split into heads of even width.",
+                "Use a multiple of 32, or an even number below 64.",
+            )
 
 
 class LatentTransformer(Denoiser):
-    """Latent diffusion (LD4LG, Lovelace et al. 2022, arXiv:2212.09462): K = L / ratio vectors for a text of L tokens.
+    """Latent diffusion (LD4LG, Lovelace et al. 2022, arXiv:2212.09462): K = L / ratio vectors for L tokens.
 
-    The vectors stand behind the tokens of the prompt, which is isolated; their prediction is v, [N, Z].
+    The vectors follow the tokens of the prompt, which is isolated; the network predicts their v, [N, Z].
     """
 
     def __init__(self, config: Config) -> None:
@@ -52,72 +63,73 @@ class LatentTransformer(Denoiser):
         self.initialise()
         self.autoencoder.initialise()
 
-    def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
-        if ask.vectors is None:
-            return F.linear(self.states(ask, store), self.embedding.weight)
-        if ask.vectors.kind == "encode":
-            return self._encode(ask)
-        if ask.vectors.kind == "decode":
-            return self._decode(ask)
-        return self._predict(ask, store)
+    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        query = request.find(VectorQuery)
+        if query is None:
+            return F.linear(self.states(request, store), self.embedding.weight)
+        if query.kind == "encode":
+            return self._encode(request)
+        if query.kind == "decode":
+            return self._decode(request)
+        return self._predict(request, store)
 
-    def _predict(self, ask: Forward, store: KeyValueStore | None) -> Tensor:
-        """v [N, Z]. Where lengths are wanted too, their logits stand in the first columns of wider rows."""
-        states, start = self.states(ask, store), _start(ask)
-        number = (ask.want - start[:, None] < 0)[ask.want >= 0]
-        if not bool(number.any()):
+    def _predict(self, request: Forward, store: KeyValueView | None) -> Tensor:
+        """v [N, Z]. If lengths are requested too, rows are wider and their first columns are the lengths' logits."""
+        states, start = self.states(request, store), _start(request)
+        is_length = (request.targets - start[:, None] < 0)[request.targets >= 0]
+        if not bool(is_length.any()):
             out: Tensor = self.write(states)
             return out
-        place = number.nonzero()[:, 0].to(self.device)
+        place = is_length.nonzero()[:, 0].to(self.device)
         lengths = F.linear(states[place], self.embedding.weight[: self.config.max_length + 1])
         wide = max(self.config.width, lengths.shape[1])
         whole = F.pad(self.write(states), (0, wide - self.config.width))
         return whole.index_copy(0, place, F.pad(lengths, (0, wide - lengths.shape[1]), value=-torch.inf).to(whole))
 
-    def _encode(self, ask: Forward) -> Tensor:
-        """The vectors [N, Z] wanted, of the tokens from the prompt's end on."""
-        c, start = self.config, _start(ask)
-        offset = ask.pos - start[:, None]
+    def _encode(self, request: Forward) -> Tensor:
+        """The requested vectors [N, Z] of the tokens after the prompt."""
+        c, start = self.config, _start(request)
+        offset = request.positions - start[:, None]
         count = (offset.amax(1) + 1).clamp(min=0)  # tokens of each row
         windows = max(1, -(-int(count.max()) // c.window))
-        ids = torch.full((len(ask.x), windows * c.window + 1), _FILL)
-        ids.scatter_(1, torch.where(offset < 0, windows * c.window, offset), ask.x)
+        ids = torch.full((len(request.tokens), windows * c.window + 1), _FILL)
+        ids.scatter_(1, torch.where(offset < 0, windows * c.window, offset), request.tokens)
         ids = ids[:, :-1].reshape(-1, c.window)
         used = (torch.arange(windows) * c.window < count[:, None]).flatten().nonzero()[:, 0]
         if not len(used):
             return self.write.weight.new_zeros(0, c.width)
-        parts = used.split(len(used) if torch.is_grad_enabled() and self._learns else _TOGETHER)
+        parts = used.split(len(used) if torch.is_grad_enabled() and self._trains_autoencoder else _ENCODED_AT_ONCE)
         found = torch.cat([self.autoencoder.encode(ids[part].to(self.device)) for part in parts])
-        row, column = (ask.want >= 0).nonzero(as_tuple=True)
-        vector = ask.want[row, column] - start[row]
-        each = c.window // c.ratio
-        at = torch.searchsorted(used, row * windows + vector // each)
-        return found[at.to(self.device), (vector % each).to(self.device)]
+        row, column = (request.targets >= 0).nonzero(as_tuple=True)
+        vector = request.targets[row, column] - start[row]
+        per_window = c.window // c.ratio
+        at = torch.searchsorted(used, row * windows + vector // per_window)
+        return found[at.to(self.device), (vector % per_window).to(self.device)]
 
-    def _decode(self, ask: Forward) -> Tensor:
-        """Logits [N, V] of the wanted text positions."""
-        c, start, given = self.config, _start(ask), ask.vectors
-        assert given is not None and given.z is not None and given.noisy is not None
-        row, column = (ask.want >= 0).nonzero(as_tuple=True)
-        token = ask.want[row, column] - start[row]
-        vector = torch.where(given.noisy, ask.pos - start[:, None], -1)
-        each = c.window // c.ratio
+    def _decode(self, request: Forward) -> Tensor:
+        """Logits [N, V] of the target text positions, from vectors."""
+        c, start, query = self.config, _start(request), request.find(VectorQuery)
+        assert query is not None and query.vectors is not None and query.noisy is not None
+        row, column = (request.targets >= 0).nonzero(as_tuple=True)
+        token = request.targets[row, column] - start[row]
+        vector = torch.where(query.noisy, request.positions - start[:, None], -1)
+        per_window = c.window // c.ratio
         if not len(token):
             return self.write.weight.new_zeros(0, c.vocab_size)
-        windows = max(int(token.max()) // c.window, int(vector.max()) // each) + 1
-        rest = windows * each
-        z = given.z.to(device=self.device, dtype=self.write.weight.dtype)
+        windows = max(int(token.max()) // c.window, int(vector.max()) // per_window) + 1
+        rest = windows * per_window
+        z = query.vectors.to(device=self.device, dtype=self.write.weight.dtype)
         place = torch.where(vector < 0, rest, vector)[..., None].to(self.device).expand_as(z)
         rows = z.new_zeros(len(z), rest + 1, c.width).scatter(1, place, z)[:, :rest]
         used, which = (row * windows + token // c.window).unique(return_inverse=True)
-        states = self.autoencoder.decode(rows.reshape(-1, each, c.width)[used.to(self.device)])
+        states = self.autoencoder.decode(rows.reshape(-1, per_window, c.width)[used.to(self.device)])
         return self.autoencoder.logits(states[which.to(self.device), (token % c.window).to(self.device)])
 
     @property
-    def _learns(self) -> bool:
+    def _trains_autoencoder(self) -> bool:
         return self.autoencoder.down.weight.requires_grad
 
 
-def _start(ask: Forward) -> Tensor:
-    """[R] where the answers begin."""
-    return torch.zeros(len(ask.pos), dtype=torch.int64) if ask.prompt is None else ask.prompt
+def _start(request: Forward) -> Tensor:
+    """The first position [R] of each row's answer."""
+    return torch.zeros(len(request.positions), dtype=torch.int64) if request.prompt is None else request.prompt

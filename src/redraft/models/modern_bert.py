@@ -1,26 +1,28 @@
-"""The ModernBERT encoder with its language-modelling head: rotary positions, GeGLU, most layers see only nearby."""
+"""The ModernBERT encoder with its language-modelling head: rotary positions, GeGLU, local attention in most layers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redraft.errors import UserError
-from redraft.models.parts.attention import Attention, see
-from redraft.models.parts.backbone import Backbone, pick
+from redraft.models.parts.attention import Attention, attention_context
+from redraft.models.parts.backbone import Backbone, gather_targets
 from redraft.models.parts.block import Block
-from redraft.models.parts.mlp import Activation, Gated, activate
+from redraft.models.parts.config import NetworkConfig
+from redraft.models.parts.flops import ForwardCost, matrix_entries
+from redraft.models.parts.mlp import Activation, GatedMlp, activate
 from redraft.models.parts.positions import rotary_table
-from redraft.models.parts.store import KeyValueStore
+from redraft.models.parts.store import KeyValueView
 from redraft.types import Forward
 
 
 @dataclass(frozen=True)
-class Config:
-    """Shape of a ``ModernBert``. The ``distant`` layers see everything, others up to ``window`` / 2 positions away."""
+class Config(NetworkConfig):
+    """Shape of a ``ModernBert``. Layers in ``distant`` have full attention, others up to ``window`` / 2 positions."""
 
     vocab_size: int
     dim: int = 768
@@ -44,11 +46,12 @@ class Config:
 
     shift = 0
     timed = False
-    transform = True  # a matrix before the vocabulary
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
-            raise UserError(f"model: dim {self.dim} does not split into {self.heads} heads of even width.")
+            raise UserError(
+                f"model: dim = {self.dim} can't be split into {self.heads} heads of even width.", "Change dim or heads."
+            )
 
     @property
     def key_heads(self) -> int:
@@ -82,18 +85,21 @@ class ModernBert(Backbone):
     def _block(self, layer: int) -> Block:
         c, bias, near = self.config, self.config.attention_bias, layer not in self.config.distant
         return Block(
-            nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias)
-            if layer
-            else nn.Identity(),  # the embedding's is the first
-            Attention(c.dim, c.heads, c.heads, False, 0.0, layer, qkv_bias=bias, out_bias=bias, near=near),
+            nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias) if layer else nn.Identity(),  # after embedding_norm
+            Attention(c.dim, c.heads, c.heads, False, 0.0, layer, qkv_bias=bias, out_bias=bias, local=near),
             nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias),
-            Gated(c.dim, c.hidden, c.activation, c.mlp_bias),
+            GatedMlp(c.dim, c.hidden, c.activation, c.mlp_bias),
         )
 
-    def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
-        """Flat logits [N, V] in the order of ``ask.want >= 0``."""
-        sight = see(ask, self.distant, store, False, self.config.window // 2, self.near)
-        x = self.run(self.embedding_norm(self.embed(ask)), sight)
-        x = self.transform(self.final_norm(pick(x, ask, 0)))
+    def forward_cost(self) -> ForwardCost:
+        """As ``Backbone``, plus the transform before the output projection."""
+        cost = super().forward_cost()
+        return replace(cost, prediction=cost.prediction + 2 * matrix_entries(self.transform))
+
+    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """Flat logits [N, V] in the order of ``request.targets >= 0``."""
+        context = attention_context(request, self.distant, store, False, self.config.window // 2, self.near)
+        x = self.run(self.embedding_norm(self.embed(request)), context)
+        x = self.transform(self.final_norm(gather_targets(x, request, 0)))
         x = self.norm(activate(x, self.config.head_activation))
         return F.linear(x, self.embedding.weight if self.head is None else self.head.weight, self.bias)

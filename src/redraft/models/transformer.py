@@ -1,4 +1,4 @@
-"""One transformer for every family: what it sees and predicts is decided by the request, not by the network."""
+"""One transformer for every family: the request determines its attention pattern and its target positions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from redraft.errors import UserError
-from redraft.models.parts.attention import Attention, see
-from redraft.models.parts.backbone import pick
+from redraft.models.parts.attention import Attention, attention_context
+from redraft.models.parts.backbone import gather_targets
 from redraft.models.parts.block import Block
+from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.edits import EditRates
-from redraft.models.parts.guess import Guessed
 from redraft.models.parts.mlp import SwiGLU
 from redraft.models.parts.moe import Experts, MixtureOfExperts
 from redraft.models.parts.norms import RMSNorm
-from redraft.models.parts.positions import Stretch, rotary_table
+from redraft.models.parts.positions import RopeScaling, rotary_table
 from redraft.models.parts.readout import Readout
-from redraft.models.parts.store import KeyValueStore
+from redraft.models.parts.self_conditioning import SelfConditioningProjection
+from redraft.models.parts.store import KeyValueView
 from redraft.models.parts.time import Modulation, TimeEmbedding
 from redraft.types import Forward
 
@@ -28,7 +29,7 @@ _LEAST |= {"head_dim": 0, "rotary_dim": 0, "window": 0}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NetworkConfig):
     """Shape of a ``Transformer``. ``kv_heads`` and ``mlp_dim`` of 0 mean heads, and 8/3 dim rounded up to 32."""
 
     vocab_size: int
@@ -43,37 +44,41 @@ class Config:
     norm_eps: float = 1e-6
     tied: bool = True
     timed: bool = False
-    restart: bool = True  # positions of an answer to an isolated prompt count from 0 again, and it is marked
-    shift: int = 0  # the logits of position p stand at p - shift (autoregressive 1)
+    restart: bool = True  # position numbers of an answer to an isolated prompt start at 0; a learned vector marks it
+    shift: int = 0  # the logits of position p are computed at p - shift (autoregressive: 1)
     head_dim: int = 0  # 0: dim / heads
-    rotary_dim: int = 0  # numbers of a head that are rotated; 0: all
-    stretch: Stretch | None = None  # of the rotations, for longer contexts
+    rotary_dim: int = 0  # components of a head that are rotated; 0: all
+    stretch: RopeScaling | None = None  # scaling of the rotary frequencies for longer contexts
     qkv_bias: bool = False
-    out_bias: bool = False  # of attention's output
+    out_bias: bool = False  # bias of attention's output projection
     mlp_bias: bool = False
     head_bias: bool = False
-    experts: Experts | None = None  # instead of one MLP a layer
-    window: int = 0  # layers see what is less than so many positions away, but for those in ``distant``; 0: everything
-    distant: tuple[int, ...] = ()
-    edits: bool = False  # predicts log-rates of edits (``parts.edits``), and not tokens
-    guess: bool = False  # is told what it predicted before (``parts.guess``)
-
-    encoder_layers = 0  # every layer reads prompt and answer alike
+    experts: Experts | None = None  # mixture of experts in place of the MLP
+    window: int = 0  # local attention: layers attend to positions less than this many away; 0: to all positions
+    distant: tuple[int, ...] = ()  # layers without local attention
+    edits: bool = False  # predicts log-rates of edits instead of tokens (``parts.edits``)
+    self_conditioning: bool = False  # self-conditioning: reads the previous prediction (``parts.self_conditioning``)
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise UserError(f"model: {name} = {getattr(self, name)} must be at least {least}.")
         if not self.head_dim and self.dim % self.heads or self.head_width % 2:
-            raise UserError(f"model: dim {self.dim} does not split into {self.heads} heads of even width.")
+            raise UserError(
+                f"model: dim = {self.dim} can't be split into {self.heads} heads of even width.", "Change dim or heads."
+            )
         if self.rotary_dim > self.head_width or self.rotary_dim % 2:
-            raise UserError(f"model: rotary_dim {self.rotary_dim} must be even, and at most {self.head_width}.")
+            raise UserError(f"model: rotary_dim = {self.rotary_dim} must be even and at most {self.head_width}.")
         if self.head_bias and self.tied:
-            raise UserError("model: head_bias needs a head of its own.", "Set tied to false.")
+            raise UserError(
+                "model: head_bias needs an output projection that is not tied to the embedding.", "Set tied to false."
+            )
         if self.edits and not self.tied:
-            raise UserError("model: edits are read off the embedding.", "Set tied to true.")
+            raise UserError("model: edits need an output projection tied to the embedding.", "Set tied to true.")
         if self.heads % self.key_heads:
-            raise UserError(f"model: heads {self.heads} is not a multiple of kv_heads {self.kv_heads}.")
+            raise UserError(
+                f"model: heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}.", "Change one of them."
+            )
 
     @property
     def key_heads(self) -> int:
@@ -88,8 +93,8 @@ class Config:
         return self.mlp_dim or -(-self.dim * 8 // 3 // 32) * 32
 
     @property
-    def reach(self) -> int | None:
-        """How far layers see that don't see everything (``attention.see``)."""
+    def radius(self) -> int | None:
+        """Greatest distance in local attention (``parts.attention.attention_context``); None: no local attention."""
         return self.window - 1 if self.window else None
 
 
@@ -98,7 +103,7 @@ def _block(c: Config, layer: int) -> Block:
     shape = (c.dim, c.heads, c.key_heads, c.qk_norm, c.norm_eps, layer, c.head_width, c.qkv_bias, c.out_bias)
     return Block(
         RMSNorm(c.dim, c.norm_eps),
-        Attention(*shape, near=c.window > 0 and layer not in c.distant),
+        Attention(*shape, local=c.window > 0 and layer not in c.distant),
         RMSNorm(c.dim, c.norm_eps),
         MixtureOfExperts(c.dim, c.experts) if sparse and c.experts else SwiGLU(c.dim, c.hidden, c.mlp_bias),
         Modulation(c.dim, 6) if c.timed else None,
@@ -106,7 +111,10 @@ def _block(c: Config, layer: int) -> Block:
 
 
 class Transformer(Readout):
-    """Pre-norm transformer: RoPE, RMSNorm, SwiGLU, grouped-query attention; optional QK norm, adaLN time, experts."""
+    """Pre-norm transformer: RoPE, RMSNorm, SwiGLU, grouped-query attention.
+
+    Optional: QK norm, time conditioning by adaptive layer norm, mixture of experts, local attention.
+    """
 
     rotary: Tensor
 
@@ -116,9 +124,9 @@ class Transformer(Readout):
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.answer = nn.Parameter(torch.zeros(config.dim)) if config.restart else None  # tells answer from prompt
+        self.answer = nn.Parameter(torch.zeros(config.dim)) if config.restart else None  # marks answers
         self.edits = EditRates(config.dim) if config.edits else None
-        self.guess = Guessed(config.dim) if config.guess else None
+        self.self_conditioning = SelfConditioningProjection(config.dim) if config.self_conditioning else None
         self.head = None if config.tied else nn.Linear(config.dim, config.vocab_size, config.head_bias)
         self.time = TimeEmbedding(config.dim) if config.timed else None
         self.final_modulation = Modulation(config.dim, 2) if config.timed else None
@@ -128,7 +136,7 @@ class Transformer(Readout):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Normal(0, 0.02), residual outputs scaled by 1/sqrt(2 layers) (GPT-2); modulations start at zero."""
+        """Normal(0, 0.02); outputs of residual branches are scaled by 1/sqrt(2 layers) (GPT-2); no modulation."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
@@ -145,23 +153,23 @@ class Transformer(Readout):
                 nn.init.zeros_(module.project.weight)
         for block in self._each():
             if block.modulation is not None:
-                with torch.no_grad():  # gates begin at one, scales and shifts at zero: a plain transformer
+                with torch.no_grad():  # gates start at one, scales and shifts at zero: an ordinary transformer
                     block.modulation.project.bias.view(6, -1)[[2, 5]] = 1.0
 
     def _each(self) -> Iterator[Block]:
         return iter(self.blocks)  # type: ignore[arg-type]
 
-    def forward(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
-        """Flat logits [N, V] in the order of ``ask.want >= 0``."""
-        sight = see(ask, self.rotary, store, self.config.restart, self.config.reach)
-        x = self.embed(ask)
-        if self.answer is not None and ask.prompt is not None:
-            x = x + (ask.streams[1] >= ask.prompt[:, None]).to(self.device)[..., None] * self.answer
-        condition = self.condition(ask)
-        x = self.run(x, sight, condition)
-        return self.predict(pick(x, ask, self.config.shift), ask, condition)
+    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """Flat logits [N, V] in the order of ``request.targets >= 0``."""
+        context = attention_context(request, self.rotary, store, self.config.restart, self.config.radius)
+        x = self.embed(request)
+        if self.answer is not None and request.prompt is not None:
+            x = x + (request.streams[1] >= request.prompt[:, None]).to(self.device)[..., None] * self.answer
+        condition = self.condition(request)
+        x = self.run(x, context, condition)
+        return self.predict(gather_targets(x, request, self.config.shift), request, condition)
 
 
 def _down(mlp: nn.Module) -> list[Tensor]:
-    """The matrices that write an MLP's result into the residual stream."""
+    """The output matrices of an MLP or of experts."""
     return [parameter for name, parameter in mlp.named_parameters() if name.endswith(("down.weight", "experts_down"))]

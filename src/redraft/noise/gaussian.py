@@ -1,4 +1,4 @@
-"""Gaussian noise on vectors, told by its log-SNR: z = alpha x + sigma noise, alpha^2 + sigma^2 = 1."""
+"""Gaussian: noise on vectors, given by its log-SNR: z = alpha x + sigma noise, alpha^2 + sigma^2 = 1."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redraft.noise.base import NoiseSource
 from redraft.runtime import keyed_uniform
 from redraft.types import Continuous, Spec
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(NoiseSource):
     """The variance-preserving process of Ho et al. 2020 (arXiv:2006.11239), with the log-SNR g = log(alpha^2 / sigma^2)
     in place of time (Kingma et al. 2021, arXiv:2107.00630):
 
@@ -22,15 +23,13 @@ class Gaussian:
         q(z_s | z_t, x) = N(alpha_s x + c (z_t - alpha_t x), v)   for g_s > g_t, with r = sigma_s^2 / sigma_t^2,
                           c = r alpha_t / alpha_s,    v = sigma_s^2 (1 - c alpha_t / alpha_s)
 
-    Of a schedule, alpha(t) is the variance of the signal, alpha^2 here: schedule ``cosine`` with power 2 is the usual
-    cosine. Vectors have a variance of 1 each.
+    alpha(t) of a schedule is the variance of the signal, alpha^2 here: schedule ``cosine`` with power 2 is the usual
+    cosine schedule. Each component of a clean vector has variance 1.
     """
 
-    continuous = True  # its states are vectors: ``noise.Process``, which is about tokens, is not for it
-
-    def draw(self, seed: Tensor, stamp: Tensor, pos: Tensor, spec: Spec) -> Tensor:
-        """Tokens where vectors are noise: they count for nothing, so the mask. Shapes as of ``noise.Process``."""
-        return torch.full_like(pos, spec.mask_id)
+    def sample(self, seed: Tensor, noise_step: Tensor, positions: Tensor, spec: Spec) -> Tensor:
+        """Tokens [R, W] at positions whose vectors are noise: the mask, as they are not used. As ``Process.draw``."""
+        return torch.full_like(positions, spec.tokens.mask_id)
 
     def corrupt(self, clean: Tensor, log_snr: Tensor, noise: Tensor) -> Tensor:
         """z [..., Z] from clean vectors and standard normal noise [..., Z] at ``log_snr`` [...]."""
@@ -51,42 +50,44 @@ def coefficients(log_snr: Tensor) -> tuple[Tensor, Tensor]:
     return log_snr.sigmoid().sqrt()[..., None], (-log_snr).sigmoid().sqrt()[..., None]
 
 
-def ends(what: Continuous) -> tuple[float, float]:
+def ends(latents: Continuous) -> tuple[float, float]:
     """The log-SNRs of the cleanest and of the noisiest vectors, scale included."""
-    shift = 2 * math.log(what.scale)
-    return what.cleanest + shift, what.noisiest + shift
+    shift = 2 * math.log(latents.scale)
+    return latents.cleanest + shift, latents.noisiest + shift
 
 
 def log_snr(spec: Spec, t: Tensor) -> Tensor:
-    """The log-SNR at times t [...] of the model's schedule, held between its ends, and scaled; float64."""
-    assert spec.schedule is not None and spec.continuous is not None
-    alpha, what = spec.schedule.alpha(t.double()).clamp(1e-12, 1 - 1e-12), spec.continuous
-    inside = alpha.logit().clamp(what.noisiest, what.cleanest)
-    return inside + 2 * math.log(what.scale)
+    """The log-SNR [...] at times t [...] of the model's schedule, clamped to its ends and scaled; float64."""
+    assert spec.family.schedule is not None and spec.family.continuous is not None
+    alpha, latents = spec.family.schedule.alpha(t.double()).clamp(1e-12, 1 - 1e-12), spec.family.continuous
+    inside = alpha.logit().clamp(latents.noisiest, latents.cleanest)
+    return inside + 2 * math.log(latents.scale)
 
 
 def level(spec: Spec, log_snr: Tensor) -> Tensor:
-    """What the network is told of the noise: 0 at the cleanest log-SNR, 1 at the noisiest."""
-    assert spec.continuous is not None
-    first, last = ends(spec.continuous)
+    """The noise level [...] that the network gets as time: 0 at the cleanest log-SNR [...], 1 at the noisiest."""
+    assert spec.family.continuous is not None
+    first, last = ends(spec.family.continuous)
     return (first - log_snr) / (first - last)
 
 
 def clean_of(v: Tensor, z: Tensor, log_snr: Tensor) -> Tensor:
-    """The clean vectors that v = alpha noise - sigma clean stands for (Salimans & Ho 2022, arXiv:2202.00512)."""
+    """The clean vectors [..., Z] from v = alpha noise - sigma clean [..., Z] and z [..., Z] at ``log_snr`` [...]
+    (Salimans and Ho 2022, arXiv:2202.00512)."""
     alpha, sigma = coefficients(log_snr)
     return alpha * z - sigma * v
 
 
 def v_of(clean: Tensor, noise: Tensor, log_snr: Tensor) -> Tensor:
+    """v = alpha noise - sigma clean [..., Z], at ``log_snr`` [...]."""
     alpha, sigma = coefficients(log_snr)
     return alpha * noise - sigma * clean
 
 
-def keyed_normal(seed: Tensor, stamp: Tensor, pos: Tensor, width: int) -> Tensor:
-    """Standard normal vectors that depend on (seed, stamp, position) and on nothing else.
+def keyed_normal(seed: Tensor, noise_step: Tensor, positions: Tensor, width: int) -> Tensor:
+    """Standard normal vectors that depend only on (seed, noise step, position).
 
-    ``seed`` [R], ``stamp`` [R], ``pos`` [R, W] -> [R, W, Z] float64 on the host.
+    ``seed`` [R], ``noise_step`` [R], ``positions`` [R, W] -> [R, W, Z] float64 on the CPU.
     """
-    each = pos[..., None] * width + torch.arange(width)
-    return torch.special.ndtri(keyed_uniform(seed, stamp, each.flatten(1)).view(each.shape))
+    each = positions[..., None] * width + torch.arange(width)
+    return torch.special.ndtri(keyed_uniform(seed, noise_step, each.flatten(1)).view(each.shape))

@@ -1,4 +1,4 @@
-"""Block diffusion: the chain rule over blocks, masked diffusion within each; one pass over noisy and clean text."""
+"""Block diffusion: the chain rule over blocks and masked diffusion within each, in one pass over two streams."""
 
 from __future__ import annotations
 
@@ -10,103 +10,118 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.objectives import _blocks as blocks
-from redraft.objectives._cross_entropy import check_smoothing, cross_entropy, per_row
-from redraft.types import Batch, Forward, LossTerms, Prepared, Spec
+from redraft.objectives.base import Objective
+from redraft.objectives.masked import MaskedBatch
+from redraft.objectives.shared import blocks as blocks
+from redraft.objectives.shared.cross_entropy import check_smoothing, cross_entropy, per_row
+from redraft.objectives.shared.noise import forbidden_ids
+from redraft.types import Batch, Forward, LossTerms, Spec
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Objective[MaskedBatch]):
     """The bound of BD3-LM (Arriola et al. 2025, arXiv:2503.09573, eq. 7). With blocks x^1 .. x^K and x_r^b the block b
-    of which a share r is masked,
+    with a share r of its tokens masked,
 
         -log p(x) <= sum_b E_r [ 1/r sum_{i in b masked} -log p_i(x_i | x_r^b, x^{<b}) ],   r uniform on (0, 1]
 
-    One block is masked diffusion; blocks of one token are the chain rule, exactly, whatever is drawn. The blocks are
-    those of ``spec.attend``. All of them are trained in one pass over the noisy text and the clean one beside it
-    (``types.Clean``), which is left out where nobody would see it.
+    A single block is masked diffusion. Blocks of one token are the chain rule, exactly and for all r. The blocks are
+    those of ``spec.network.attention``. All blocks are trained in one forward pass over a noisy and a clean stream
+    (``types.CleanStream``). The clean stream is omitted if no position attends to it.
 
     Fields:
-        low, high: training draws r from (low, high] alone. Very light and very heavy noise make the loss vary most;
-            the bound that is reported is always that of (0, 1].
-        search: take, at each validation, the interval of ``INTERVALS`` in which the loss varies least.
-        weight: what is minimised. ``bound``: the terms above. ``flat``: the mean over the masked tokens of the batch.
+        rate_min, rate_max: training draws r from (rate_min, rate_max]. Very low and very high noise
+            increase the variance of the loss. The reported bound is always that of (0, 1].
+        search: at each validation, select the interval of ``INTERVALS`` with the lowest variance of the loss.
+        weight: what is minimised. ``bound``: the terms above. ``uniform``: the mean over the batch's masked tokens.
 
-    **Ends.** An answer goes on with end-of-texts to the end of its last block; their cost is part of the bound.
+    **End of answers.** An answer is padded with end-of-text tokens to the end of its last block. Their nats are part
+    of the bound.
     """
 
-    low: float = 0.0
-    high: float = 1.0
+    rate_min: float = 0.0
+    rate_max: float = 1.0
     search: bool = False
-    weight: Literal["bound", "flat"] = "bound"
+    weight: Literal["bound", "uniform"] = "bound"
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
-        check_interval(self.low, self.high)
+        check_interval(self.rate_min, self.rate_max)
 
     def scoring(self) -> Block:
-        """The objective whose nats are the bound: every noise level counts."""
-        return replace(self, low=0.0, high=1.0)
+        """The objective whose nats are the bound, over all noise levels."""
+        return replace(self, rate_min=0.0, rate_max=1.0)
 
     def candidates(self) -> Sequence[Block]:
-        """Objectives among which training takes the one that varies least; none unless it is to ``search``."""
-        return [replace(self, low=low, high=high) for low, high in INTERVALS] if self.search else []
+        """The objectives with the noise levels of ``INTERVALS`` if ``search`` is on, else none."""
+        return (
+            [replace(self, rate_min=rate_min, rate_max=rate_max) for rate_min, rate_max in INTERVALS]
+            if self.search
+            else []
+        )
 
-    def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
-        """Draw noise for every block of ``batch`` and ask for what it hid. Works on the batch's device."""
+    def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> MaskedBatch:
+        """Draw a noise level for every block and request the masked tokens, on the device of the batch [B, L]."""
         tokens = int(batch.target.sum())
-        batch = blocks.completed(batch, spec.attend, spec)
-        stage = blocks.stages(batch, spec.attend, spec)
-        hidden, weight = blocks.hide(batch.target, stage, self.low, self.high, generator)
+        batch = blocks.complete_blocks(batch, spec.network.attention, spec)
+        group = blocks.groups(batch, spec.network.attention, spec)
+        hidden, weight = blocks.hide(batch.target, group, self.rate_min, self.rate_max, generator)
         return self.request(batch, spec, hidden, weight, tokens)
 
-    def request(self, batch: Batch, spec: Spec, hidden: Tensor, weight: Tensor, tokens: int) -> Prepared:
-        """Ask for the ``hidden`` [B, L] tokens, each of which counts its ``weight`` [B, L] in the bound."""
+    def request(self, batch: Batch, spec: Spec, hidden: Tensor, weight: Tensor, tokens: int) -> MaskedBatch:
+        """Request the ``hidden`` [B, L] tokens, which have a ``weight`` [B, L] in the bound."""
         rows, length = batch.ids.shape
         pos = torch.arange(length, device=batch.ids.device).expand(rows, length)
-        stage = blocks.stages(batch, spec.attend, spec)
-        last = stage.masked_fill(~batch.valid, -1).amax(1, keepdim=True)
-        clean = blocks.beside(batch, spec, spec.attend, (stage < last).sum(1))  # the last block is never looked back on
+        group = blocks.groups(batch, spec.network.attention, spec)
+        last = group.masked_fill(~batch.valid, -1).amax(1, keepdim=True)
+        clean = blocks.clean_stream(
+            batch, spec, spec.network.attention, (group < last).sum(1)
+        )  # the last block is never looked back on
         chosen = hidden.flatten().nonzero().squeeze(1)
         bound = weight.flatten()[chosen].float()
         flat = torch.full_like(bound, tokens / max(len(chosen), 1))
-        return Prepared(
-            ask=Forward(
-                x=batch.ids.masked_fill(hidden, spec.mask_id),
-                pos=torch.where(batch.valid, pos, -1),
-                want=torch.where(hidden, pos, -1),
-                attend=spec.attend,
-                prompt=batch.prompt if spec.isolate_prompt else None,
-                clean=clean,
+        return MaskedBatch(
+            request=Forward(
+                tokens=batch.ids.masked_fill(hidden, spec.tokens.mask_id),
+                positions=torch.where(batch.valid, pos, -1),
+                targets=torch.where(hidden, pos, -1),
+                attention=spec.network.attention,
+                prompt=batch.prompt if spec.network.prompt_encoder else None,
+                extra=() if clean is None else (clean,),
             ),
             target=batch.ids.flatten()[chosen],
             weight=bound if self.weight == "bound" else flat,
             row=chosen // length,
             rows=rows,
             tokens=tokens,
-            extra={
-                "forbidden": torch.tensor(sorted({*spec.forbidden, spec.mask_id}), device=batch.ids.device),
-                "bound": bound,
-            },
+            forbidden=forbidden_ids(spec, batch.ids.device),
+            bound=bound,
         )
 
-    def loss(self, logits: Tensor, prepared: Prepared) -> LossTerms:
-        """The loss to minimise, and the bound of each row in nats. The logits [N, V] are consumed."""
-        nll, train = cross_entropy(logits, prepared.target, prepared.extra["forbidden"], self.label_smoothing)
+    def loss(self, logits: Tensor, prepared: MaskedBatch) -> LossTerms:
+        """The loss to minimise and the bound of each row in nats. The logits [N, V] are overwritten."""
+        nll, train = cross_entropy(logits, prepared.target, prepared.forbidden, self.label_smoothing)
         return LossTerms(
             loss=(train * prepared.weight).sum() / max(prepared.tokens, 1),
-            nats=per_row(nll * prepared.extra["bound"], prepared.row, prepared.rows),
+            nats=per_row(nll * prepared.bound, prepared.row, prepared.rows),
             tokens=prepared.tokens,
             is_bound=True,
         )
 
 
-# Those of the paper's grid (widths 0.5 to 0.9), and no clipping.
+# The intervals of the paper's grid (widths 0.5 to 0.9), and the whole of (0, 1].
 INTERVALS = ((0.0, 1.0), (0.0, 0.5), (0.3, 0.8), (0.5, 1.0), (0.2, 0.8), (0.1, 0.9), (0.45, 0.95), (0.05, 0.95))
 
 
-def check_interval(low: float, high: float) -> None:
-    """Raise UserError unless (low, high] is a part of (0, 1]."""
-    if not 0 <= low < high <= 1:
-        raise UserError(f"noise from {low} to {high} is not an interval of masking rates.", "0 and 1 is all of them.")
+def check_interval(rate_min: float, rate_max: float) -> None:
+    """Check that (rate_min, rate_max] is an interval of masking rates.
+
+    Raises:
+        UserError: it is not within (0, 1].
+    """
+    if not 0 <= rate_min < rate_max <= 1:
+        raise UserError(
+            f"rate_min = {rate_min} and rate_max = {rate_max} are not an interval of masking rates in (0, 1].",
+            "Use rate_min = 0 and rate_max = 1 for all rates.",
+        )

@@ -1,4 +1,4 @@
-"""Hybrid: one network learns to go on left to right and to fill in blocks of masks, in one pass over both texts."""
+"""Hybrid: one network learns next-token prediction and block diffusion, in one pass over two streams."""
 
 from __future__ import annotations
 
@@ -7,62 +7,74 @@ from dataclasses import dataclass
 import torch
 
 from redraft.errors import UserError
-from redraft.objectives import _blocks as blocks
-from redraft.objectives._cross_entropy import check_smoothing, cross_entropy, per_row
 from redraft.objectives.autoregressive import Autoregressive
+from redraft.objectives.base import Objective
 from redraft.objectives.block import check_interval
-from redraft.types import Attend, Batch, Forward, LossTerms, Prepared, Spec
+from redraft.objectives.shared import blocks as blocks
+from redraft.objectives.shared.cross_entropy import check_smoothing, cross_entropy, per_row
+from redraft.objectives.shared.noise import forbidden_ids
+from redraft.types import AttentionPattern, Batch, DraftQuery, Forward, LossTerms, Prepared, Spec
+
+
+@dataclass
+class HybridBatch(Prepared):
+    """Noisy and clean streams of a batch."""
+
+    exact: torch.Tensor  # [N] bool: positions of the clean stream, whose loss is the exact likelihood
 
 
 @dataclass(frozen=True)
-class Hybrid:
+class Hybrid(Objective[HybridBatch]):
     """loss = -log p(x) by the chain rule + ``diffusion`` times the loss of block diffusion, per target token.
 
-    The clean stream (``types.Clean``) is causal and predicts its own next tokens: exactly what an autoregressive model
-    computes. Each noisy block sees itself whole and the causal keys and values of what came before it, just as when
-    it is drafted. So one pass trains both, and one cache serves both (TiDAR, Liu et al. 2025, arXiv:2511.08923).
+    The clean stream (``types.CleanStream``) is causal and predicts next tokens, exactly as in an autoregressive model.
+    Each noisy block attends to all of itself and to the causal keys and values before it, as in drafting. One pass
+    trains both, and both use one cache (TiDAR, Liu et al. 2025, arXiv:2511.08923).
 
     Fields:
-        block: positions of a block, from the prompt's end on; what is drafted may begin anywhere.
-        low: rates of masks are drawn from (low, 1]. A draft begins with nothing but masks, so that heavy noise is
-            what matters.
+        block: positions per block, counted from the end of the prompt; a draft may start anywhere.
+        diffusion: weight of the loss of block diffusion.
+        rate_min: masking rates are drawn from (rate_min, 1]. A draft starts with masks only,
+            so high noise levels matter most.
     """
 
     block: int = 8
     diffusion: float = 0.3
-    low: float = 0.5
+    rate_min: float = 0.5
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
-        check_interval(self.low, 1.0)
+        check_interval(self.rate_min, 1.0)
         if self.block < 1:
-            raise UserError(f"objective hybrid: block {self.block} must be at least 1.")
+            raise UserError(f"objective hybrid: block = {self.block} must be at least 1.")
         if self.diffusion < 0:
-            raise UserError(f"objective hybrid: diffusion {self.diffusion} is negative.", "0 turns it off.")
+            raise UserError(
+                f"objective hybrid: diffusion = {self.diffusion} must be at least 0.", "Use 0 to turn it off."
+            )
 
     def scoring(self) -> Autoregressive:
-        """The text's likelihood is the chain rule's."""
+        """The likelihood of the autoregressive model."""
         return Autoregressive()
 
-    def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
-        """Ask for hidden tokens of the noisy blocks (nothing shifted), then for every target of the clean text."""
+    def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> HybridBatch:
+        """Request the masked tokens of the noisy blocks (with shift 0), then all targets [B, L] of the clean stream."""
         rows, tokens, ends = batch.ids.shape[0], int(batch.target.sum()), batch.valid.sum(1)
-        attend = Attend("block", self.block)
-        full = blocks.completed(batch, attend, spec)
-        hidden, weight = blocks.hide(full.target, blocks.stages(full, attend, spec), self.low, 1.0, generator)
+        attend = AttentionPattern("block", self.block)
+        full = blocks.complete_blocks(batch, attend, spec)
+        hidden, weight = blocks.hide(full.target, blocks.groups(full, attend, spec), self.rate_min, 1.0, generator)
         pos = torch.arange(full.ids.shape[1], device=full.ids.device).expand_as(full.ids)
         exact = torch.where(batch.target, pos[:, : batch.ids.shape[1]], -1)
         chosen, own = hidden.flatten().nonzero().squeeze(1), batch.target.flatten().nonzero().squeeze(1)
-        return Prepared(
-            ask=Forward(
-                x=full.ids.masked_fill(hidden, spec.mask_id),
-                pos=torch.where(full.valid, pos, -1),
-                want=torch.where(hidden, pos, -1),
-                attend=attend,
-                prompt=batch.prompt if spec.isolate_prompt else None,
-                shift=0,
-                clean=blocks.beside(full, spec, spec.attend, ends, exact),
+        clean = blocks.clean_stream(full, spec, spec.network.attention, ends, exact)
+        return HybridBatch(
+            request=Forward(
+                tokens=full.ids.masked_fill(hidden, spec.tokens.mask_id),
+                positions=torch.where(full.valid, pos, -1),
+                targets=torch.where(hidden, pos, -1),
+                attention=attend,
+                prompt=batch.prompt if spec.network.prompt_encoder else None,
+                extra=(DraftQuery(shift=0), *(() if clean is None else (clean,))),
             ),
             target=torch.cat([full.ids.flatten()[chosen], batch.ids.flatten()[own]]),
             weight=torch.cat(
@@ -71,18 +83,16 @@ class Hybrid:
             row=torch.cat([chosen // full.ids.shape[1], own // batch.ids.shape[1]]),
             rows=rows,
             tokens=tokens,
-            extra={
-                "forbidden": torch.tensor(sorted({*spec.forbidden, spec.mask_id}), device=batch.ids.device),
-                "exact": torch.arange(len(chosen) + len(own), device=batch.ids.device) >= len(chosen),
-            },
+            forbidden=forbidden_ids(spec, batch.ids.device),
+            exact=torch.arange(len(chosen) + len(own), device=batch.ids.device) >= len(chosen),
         )
 
-    def loss(self, logits: torch.Tensor, prepared: Prepared) -> LossTerms:
-        """Both losses, and the exact nats of each row's target. Logits [N, V] are consumed."""
-        nll, train = cross_entropy(logits, prepared.target, prepared.extra["forbidden"], self.label_smoothing)
+    def loss(self, logits: torch.Tensor, prepared: HybridBatch) -> LossTerms:
+        """The sum of both losses, and the exact nats of each row's target. The logits [N, V] are overwritten."""
+        nll, train = cross_entropy(logits, prepared.target, prepared.forbidden, self.label_smoothing)
         return LossTerms(
             loss=(train * prepared.weight).sum() / max(prepared.tokens, 1),
-            nats=per_row(nll * prepared.extra["exact"], prepared.row, prepared.rows),
+            nats=per_row(nll * prepared.exact, prepared.row, prepared.rows),
             tokens=prepared.tokens,
             is_bound=False,
         )

@@ -1,4 +1,4 @@
-"""Score entropy: learn how much likelier every other token would be in the place of each noisy one."""
+"""Score entropy: learn the probability ratios of every other token to each noisy token."""
 
 from __future__ import annotations
 
@@ -7,73 +7,87 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from redraft.objectives.masked import Masked
-from redraft.objectives.uniform import Uniform, finish, score_entropy
-from redraft.types import Batch, LossTerms, Prepared, Spec
+from redraft.objectives.base import Objective
+from redraft.objectives.masked import Masked, MaskedBatch
+from redraft.objectives.uniform import (
+    RatedBatch,
+    Uniform,
+    UniformBatch,
+    alphabet_size,
+    length_positions,
+    loss_terms,
+    score_entropy,
+)
+from redraft.types import Batch, LossTerms, Spec
 
-_STEEP = 30.0  # exp goes on as a straight line from here, so that no prediction makes the loss infinite
+_STEEP = 30.0  # exp is replaced by its tangent above this value, so that the loss stays finite
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Objective[RatedBatch]):
     """The bound of SEDD (Lou et al. 2024, arXiv:2310.16834), for the process of the spec. Scores s_y estimate
     p_t(x with y at i) / p_t(x); with true ratios r_y the loss is that of ``Uniform``, or for masks
 
         -log p(x) <= E_t [ -alpha'(t) / alpha(t) sum_{i masked} ( sum_y s_y - w log s_x + w (log w - 1) ) ]
 
-    with w = alpha / (1 - alpha). Nothing makes the scores those of a distribution; that has to be learned.
+    with w = alpha / (1 - alpha). Scores are not constrained to be those of a distribution.
 
-    Logits f become scores as follows, which is SEDD's own parameterisation up to names.
+    Logits f are converted to scores as in SEDD, up to notation:
 
-    - Absorbing: s_y = w exp(f_y) / n for masked positions, n tokens. Since the true scores add up to w, the loss is
-      the cross-entropy of masked diffusion plus e^g - 1 - g, where g = log sum_y exp(f_y) - log n says how far the
-      total is off.
-      With scores that add up it equals the loss of ``Masked``.
-    - Uniform: s_y = exp(f_y - f_z), z being the noisy token: f is the log-probability of a *noisy* token given all
-      others, and softmax(f) = alpha p + (1 - alpha) / n turns this loss into that of ``Uniform``.
+    - Absorbing: s_y = w exp(f_y) / n at masked positions, with n tokens. As the true scores sum to w, the loss is the
+      cross-entropy of masked diffusion plus e^g - 1 - g, where g = log sum_y exp(f_y) - log n is the deviation of the
+      sum. If the scores sum to w, it equals the loss of ``Masked``.
+    - Uniform: s_y = exp(f_y - f_z) with z the noisy token. Here f is the log-probability of a *noisy* token given all
+      others; with softmax(f) = alpha p + (1 - alpha) / n this loss equals that of ``Uniform``.
     """
 
     length_weight: float = 0.1
-    low: float = 0.0
-    high: float = 1.0
+    t_min: float = 0.0
+    t_max: float = 1.0
 
-    def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
-        """The noise and the questions of masked or of uniform diffusion."""
-        kind = Uniform if spec.process == "uniform" else Masked
-        return self.counted(kind(**vars(self)).prepare(batch, spec, generator), spec)
+    def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> RatedBatch:
+        """The noise and the request of masked or of uniform diffusion, for a batch [B, L]."""
+        if spec.masks:
+            return self.rated(Masked(**vars(self)).prepare(batch, spec, generator), spec)
+        prepared = Uniform(**vars(self)).prepare(batch, spec, generator)
+        return replace(prepared, weight=torch.where(prepared.is_length, prepared.weight, 1.0))
 
-    def counted(self, prepared: Prepared, spec: Spec) -> Prepared:
-        """With what the score needs besides: the number of tokens, and which questions are of length."""
-        extra = prepared.extra
-        n = torch.tensor(float(spec.vocab_size - len(extra["forbidden"])), dtype=torch.float64).to(
-            prepared.target.device
+    def rated(self, masked: MaskedBatch, spec: Spec) -> RatedBatch:
+        """The batch with the rates [N] and the number of tokens that the loss needs."""
+        is_length, n = length_positions(masked), alphabet_size(masked, spec)
+        return RatedBatch(
+            request=masked.request,
+            target=masked.target,
+            weight=torch.where(is_length, masked.weight, 1.0),
+            row=masked.row,
+            rows=masked.rows,
+            tokens=masked.tokens,
+            forbidden=masked.forbidden,
+            is_length=is_length,
+            rate=masked.bound.double(),
+            prior=torch.zeros_like(n),
+            n=n,
         )
-        is_length = extra.get("is_length", torch.zeros_like(prepared.row, dtype=torch.bool))
-        more = {"n": n, "is_length": is_length}
-        if "own" not in extra:
-            more |= {"rate": extra["bound"].double(), "prior": torch.zeros_like(n)}
-        return replace(prepared, weight=torch.where(is_length, prepared.weight, 1.0), extra={**extra, **more})
 
-    def loss(self, logits: Tensor, prepared: Prepared) -> LossTerms:
-        """The bound, as loss and in nats of each row."""
-        extra = prepared.extra
-        n, is_length, z = extra["n"], extra["is_length"], logits.float()
-        barred = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device).index_fill(0, extra["forbidden"], True)
-        mass = z.masked_fill(barred & ~is_length[:, None], -torch.inf).logsumexp(1).double()
+    def loss(self, logits: Tensor, prepared: RatedBatch) -> LossTerms:
+        """The bound, as the loss and in nats of each row. The logits are [N, V]."""
+        n, is_length, z = prepared.n, prepared.is_length, logits.float()
+        disallowed = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device).index_fill(0, prepared.forbidden, True)
+        total = z.masked_fill(disallowed & ~is_length[:, None], -torch.inf).logsumexp(1).double()
         clean = z.gather(1, prepared.target[:, None])[:, 0].double()
-        if "own" in extra:
-            own = z.gather(1, extra["own"][:, None])[:, 0].double()
-            logs = z.masked_fill(barred, 0.0).sum(1).double() - n * own
-            same = extra["own"] == prepared.target
-            nats = score_entropy(_exp(mass - own) - 1, logs, clean - own, same, extra["alpha"], n)
+        if isinstance(prepared, UniformBatch):
+            own = z.gather(1, prepared.own[:, None])[:, 0].double()
+            logs = z.masked_fill(disallowed, 0.0).sum(1).double() - n * own
+            same = prepared.own == prepared.target
+            nats = score_entropy(_exp(total - own) - 1, logs, clean - own, same, prepared.alpha, n)
         else:
-            off = mass - n.log()
-            nats = mass - clean + _exp(off) - 1 - off
-        each = torch.where(is_length, mass - clean, nats)
-        return finish(each, prepared, (self.low, self.high) == (0.0, 1.0))
+            deviation = total - n.log()
+            nats = total - clean + _exp(deviation) - 1 - deviation
+        each = torch.where(is_length, total - clean, nats)
+        return loss_terms(each, prepared, (self.t_min, self.t_max) == (0.0, 1.0))
 
 
 def _exp(x: Tensor) -> Tensor:
-    """exp, with its tangent from _STEEP on."""
+    """exp, replaced by its tangent above _STEEP."""
     low = x.clamp(max=_STEEP)
     return low.exp() * (1 + x - low)

@@ -1,4 +1,4 @@
-"""Diffusion-of-Thought: a chain of thought denoised in parallel or thought by thought, used to its own mistakes."""
+"""Diffusion-of-Thought: a chain of thought denoised in parallel or thought by thought, trained on its own errors."""
 
 from __future__ import annotations
 
@@ -9,99 +9,113 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.objectives import _noise as noise
-from redraft.objectives import _times as times
-from redraft.objectives.masked import Masked, choose, size_of
-from redraft.types import Batch, Forward, Prepared, Spec
+from redraft.objectives.base import Rollout, RolloutPass
+from redraft.objectives.masked import Masked, MaskedBatch, choose_positions, mask_count
+from redraft.objectives.shared import noise as noise
+from redraft.objectives.shared import times as times
+from redraft.types import Batch, Forward, Spec
 
 
 @dataclass(frozen=True)
 class Thought(Masked):
-    """Masked diffusion of a solution (Ye et al. 2024, arXiv:2402.07754), with what makes training resemble sampling.
+    """Masked diffusion of a solution (Ye et al. 2024, arXiv:2402.07754), with options that match training to sampling.
 
-    With ``scheduled`` and ``coupled`` 0 and a spec without borders it is ``Masked``, bit for bit, and scored as such.
+    With ``scheduled`` and ``coupled`` 0 and a spec without ``segment_end_ids``, it equals ``Masked`` bit for bit.
 
     Fields:
-        scheduled: share of rows that see predictions of the network itself. At time u > t more is hidden than at t;
-            what only u hides is filled by what the network takes for likeliest, right or wrong, and stands there at
-            time t in place of the truth. One more pass, over these rows, without gradient.
-        coupled: thought by thought, the share of rows whose earlier thoughts are noised too, so that a mistake in one
-            of them does not spoil the next.
+        scheduled: share of rows with scheduled sampling. At a time u > t, more tokens are masked than at t. The
+            positions masked only at u are filled with the network's most likely tokens, right or wrong, and the network
+            is trained at time t with them in place of the true tokens. It takes one more forward pass over these rows,
+            without gradient.
+        coupled: thought by thought, the share of rows whose earlier thoughts are masked too, so that the network learns
+            to recover from errors in them.
 
-    **Thought by thought** (DoT-MP): where the spec names ``borders``, one thought of each row, drawn at random, is
-    noised and learnt. The thoughts before it are there, those after it are hidden and do not count. It is scored as it
-    writes: -log p of a solution, given where its thoughts end, is at most the sum of the bounds of each thought given
-    those before it, and k times that of one of the k, drawn at random, has this sum as its mean.
+    **Thought by thought** (DoT-MP): if the spec has ``segment_end_ids``, one random thought of each row is masked and
+    trained. The thoughts before it are visible; those after it are masked and not part of the loss. The score follows
+    the same factorisation: -log p of a solution, given where its thoughts end, is at most the sum of the bounds of each
+    thought given those before it. The bound of one of the k thoughts, drawn at random, times k is an unbiased estimate.
     """
 
     scheduled: float = 0.0
     coupled: float = 0.0
 
+    needs_rollout = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("scheduled", "coupled"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"objective thought: {name} = {getattr(self, name)} is no share.", "0 turns it off.")
+                raise UserError(
+                    f"objective thought: {name} = {getattr(self, name)} must be between 0 and 1.",
+                    "Use 0 to turn it off.",
+                )
 
     def scoring(self) -> Thought:
-        """The bound of what is written, without its own mistakes."""
+        """The bound, without scheduled sampling and coupling."""
         return replace(self, scheduled=0.0, coupled=0.0)
 
-    def ahead(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Generator[Forward, Tensor, Prepared]:
-        """What training asks and learns (see ``types.Objective``)."""
-        if not self.scheduled and not spec.borders:
+    def rollout(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Rollout[MaskedBatch]:
+        if not self.scheduled and not spec.tokens.segment_end_ids:
             return self.prepare(batch, spec, generator)
-        if self.steps or spec.timed or self.complementary:
+        if self.steps or spec.network.timed or self.complementary:
             raise UserError(
-                "scheduled rows and borders take none of steps, timed and complementary.", "Leave them out."
+                "objective thought: scheduled and segment_end can't be combined with steps, timed or complementary.",
+                "Leave out steps, timed and complementary.",
             )
-        schedule, rows, where = noise.stretched(spec), batch.ids.shape[0], batch.ids.device
+        schedule, rows, where = noise.rescaled_schedule(spec), batch.ids.shape[0], batch.ids.device
         can, later = noise.noisable(batch, spec), torch.zeros_like(batch.target)
         total = torch.ones(rows, dtype=torch.int64, device=where)
-        if spec.borders:
+        if spec.tokens.segment_end_ids:
             can, later, total = self._one_thought(batch, can, spec, generator)
-        t = self.low + (self.high - self.low) * times.continuous(rows, generator, where)
+        t = self.t_min + (self.t_max - self.t_min) * times.continuous(rows, generator, where)
         count = can.sum(1)
-        size = size_of(1 - schedule.alpha(t), count)
-        hidden = choose(can, size, generator)
+        size = mask_count(1 - schedule.alpha(t), count)
+        hidden = choose_positions(can, size, generator)
         weight = -schedule.dalpha(t) * count / size.clamp(min=1) * total
         prepared = self.request(batch, spec, hidden, weight, t)
-        x = prepared.ask.x.masked_fill(later, spec.mask_id)
+        x = prepared.request.tokens.masked_fill(later, spec.tokens.mask_id)
         if self.scheduled:
             u = t + (1 - t) * _uniform(rows, generator, where)
-            taken = _uniform(rows, generator, where) < self.scheduled
-            more = choose(can & ~hidden, size_of(1 - schedule.alpha(u), count) - size, generator) & taken[:, None]
+            selected = _uniform(rows, generator, where) < self.scheduled
+            more = (
+                choose_positions(can & ~hidden, mask_count(1 - schedule.alpha(u), count) - size, generator)
+                & selected[:, None]
+            )
             if bool(more.any()):
-                x = yield from _predicted(prepared.ask, x, more, spec)
-        return replace(prepared, ask=replace(prepared.ask, x=x))
+                x = yield from _predicted(prepared.request, x, more, spec)
+        return replace(prepared, request=replace(prepared.request, tokens=x))
 
     def _one_thought(
         self, batch: Batch, can: Tensor, spec: Spec, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, L] what noise may touch: a thought of each row, or all up to it; [B, L] what is not there yet; [B] how
-        many thoughts it was drawn from."""
+        """Choose a thought of each row.
+
+        Returns:
+            [B, L] the positions that may be masked: of this thought, or of all up to it; [B, L] the positions of later
+            thoughts; [B] the number of thoughts.
+        """
         number = thoughts(batch, spec)
         rows, where = batch.ids.shape[0], batch.ids.device
         total = number.masked_fill(~can, -1).amax(1).clamp(min=0) + 1
         at = (_uniform(rows, generator, where) * total).long()[:, None]
-        together = _uniform(rows, generator, where) < self.coupled
-        return can & ((number == at) | (number < at) & together[:, None]), can & (number > at), total
+        coupled = _uniform(rows, generator, where) < self.coupled
+        return can & ((number == at) | (number < at) & coupled[:, None]), can & (number > at), total
 
 
 def thoughts(batch: Batch, spec: Spec) -> Tensor:
-    """[B, L] number of the thought that each target position belongs to, from 0; its border is its last token."""
-    ends = torch.isin(batch.ids, torch.tensor(spec.borders, device=batch.ids.device)) & batch.target
+    """The index [B, L] of the thought of each target position, from 0; a thought includes its end token."""
+    ends = torch.isin(batch.ids, torch.tensor(spec.tokens.segment_end_ids, device=batch.ids.device)) & batch.target
     return ends.long().cumsum(1) - ends.long()
 
 
-def _predicted(ask: Forward, x: Tensor, more: Tensor, spec: Spec) -> Generator[Forward, Tensor, Tensor]:
-    """``x`` with the likeliest tokens at ``more`` [B, L], as the network sees it with masks there."""
+def _predicted(request: Forward, x: Tensor, more: Tensor, spec: Spec) -> Generator[RolloutPass, Tensor, Tensor]:
+    """``x`` [B, L] with the most likely tokens at ``more`` [B, L], predicted with masks at these positions."""
     rows = more.any(1).nonzero()[:, 0]
-    shown = x[rows].masked_fill(more[rows], spec.mask_id)
-    prompt = None if ask.prompt is None else ask.prompt[rows]
-    want = torch.where(more[rows], ask.pos[rows], -1)
-    logits = yield Forward(x=shown, pos=ask.pos[rows], want=want, attend=ask.attend, prompt=prompt)
-    forbidden = torch.tensor(sorted({*spec.forbidden, spec.mask_id}), device=logits.device)
+    masked = x[rows].masked_fill(more[rows], spec.tokens.mask_id)
+    prompt = None if request.prompt is None else request.prompt[rows]
+    targets = torch.where(more[rows], request.positions[rows], -1)
+    logits = yield RolloutPass(Forward(masked, request.positions[rows], targets, request.attention, prompt))
+    forbidden = torch.tensor(sorted({*spec.tokens.forbidden, spec.tokens.mask_id}), device=logits.device)
     token = logits.index_fill(1, forbidden, -torch.inf).argmax(-1)
     return x.masked_scatter(more, token.to(x))
 

@@ -1,8 +1,8 @@
-"""Do public checkpoints give the numbers that their own code gave? Checks against recorded outputs, model by model.
+"""Parity: checks that public checkpoints give the same outputs as their own code, against recorded outputs.
 
-A folder of references has one folder for each model, with ``checkpoint/`` in the published format and ``goldens/``,
-what the reference code computed from it (``tests/numerics/test_parity.py`` runs the same checks). Whatever is recorded
-is compared, or its suite says why not: a value that no check asked for is a failure.
+A folder of references has one folder for each model: ``checkpoint/`` in the published format, and ``goldens/``, the
+outputs of the reference code (``tests/numerics/test_parity.py`` runs the same checks). Each recorded value is compared,
+or its suite gives a reason why not; a value without either is a failure.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from redraft.errors import UserError
 from redraft.parity import adapted, autoregressive, bd3lm, dream, latent_diffusion, llada, llada2_moe, mdlm, sedd
-from redraft.parity._asking import answers
-from redraft.parity._reference import IDS, NOTHING, Check, Reference, Suite
+from redraft.parity.outputs import model_logits
+from redraft.parity.reference import IDS, NOTHING, Check, Reference, Suite
 
-__all__ = ["CHECKS", "IDS", "NOTHING", "Check", "Reference", "Suite", "answers", "run"]
+__all__ = ["CHECKS", "IDS", "NOTHING", "Check", "Reference", "Suite", "model_logits", "run"]
 
 CHECKS: dict[str, Suite] = {
     "gpt2": autoregressive.SUITE,
@@ -36,13 +36,17 @@ CHECKS: dict[str, Suite] = {
 
 
 def run(root: Path, only: str = "") -> Iterator[Check]:
-    """Every check whose reference lies under ``root``.
+    """Run the checks of every reference under ``root``.
 
+    Args:
+        only: name of the one model to check; "" for all.
     Raises:
-        UserError: there is none.
+        UserError: there is no reference.
     """
     known = [name for name in CHECKS if (root / name).is_dir() and only in ("", name)]
     if not known:
-        raise UserError(f"'{root}' holds no reference values.", f"One folder for each model: {', '.join(CHECKS)}.")
+        raise UserError(
+            f"Folder '{root}' holds no reference values.", f"It needs a folder for a model: {', '.join(CHECKS)}."
+        )
     for name in known:
         yield from CHECKS[name].run(Reference(root / name))

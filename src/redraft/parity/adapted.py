@@ -1,4 +1,4 @@
-"""DiffuGPT and DiffuLLaMA."""
+"""Parity of DiffuGPT and DiffuLLaMA (HKUNLP/DiffuLLaMA)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 
 from redraft.model import Model
 from redraft.models.parts.attention import Attention
-from redraft.parity._asking import Replayed, answers, masked_nll, write
-from redraft.parity._reference import Check, Reference, Suite
+from redraft.parity.outputs import Replayed, generate, masked_nll, model_logits
+from redraft.parity.reference import Check, Reference, Suite
 from redraft.types import Forward
 
 
 def checks(reference: Reference) -> Iterator[Check]:
-    """DiffuGPT and DiffuLLaMA."""
+    """Logits, losses and sampling."""
     model, values = reference.load(), reference.tensors("logits")
     note = ""
     if reference.model == "diffugpt" and _qkv(model.network.blocks[0]).bias is None:
         _solve_biases(model, values["xt"], values["logits"])
-        note = "the recorded file lacks c_attn.bias: solved for from these logits"
-    output = answers(model, values["xt"])
+        note = "the recorded checkpoint lacks c_attn.bias, which is solved from the recorded logits"
+    output = model_logits(model, values["xt"])
     yield replace(reference.close("logits", output, values["logits"]), note=note)
     hidden = values["mask"].bool()
-    nats, each = masked_nll(replace(model.spec, forbidden=()), output, values["xt"], values["x0"], 1 / values["t"])
+    nats, each = masked_nll(model.spec.with_tokens(forbidden=()), output, values["xt"], values["x0"], 1 / values["t"])
     shifted = torch.nn.functional.cross_entropy(output[:, :-1].transpose(1, 2), values["x0"][:, 1:], reduction="none")
     each = shifted * hidden[:, 1:]
     yield reference.close("cross-entropy at masks", each, values["token_ce_shifted"])
@@ -38,8 +38,8 @@ def checks(reference: Reference) -> Iterator[Check]:
     prompt = run["input_ids"][0, given].tolist()
     table = run["draws"].double()[:, None]
     sampler = Replayed(len(table) + 1, 0.0, torch.cat([table, torch.zeros_like(table[:1])]))
-    found = write(model.network, model.spec, sampler, [prompt], int((~given).sum())).texts
-    yield reference.same("its sampling, draws replayed", [found[0][1:]], run["output_ids"].tolist())
+    found = generate(model.network, model.spec, sampler, [prompt], int((~given).sum())).texts
+    yield reference.same("sampling, recorded draws", [found[0][1:]], run["output_ids"].tolist())
 
 
 def _qkv(block: nn.Module) -> nn.Linear:
@@ -49,8 +49,8 @@ def _qkv(block: nn.Module) -> nn.Linear:
     return attention.qkv
 
 
-def _solve_biases(model: Model, ids: Tensor, wanted: Tensor) -> None:
-    """Least squares for query, key and value biases that a file lacks (Gauss-Newton with damping)."""
+def _solve_biases(model: Model, ids: Tensor, expected: Tensor) -> None:
+    """Solve for the biases of queries, keys and values that the file lacks (damped Gauss-Newton least squares)."""
     from torch.func import functional_call, jacfwd
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -58,13 +58,15 @@ def _solve_biases(model: Model, ids: Tensor, wanted: Tensor) -> None:
     names = [f"blocks.{number}.attention.qkv.bias" for number in range(len(network.blocks))]
     size = _qkv(network.blocks[0]).out_features
     pos = torch.arange(ids.shape[1]).expand(ids.shape)
-    ask = Forward(x=ids, pos=pos, want=pos + model.spec.shift, attend=model.spec.attend)
+    request = Forward(
+        tokens=ids, positions=pos, targets=pos + model.spec.network.shift, attention=model.spec.network.attention
+    )
     for block in network.blocks:
         _qkv(block).bias = torch.nn.Parameter(torch.zeros(size, dtype=torch.float64), requires_grad=False)
 
     def gap(bias: Tensor) -> Tensor:
         state = dict(zip(names, bias.split(size), strict=True))
-        return (functional_call(network, state, (ask,)) - wanted.double().view(-1, wanted.shape[-1])).flatten()
+        return (functional_call(network, state, (request,)) - expected.double().view(-1, expected.shape[-1])).flatten()
 
     bias, damping = torch.zeros(size * len(names), dtype=torch.float64), 1e-2
     error = gap(bias)

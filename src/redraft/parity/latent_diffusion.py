@@ -1,4 +1,4 @@
-"""Schedules and changes of variables of latent diffusion (Lovelace et al. 2023, arXiv:2212.09462)."""
+"""Parity of schedules and conversions of latent diffusion (Lovelace et al. 2023, arXiv:2212.09462)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from redraft.noise.schedules.cosine import Cosine
 from redraft.noise.schedules.exponential import Exponential
 from redraft.noise.schedules.linear import Linear
 from redraft.noise.schedules.sigmoid import Sigmoid
-from redraft.parity._reference import Check, Reference, Suite
-from redraft.types import Attend, Continuous, Spec
+from redraft.parity.reference import Check, Reference, Suite
+from redraft.types import AttentionPattern, Continuous, FamilyFacts, NetworkFacts, Spec, TokenIds
 
 
 def checks(reference: Reference) -> Iterator[Check]:
+    """Schedules with their scaled log-SNR, and conversions between clean, noisy and v."""
     values = reference.tensors("schedules")
     t = values["t"].double()
     ours: dict[str, Any] = {
@@ -26,8 +27,8 @@ def checks(reference: Reference) -> Iterator[Check]:
     }
     ours["sigmoid.start-2_end4_tau0.9"] = Sigmoid(-2, 4, 0.9)
     for name, schedule in ours.items():
-        wanted = values[name if "." in name else f"{name}.alpha2"]
-        yield reference.close(f"schedule, {name}", schedule.alpha(t), wanted, 1e-4, 1e-5)
+        expected = values[name if "." in name else f"{name}.alpha2"]
+        yield reference.close(f"schedule, {name}", schedule.alpha(t), expected, 1e-4, 1e-5)
         for scale in (0.5, 1.0):
             if "." in name:
                 continue
@@ -43,15 +44,19 @@ def checks(reference: Reference) -> Iterator[Check]:
 
 
 def _spec(schedule: Any, scale: float) -> Spec:
-    what = Continuous(8, 4, False, 15.0, -15.0, scale)
-    return Spec(8, 0, 1, 2, Attend(), False, False, 0, False, schedule, process="gaussian", continuous=what)
+    latents = Continuous(8, 4, False, 15.0, -15.0, scale)
+    return Spec(
+        TokenIds(8, 0, 1, 2),
+        NetworkFacts(AttentionPattern(), outputs="vectors"),
+        FamilyFacts(schedule, Gaussian(), latents),
+    )
 
 
-_NOISE = "nothing here asks for the noise: models predict v, or tokens"
+_NOISE = "redraft does not predict noise: models predict v, or tokens"
 SUITE = Suite(
     checks,
     {
-        "schedules.cosine.start*": "our cosine has no start, end and tau",
+        "schedules.cosine.start*": "redraft's cosine has no start, end and tau",
         "conversions.*noise*": _NOISE,
     },
 )

@@ -1,15 +1,5 @@
-"""One file = one rule for changing the canvas. Files that begin with an underscore wrap or serve the others."""
+"""One file per sampler: a rule that changes the canvas. ``base.py`` has the base class.
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from redraft.types import Sampler
-
-
-def unwrapped(sampler: Sampler) -> Sampler:
-    """The sampler that was asked for, without what makes it write block by block or change the length."""
-    while type(sampler).__module__.rpartition(".")[2].startswith("_") and hasattr(sampler, "inner"):
-        sampler = sampler.inner
-    return sampler
+``shared/`` has functions of several samplers. ``wrappers/`` adapts samplers to models that generate block by block or
+change the length of a sequence.
+"""

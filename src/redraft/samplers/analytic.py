@@ -1,113 +1,111 @@
-"""Analytic: from t to s in one leap by the scores themselves, as SEDD samples; for masks and for uniform noise."""
+"""Analytic: SEDD's sampler, which steps from t to s by the scores; for absorbing and uniform noise."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from redraft.errors import UserError
 from redraft.noise.uniform import alphabet
-from redraft.runtime import inverse_cdf, keyed_uniform
-from redraft.samplers import _open, _uniform
-from redraft.types import Canvas, Forward, Output, Spec, Step
+from redraft.runtime import inverse_cdf
+from redraft.samplers.base import Sampler
+from redraft.samplers.shared import common, ranking, uniform_noise
+from redraft.types import Canvas, Output, Request, Spec, Step
 
-_FIRST = 1 - 1e-3  # time begins where training ended: at t = 1 a score of uniform noise says nothing
+_FIRST = 1 - 1e-3  # first time under uniform noise, where training ends: at t = 1 the scores carry no information
 
 
 @dataclass(frozen=True)
-class Analytic:
-    """Tweedie tau-leaping of SEDD (Lou et al. 2024, arXiv:2310.16834, section 4.2): positions are drawn from
+class Analytic(Sampler):
+    """Tweedie tau-leaping of SEDD (Lou et al. 2024, arXiv:2310.16834, section 4.2): positions are sampled from
 
         p(x_s = y) ~ [exp(-ds Q) s]_y [exp(ds Q)]_{x_t, y},   ds = log(alpha_s / alpha_t),  Q the rates of the noise,
 
-    the best that can be done position by position. The last step leaves no noise. By process:
+    which is optimal among samplers that treat positions independently. The last step leaves no noise. By process:
 
-    - Absorbing: a mask is written with probability (alpha_s - alpha_t) / (1 - alpha_t) e^g, at most 1, where g is what
-      the scores' total is off (0 for models that predict: then this is ``Ancestral``).
-    - Uniform: with f = softmax(logits) of a score model, alpha_t p + (1 - alpha_t) / n of one that predicts, and
-      a = alpha_t / alpha_s, p(x_s = y) ~ max(f_y - (1 - a) / n, 0) ((1 - a) / n + a [y = x_t]). For models that predict
-      this is ``Posterior``. Temperature and top-p act on the last step, where p(x_0) itself is drawn.
+    - Absorbing: a mask is replaced with probability (alpha_s - alpha_t) / (1 - alpha_t) e^g, at most 1, where g is the
+      log of the scores' total over its exact value (0 for models that predict tokens: then this is ``Ancestral``).
+    - Uniform: p(x_s = y) ~ max(f_y - (1 - a) / n, 0) ((1 - a) / n + a [y = x_t]) with a = alpha_t / alpha_s. For a
+      score model f = softmax(logits); for a model that predicts tokens f = alpha_t p + (1 - alpha_t) / n, and then this
+      is ``Posterior``. Temperature and top-p apply to the last step, which samples from p(x_0).
     """
 
     steps: int = 16
 
-    exact = False
     retracts = True
-    width = 1
     tries = {"steps": (4, 8, 16, 32)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
-        _open.check_noise(spec)
+        common.check_noise(spec)
         if self.steps < 1:
             raise UserError(f"steps = {self.steps} must be at least 1.")
 
-    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
-        return _uniform.ask_open(canvas, spec, self._time(canvas.step, spec))
+    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
+        return uniform_noise.requests_for_open(canvas, spec, self._time(canvas.step, spec))
 
     def apply(
-        self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]
+        self, canvas: Canvas, state: None, spec: Spec, requests: list[Request], outputs: list[Output]
     ) -> tuple[None, Step]:
-        ask, out = asks[0], outs[0]
-        assert ask.rows is not None and spec.schedule is not None
-        turn = canvas.step[ask.rows]
-        last = turn + 1 >= self.steps
-        now = spec.schedule.alpha(self._time(turn, spec))
-        then = torch.where(last, 1.0, spec.schedule.alpha(self._time(turn + 1, spec)))
-        if spec.process == "absorbing":
-            return None, self._reveal(canvas, ask, out, spec, now, then)
-        return None, _uniform.draft(ask, out, self._leap(canvas, ask, out, spec, now, then), last)
+        request, out = requests[0], outputs[0]
+        assert spec.family.schedule is not None
+        step = canvas.step[request.rows]
+        last = step + 1 >= self.steps
+        alpha_t = spec.family.schedule.alpha(self._time(step, spec))
+        alpha_s = torch.where(last, 1.0, spec.family.schedule.alpha(self._time(step + 1, spec)))
+        if spec.masks:
+            return None, self._reveal(canvas, request, out, spec, alpha_t, alpha_s)
+        return None, uniform_noise.draft(request, out, self._leap(canvas, request, out, spec, alpha_t, alpha_s), last)
 
-    def _reveal(self, canvas: Canvas, ask: Forward, out: Output, spec: Spec, now: Tensor, then: Tensor) -> Step:
-        assert ask.rows is not None
-        row = (ask.want >= 0).nonzero()[:, 0]
+    def _reveal(
+        self, canvas: Canvas, request: Request, out: Output, spec: Spec, alpha_t: Tensor, alpha_s: Tensor
+    ) -> Step:
+        row = (request.targets >= 0).nonzero()[:, 0]
         log_z = None if out.log_z is None else out.log_z.cpu()
-        chance = _open.rectangle(revealing(log_z, now[row], then[row], spec), ask, 0.0)
-        stamp = canvas.step[ask.rows] + _open.ORDER_STREAM
-        drawn = keyed_uniform(canvas.seed[ask.rows], stamp, ask.want.clamp(min=0))
-        return _open.write(ask, out, (ask.want >= 0) & ((drawn < chance) | (then >= 1)[:, None]))
+        chance = common.rectangle(reveal_probability(log_z, alpha_t[row], alpha_s[row], spec), request, 0.0)
+        uniform = ranking.order_noise(canvas, request)
+        return common.write(request, out, (request.targets >= 0) & ((uniform < chance) | (alpha_s >= 1)[:, None]))
 
-    def _leap(self, canvas: Canvas, ask: Forward, out: Output, spec: Spec, now: Tensor, then: Tensor) -> Tensor:
-        assert ask.rows is not None
-        row, column = (ask.want >= 0).nonzero(as_tuple=True)
-        rows, own = ask.rows[row], _uniform.own_tokens(canvas, ask)[row, column]
-        log_q = leap(out.log_p, own.to(out.log_p.device), now[row], then[row], spec)
-        stamp = canvas.step[ask.rows] + _open.ORDER_STREAM
-        uniform = keyed_uniform(canvas.seed[ask.rows], stamp, ask.want.clamp(min=0))[row, column]
-        draw, end = canvas.draw, then[row] >= 1
-        cold = end & (draw.temperature[rows] == 0)
-        chosen = inverse_cdf(
-            log_q,
-            uniform.to(log_q.device),
-            torch.where(end & ~cold, draw.temperature[rows], 1.0).to(log_q.device),
-            torch.where(cold, 1, torch.where(end, draw.top_k[rows], 0)).to(log_q.device),
-            torch.where(end, draw.top_p[rows], 1.0).to(log_q.device),
-        )
-        return torch.zeros_like(ask.want).index_put((row, column), chosen.cpu())
+    def _leap(
+        self, canvas: Canvas, request: Request, out: Output, spec: Spec, alpha_t: Tensor, alpha_s: Tensor
+    ) -> Tensor:
+        """[R, W] sampled ids."""
+        row, column = (request.targets >= 0).nonzero(as_tuple=True)
+        rows, own = request.rows[row], uniform_noise.own_tokens(canvas, request)[row, column]
+        log_q = leap(out.log_p, own.to(out.log_p.device), alpha_t[row], alpha_s[row], spec)
+        uniform = ranking.order_noise(canvas, request)[row, column]
+        sampling, end = canvas.sampling.at(rows), alpha_s[row] >= 1
+        greedy = end & (sampling.temperature == 0)
+        sampling = sampling.where(end & ~greedy)
+        sampling = replace(sampling, top_k=torch.where(greedy, 1, sampling.top_k))
+        every = torch.arange(len(rows))
+        chosen = inverse_cdf(log_q, uniform.to(log_q.device), sampling.at(every, log_q.device))
+        return torch.zeros_like(request.targets).index_put((row, column), chosen.cpu())
 
-    def _time(self, turn: Tensor, spec: Spec) -> Tensor:
-        first = _FIRST if spec.process == "uniform" else 1.0
-        return first * (1 - turn.double() / self.steps).clamp(min=0)
+    def _time(self, step: Tensor, spec: Spec) -> Tensor:
+        first = 1.0 if spec.masks else _FIRST
+        return first * (1 - step.double() / self.steps).clamp(min=0)
 
 
-def revealing(log_z: Tensor | None, alpha_t: Tensor, alpha_s: Tensor, spec: Spec) -> Tensor:
-    """Probability that a mask is written between t and s [N]; ``log_z`` [N] as in ``Output``."""
+def reveal_probability(log_z: Tensor | None, alpha_t: Tensor, alpha_s: Tensor, spec: Spec) -> Tensor:
+    """[N] probability that a mask is replaced between t and s; ``log_z`` [N] as in ``Output``."""
     chance = (alpha_s - alpha_t) / (1 - alpha_t)
     if log_z is None:
         return chance
-    return chance * (log_z.double() - math.log(spec.vocab_size - len({*spec.forbidden, spec.mask_id}))).exp()
+    letters = spec.tokens.vocab_size - len({*spec.tokens.forbidden, spec.tokens.mask_id})
+    return chance * (log_z.double() - math.log(letters)).exp()
 
 
 def leap(log_p: Tensor, own: Tensor, alpha_t: Tensor, alpha_s: Tensor, spec: Spec) -> Tensor:
-    """Log of p(x_s = y) under uniform noise, up to a constant: [N, V], ``own`` [N] ids x_t, alphas [N] -> [N, V]."""
+    """log p(x_s = y) under uniform noise, up to a constant: [N, V], ``own`` [N] ids x_t, alphas [N] -> [N, V]."""
     letters = alphabet(spec).to(log_p.device)
     n, f = len(letters), log_p.double().exp()
     now, kept = alpha_t.to(log_p.device)[:, None], (alpha_t / alpha_s).to(log_p.device)[:, None]
-    if not spec.score:
+    if not spec.scores:
         f = torch.zeros_like(f).index_copy_(1, letters, now * f[:, letters] + (1 - now) / n)
     before = (f - (1 - kept) / n).clamp(min=0)
-    before = torch.where(before.sum(1, keepdim=True) > 0, before, f)  # scores too flat to tell anything
+    before = torch.where(before.sum(1, keepdim=True) > 0, before, f)  # for scores without information
     noise = ((1 - kept) / n).expand_as(f)
     return (before * noise.scatter_add(1, own[:, None], kept)).log()

@@ -1,90 +1,89 @@
-"""Ancestral: the reverse of the noise process itself, on a grid of times."""
+"""Ancestral: the reverse of the masking process, on a grid of times."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from redraft.errors import UserError
 from redraft.runtime import keyed_uniform
-from redraft.samplers import _open
-from redraft.types import FREE, Canvas, Forward, Output, Spec, Step
+from redraft.samplers.base import Sampler
+from redraft.samplers.shared import common
+from redraft.types import FREE, Canvas, NoiseStream, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
-class State:
-    """The last turn each row has taken."""
+class AncestralState:
+    """The last grid step of each row."""
 
-    turn: Tensor  # [B] index k of the time t_k = 1 - k / steps; -1 at the start
+    grid_step: Tensor  # [B] index k of the time t_k = 1 - k (1 - eps) / steps; -1 at the start
 
 
 @dataclass(frozen=True)
-class Ancestral:
+class Ancestral(Sampler):
     """MDLM's sampler (Sahoo et al. 2024, arXiv:2406.07524): from t to s a free position is revealed with probability
-    (alpha_s - alpha_t) / (1 - alpha_t), its token drawn from the model.
+    (alpha_s - alpha_t) / (1 - alpha_t), and its token is sampled from the model.
 
-    What is revealed does not depend on the values, so it is decided first: turns that reveal nothing cost no pass,
-    and only the revealed positions are predicted.
+    The choice of the positions does not depend on predictions, so it is made first. Grid steps that reveal nothing take
+    no forward pass, and only the revealed positions are predicted.
     """
 
     steps: int = 64
-    eps: float = 0.0  # the grid runs from 1 to eps instead of 0, the last step to the end all the same (MDLM, Dream)
+    eps: float = 0.0  # the grid ends at eps instead of 0; its last step still reveals all (MDLM, Dream)
 
-    exact = False  # several tokens a turn are drawn independently of each other
-    retracts = False
-    width = 1
     tries = {"steps": (8, 16, 32, 64)}
-    positions = "noise"  # what decides where is written (see ``likelihood.under``)
+    order_by = "noise"
 
-    def start(self, canvas: Canvas, spec: Spec) -> State:
-        _open.check_diffusion(spec)
+    def start(self, canvas: Canvas, spec: Spec) -> AncestralState:
+        common.check_diffusion(spec)
         if self.steps < 1:
             raise UserError(f"steps = {self.steps} must be at least 1.")
         if not 0 <= self.eps < 1:
             raise UserError(f"eps = {self.eps} must lie in [0, 1).")
-        return State(torch.full_like(canvas.step, -1))
+        return AncestralState(torch.full_like(canvas.step, -1))
 
-    def _next(self, canvas: Canvas, spec: Spec, turn: Tensor) -> tuple[Tensor, Tensor]:
-        """For every row that still has free positions, its next turn that reveals something, and what: [B], [B, L].
+    def _next(self, canvas: Canvas, spec: Spec, grid_step: Tensor) -> tuple[Tensor, Tensor]:
+        """[B] the next grid step that reveals positions, and [B, L] bool: these positions.
 
-        What is free is read off the canvas each time: a constraint may have kept a token from landing.
+        Only rows with free positions advance. These are read from the canvas, because a constraint may drop changes.
         """
-        assert spec.schedule is not None
+        assert spec.family.schedule is not None
         free = canvas.status == FREE
         reveal = torch.zeros_like(free)
         waiting = free.any(1)
         while bool(waiting.any()):
-            turn = torch.where(waiting, turn + 1, turn)
-            now, then = self._time(turn), self._time(turn + 1)
-            before, after = spec.schedule.alpha(now), spec.schedule.alpha(then)
-            chance = torch.where(turn + 1 >= self.steps, 1.0, (after - before) / (1 - before).clamp(min=1e-12))
-            reveal |= (self.draws(canvas, turn) < chance[:, None]) & free & waiting[:, None]
+            grid_step = torch.where(waiting, grid_step + 1, grid_step)
+            alpha_t = spec.family.schedule.alpha(self._time(grid_step))
+            alpha_s = spec.family.schedule.alpha(self._time(grid_step + 1))
+            chance = (alpha_s - alpha_t) / (1 - alpha_t).clamp(min=1e-12)
+            chance = torch.where(grid_step + 1 >= self.steps, 1.0, chance)
+            reveal |= (self.uniforms(canvas, grid_step) < chance[:, None]) & free & waiting[:, None]
             waiting &= ~reveal.any(1)
-        return turn, reveal
+        return grid_step, reveal
 
-    def draws(self, canvas: Canvas, turn: Tensor) -> Tensor:
-        """[B, L] uniform numbers that decide what each row reveals at its ``turn`` [B]."""
-        positions = torch.arange(canvas.ids.shape[1]).expand(len(turn), -1)
-        return keyed_uniform(canvas.seed, turn + _open.ORDER_STREAM, positions)
+    def uniforms(self, canvas: Canvas, grid_step: Tensor) -> Tensor:
+        """[B, L] uniform numbers that decide which positions a row reveals at its ``grid_step`` [B]."""
+        positions = torch.arange(canvas.ids.shape[1]).expand(len(grid_step), -1)
+        return keyed_uniform(canvas.seed, grid_step + NoiseStream.ORDER, positions)
 
-    def _time(self, turn: Tensor) -> Tensor:
-        return (1 - turn.double() * (1 - self.eps) / self.steps).clamp(min=0)
+    def _time(self, grid_step: Tensor) -> Tensor:
+        return (1 - grid_step.double() * (1 - self.eps) / self.steps).clamp(min=0)
 
-    def plan(self, canvas: Canvas, state: State, spec: Spec) -> list[Forward]:
-        turn, reveal = self._next(canvas, spec, state.turn)
+    def plan(self, canvas: Canvas, state: AncestralState, spec: Spec) -> list[Request]:
+        grid_step, reveal = self._next(canvas, spec, state.grid_step)
         rows = reveal.any(1).nonzero()[:, 0]
         if not len(rows):
             return []
-        t = self._time(turn[rows]).float() if spec.timed else None
-        return [replace(_open.ask(canvas, spec, rows, reveal[rows], t), stamp=turn[rows])]
+        t = self._time(grid_step[rows]).float() if spec.network.timed else None
+        return [common.request(canvas, spec, rows, reveal[rows], t).with_drawing(noise_step=grid_step[rows])]
 
     def apply(
-        self, canvas: Canvas, state: State, spec: Spec, asks: list[Forward], outs: list[Output]
-    ) -> tuple[State, Step]:
-        ask = asks[0]
-        assert ask.rows is not None and ask.stamp is not None
-        turn = state.turn.clone()
-        turn[ask.rows] = ask.stamp
-        return State(turn), _open.write(ask, outs[0], ask.want >= 0)
+        self, canvas: Canvas, state: AncestralState, spec: Spec, requests: list[Request], outputs: list[Output]
+    ) -> tuple[AncestralState, Step]:
+        request = requests[0]
+        assert request.drawing.noise_step is not None
+        grid_step = state.grid_step.clone()
+        grid_step[request.rows] = request.drawing.noise_step
+        return AncestralState(grid_step), common.write(request, outputs[0], request.targets >= 0)

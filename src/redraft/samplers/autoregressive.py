@@ -1,4 +1,4 @@
-"""Autoregressive: the leftmost free position at each pass; greedy, sampled, or beam search."""
+"""Autoregressive: generate the leftmost free position at each pass; greedy, sampled, or beam search."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.types import FREE, SEALED, Canvas, Forward, Output, Spec, Step
+from redraft.samplers.base import Sampler
+from redraft.types import FREE, SEALED, Canvas, Drawing, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
-class Autoregressive:
+class Autoregressive(Sampler):
     """Left to right. ``beams`` > 1 is beam search over sum(log p) / length^``length_penalty`` (Wu et al. 2016,
     arXiv:1609.08144, without coverage): finished hypotheses stay in the beam and compete with the live ones.
     """
@@ -23,7 +24,6 @@ class Autoregressive:
 
     exact = True
     tries = {"beams": (1, 2, 4)}
-    retracts = False
 
     @property
     def width(self) -> int:
@@ -32,14 +32,14 @@ class Autoregressive:
     def start(self, canvas: Canvas, spec: Spec) -> None:
         if self.beams < 1:
             raise UserError(f"beams = {self.beams} must be at least 1.")
-        if self.beams > 1 and bool((canvas.draw.temperature > 0).any()):
+        if self.beams > 1 and bool((canvas.sampling.temperature > 0).any()):
             raise UserError(
-                "beam search keeps the likeliest texts and draws nothing.", "Set temperature 0, or beams 1."
+                "Beam search keeps the likeliest sequences and does not sample.", "Set temperature 0, or beams 1."
             )
-        if spec.shift != 1:
-            raise UserError("this model does not predict left to right.", "Pick a diffusion sampler.")
+        if spec.network.shift != 1:
+            raise UserError("This model does not predict left to right.", "Use a diffusion sampler.")
 
-    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
+    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
         free = canvas.status.numpy() == FREE
         live = np.flatnonzero(free.any(1))
         if not len(live):
@@ -47,53 +47,51 @@ class Autoregressive:
         frontier = free[live].argmax(1)
         positions, rows = np.arange(frontier.max()), torch.from_numpy(live)
         return [
-            Forward(
-                x=torch.from_numpy(canvas.ids.numpy()[live, : len(positions)]),
-                pos=torch.from_numpy(np.where(positions < frontier[:, None], positions, -1)),
-                want=torch.from_numpy(frontier[:, None]),
-                attend=spec.attend,
-                prompt=canvas.prompt[rows] if spec.isolate_prompt else None,
-                rows=rows,
-                stamp=torch.zeros_like(rows),  # the position alone keys the draw
+            Request(
+                tokens=torch.from_numpy(canvas.ids.numpy()[live, : len(positions)]),
+                positions=torch.from_numpy(np.where(positions < frontier[:, None], positions, -1)),
+                targets=torch.from_numpy(frontier[:, None]),
+                attention=spec.network.attention,
+                prompt=canvas.prompt[rows] if spec.network.prompt_encoder else None,
+                drawing=Drawing(rows, torch.zeros_like(rows)),  # samples are keyed by seed and position
             )
         ]
 
     def apply(
-        self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]
+        self, canvas: Canvas, state: None, spec: Spec, requests: list[Request], outputs: list[Output]
     ) -> tuple[None, Step]:
-        ask, out = asks[0], outs[0]
-        assert ask.rows is not None
+        request, out = requests[0], outputs[0]
         if self.beams > 1:
-            return None, self._beam(canvas, ask, out)
-        sealed = torch.full_like(ask.rows, SEALED)
-        return None, Step(ask.rows, ask.want[:, 0], out.token[:, 0], sealed, out.conf[:, 0])
+            return None, self._beam(canvas, request, out)
+        sealed = torch.full_like(request.rows, SEALED)
+        return None, Step(request.rows, request.targets[:, 0], out.token[:, 0], sealed, out.conf[:, 0])
 
-    def _beam(self, canvas: Canvas, ask: Forward, out: Output) -> Step:
-        """Keep the best ``beams`` among finished rows and the continuations of live ones, per request."""
-        assert ask.rows is not None
+    def _beam(self, canvas: Canvas, request: Request, out: Output) -> Step:
+        """Keep the best ``beams`` among finished rows and the continuations of unfinished ones, per prompt."""
         k, batch = self.beams, len(canvas.ids)
-        fan = min(k, out.log_p.shape[1])
-        log_p, token = out.log_p.topk(fan, -1)
-        written = (canvas.status == SEALED).sum(1)
-        # Candidates of row r: column 0 is "stay as you are" (finished rows), columns 1..fan continue it.
-        score = torch.full((batch, fan + 1), -torch.inf, dtype=torch.float64)
+        fan_out = min(k, out.log_p.shape[1])
+        log_p, token = out.log_p.topk(fan_out, -1)
+        length = (canvas.status == SEALED).sum(1)
+        # Candidates of a row: column 0 is the unchanged row if it is finished, columns 1..fan_out continue it.
+        score = torch.full((batch, fan_out + 1), -torch.inf, dtype=torch.float64)
         gain, tokens = torch.zeros_like(score), torch.full_like(score, -1, dtype=torch.int64)
         live = torch.zeros(batch, dtype=torch.bool)
-        live[ask.rows] = True
-        gain[ask.rows, 1:], tokens[ask.rows, 1:] = log_p.cpu().double(), token.cpu()
-        score[~live, 0] = self._normal(canvas.score[~live], written[~live])
-        ahead = self._normal(canvas.score[live, None] + gain[live, 1:], written[live, None] + 1)
-        score[live, 1:] = ahead.clamp(min=-1e30)  # where a constraint leaves fewer than k, the impossible fill the beam
-        twin = (written == 0) & (torch.arange(batch) % k != 0)  # at the start all beams are equal: expand one
-        score[twin & live] = -torch.inf
-        top = score.view(-1, k * (fan + 1)).topk(k, -1).indices
-        parent = (top.div(fan + 1, rounding_mode="floor") + torch.arange(0, batch, k)[:, None]).flatten()
-        column = (top % (fan + 1)).flatten()
+        live[request.rows] = True
+        gain[request.rows, 1:], tokens[request.rows, 1:] = log_p.cpu().double(), token.cpu()
+        score[~live, 0] = self._normalised(canvas.score[~live], length[~live])
+        continued = self._normalised(canvas.score[live, None] + gain[live, 1:], length[live, None] + 1)
+        # Finite, so that impossible candidates fill the beam if a constraint allows fewer than k.
+        score[live, 1:] = continued.clamp(min=-1e30)
+        duplicate = (length == 0) & (torch.arange(batch) % k != 0)  # all beams are equal at the start: expand one
+        score[duplicate & live] = -torch.inf
+        top = score.view(-1, k * (fan_out + 1)).topk(k, -1).indices
+        parent = (top.div(fan_out + 1, rounding_mode="floor") + torch.arange(0, batch, k)[:, None]).flatten()
+        column = (top % (fan_out + 1)).flatten()
         row = (column > 0).nonzero()[:, 0]
         source, column = parent[row], column[row]
         position = (canvas.status[source] == FREE).to(torch.int8).argmax(1)
         sealed = torch.full_like(row, SEALED)
         return Step(row, position, tokens[source, column], sealed, gain[source, column], parents=parent)
 
-    def _normal(self, score: Tensor, length: Tensor) -> Tensor:
+    def _normalised(self, score: Tensor, length: Tensor) -> Tensor:
         return score / length.clamp(min=1).double() ** self.length_penalty

@@ -1,4 +1,4 @@
-"""Dream: the surest positions first, as many as the reverse process would reveal on average."""
+"""Dream: write the most confident positions first, as many as the reverse process would reveal on average."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import Tensor
 
 from redraft.errors import UserError
 from redraft.samplers.confidence import Confidence
-from redraft.types import Canvas, Forward, Spec
+from redraft.types import Canvas, Request, Spec
 
 
 @dataclass(frozen=True)
 class Dream(Confidence):
-    """Dream's own decoding (Ye et al. 2025, arXiv:2508.15487), ``order`` being its ``alg``: confidence (maskgit_plus),
+    """The decoding of Dream (Ye et al. 2025, arXiv:2508.15487). ``order`` is its ``alg``: confidence (maskgit_plus),
     margin (topk_margin) or entropy.
 
-    Where ``Confidence`` shares positions out evenly, of n masked ones floor(n (1 - s/t)) are written as time goes
-    from t to s on an even grid from 1 to ``eps``, and the rest at the last step. Early steps may write nothing.
+    ``Confidence`` distributes positions evenly over the steps. Here, of n masked positions floor(n (1 - s/t)) are
+    written from time t to s, on an even grid from 1 to ``eps``, and the rest at the last step. Early steps may write
+    nothing.
     """
 
     order: str = "entropy"
@@ -27,13 +28,13 @@ class Dream(Confidence):
     def start(self, canvas: Canvas, spec: Spec) -> None:
         super().start(canvas, spec)
         if self.block:
-            raise UserError("Dream's schedule knows no blocks.", "Take the sampler confidence with a block.")
+            raise UserError("The sampler dream does not support blocks.", "Use the sampler confidence with a block.")
         if not 0 <= self.eps < 1:
             raise UserError(f"eps = {self.eps} must lie in [0, 1).")
 
-    def count(self, canvas: Canvas, ask: Forward) -> Tensor:
-        assert ask.rows is not None
-        free, turn = (ask.want >= 0).sum(1), canvas.step[ask.rows].double()
+    def count(self, canvas: Canvas, request: Request) -> Tensor:
+        """[R] number of positions to write at this step."""
+        free, step = (request.targets >= 0).sum(1), canvas.step[request.rows].double()
         stride = (1 - self.eps) / self.steps
-        share = stride / (1 - turn * stride)  # 1 - s/t
-        return torch.where(turn + 1 >= self.steps, free, (free * share).floor().long())
+        share = stride / (1 - step * stride)  # 1 - s/t
+        return torch.where(step + 1 >= self.steps, free, (free * share).floor().long())

@@ -1,4 +1,4 @@
-"""Edit flow: insertions, deletions and substitutions by their rates, until none is expected any more."""
+"""Edit flow: insert, delete and substitute tokens by predicted rates, until no more edits are expected."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from torch import Tensor
 from redraft.canvas import extent
 from redraft.errors import UserError
 from redraft.runtime import inverse_cdf, keyed_uniform
-from redraft.samplers import _open
-from redraft.types import DELETE, DRAFT, INSERT, PAD, SEALED, SET, Canvas, Forward, Output, Spec, Step
+from redraft.samplers.base import Sampler
+from redraft.samplers.shared import common
+from redraft.types import DELETE, DRAFT, INSERT, PAD, SEALED, SET, Canvas, NoiseStream, Output, Request, Spec, Step
 
-# Streams of noise: where edits fall, of which kind, and which tokens they bring.
-_FALLS, _KIND, _TOKENS = _open.ORDER_STREAM, 3 << 40, 5 << 40
-_LEAST = math.log(0.05)  # least share of edits to be made that a leap leaves; the last one would leave none
+# Noise streams that decide where insertions happen, where other edits of which kind happen, and their tokens.
+_INSERTIONS, _CHANGES, _TOKENS = NoiseStream.ORDER, NoiseStream.KIND, NoiseStream.CHOICE
+_LEAST = math.log(0.05)  # smallest share of the edits that a leap leaves for later; the last leap would leave none
 
 
 @dataclass(frozen=True)
-class EditFlow:
+class EditFlow(Sampler):
     """Sampling of Edit Flows (Havasi et al. 2025, arXiv:2506.09018). The rates lambda of the network are expected
-    numbers of edits still to be made (``objectives.edit``).
+    numbers of remaining edits (``objectives.edit``).
 
     ``order``:
 
-    - surest: of ``steps`` turns each makes its share of the edits expected, ceil(sum of lambda / turns left), those
-      with the highest rates first, at most one insertion and one other edit a cell. A text is finished when less than
-      ``stop`` edits are expected, or after twice ``steps`` turns. A rule of ours, for quality and not for samples.
-    - leap: the paper's tau-leap from t to s: a kind of edit of a cell with rate lambda happens with probability
-      1 - ((1 - alpha(s)) / (1 - alpha(t)))^lambda, an insertion and another edit independently of each other.
+    - surest: each of ``steps`` steps makes its share of the expected edits, ceil(sum of lambda / remaining steps),
+      highest rates first, with at most one insertion and one other edit per position. A sequence is finished when less
+      than ``stop`` edits are expected, or after twice ``steps`` steps. This rule is not in the paper; it aims at
+      quality and does not sample from the model's distribution.
+    - leap: the paper's tau-leap from t to s. A kind of edit with rate lambda happens with probability
+      1 - ((1 - alpha(s)) / (1 - alpha(t)))^lambda, and an insertion happens independently of another edit.
 
-    What is written is a draft until the text is finished: any token may yet be replaced or go.
+    Tokens are drafts until the sequence is finished, because they may be replaced or deleted.
     """
 
     steps: int = 16
     order: Literal["surest", "leap"] = "surest"
     stop: float = 0.5
 
-    exact = False
     retracts = True
-    width = 1
 
     def start(self, canvas: Canvas, spec: Spec) -> Tensor:
         """[B] bool: finished rows."""
         if not spec.edits:
             raise UserError(
-                "this sampler makes edits: it needs a diffusion model of family 'edit', which predicts their rates.",
-                "Leave the sampler to the model.",
+                "This sampler needs a diffusion model of family 'edit', which predicts rates of edits.",
+                "Remove the sampler option to use the model's default.",
             )
         if self.steps < 1:
             raise UserError(f"steps = {self.steps} must be at least 1.")
@@ -57,93 +57,93 @@ class EditFlow:
             raise UserError(f"stop = {self.stop} must be at least 0.")
         return torch.zeros_like(canvas.step, dtype=torch.bool)
 
-    def plan(self, canvas: Canvas, state: Tensor, spec: Spec) -> list[Forward]:
-        wanted = (canvas.open | canvas.gap) & (canvas.status != PAD)
-        rows = (wanted.any(1) & ~state).nonzero()[:, 0]
+    def plan(self, canvas: Canvas, state: Tensor, spec: Spec) -> list[Request]:
+        targets = (canvas.open | canvas.gap) & (canvas.status != PAD)
+        rows = (targets.any(1) & ~state).nonzero()[:, 0]
         if not len(rows):
             return []
-        t = self._time(canvas.step[rows]).float() if spec.timed else None
-        return [_open.ask(canvas, spec, rows, wanted[rows], t)]
+        t = self._time(canvas.step[rows]).float() if spec.network.timed else None
+        return [common.request(canvas, spec, rows, targets[rows], t)]
 
-    def _time(self, turn: Tensor) -> Tensor:
-        return (1 - turn.double() / self.steps).clamp(min=0)
+    def _time(self, step: Tensor) -> Tensor:
+        return (1 - step.double() / self.steps).clamp(min=0)
 
     def apply(
-        self, canvas: Canvas, state: Tensor, spec: Spec, asks: list[Forward], outs: list[Output]
+        self, canvas: Canvas, state: Tensor, spec: Spec, requests: list[Request], outputs: list[Output]
     ) -> tuple[Tensor, Step]:
-        ask = asks[0]
-        assert ask.rows is not None
-        rows, turn = ask.rows, canvas.step[ask.rows]
-        edits = _Edits.read(canvas, ask, outs[0], spec)
+        request = requests[0]
+        rows, step = request.rows, canvas.step[request.rows]
+        edits = _Edits.read(canvas, request, outputs[0], spec)
         expected = edits.expected
         if self.order == "leap":
-            insert, change = edits.leap(canvas, ask, self._left(turn, spec))
-            done = turn + 1 >= self.steps
+            insert, change = edits.leap(canvas, request, self._log_remaining(step, spec))
+            done = step + 1 >= self.steps
         else:
-            share = (self.steps - turn).clamp(min=1)
-            count = (expected / share).ceil().long().masked_fill(expected < self.stop, 0)
-            best = _open.best(torch.cat([edits.insert_conf, edits.change_conf], 1), count)
+            remaining = (self.steps - step).clamp(min=1)
+            count = (expected / remaining).ceil().long().masked_fill(expected < self.stop, 0)
+            best = common.best(torch.cat([edits.insert_conf, edits.change_conf], 1), count)
             insert, change = best.chunk(2, 1)
-            done = (expected < self.stop) | (turn + 1 >= 2 * self.steps)
+            done = (expected < self.stop) | (step + 1 >= 2 * self.steps)
         finished = state.clone()
         finished[rows] = done
-        return finished, edits.step(canvas, ask, insert, change, done)
+        return finished, edits.step(canvas, request, insert, change, done)
 
-    def _left(self, turn: Tensor, spec: Spec) -> Tensor:
-        """[R, 1] log of the share of the edits to be made that the turn leaves."""
-        assert spec.schedule is not None
-        now, then = (1 - spec.schedule.alpha(self._time(turn + more)) for more in (0, 1))
-        return (then / now).log().clamp(min=_LEAST)[:, None]
+    def _log_remaining(self, step: Tensor, spec: Spec) -> Tensor:
+        """[R, 1] log of the share of the edits that remains after the step."""
+        assert spec.family.schedule is not None
+        noise_t, noise_s = (1 - spec.family.schedule.alpha(self._time(at)) for at in (step, step + 1))
+        return (noise_s / noise_t).log().clamp(min=_LEAST)[:, None]
 
 
 @dataclass(frozen=True)
 class _Edits:
-    """What each wanted cell expects, [R, W] float64 each; edits that can't be made have rate 0."""
+    """Rates of edits at the target positions, and sampled tokens, [R, W] each. Edits that can't be made have rate 0."""
 
-    insert: Tensor  # expected insertions before it
-    substitute: Tensor
-    delete: Tensor
-    insert_token: Tensor  # the token drawn
+    insert: Tensor  # float64, expected insertions before the position
+    substitute: Tensor  # float64
+    delete: Tensor  # float64
+    insert_token: Tensor  # sampled token to insert
     insert_conf: Tensor  # log-rate of inserting it
-    token: Tensor  # what else may become of it: another token, or -1 where a deletion is the likelier
-    change_conf: Tensor
-    own: Tensor  # what stands there
-    open: Tensor  # may it change?
-    other: Tensor  # the token drawn to replace it
+    token: Tensor  # result of another edit: the token that replaces it, or -1 for a deletion
+    change_conf: Tensor  # log-rate of that edit
+    own: Tensor  # the current token
+    open: Tensor  # bool: it may change
+    other: Tensor  # sampled token that replaces it in a substitution
 
     @classmethod
-    def read(cls, canvas: Canvas, ask: Forward, out: Output, spec: Spec) -> _Edits:
-        assert ask.rows is not None and out.log_z is not None
-        v, where = spec.vocab_size, out.log_p.device
-        real, at = ask.want >= 0, ask.want.clamp(min=0)
-        own = canvas.ids[ask.rows].gather(1, at)
-        is_open, gap = (part[ask.rows].gather(1, at) for part in (canvas.open, canvas.gap))
-        room = (canvas.limit > extent(canvas))[ask.rows, None]
+    def read(cls, canvas: Canvas, request: Request, out: Output, spec: Spec) -> _Edits:
+        assert out.log_z is not None
+        v, where = spec.tokens.vocab_size, out.log_p.device
+        real, at = request.targets >= 0, request.targets.clamp(min=0)
+        own = canvas.ids[request.rows].gather(1, at)
+        is_open, gap = (part[request.rows].gather(1, at) for part in (canvas.open, canvas.gap))
+        may_grow = (canvas.limit > extent(canvas))[request.rows, None]
         rates = out.log_p + out.log_z[:, None]
-        barred = torch.tensor(sorted({*spec.forbidden, spec.mask_id, spec.eos_id}), device=where)
+        special = torch.tensor(sorted({*spec.tokens.forbidden, spec.tokens.mask_id, spec.tokens.eos_id}), device=where)
 
-        def part(log_rates: Tensor, may: Tensor) -> Tensor:
-            return log_rates.index_fill(1, barred, -torch.inf).masked_fill(~may[real].to(where)[:, None], -torch.inf)
+        def allowed(log_rates: Tensor, where_allowed: Tensor) -> Tensor:
+            excluded = ~where_allowed[real].to(where)[:, None]
+            return log_rates.index_fill(1, special, -torch.inf).masked_fill(excluded, -torch.inf)
 
-        insert = part(rates[:, :v], gap & room)
-        substitute = part(rates[:, v : 2 * v], is_open).scatter(1, own[real].to(where)[:, None], -torch.inf)
+        insert = allowed(rates[:, :v], gap & may_grow)
+        substitute = allowed(rates[:, v : 2 * v], is_open).scatter(1, own[real].to(where)[:, None], -torch.inf)
         delete = rates[:, 2 * v].masked_fill(~(is_open & gap)[real].to(where), -torch.inf)
 
         def fill(values: Tensor, empty: float) -> Tensor:
-            return _open.rectangle(values.double() if values.is_floating_point() else values, ask, empty)
+            return common.rectangle(values.double() if values.is_floating_point() else values, request, empty)
 
-        first, first_conf = _drawn(canvas, ask, insert, 0)
-        second, second_conf = _drawn(canvas, ask, substitute, 1)
-        goes = delete > second_conf
-        other = fill(second, -1)
+        insert_token, insert_conf = _sample_tokens(canvas, request, insert, 0)
+        other_token, other_conf = _sample_tokens(canvas, request, substitute, 1)
+        is_deletion = delete > other_conf
+        other = fill(other_token, -1)
         return cls(
             insert=fill(insert.logsumexp(1).exp(), 0.0),
             substitute=fill(substitute.logsumexp(1).exp(), 0.0),
             delete=fill(delete.exp(), 0.0),
-            insert_token=fill(first, -1),
-            insert_conf=fill(first_conf, -torch.inf),
-            token=torch.where(fill(goes, 0) > 0, -1, other),
-            change_conf=fill(torch.maximum(delete, second_conf), -torch.inf),
+            insert_token=fill(insert_token, -1),
+            insert_conf=fill(insert_conf, -torch.inf),
+            token=torch.where(fill(is_deletion, 0) > 0, -1, other),
+            change_conf=fill(torch.maximum(delete, other_conf), -torch.inf),
             own=own,
             open=is_open & real,
             other=other,
@@ -151,59 +151,57 @@ class _Edits:
 
     @property
     def expected(self) -> Tensor:
-        """[R] edits still to be made."""
+        """[R] expected number of remaining edits."""
         return (self.insert + self.substitute + self.delete).sum(1)
 
-    def leap(self, canvas: Canvas, ask: Forward, left: Tensor) -> tuple[Tensor, Tensor]:
-        """[R, W] bool: where something is inserted, and where a cell is replaced or goes; ``left`` [R, 1] is the log of
-        the share of edits that are not made yet."""
-        assert ask.rows is not None
-        seed, stamp, at = canvas.seed[ask.rows], canvas.step[ask.rows], ask.want.clamp(min=0)
-        insert = keyed_uniform(seed, stamp + _FALLS, at) < -torch.expm1(self.insert * left)
-        change = self.substitute + self.delete
-        drawn = keyed_uniform(seed, stamp + _KIND, at)
-        chance = -torch.expm1(change * left)
-        falls = drawn < chance
-        goes = drawn * change < chance * self.delete
-        self.token.copy_(torch.where(goes, -1, self.other))
-        return insert, falls
+    def leap(self, canvas: Canvas, request: Request, log_remaining: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, W] bool: where a token is inserted, and where one is replaced or deleted. Sets ``token``.
 
-    def step(self, canvas: Canvas, ask: Forward, insert: Tensor, change: Tensor, done: Tensor) -> Step:
-        """The step that makes these edits, and seals what stands in rows that are ``done`` [R]."""
-        assert ask.rows is not None
+        ``log_remaining`` [R, 1] is the log of the share of edits that remains after the step.
+        """
+        seed, noise_step, at = canvas.seed[request.rows], canvas.step[request.rows], request.targets.clamp(min=0)
+        insert = keyed_uniform(seed, noise_step + _INSERTIONS, at) < -torch.expm1(self.insert * log_remaining)
+        rate = self.substitute + self.delete
+        uniform = keyed_uniform(seed, noise_step + _CHANGES, at)
+        chance = -torch.expm1(rate * log_remaining)
+        change = uniform < chance
+        is_deletion = uniform * rate < chance * self.delete
+        self.token.copy_(torch.where(is_deletion, -1, self.other))
+        return insert, change
+
+    def step(self, canvas: Canvas, request: Request, insert: Tensor, change: Tensor, done: Tensor) -> Step:
+        """The step that makes these edits, and seals the tokens of rows that are ``done`` [R]."""
         status = torch.where(done, SEALED, DRAFT)
         token = torch.where(change, self.token, self.own)
-        stays = -(self.substitute + self.delete)  # log-probability of staying as it is, for a unit of log time
-        conf = torch.where(change, self.change_conf.clamp(max=0), stays)
+        unchanged_conf = -(self.substitute + self.delete)  # log-probability of no change, per unit of log time
+        conf = torch.where(change, self.change_conf.clamp(max=0), unchanged_conf)
         row, column = ((change | done[:, None]) & self.open).nonzero(as_tuple=True)
         kind = torch.where(token[row, column] < 0, DELETE, SET)
-        new, place = insert.nonzero(as_tuple=True)
-        wide = bool((kind == DELETE).any()) or len(new) > 0
+        new, gap = insert.nonzero(as_tuple=True)
+        moves = bool((kind == DELETE).any()) or len(new) > 0
         return Step(
-            row=ask.rows[torch.cat([row, new])],
-            pos=torch.cat([ask.want[row, column], ask.want[new, place]]),
-            token=torch.cat([token[row, column].clamp(min=0), self.insert_token[new, place]]),
+            row=request.rows[torch.cat([row, new])],
+            pos=torch.cat([request.targets[row, column], request.targets[new, gap]]),
+            token=torch.cat([token[row, column].clamp(min=0), self.insert_token[new, gap]]),
             status=status[torch.cat([row, new])],
-            conf=torch.cat([conf[row, column], self.insert_conf[new, place].clamp(max=0)]).float(),
-            kind=torch.cat([kind, torch.full_like(new, INSERT)]) if wide else None,
+            conf=torch.cat([conf[row, column], self.insert_conf[new, gap].clamp(max=0)]).float(),
+            kind=torch.cat([kind, torch.full_like(new, INSERT)]) if moves else None,
         )
 
 
-def _drawn(canvas: Canvas, ask: Forward, log_rates: Tensor, stream: int) -> tuple[Tensor, Tensor]:
-    """A token for each cell in proportion to its rate, by the row's way of drawing, and its log-rate, [N] each."""
-    assert ask.rows is not None
+def _sample_tokens(canvas: Canvas, request: Request, log_rates: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    """A token per target position in proportion to its rate, by the row's ``Sampling``, and its log-rate, [N] each."""
     conf, token = log_rates.max(1)
-    row, column = (ask.want >= 0).nonzero(as_tuple=True)
-    warm = (canvas.draw.temperature[ask.rows[row]] > 0) & conf.isfinite().cpu()
+    row, column = (request.targets >= 0).nonzero(as_tuple=True)
+    warm = (canvas.sampling.temperature[request.rows[row]] > 0) & conf.isfinite().cpu()
     flat = warm.nonzero()[:, 0]
     if not len(flat):
         return token, conf
-    rows = ask.rows[row[flat]]
+    rows = request.rows[row[flat]]
     uniform = keyed_uniform(
-        canvas.seed[ask.rows], canvas.step[ask.rows] + _TOKENS + (stream << 43), ask.want.clamp(min=0)
+        canvas.seed[request.rows], canvas.step[request.rows] + _TOKENS + (stream << 43), request.targets.clamp(min=0)
     )[row[flat], column[flat]]
     here, where = flat.to(conf.device), conf.device
-    how = (canvas.draw.temperature, canvas.draw.top_k, canvas.draw.top_p)
-    drawn = inverse_cdf(log_rates[here], uniform.to(where), *(part[rows].to(where) for part in how))
-    token[here], conf[here] = drawn, log_rates[here, drawn]
+    sampled = inverse_cdf(log_rates[here], uniform.to(where), canvas.sampling.at(rows, where))
+    token[here], conf[here] = sampled, log_rates[here, sampled]
     return token, conf

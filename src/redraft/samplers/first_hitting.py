@@ -1,4 +1,4 @@
-"""First-hitting: one uniformly random free position a pass, an exact draw from the masked-diffusion model."""
+"""First-hitting: one uniformly random free position per pass; samples exactly from the masked diffusion model."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ from dataclasses import dataclass
 import torch
 
 from redraft.runtime import keyed_uniform
-from redraft.samplers import _open
-from redraft.types import FREE, Canvas, Forward, Output, Spec, Step
+from redraft.samplers.base import Sampler
+from redraft.samplers.shared import common
+from redraft.types import FREE, Canvas, NoiseStream, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
-class FirstHitting:
+class FirstHitting(Sampler):
     """Zheng et al. 2024 (arXiv:2409.02908): n passes for n tokens, and no error from discretised time.
 
-    In continuous time tokens are revealed one at a time in a uniformly random order that does not depend on their
-    values, so only the revealed position needs a prediction.
+    In continuous time, tokens are revealed one at a time in a uniformly random order that does not depend on their
+    values. So only the revealed position needs a prediction.
     """
 
     exact = True
-    retracts = False
-    width = 1
-    positions = "noise"  # what decides where is written (see ``likelihood.under``)
+    order_by = "noise"
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
-        _open.check_diffusion(spec)
+        common.check_diffusion(spec)
 
-    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
+    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
         free = canvas.status == FREE
         positions = torch.arange(free.shape[1]).expand(free.shape)
-        score = keyed_uniform(canvas.seed, canvas.step + _open.ORDER_STREAM, positions)
-        chosen = _open.best(score.masked_fill(~free, -torch.inf), torch.ones_like(canvas.step))
-        return _open.ask_for(canvas, spec, chosen)
+        uniform = keyed_uniform(canvas.seed, canvas.step + NoiseStream.ORDER, positions)
+        chosen = common.best(uniform.masked_fill(~free, -torch.inf), torch.ones_like(canvas.step))
+        return common.requests_for(canvas, spec, chosen)
 
     def apply(
-        self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]
+        self, canvas: Canvas, state: None, spec: Spec, requests: list[Request], outputs: list[Output]
     ) -> tuple[None, Step]:
-        return None, _open.write(asks[0], outs[0], asks[0].want >= 0)
+        return None, common.write(requests[0], outputs[0], requests[0].targets >= 0)

@@ -1,4 +1,4 @@
-"""KLASS: write what the model is sure of and has stopped changing its mind about."""
+"""KLASS: write positions whose predictions are confident and stable between passes."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.samplers import _open
-from redraft.types import Canvas, Forward, Output, Spec, Step
+from redraft.samplers.base import Sampler
+from redraft.samplers.shared import common
+from redraft.types import Canvas, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
-class State:
-    """What was predicted last at each position, and for how many passes in a row it has hardly changed."""
+class KlassState:
+    """The last prediction at each position, and the number of passes for which it has been stable."""
 
     past: Tensor  # [B, L, V] log-probabilities; those of an allowed token only
-    seen: Tensor  # [B, L] bool: ``past`` holds something
-    calm: Tensor  # [B, L] passes
+    seen: Tensor  # [B, L] bool: ``past`` has a prediction
+    stable: Tensor  # [B, L] number of consecutive passes with a stable prediction
 
 
 @dataclass(frozen=True)
-class Klass:
+class Klass(Sampler):
     """KL-adaptive stability sampling (Kim et al. 2025, arXiv:2511.05664).
 
-    A free position is written if its drawn token has p > ``threshold`` and its prediction has been stable,
+    A free position is written if its sampled token has p > ``threshold`` and its prediction has been stable,
 
         KL(p_now || p_before) < ``kl``,
 
-    for ``history`` passes in a row. Where no position is, the ``least`` most certain ones are written. A confident
-    prediction that still moves is the one that goes wrong when several are written at once; the price is that nothing
-    is written in parallel before pass ``history`` + 1. ``block`` as in ``Confidence``.
+    for ``history`` consecutive passes. If no position satisfies this, the ``least`` most confident ones are written.
+    Confident predictions that still change are those that are often wrong when several positions are written at once.
+    The cost is that nothing is written in parallel before pass ``history`` + 1. ``block`` as in ``Confidence``.
 
-    The state holds a distribution for each position: 4 V bytes, so 0.5 MB at a vocabulary of 128,000.
+    The state has a distribution for each position: 4 V bytes, which is 0.5 MB with a vocabulary of 128,000.
     """
 
     threshold: float = 0.9
@@ -43,52 +44,49 @@ class Klass:
     least: int = 1
     block: int = 0
 
-    exact = False
-    retracts = False
-    width = 1
     tries = {"threshold": (0.5, 0.7, 0.9), "kl": (0.01, 0.1), "history": (1, 2)}
 
-    def start(self, canvas: Canvas, spec: Spec) -> State:
-        _open.check_diffusion(spec)
-        _open.check_block(self.block)
-        _open.check_share("threshold", self.threshold)
+    def start(self, canvas: Canvas, spec: Spec) -> KlassState:
+        common.check_diffusion(spec)
+        common.check_block(self.block)
+        common.check_share("threshold", self.threshold)
         if not self.kl > 0:
             raise UserError(f"kl = {self.kl} must be above 0 nats.")
         for name in ("history", "least"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)} must be at least 1.")
         shape = canvas.ids.shape
-        return State(torch.zeros(*shape, spec.vocab_size), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape))
+        return KlassState(
+            torch.zeros(*shape, spec.tokens.vocab_size), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
+        )
 
-    def plan(self, canvas: Canvas, state: State, spec: Spec) -> list[Forward]:
-        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, self.block, spec), self.block)
+    def plan(self, canvas: Canvas, state: KlassState, spec: Spec) -> list[Request]:
+        return common.requests_for(canvas, spec, common.free_in_block(canvas, self.block, spec), self.block)
 
     def apply(
-        self, canvas: Canvas, state: State, spec: Spec, asks: list[Forward], outs: list[Output]
-    ) -> tuple[State, Step]:
-        ask, out = asks[0], outs[0]
-        state = self._watch(state, ask, out)
-        assert ask.rows is not None
-        calm = state.calm[ask.rows].gather(1, ask.want.clamp(min=0)) >= self.history
-        ready = calm & (out.conf > math.log(self.threshold))
-        top = _open.best(out.conf, (ask.want >= 0).sum(1).clamp(max=self.least))
-        return state, _open.write(ask, out, torch.where(ready.any(1, keepdim=True), ready, top))
+        self, canvas: Canvas, state: KlassState, spec: Spec, requests: list[Request], outputs: list[Output]
+    ) -> tuple[KlassState, Step]:
+        request, out = requests[0], outputs[0]
+        state = self._updated(state, request, out)
+        stable = state.stable[request.rows].gather(1, request.targets.clamp(min=0)) >= self.history
+        ready = stable & (out.conf > math.log(self.threshold))
+        best = common.best(out.conf, (request.targets >= 0).sum(1).clamp(max=self.least))
+        return state, common.write(request, out, torch.where(ready.any(1, keepdim=True), ready, best))
 
-    def _watch(self, state: State, ask: Forward, out: Output) -> State:
-        """The state after one more look."""
-        assert ask.rows is not None
-        row, column = (ask.want >= 0).nonzero(as_tuple=True)
-        at = ask.rows[row], ask.want[row, column]
+    def _updated(self, state: KlassState, request: Request, out: Output) -> KlassState:
+        """The state after one more prediction."""
+        row, column = (request.targets >= 0).nonzero(as_tuple=True)
+        at = request.rows[row], request.targets[row, column]
         log_p = out.log_p.float()
         past = state.past.to(log_p.device)
-        moved = _divergence(log_p, past[at]).cpu()
-        still = state.seen[at] & (moved < self.kl)
-        seen, calm = state.seen.clone(), state.calm.clone()  # ``past`` is too large to be copied at every pass
-        past[at], seen[at], calm[at] = log_p, True, torch.where(still, calm[at] + 1, 0.0)
-        return State(past, seen, calm)
+        divergence = _divergence(log_p, past[at]).cpu()
+        is_stable = state.seen[at] & (divergence < self.kl)
+        seen, stable = state.seen.clone(), state.stable.clone()  # ``past`` is too large to copy at every pass
+        past[at], seen[at], stable[at] = log_p, True, torch.where(is_stable, stable[at] + 1, 0.0)
+        return KlassState(past, seen, stable)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """[N] KL(p || q) in nats; tokens that p rules out add nothing."""
+    """[N] KL(p || q) in nats of log-probabilities [N, V]; tokens with p = 0 add nothing."""
     p = log_p.exp()
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)

@@ -1,4 +1,4 @@
-"""Mask-predict: write everything at once, then take back and rewrite what is least certain, less at every step."""
+"""Mask-predict: write all positions, then mask and predict the least confident ones again, fewer at each step."""
 
 from __future__ import annotations
 
@@ -7,62 +7,61 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.samplers import _open
-from redraft.types import DRAFT, FREE, SEALED, Canvas, Forward, Output, Spec, Step
+from redraft.samplers.base import Sampler
+from redraft.samplers.shared import common
+from redraft.types import DRAFT, FREE, SEALED, Canvas, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
-class State:
-    """What the rows looked like when they were last predicted."""
+class MaskPredictState:
+    """Confidence of the tokens of each row."""
 
-    conf: Tensor  # [B, L] log-probability of each position's token when it was predicted
-    total: Tensor  # [B] positions to write
+    conf: Tensor  # [B, L] log-probability of each token when it was predicted
+    total: Tensor  # [B] number of positions to generate
 
 
 @dataclass(frozen=True)
-class MaskPredict:
+class MaskPredict(Sampler):
     """Ghazvininejad et al. 2019 (arXiv:1904.09324): at step s of T all masked positions are predicted, and the
-    n (T - s) / T least certain of all n, old or new, are masked again.
+    n (T - s) / T least confident of all n positions, old or new, are masked again.
 
-    Where ``Confidence`` never takes back what it wrote, this one repairs words that don't go together.
+    Unlike ``Confidence``, it can replace tokens that do not fit together.
     """
 
     steps: int = 10
 
-    exact = False
     retracts = True
-    width = 1
     tries = {"steps": (1, 2, 4, 6, 10)}
 
-    def start(self, canvas: Canvas, spec: Spec) -> State:
-        _open.check_diffusion(spec)
-        _open.check_steps(self.steps, canvas, spec)
-        return State(torch.zeros(canvas.ids.shape), (canvas.status == FREE).sum(1))
+    def start(self, canvas: Canvas, spec: Spec) -> MaskPredictState:
+        common.check_diffusion(spec)
+        common.check_steps(self.steps, canvas, spec)
+        return MaskPredictState(torch.zeros(canvas.ids.shape), (canvas.status == FREE).sum(1))
 
-    def plan(self, canvas: Canvas, state: State, spec: Spec) -> list[Forward]:
-        return _open.ask_for(canvas, spec, canvas.status == FREE)
+    def plan(self, canvas: Canvas, state: MaskPredictState, spec: Spec) -> list[Request]:
+        return common.requests_for(canvas, spec, canvas.status == FREE)
 
     def apply(
-        self, canvas: Canvas, state: State, spec: Spec, asks: list[Forward], outs: list[Output]
-    ) -> tuple[State, Step]:
-        ask, out = asks[0], outs[0]
-        assert ask.rows is not None
-        rows, real = ask.rows, ask.want >= 0
+        self, canvas: Canvas, state: MaskPredictState, spec: Spec, requests: list[Request], outputs: list[Output]
+    ) -> tuple[MaskPredictState, Step]:
+        request, out = requests[0], outputs[0]
+        rows, real = request.rows, request.targets >= 0
         fresh = torch.zeros(len(rows), canvas.ids.shape[1], dtype=torch.bool)
         token, conf = canvas.ids[rows], state.conf[rows]
-        at = real.nonzero(as_tuple=True)[0], ask.want[real]
+        at = real.nonzero(as_tuple=True)[0], request.targets[real]
         fresh[at], token[at], conf[at] = True, out.token[real], out.conf[real]
         open_ = canvas.open[rows]
-        left = (self.steps - 1 - canvas.step[rows]).clamp(min=0)  # beyond the last where a constraint dropped some
-        again = (state.total[rows] * left).div(self.steps, rounding_mode="floor")
-        doubtful = _open.best((-conf).masked_fill(~open_, -torch.inf), again)
-        status = torch.where((again == 0)[:, None], SEALED, DRAFT).expand_as(token)
-        changed = (fresh & ~doubtful) | (open_ & (again == 0)[:, None])
-        back = open_ & ~fresh & doubtful
-        token = torch.where(back, spec.mask_id, token)
-        status = torch.where(back, FREE, status)
-        row, pos = (changed | back).nonzero(as_tuple=True)
-        memory = state.conf.clone()
-        memory[rows] = conf
+        # There are more steps than ``steps`` if a constraint dropped changes.
+        remaining = (self.steps - 1 - canvas.step[rows]).clamp(min=0)
+        count = (state.total[rows] * remaining).div(self.steps, rounding_mode="floor")
+        doubtful = common.best((-conf).masked_fill(~open_, -torch.inf), count)
+        status = torch.where((count == 0)[:, None], SEALED, DRAFT).expand_as(token)
+        changed = (fresh & ~doubtful) | (open_ & (count == 0)[:, None])
+        remasked = open_ & ~fresh & doubtful
+        token = torch.where(remasked, spec.tokens.mask_id, token)
+        status = torch.where(remasked, FREE, status)
+        row, pos = (changed | remasked).nonzero(as_tuple=True)
+        all_conf = state.conf.clone()
+        all_conf[rows] = conf
         step = Step(rows[row], pos, token[row, pos], status[row, pos], conf[row, pos])
-        return State(memory, state.total), step
+        return MaskPredictState(all_conf, state.total), step

@@ -1,4 +1,4 @@
-"""Slow-fast: look how far the model can see, then fill that stretch quickly."""
+"""Slow-fast: estimate how far predictions are reliable, then fill that stretch quickly."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.samplers import _open
-from redraft.types import Canvas, Forward, Output, Spec, Step
+from redraft.samplers.base import Sampler
+from redraft.samplers.shared import common
+from redraft.types import Canvas, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
-class State:
-    """Where each row stands in its cycle of a slow phase and a fast one."""
+class SlowFastState:
+    """The state of each row's cycle of a slow and a fast phase."""
 
-    end: Tensor  # [B] first position after the stretch being filled; 0 in the slow phase
-    seen: Tensor  # [B] the last estimate of it, -1 for none
-    tries: Tensor  # [B] estimates of this cycle
+    end: Tensor  # [B] one past the last position of the stretch in the fast phase; 0 in the slow phase
+    estimate: Tensor  # [B] the last estimate of ``end``, -1 for none
+    count: Tensor  # [B] number of estimates in this cycle
 
 
 @dataclass(frozen=True)
-class SlowFast:
-    """Slow-fast sampling (Wei et al. 2025, arXiv:2506.10848): certainty, convergence, position.
+class SlowFast(Sampler):
+    """Slow-fast sampling (Wei et al. 2025, arXiv:2506.10848), by certainty, convergence and position.
 
-    *Slow*: each pass notes the farthest free position with p(x) >= ``reach``. When two estimates in a row have a
-    standard deviation below ``spread`` positions, or after ``explore`` passes (then their mean), the stretch up to
-    there is taken. *Fast*: passes look at that stretch alone until it is full, and the next cycle begins behind it. In
-    both phases a pass writes all it sees with p(x) >= ``threshold`` if they are several, else the most certain one.
+    *Slow*: each pass estimates the end of the stretch as the last free position with p(x) >= ``reach``. The stretch is
+    fixed when two consecutive estimates have a standard deviation below ``spread`` positions, or after ``explore``
+    passes (then at their mean). *Fast*: passes predict only that stretch until it is full, and the next cycle begins
+    after it. In both phases a pass writes all predicted positions with p(x) >= ``threshold`` if there are several, else
+    the most confident one.
 
-    The authors' code also cuts the text off behind the stretch in fast passes, an approximation; here the network
-    always sees the whole text, and only predictions of the stretch are asked for. ``block`` as in ``Confidence``.
+    In fast passes, the authors' code also removes the sequence after the stretch, which is an approximation. Here the
+    network always reads the whole sequence, and only the targets are limited. ``block`` as in ``Confidence``.
     """
 
     reach: float = 0.3
@@ -41,56 +43,51 @@ class SlowFast:
     spread: float = 1.0
     block: int = 0
 
-    exact = False
-    retracts = False
-    width = 1
     tries = {"threshold": (0.5, 0.7, 0.9)}
 
-    def start(self, canvas: Canvas, spec: Spec) -> State:
-        _open.check_diffusion(spec)
-        _open.check_block(self.block)
-        _open.check_share("reach", self.reach)
-        _open.check_share("threshold", self.threshold)
+    def start(self, canvas: Canvas, spec: Spec) -> SlowFastState:
+        common.check_diffusion(spec)
+        common.check_block(self.block)
+        common.check_share("reach", self.reach)
+        common.check_share("threshold", self.threshold)
         if self.explore < 1:
             raise UserError(f"explore = {self.explore} must be at least 1.")
         if not self.spread >= 0:
             raise UserError(f"spread = {self.spread} must be at least 0.")
         zero = torch.zeros_like(canvas.step)
-        return State(zero, zero - 1, zero)
+        return SlowFastState(zero, zero - 1, zero)
 
-    def plan(self, canvas: Canvas, state: State, spec: Spec) -> list[Forward]:
-        free = _open.free_in_block(canvas, self.block, spec)
+    def plan(self, canvas: Canvas, state: SlowFastState, spec: Spec) -> list[Request]:
+        free = common.free_in_block(canvas, self.block, spec)
         stretch = free & (torch.arange(free.shape[1]) < state.end[:, None])
-        return _open.ask_for(canvas, spec, torch.where(stretch.any(1, keepdim=True), stretch, free), self.block)
+        return common.requests_for(canvas, spec, torch.where(stretch.any(1, keepdim=True), stretch, free), self.block)
 
     def apply(
-        self, canvas: Canvas, state: State, spec: Spec, asks: list[Forward], outs: list[Output]
-    ) -> tuple[State, Step]:
-        ask, conf = asks[0], outs[0].conf
-        assert ask.rows is not None
-        sure = conf >= math.log(self.threshold)
-        top = _open.best(conf, (ask.want >= 0).any(1).long())
-        chosen = torch.where((sure.sum(1) > 1)[:, None], sure, top)
-        return self._look(state, ask, conf), _open.write(ask, outs[0], chosen)
+        self, canvas: Canvas, state: SlowFastState, spec: Spec, requests: list[Request], outputs: list[Output]
+    ) -> tuple[SlowFastState, Step]:
+        request, conf = requests[0], outputs[0].conf
+        confident = conf >= math.log(self.threshold)
+        best = common.best(conf, (request.targets >= 0).any(1).long())
+        chosen = torch.where((confident.sum(1) > 1)[:, None], confident, best)
+        return self._updated(state, request, conf), common.write(request, outputs[0], chosen)
 
-    def _look(self, state: State, ask: Forward, conf: Tensor) -> State:
-        rows = ask.rows
-        assert rows is not None
-        first = torch.where(ask.want < 0, torch.iinfo(torch.int64).max, ask.want).amin(1)
+    def _updated(self, state: SlowFastState, request: Request, conf: Tensor) -> SlowFastState:
+        """The state after one more estimate."""
+        rows = request.rows
+        first = torch.where(request.targets < 0, torch.iinfo(torch.int64).max, request.targets).amin(1)
         slow = first >= state.end[rows]  # the last stretch is full
-        visible = torch.where(conf >= math.log(self.reach), ask.want, -1).amax(1)
-        estimate = torch.maximum(visible, first) + 1
-        before = state.seen[rows]
-        before = torch.where(before < first, -1, before)  # of a stretch that is full
-        tries = torch.where(before < 0, 0, state.tries[rows]) + 1
-        apart = (estimate - before).abs() / 2  # the standard deviation of two numbers
-        agreed = (before >= 0) & (apart < self.spread)
-        given_up = tries >= self.explore
+        farthest = torch.where(conf >= math.log(self.reach), request.targets, -1).amax(1)
+        estimate = torch.maximum(farthest, first) + 1
+        before = state.estimate[rows]
+        before = torch.where(before < first, -1, before)  # an estimate of a full stretch does not count
+        count = torch.where(before < 0, 0, state.count[rows]) + 1
+        deviation = (estimate - before).abs() / 2  # the standard deviation of two numbers
+        converged = (before >= 0) & (deviation < self.spread)
         mean = torch.where(before >= 0, (estimate + before) // 2, estimate)
-        taken = torch.where(agreed, estimate, torch.maximum(mean, first + 1))
-        settled = slow & (agreed | given_up)
-        end, seen, count = state.end.clone(), state.seen.clone(), state.tries.clone()
-        end[rows] = torch.where(settled, taken, torch.where(slow, 0, state.end[rows]))
-        seen[rows] = torch.where(slow & ~settled, estimate, -1)
-        count[rows] = torch.where(slow & ~settled, tries, 0)
-        return State(end, seen, count)
+        end = torch.where(converged, estimate, torch.maximum(mean, first + 1))
+        fixed = slow & (converged | (count >= self.explore))
+        all_end, all_estimate, all_count = state.end.clone(), state.estimate.clone(), state.count.clone()
+        all_end[rows] = torch.where(fixed, end, torch.where(slow, 0, state.end[rows]))
+        all_estimate[rows] = torch.where(slow & ~fixed, estimate, -1)
+        all_count[rows] = torch.where(slow & ~fixed, count, 0)
+        return SlowFastState(all_end, all_estimate, all_count)

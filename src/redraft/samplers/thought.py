@@ -1,4 +1,4 @@
-"""Thought by thought: the leftmost unfinished thought, where it is surest, in a few passes; then the next one."""
+"""Thought by thought: generate the leftmost unfinished thought in a few passes, then the next one."""
 
 from __future__ import annotations
 
@@ -7,50 +7,47 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.samplers import _open
-from redraft.types import FREE, SEALED, Canvas, Forward, Output, Spec, Step
+from redraft.samplers.base import Sampler
+from redraft.samplers.shared import common
+from redraft.types import FREE, SEALED, Canvas, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
-class Thought:
-    """DoT-MP (Ye et al. 2024, arXiv:2402.07754): several passes a thought, one thought after the other.
+class Thought(Sampler):
+    """DoT-MP (Ye et al. 2024, arXiv:2402.07754): several passes per thought, one thought after the other.
 
-    Nobody says how long a thought is. It ends at the first border (``Spec.borders``) that stands or that is predicted
-    now, so that its end may move as it takes shape. Of a thought of n tokens ceil(n / ``steps``) are written at each
-    pass, the surest first. A model without borders has one thought.
+    The length of a thought is not given. It ends at the first written or predicted token of
+    ``TokenIds.segment_end_ids``, so its end may move while it is generated. Each pass writes ceil(n / ``steps``) of its
+    n tokens, the most confident first. For a model without such tokens, the whole sequence is one thought.
     """
 
     steps: int = 4
 
-    exact = False
-    retracts = False
-    width = 1
-
     def start(self, canvas: Canvas, spec: Spec) -> None:
-        _open.check_diffusion(spec)
-        _open.check_steps(self.steps, canvas, spec)
+        common.check_diffusion(spec)
+        common.check_steps(self.steps, canvas, spec)
 
-    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Forward]:
-        return _open.ask_for(canvas, spec, _open.free_in_block(canvas, 0, spec))
+    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
+        return common.requests_for(canvas, spec, common.free_in_block(canvas, 0, spec))
 
     def apply(
-        self, canvas: Canvas, state: None, spec: Spec, asks: list[Forward], outs: list[Output]
+        self, canvas: Canvas, state: None, spec: Spec, requests: list[Request], outputs: list[Output]
     ) -> tuple[None, Step]:
-        ask, out = asks[0], outs[0]
-        first, last = self._extent(canvas, ask, out, spec)
-        here = (ask.want >= 0) & (ask.want <= last[:, None])
+        request, out = requests[0], outputs[0]
+        first, last = self._extent(canvas, request, out, spec)
+        inside = (request.targets >= 0) & (request.targets <= last[:, None])
         count = -(-(last + 1 - first) // self.steps)
-        return None, _open.write(ask, out, _open.best(out.conf.masked_fill(~here, -torch.inf), count))
+        return None, common.write(request, out, common.best(out.conf.masked_fill(~inside, -torch.inf), count))
 
-    def _extent(self, canvas: Canvas, ask: Forward, out: Output, spec: Spec) -> tuple[Tensor, Tensor]:
-        """[R] each: the first and the last position of the thought at work, what of it is written included."""
-        assert ask.rows is not None
-        ids, status = canvas.ids[ask.rows], canvas.status[ask.rows]
-        columns, borders = torch.arange(ids.shape[1]), torch.tensor(spec.borders)
-        frontier = ask.want[:, 0]  # of what is free the leftmost
-        standing = (status == SEALED) & torch.isin(ids, borders)
-        begun = torch.where(standing & (columns < frontier[:, None]), columns + 1, 0).amax(1)
-        end = torch.where((status == FREE) | (status == SEALED), columns, 0).amax(1, keepdim=True)
-        coming = torch.where((ask.want >= 0) & torch.isin(out.token, borders), ask.want, end).amin(1)
-        ahead = torch.where(standing & (columns > frontier[:, None]), columns, end).amin(1)
-        return torch.maximum(begun, canvas.prompt[ask.rows]), torch.minimum(coming, ahead)
+    def _extent(self, canvas: Canvas, request: Request, out: Output, spec: Spec) -> tuple[Tensor, Tensor]:
+        """[R] each: the first and the last position of the current thought, written positions included."""
+        ids, status = canvas.ids[request.rows], canvas.status[request.rows]
+        columns, end_ids = torch.arange(ids.shape[1]), torch.tensor(spec.tokens.segment_end_ids)
+        frontier = request.targets[:, 0]  # the leftmost free position
+        written = (status == SEALED) & torch.isin(ids, end_ids)
+        begin = torch.where(written & (columns < frontier[:, None]), columns + 1, 0).amax(1)
+        last = torch.where((status == FREE) | (status == SEALED), columns, 0).amax(1, keepdim=True)
+        predicted_end = torch.where((request.targets >= 0) & torch.isin(out.token, end_ids), request.targets, last)
+        written_end = torch.where(written & (columns > frontier[:, None]), columns, last)
+        end = torch.minimum(predicted_end.amin(1), written_end.amin(1))
+        return torch.maximum(begin, canvas.prompt[request.rows]), end

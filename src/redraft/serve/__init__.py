@@ -1,1 +1,1 @@
-"""Serving: many requests through one network at a time, over an HTTP interface that OpenAI's clients know."""
+"""HTTP server: continuous batching of many requests behind an API compatible with OpenAI's clients."""

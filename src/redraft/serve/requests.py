@@ -1,248 +1,286 @@
-"""From a checked request to texts for the engine: every translation between OpenAI's words and ours."""
+"""From a validated request to sequences for the engine: settings, prompts, spans and limits."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from redraft import infilling
 from redraft.data import chat
-from redraft.drafting import Drafting
-from redraft.errors import UserError, suggest
-from redraft.infilling import Hole, Plan
+from redraft.errors import UserError
+from redraft.generation.infill import Hole, InfillPlan, parse
+from redraft.generation.prompts import answerable_prompt_ids, prompt_ids
+from redraft.generation.run import GenerationRun
+from redraft.generation.start import start_prompts
 from redraft.model import Model
+from redraft.registry import find
 from redraft.serve import schema
-from redraft.serve.engine import Job
-from redraft.serve.mailbox import Mailbox
-from redraft.serve.reading import Span
-from redraft.serve.settings import Settings
-from redraft.settings import Settings as Generation
+from redraft.serve.config import ServerConfig
+from redraft.serve.event_queue import EventQueue
+from redraft.serve.incremental_text import Span
+from redraft.serve.jobs import Job
+from redraft.settings import Settings
 
-MOST_UNSURE = 16  # holes of unknown size in one text: each is tried at several sizes
+Request = schema.CompletionRequest | schema.ChatRequest | schema.InfillRequest
+
+_MAX_OPEN_HOLES = 16  # holes of unknown size in one text; each is tried with several sizes
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a request wants written: rows to fill, one for each prompt, and how."""
+class Target:
+    """One row to fill: the prompt, the positions of the answer, and where they are."""
+
+    row: list[int | None]  # token ids; None: to be generated
+    prompt_length: int
+    span: Span
+    plan: InfillPlan | None = None  # set for a text with holes
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What to generate for a request: ``n`` answers for each target."""
 
     model: Model
-    rows: list[list[int | None]]
-    heads: list[int]  # length of each row's prompt
-    spans: list[Span]
-    generation: Generation
-    stop: tuple[str, ...]
-    top: int
-    copies: int  # answers to each prompt
-    plans: list[Plan | None]  # of texts with holes
+    targets: list[Target]
+    settings: Settings
+    n: int
+    stop_texts: tuple[str, ...] = ()
+    top_logprobs: int = 0
 
     @property
     def prompt_tokens(self) -> int:
-        return sum(sum(token is not None for token in row) for row in self.rows)
+        """Number of given tokens."""
+        return sum(sum(token is not None for token in target.row) for target in self.targets)
 
-    def jobs(self, mailbox: Mailbox, request: schema._Request, deadline: float) -> list[Job]:
-        """Texts in the order of OpenAI's choices: all answers to the first prompt, then to the second ..."""
-        made = []
-        for number in range(len(self.rows) * self.copies):
-            prompt = number // self.copies
-            made.append(
-                Job(
-                    drafting=self._drafting(prompt, number),
-                    span=self.spans[prompt],
-                    listen=mailbox.put,
-                    stop=self.stop,
-                    top=self.top,
-                    streams=bool(request.stream),
-                    frames=mailbox.room if request.stream and request.diffusing else None,
-                    deadline=deadline,
-                )
+    def jobs(self, events: EventQueue, request: schema._Request, deadline: float) -> list[Job]:
+        """Jobs in the order of OpenAI's choices: all answers to the first prompt, then all to the second ..."""
+        pairs = [(target, index) for target in self.targets for index in range(self.n)]
+        return [
+            Job(
+                run=self._run(target, replace(self.settings, seed=self.settings.seed + number)),
+                span=target.span,
+                on_event=events.put,
+                stop_texts=self.stop_texts,
+                top_logprobs=self.top_logprobs,
+                streams=bool(request.stream),
+                wants_frame=events.has_room_for_frame if request.stream and request.diffusing else None,
+                deadline=deadline,
             )
-        return made
+            for number, (target, _) in enumerate(pairs)
+        ]
 
-    def _drafting(self, prompt: int, number: int) -> Drafting:
-        drawn = replace(self.generation, seed=self.generation.seed + number)
-        row, head, plan = self.rows[prompt], self.heads[prompt], self.plans[prompt]
-        if plan is not None:
-            return plan.draft(drawn)
-        return self.model.compose([[token for token in row[:head] if token is not None]], drawn)
-
-
-def completion(request: schema.CompletionRequest, model: Model, limits: Settings) -> Wanted:
-    """``/v1/completions``: prompts, with a suffix a gap between two texts."""
-    given = _prompts(request.prompt)
-    heads = [_head(prompt, model, request.suffix is None) for prompt in given]
-    generation = _generation(request, model, limits, max(map(len, heads)), request.max_tokens, request.suffix)
-    top = request.logprobs or 0
-    texts = [prompt if isinstance(prompt, str) else head for prompt, head in zip(given, heads, strict=True)]
-    return _wanted(request, model, limits, heads, generation, request.stops, top, request.suffix, texts)
+    def _run(self, target: Target, settings: Settings) -> GenerationRun:
+        if target.plan is not None:
+            return target.plan.start(settings)
+        prompt = [token for token in target.row[: target.prompt_length] if token is not None]
+        return start_prompts(self.model, [prompt], settings)
 
 
-def conversation(request: schema.ChatRequest, model: Model, template: str | None, limits: Settings) -> Wanted:
-    """``/v1/chat/completions``"""
+def completion(request: schema.CompletionRequest, model: Model, config: ServerConfig) -> GenerationRequest:
+    """``/v1/completions``: continue prompts, or fill the gap between a prompt and a suffix.
+
+    Raises:
+        UserError: the request can't be fulfilled.
+    """
+    prompts = _prompts(request.prompt)
+    _check_answers(len(prompts) * request.n, config)
+    heads = [_prompt_ids(prompt, model, request.suffix is None) for prompt in prompts]
+    settings = _settings(request, model, config, max(map(len, heads)), request.suffix)
+    top_logprobs = request.logprobs or 0
+    _check_logprobs(top_logprobs, settings)
+    size = settings.max_new_tokens
+    if request.suffix is None:
+        targets = [_continuation(head, size) for head in heads]
+    else:
+        # A prompt that is a text stays one, so that the plan can move a space at its end into the gap.
+        given = [prompt if isinstance(prompt, str) else head for prompt, head in zip(prompts, heads, strict=True)]
+        targets = [_gap(model, prompt, size, request.suffix, settings) for prompt in given]
+    return GenerationRequest(model, targets, settings, request.n, request.stop_texts, top_logprobs)
+
+
+def conversation(
+    request: schema.ChatRequest, model: Model, chat_template: str | None, config: ServerConfig
+) -> GenerationRequest:
+    """``/v1/chat/completions``: answer a conversation.
+
+    Raises:
+        UserError: the request can't be fulfilled.
+    """
+    _check_answers(request.n, config)
     messages = [{"role": message.role, "content": message.text} for message in request.messages]
-    head, ends = chat.prompt(messages, model.tokenizer, model.conditional, template)
-    most = request.max_completion_tokens or request.max_tokens
-    generation = _generation(request, model, limits, len(head), most)
-    stops = (*request.stops, *ends)
-    return _wanted(request, model, limits, [head], generation, stops, request.top_logprobs or 0)
+    head, stop_texts = chat.prompt(messages, model.tokenizer, model.paired, chat_template)
+    settings = _settings(request, model, config, len(head))
+    top_logprobs = request.top_logprobs or 0
+    _check_logprobs(top_logprobs, settings)
+    target = _continuation(head, settings.max_new_tokens)
+    return GenerationRequest(model, [target], settings, request.n, (*request.stop_texts, *stop_texts), top_logprobs)
 
 
-def infill(request: schema.InfillRequest, model: Model, limits: Settings) -> Wanted:
-    """``/v1/infill``: a text with holes."""
-    parts = infilling.parse(request.text) if request.text is not None else [_part(part) for part in request.parts or []]
-    unsure = sum(isinstance(part, Hole) and part.most > part.least for part in parts)
-    if unsure > MOST_UNSURE:
-        raise UserError(f"{unsure} holes of unknown size in one text: at most {MOST_UNSURE}.", "Name some sizes.")
-    _check_texts(request.n, limits)
-    plan = Plan.of(model, parts, request.prompt or "", model.settings())
+def infill(request: schema.InfillRequest, model: Model, config: ServerConfig) -> GenerationRequest:
+    """``/v1/infill``: fill the holes of a text.
+
+    Raises:
+        UserError: the request can't be fulfilled.
+    """
+    _check_answers(request.n, config)
+    if request.text is not None:
+        parts = parse(request.text)
+    else:
+        parts = [_part(part) for part in request.parts or []]
+    unknown = sum(isinstance(part, Hole) and part.most > part.least for part in parts)
+    if unknown > _MAX_OPEN_HOLES:
+        raise UserError(
+            f"The text has {unknown} holes of unknown size; at most {_MAX_OPEN_HOLES} are allowed.",
+            "Give some holes a size.",
+        )
+    plan = InfillPlan.of(model, parts, request.prompt or "", model.settings())
     head = len(plan.layout.head)
-    generation = _generation(request, model, limits, len(plan.row) - sum(plan.sizes), plan.free)
-    span = Span(head, len(plan.row), filled=True, plan=plan)
-    return Wanted(model, [plan.row], [head], [span], generation, request.stops, 0, request.n, [plan])
+    settings = _settings(request, model, config, len(plan.row) - sum(plan.sizes), new_tokens=plan.free)
+    target = Target(plan.row, head, Span(head, len(plan.row), filled=True, plan=plan), plan)
+    return GenerationRequest(model, [target], settings, request.n, request.stop_texts)
 
 
 def _part(part: str | int | list[int]) -> str | Hole:
     return part if isinstance(part, str) else Hole(part, part) if isinstance(part, int) else Hole(*part)
 
 
-def _wanted(
-    request: schema.CompletionRequest | schema.ChatRequest,
-    model: Model,
-    limits: Settings,
-    heads: list[list[int]],
-    generation: Generation,
-    stop: tuple[str, ...],
-    top: int,
-    suffix: str | None = None,
-    prompts: Sequence[str | list[int]] = (),
-) -> Wanted:
-    """
-    Args:
-        prompts: with a ``suffix`` the prompts as they were given; those that are ids may be ``heads``.
-    """
-    _check_texts(len(heads) * request.n, limits)
-    if top and generation.sampler == "autoregressive" and generation.options.get("beams", 1) != 1:
-        raise UserError("logprobs of alternatives are not defined for beams.", "Leave out beams, or ask for none.")
-    most = generation.max_new_tokens
-    plans: list[Plan | None] = [None] * len(heads)
-    if suffix is not None:
-        plans = [Plan.of(model, [Hole(most, most), suffix], prompt, generation) for prompt in prompts]
-    rows = [[*head, *[None] * most] if plan is None else plan.row for head, plan in zip(heads, plans, strict=True)]
-    begin = [len(head) if plan is None else len(plan.layout.head) for head, plan in zip(heads, plans, strict=True)]
-    spans = [Span(at, at + most, plan is not None, plan) for at, plan in zip(begin, plans, strict=True)]
-    return Wanted(
-        model=model,
-        rows=rows,
-        heads=begin,
-        spans=spans,
-        generation=generation,
-        stop=stop,
-        top=top,
-        copies=request.n,
-        plans=plans,
-    )
+def _continuation(head: list[int], size: int) -> Target:
+    return Target([*head, *[None] * size], len(head), Span(len(head), len(head) + size))
 
 
-def constraint(wanted: schema.ResponseFormat | None) -> dict[str, Any]:
-    """What a ``response_format`` demands, as generation settings hold it: kind -> text. Empty: anything may be written.
+def _gap(model: Model, prompt: str | list[int], size: int, suffix: str, settings: Settings) -> Target:
+    plan = InfillPlan.of(model, [Hole(size, size), suffix], prompt, settings)
+    begin = len(plan.layout.head)
+    return Target(plan.row, begin, Span(begin, begin + size, filled=True, plan=plan), plan)
+
+
+def constraint(response_format: schema.ResponseFormat | None) -> dict[str, Any]:
+    """The constraint of a ``response_format`` as in ``Settings.constraint``: kind -> text. Empty: no constraint.
 
     Raises:
-        UserError: there is no such constraint.
+        UserError: the format is not supported.
     """
-    if wanted is None or wanted.type == "text":
+    if response_format is None or response_format.type == "text":
         return {}
-    if wanted.type == "json_object":
-        raise UserError("response_format 'json_object' is not available.", "Give a json_schema.")
-    if wanted.json_schema is not None:
-        return {"json_schema": json.dumps(wanted.json_schema.schema_)}
-    return {"regex": wanted.pattern}
+    if response_format.type == "json_object":
+        raise UserError("response_format 'json_object' is not supported.", "Use json_schema.")
+    if response_format.json_schema is not None:
+        return {"json_schema": json.dumps(response_format.json_schema.schema_)}
+    return {"regex": response_format.pattern}
 
 
-def _generation(
-    request: schema.CompletionRequest | schema.ChatRequest | schema.InfillRequest,
+def _settings(
+    request: Request,
     model: Model,
-    limits: Settings,
+    config: ServerConfig,
     given: int,
-    most: int | None,
     suffix: str | None = None,
-) -> Generation:
-    """The model's own settings, overridden by the request's: what offline generation would be given."""
-    own = request.redraft
+    new_tokens: int | None = None,
+) -> Settings:
+    """The model's own settings, overridden by those of the request, as in offline generation.
+
+    Args:
+        given: number of given tokens, without those of the suffix.
+        new_tokens: number of new tokens, if the request's text defines it.
+    """
+    chosen = request.settings()
+    wanted, name = (chosen.get("max_new_tokens"), "max_tokens") if new_tokens is None else (new_tokens, "size of holes")
+    room = _room(model, given, suffix)
+    _check_new_tokens(wanted, name, room, config, model)
+    most = min(room, model.settings().max_new_tokens, config.max_tokens or room)
+    chosen["max_new_tokens"] = most if wanted is None else wanted
+    if suffix is not None:
+        chosen.pop("candidates", None)  # the gap has a fixed size
+    if not isinstance(request, schema.InfillRequest):
+        chosen["constraint"] = constraint(request.response_format) or None
+    chosen.setdefault("seed", secrets.randbits(48))
+    _check_options(chosen, model)
+    return model.settings(**chosen)
+
+
+def _room(model: Model, given: int, suffix: str | None) -> int:
+    """Number of positions that the context has left for new tokens.
+
+    Raises:
+        UserError: there are none.
+    """
     context = model.network.config.max_length
-    room = context - given - (0 if suffix is None else len(model.tokenizer.encode(suffix)) + 1)
+    room: int = context - given - (0 if suffix is None else len(model.tokenizer.encode(suffix)) + 1)
     if room < 1:
-        raise UserError(f"the prompt has {given} tokens; the context of this model is {context}.", "Shorten it.")
-    if limits.max_tokens and most is not None and most > limits.max_tokens:
-        raise UserError(f"max_tokens = {most} is more than this server allows ({limits.max_tokens}).")
-    if most is not None and most > room:
-        raise UserError(f"prompt and max_tokens = {most} exceed the context of {context}; {room} tokens are left.")
-    if most is None:
-        most = min(room, model.settings().max_new_tokens, limits.max_tokens or room)
-    _check_options(request, model)
-    form = constraint(None if isinstance(request, schema.InfillRequest) else request.response_format)
-    chosen = model.settings(
-        max_new_tokens=most,
-        sampler=own.sampler,
-        steps=own.steps,
-        options=own.options or None,
-        temperature=request.temperature,
-        top_k=own.top_k,
-        top_p=request.top_p,
-        candidates=own.candidates if suffix is None else None,
-        length=own.length,
-        cache=own.cache,
-        cache_options=own.cache_options or None,
-        seed=secrets.randbits(48) if request.seed is None else request.seed,
-        constraint=form or None,
-    )
-    return chosen
+        raise UserError(
+            f"The prompt has {given} tokens, and the model's context has {context} positions.", "Shorten the prompt."
+        )
+    return room
 
 
-def _check_options(request: schema._Request, model: Model) -> None:
-    from redraft.registry import find, names
-
-    own = request.redraft
-    if own.sampler is not None and own.sampler not in names("samplers"):
-        raise UserError(f"unknown sampler '{own.sampler}'.", suggest(own.sampler, names("samplers")))
-    if own.cache is not None and own.cache not in ("none", *names("caches")):
-        raise UserError(f"unknown cache '{own.cache}'.", suggest(own.cache, ("none", *names("caches"))))
-    chosen = model.settings(sampler=own.sampler)
-    kind = type(model.family.sampler()) if chosen.sampler is None else find("samplers", chosen.sampler)
-    for name in own.options:
-        if name in getattr(kind, "files", ()):
-            raise UserError(f"option '{name}' names a file: a request can't.", "Set it where the model is saved.")
-
-
-def _check_texts(count: int, limits: Settings) -> None:
-    if count > limits.max_texts:
-        raise UserError(f"{count} answers in one request: at most {limits.max_texts}.", "Send several requests.")
+def _check_new_tokens(wanted: int | None, name: str, room: int, config: ServerConfig, model: Model) -> None:
+    if wanted is None:
+        return
+    if config.max_tokens and wanted > config.max_tokens:
+        raise UserError(
+            f"{name} = {wanted} is more than this server allows.", f"It allows at most {config.max_tokens} new tokens."
+        )
+    if wanted > room:
+        context = model.network.config.max_length
+        raise UserError(
+            f"The prompt and {name} = {wanted} exceed the context of {context} positions.",
+            f"There is room for {room} new tokens.",
+        )
 
 
-def _prompts(prompt: Any) -> list[Any]:
-    """One prompt or several, each a text or token ids."""
-    if isinstance(prompt, str) or isinstance(prompt[0], int):
-        return [prompt]
-    return list(prompt)
+def _check_options(chosen: dict[str, Any], model: Model) -> None:
+    """Reject an unknown sampler, and options that name a file: a request must not open files.
+
+    Raises:
+        UserError: as above.
+    """
+    sampler = model.settings(sampler=chosen.get("sampler")).sampler
+    kinds = {"options": type(model.family.sampler()) if sampler is None else find("samplers", sampler)}
+    if chosen.get("cache", "none") != "none":
+        kinds["cache_options"] = find("caches", chosen["cache"])
+    for field, kind in kinds.items():
+        for name in chosen.get(field, {}):
+            if name in kind.files:
+                raise UserError(
+                    f"The option '{name}' names a file, which a request can't do.",
+                    "The operator of the server can set it in the model's generation_config.json.",
+                )
 
 
-def _head(prompt: str | list[int], model: Model, asked: bool) -> list[int]:
-    """Ids of a prompt, which is ``asked`` where it is all there is.
+def _check_answers(count: int, config: ServerConfig) -> None:
+    if count > config.max_answers:
+        raise UserError(
+            f"The request asks for {count} answers; at most {config.max_answers} are allowed.", "Send several requests."
+        )
 
-    One given as ids is taken as it is, as offline: whatever marks it needs, it has.
+
+def _check_logprobs(top_logprobs: int, settings: Settings) -> None:
+    if top_logprobs and settings.sampler == "autoregressive" and settings.options.get("beams", 1) != 1:
+        raise UserError("Beam search has no log-probabilities of alternatives.", "Leave out beams or the alternatives.")
+
+
+def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
+    """The prompts of a completion request, each a text or token ids."""
+    return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else list(prompt)
+
+
+def _prompt_ids(prompt: str | list[int], model: Model, complete: bool) -> list[int]:
+    """Token ids of a prompt. Those of a request are used as they are, without adding special tokens.
+
+    Args:
+        complete: the prompt is all that is given: there is no suffix.
+    Raises:
+        UserError: the prompt is empty or contains an invalid id.
     """
     if isinstance(prompt, str):
-        return model.asked(prompt) if asked else model.prompt_ids(prompt)
+        return answerable_prompt_ids(model, prompt) if complete else prompt_ids(model, prompt)
     tokenizer = model.tokenizer
-    hole = tokenizer.mask_id if tokenizer.has("mask") else -1
-    wrong = [token for token in prompt if not 0 <= token < tokenizer.vocab_size or token == hole]
-    if wrong:
-        raise UserError(f"{wrong[0]} is not a token id that a prompt may hold (vocabulary {tokenizer.vocab_size}).")
+    mask_id = tokenizer.mask_id if tokenizer.has("mask") else -1
+    invalid = [token for token in prompt if not 0 <= token < tokenizer.vocab_size or token == mask_id]
+    if invalid:
+        raise UserError(
+            f"The prompt contains {invalid[0]}, which is not a token id that a prompt may contain.",
+            f"The vocabulary has {tokenizer.vocab_size} tokens; the mask token is not allowed.",
+        )
     return prompt
-
-
-def now() -> int:
-    """Seconds since 1970, as OpenAI's objects carry them."""
-    return int(time.time())

@@ -1,4 +1,4 @@
-"""Who is next: a bounded queue in which clients take turns."""
+"""The request queue: bounded, first come first served per client, round robin between clients."""
 
 from __future__ import annotations
 
@@ -9,60 +9,60 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Full(Exception):
-    """There is no room in the queue."""
+class QueueFull(Exception):
+    """The queue has no room for these items."""
 
 
 class FairQueue(Generic[T]):
-    """First come, first served within a client; between clients, turn by turn.
+    """First come, first served for the items of one client; round robin between clients.
 
-    A client that sends a thousand requests at once delays its own, not everybody's. Not safe for threads by itself.
+    A client that queues a thousand requests at once delays its own requests, not those of others. Not thread-safe.
     """
 
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self._lines: OrderedDict[Hashable, deque[T]] = OrderedDict()
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._clients: OrderedDict[Hashable, deque[T]] = OrderedDict()
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[T]:
-        return (item for line in self._lines.values() for item in line)
+        return (item for items in self._clients.values() for item in items)
 
     def put(self, client: Hashable, items: list[T]) -> None:
-        """Add all of them or none.
+        """Add all of the items or none.
 
         Raises:
-            Full: there is no room for them all.
+            QueueFull: there is no room for all of them.
         """
-        if self._count + len(items) > self.room:
-            raise Full
-        self._lines.setdefault(client, deque()).extend(items)
+        if self._count + len(items) > self.capacity:
+            raise QueueFull
+        self._clients.setdefault(client, deque()).extend(items)
         self._count += len(items)
 
     def head(self) -> T | None:
-        """Whose turn it is."""
-        return next(iter(self._lines.values()))[0] if self._lines else None
+        """The next item, which stays in the queue."""
+        return next(iter(self._clients.values()))[0] if self._clients else None
 
     def take(self) -> T:
-        """Remove the head; its client goes to the end of the order."""
-        client, line = self._lines.popitem(last=False)
-        item = line.popleft()
+        """Remove and return the next item; its client moves to the end of the order."""
+        client, items = self._clients.popitem(last=False)
+        item = items.popleft()
         self._count -= 1
-        if line:
-            self._lines[client] = line
+        if items:
+            self._clients[client] = items
         return item
 
-    def discard(self, gone: Callable[[T], bool]) -> list[T]:
-        """Remove all that ``gone`` holds of, and return them."""
-        out = []
-        for client, line in list(self._lines.items()):
-            out += [item for item in line if gone(item)]
-            kept = deque(item for item in line if not gone(item))
+    def discard(self, condition: Callable[[T], bool]) -> list[T]:
+        """Remove and return all items for which ``condition`` holds."""
+        removed = []
+        for client, items in list(self._clients.items()):
+            removed += [item for item in items if condition(item)]
+            kept = deque(item for item in items if not condition(item))
             if kept:
-                self._lines[client] = kept
+                self._clients[client] = kept
             else:
-                del self._lines[client]
-        self._count -= len(out)
-        return out
+                del self._clients[client]
+        self._count -= len(removed)
+        return removed

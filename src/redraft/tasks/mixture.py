@@ -1,4 +1,4 @@
-"""Mixture: several tasks at once, each by metrics of its own, and the mean of their first ones."""
+"""Mixture: several tasks at once, each with its own metrics, and the mean of their first metrics."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from itertools import accumulate
 import numpy as np
 
 from redraft.metrics import Array, Metric, References, Score
-from redraft.tasks import Shape, Task
+from redraft.tasks import DataProfile, Task
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What rows of ``data.sources.mix`` are scored by."""
+    """The task of data from ``data.sources.mix``."""
 
-    parts: tuple[tuple[str, Task], ...] = ()  # name of each task, and its kind
+    parts: tuple[tuple[str, Task], ...] = ()  # name of each part, and its task
 
-    summary = "several tasks: the mean of their first metrics, and each by its own"
+    summary = "several tasks: the mean of their first metrics, and the metrics of each"
     margin = 1.0  # points of the mean
 
     def metrics(self) -> list[Metric]:
         each = [OfTask(name, metric) for name, task in self.parts for metric in task.metrics()]
         return [MeanOfTasks([OfTask(name, task.metrics()[0]) for name, task in self.parts]), *each]
 
-    def claim(self, shape: Shape) -> tuple[float, str]:
-        return 0.0, ""  # rows say themselves that they are of several tasks
+    def match(self, data: DataProfile) -> tuple[float, str]:
+        return 0.0, ""  # the rows of a mixture name their tasks
 
 
 @dataclass
 class OfTask(Metric):
-    """A metric on the rows of one task; those of others add nothing to it."""
+    """A metric on the rows of one task; rows of other tasks add nothing."""
 
     task: str
     metric: Metric
@@ -48,7 +48,11 @@ class OfTask(Metric):
         return self.metric.combine(total)
 
     def score(self, hypotheses: Sequence[str], references: References, tasks: Sequence[str] = ()) -> Score:
-        """As ``Metric.score``; ``tasks`` names the task of each row."""
+        """As ``Metric.score``; ``tasks`` holds the task of each row.
+
+        Raises:
+            ValueError: no row is of the task.
+        """
         mine = [row for row, task in enumerate(tasks) if task == self.task]
         if not mine:
             raise ValueError(f"no row is of task '{self.task}'")
@@ -59,21 +63,25 @@ class OfTask(Metric):
 
 
 class MeanOfTasks(Metric):
-    """The mean over tasks of one metric each, as benchmarks of many tasks report it (GLUE, arXiv:1804.07461)."""
+    """The mean over tasks of one metric each, as multi-task benchmarks report it (GLUE, arXiv:1804.07461).
+
+    Raises:
+        ValueError: a metric where lower is better.
+    """
 
     name, label = "mean", "mean of tasks"
 
     def __init__(self, parts: Sequence[OfTask]) -> None:
         self.parts = list(parts)
         if any(part.better < 0 for part in parts):
-            raise ValueError("metrics of which some are better low have no mean")
+            raise ValueError("the mean of tasks needs metrics where higher is better")
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
         raise NotImplementedError("statistics depend on each row's task: use score")
 
     @cached_property
     def _ends(self) -> list[int]:
-        """Where the statistics of each part end."""
+        """The last column of each part's statistics."""
         return list(accumulate(part.statistics(["a"], [["a"]]).shape[1] for part in self.parts))
 
     def combine(self, total: Array) -> Array:
@@ -84,7 +92,7 @@ class MeanOfTasks(Metric):
         return np.asarray(np.mean(values, axis=0))
 
     def score(self, hypotheses: Sequence[str], references: References, tasks: Sequence[str] = ()) -> Score:
-        """As ``Metric.score``; ``tasks`` names the task of each row."""
+        """As ``Metric.score``; ``tasks`` holds the task of each row."""
         found = [part.score(hypotheses, references, tasks) for part in self.parts]
         stats = np.concatenate([score.stats for score in found], 1)
         return Score(float(self.combine(stats.sum(0))), np.sum([score.rows for score in found], 0), stats)

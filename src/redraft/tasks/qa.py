@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from redraft.metrics import Metric
 from redraft.metrics.exact_match import ExactMatch
 from redraft.metrics.f1 import F1
-from redraft.tasks import Shape
+from redraft.tasks import DataProfile
 
 
 @dataclass(frozen=True)
 class Qa:
+    """Short answers, scored by token F1 and exact match."""
+
     summary = "short answers: token F1 and exact match"
     margin = 2.0  # F1 points
 
     def metrics(self) -> list[Metric]:
         return [F1(), ExactMatch()]
 
-    def claim(self, shape: Shape) -> tuple[float, str]:
-        if not shape.paired or shape.target_words >= 6 or shape.prompt_words < 2 * shape.target_words:
+    def match(self, data: DataProfile) -> tuple[float, str]:
+        if not data.paired or data.target_words >= 6 or data.prompt_words < 2 * data.target_words:
             return 0.0, ""
-        return 0.75, f"targets are short ({shape.target_words:.1f} words) and mostly different from each other"
+        return 0.75, f"targets are short ({data.target_words:.1f} words) and mostly different from each other"

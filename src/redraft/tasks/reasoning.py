@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 from redraft.metrics import Metric
 from redraft.metrics.accuracy import Accuracy
-from redraft.metrics.answer import Answer
-from redraft.tasks import Shape
+from redraft.metrics.final_answer import FinalAnswer
+from redraft.tasks import DataProfile
 
 
 @dataclass(frozen=True)
 class Reasoning:
-    """The answer counts. Accuracy of the whole text is told beside it: a right answer from wrong thoughts is luck."""
+    """Verdicts are about the final answer. Accuracy of the whole text is reported too, which includes the reasoning."""
 
-    summary = "chains of thought: right final answers, and solutions that are right throughout"
+    summary = "chains of thought: correct final answers, and solutions that are correct throughout"
     margin = 2.0  # per cent of rows
 
     def metrics(self) -> list[Metric]:
-        return [Answer(), Accuracy()]
+        return [FinalAnswer(), Accuracy()]
 
-    def claim(self, shape: Shape) -> tuple[float, str]:
-        if not shape.paired or shape.concluded < 0.95:
+    def match(self, data: DataProfile) -> tuple[float, str]:
+        if not data.paired or data.concluded < 0.95:
             return 0.0, ""
-        return 0.85, f"{shape.concluded:.0%} of targets end in a number after a line or more of text"
+        return 0.85, f"{data.concluded:.0%} of targets end in a number after a line or more of text"

@@ -1,4 +1,4 @@
-"""Plain text: continue it. There is no right answer, so the likelihood is reported beside what was written."""
+"""Plain text: the model continues it. There is no right answer, so texts are compared with human text as a corpus."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 from redraft.metrics import Metric
 from redraft.metrics.diversity import Diversity
-from redraft.metrics.likeness import Likeness
-from redraft.tasks import Shape
+from redraft.metrics.ngram_similarity import NgramSimilarity
+from redraft.tasks import DataProfile
 
 
 @dataclass(frozen=True)
 class Text:
-    summary = "plain text: likeness of continuations to human text, diversity, repetition, entropy"
-    margin = 1.0  # points of likeness
+    """Continuations of plain text, compared with human text."""
+
+    summary = "plain text: n-gram similarity of continuations to human text, diversity, repetition, entropy"
+    margin = 1.0  # points of n-gram similarity
 
     def metrics(self) -> list[Metric]:
-        return [Likeness(), Diversity("distinct", 2), Diversity("repetition", 4), Diversity("entropy")]
+        return [NgramSimilarity(), Diversity("distinct", 2), Diversity("repetition", 4), Diversity("entropy")]
 
-    def claim(self, shape: Shape) -> tuple[float, str]:
-        return (0.0, "") if shape.paired else (1.0, "rows have a text and no input")
+    def match(self, data: DataProfile) -> tuple[float, str]:
+        return (0.0, "") if data.paired else (1.0, "rows have a text and no input")

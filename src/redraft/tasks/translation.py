@@ -1,4 +1,4 @@
-"""Translation: the target says the same in other words, about as long."""
+"""Translation: input and target have similar lengths and few words in common."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from redraft.metrics import Metric
 from redraft.metrics.bleu import Bleu
 from redraft.metrics.chrf import Chrf
-from redraft.tasks import Shape
+from redraft.tasks import DataProfile
 
 
 @dataclass(frozen=True)
 class Translation:
-    summary = "translation: BLEU and chrF"
-    margin = 1.0  # BLEU points; smaller differences are seldom seen by people (Mathur et al. 2020, arXiv:2006.06264)
+    """Translations, scored by BLEU and chrF."""
 
-    tokenize: str = "13a"  # sacrebleu's tokenizer: zh, ja-mecab, char ... for languages written without spaces
+    summary = "translation: BLEU and chrF"
+    margin = 1.0  # BLEU points; people seldom notice smaller differences (Mathur et al. 2020, arXiv:2006.06264)
+
+    tokenize: str = "13a"  # sacrebleu's tokenizer: zh, ja-mecab, char ... for scripts without spaces
 
     def metrics(self) -> list[Metric]:
         return [Bleu(self.tokenize), Chrf()]
 
-    def claim(self, shape: Shape) -> tuple[float, str]:
-        if not shape.paired or shape.shared > 0.25 or not shape.prompt_words:
+    def match(self, data: DataProfile) -> tuple[float, str]:
+        if not data.paired or data.shared > 0.25 or not data.prompt_words:
             return 0.0, ""
-        alike = 0.4 < shape.target_words / shape.prompt_words < 2.5
-        reason = f"input and target are about as long and share {shape.shared:.0%} of their words"
+        alike = 0.4 < data.target_words / data.prompt_words < 2.5
+        reason = f"input and target have similar lengths and share {data.shared:.0%} of their words"
         return (0.7, reason) if alike else (0.0, "")

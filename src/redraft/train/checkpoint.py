@@ -1,7 +1,7 @@
-"""Training checkpoints that survive a kill at any instant: safetensors and JSON, nothing pickled.
+"""Training checkpoints that survive a kill at any moment: safetensors and JSON, no pickles.
 
 A checkpoint is a folder ``checkpoint-<step>`` with ``state.safetensors`` and ``state.json``. It is written under a
-temporary name, forced to disk and renamed, so a folder of that name is always whole. The last two are kept.
+temporary name, forced to disk and renamed, so a folder with the final name is always complete. The last two are kept.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ _KEEP = 2
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Path:
-    """Write one checkpoint atomically and drop all but the last two.
+    """Write one checkpoint atomically and delete all but the last two.
 
     Args:
-        folder: where checkpoints live.
-        tensors: no two of them may share memory. values: must be plain JSON.
+        folder: the folder of all checkpoints.
+        tensors: tensors [...] by name; no two of them may share memory.
+        values: plain JSON values.
     Returns:
         The new checkpoint's folder.
     Raises:
-        UserError: the disk is full; checkpoints already there are untouched.
+        UserError: the disk is full; existing checkpoints are untouched.
     """
     from safetensors.torch import save_file
 
     final = folder / f"checkpoint-{step:09d}"
-    for leftover in folder.glob(".checkpoint-*"):  # of a kill while saving
+    for leftover in folder.glob(".checkpoint-*"):  # of a run killed while saving
         shutil.rmtree(leftover)
     with atomic_folder(final) as new:
         weights = new / "state.safetensors"
@@ -47,17 +48,17 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping
         )
     _sync(folder)
     for old in checkpoints(folder)[:-_KEEP]:
-        shutil.rmtree(old.rename(folder / f".{old.name}"))  # never half there under its own name
+        shutil.rmtree(old.rename(folder / f".{old.name}"))  # so that no incomplete folder has the final name
     return final
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Complete checkpoints, oldest first."""
     return sorted(p for p in folder.glob("checkpoint-*") if p.is_dir())
 
 
 def load_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and values of the newest checkpoint, or None where there is none.
+    """The tensors [...] and values of the newest checkpoint, or None if there is none.
 
     Raises:
         UserError: it is corrupt or truncated; names the file and what to do.
@@ -65,12 +66,12 @@ def load_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None
     found = checkpoints(folder)
     if not found:
         return None
-    then = f"go on from {found[-2].name}" if len(found) > 1 else "start again"
+    then = f"resume from {found[-2].name}" if len(found) > 1 else "start again"
     return load(found[-1], remedy=f"Delete the folder {found[-1]} to {then}.")
 
 
 def load(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read one checkpoint folder, checking every byte against the recorded SHA-256.
+    """Read the tensors [...] and values of one checkpoint folder, and check them against the recorded SHA-256.
 
     Raises:
         UserError: corrupt or truncated; names the file and gives the remedy.
@@ -83,17 +84,19 @@ def load(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         head = json.loads(note.read_text(encoding="utf-8"))
         digest, text = head["sha256"], str(head["values"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"checkpoint file {note} is damaged ({_short(error)}).", remedy) from None
+        raise UserError(f"Checkpoint file {note} is damaged ({_short(error)}).", remedy) from None
     try:
         if _sha256(weights, text) != digest:
-            raise UserError(f"checkpoint file {weights} or state.json beside it is not as it was saved.", remedy)
+            raise UserError(
+                f"Checkpoint file {weights}, or state.json beside it, has changed since it was saved.", remedy
+            )
         return load_file(weights), json.loads(text)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"checkpoint file {weights} is damaged ({_short(error)}).", remedy) from None
+        raise UserError(f"Checkpoint file {weights} is damaged ({_short(error)}).", remedy) from None
 
 
 def _sync(folder: Path) -> None:
-    """Force a folder's list of names onto the disk."""
+    """Force the list of a folder's files to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -102,7 +105,7 @@ def _sync(folder: Path) -> None:
 
 
 def _sha256(path: Path, text: str) -> str:
-    """Of a file and a text together."""
+    """The SHA-256 of a file and a text together."""
     digest = hashlib.sha256(text.encode())
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: digest).hexdigest()

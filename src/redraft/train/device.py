@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from redraft.types import Prepared
 
+P = TypeVar("P", bound=Prepared)
 
-def to_device(prepared: Prepared, device: torch.device) -> Prepared:
-    """What the loss compares with, copied without waiting.
 
-    The request itself stays on the host: the network works out masks and positions there and moves only what it needs,
-    so no count of wanted positions makes the host wait for the device.
+def to_device(prepared: P, device: torch.device) -> P:
+    """Copy what the loss compares with, without waiting for the copy.
+
+    The request itself stays on the host: the network computes masks and positions there and copies only what it needs,
+    so that the host never waits for the device to count target positions.
     """
     if device.type == "cpu":
         return prepared
-    moved: dict[str, Any] = {name: _copy(getattr(prepared, name), device) for name in ("target", "weight", "row")}
-    extra = {name: _copy(tensor, device) for name, tensor in prepared.extra.items()}
-    return dataclasses.replace(prepared, **moved, extra=extra)
+    moved: dict[str, Any] = {}
+    for field in dataclasses.fields(prepared):
+        value = getattr(prepared, field.name)
+        if isinstance(value, torch.Tensor):
+            moved[field.name] = _copy(value, device)
+        elif isinstance(value, Prepared):  # the batch of an inner objective
+            moved[field.name] = to_device(value, device)
+    return dataclasses.replace(prepared, **moved)
 
 
 def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

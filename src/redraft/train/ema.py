@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class Ema:
     """``shadow <- d shadow + (1 - d) weight`` after every update, with ``d = min(decay, (1 + n) / (10 + n))``.
 
-    The warm-up of ``d`` (n updates so far) forgets the random initial weights, which matter in short runs. Averaging in
-    place of the last weights: Polyak & Juditsky 1992; usual in diffusion models since Ho et al. 2020, arXiv:2006.11239.
+    n is the number of updates so far. The warm-up of ``d`` forgets the random initial weights, which matter in short
+    runs. Averaged weights instead of the last: Polyak & Juditsky 1992; usual in diffusion models since Ho et al. 2020,
+    arXiv:2006.11239.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -22,7 +23,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the weights of one more optimizer step."""
+        """Add the weights after one more update to the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         weights = dict(network.named_parameters())
@@ -30,7 +31,7 @@ class Ema:
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
-        """Inside, the network computes with the averaged weights."""
+        """Use the averaged weights inside the block."""
         self._swap(network)
         try:
             yield
@@ -39,12 +40,12 @@ class Ema:
 
     @torch.no_grad()
     def _swap(self, network: nn.Module) -> None:
-        # Pointers are exchanged, not numbers: free of charge, and exact.
+        # Exchanges pointers, not numbers: it costs nothing and is exact.
         weights = dict(network.named_parameters())
         for name in self.shadow:
             weight = weights[name]
             weight.data, self.shadow[name] = self.shadow[name], weight.data
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averaged weights by parameter name."""
+        """The averaged weights [...] by parameter name."""
         return self.shadow

@@ -1,4 +1,4 @@
-"""What a training run tells: one event at a time, to files and to whoever watches."""
+"""Events of a training run, and the files and displays that receive them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ class Event:
     """Something that happened in a run.
 
     Kinds and their values:
-        start       parameters, trained (of them), rows, skipped, padding (share of positions), device, dtype,
-                    peak_flops (of a matmul), resumed
-        update      loss (per target token, since the last one), lr, grad_norm, passes, progress (0..1), and by the
-                    clock tokens_per_second, share_of_peak, seconds, eta_seconds
+        start       parameters, trained (how many of them), rows, skipped, padding (share of positions), device, dtype,
+                    peak_flops (measured FLOP/s of a matrix product), resumed
+        update      loss (per target token, since the last one), lr, grad_norm, passes, progress (0..1), and
+                    timings: tokens_per_second, share_of_peak (None: measured too low), seconds, eta_seconds
+        progress    doing, done, of (batches), progress, loss, seconds (of this start), eta_seconds: where the run is,
+                    after ten seconds without an event. Loss and time left are None while unknown. Not written to files
         validation  nats_per_token, nats_error (one standard error), bits_per_byte, bits_error, is_bound, rows, passes,
                     best
-        objective   the fields it goes on with, where one was chosen by the variance of the loss
-        stage       number, of (so many), objective: of families that are trained in several, where one begins
+        objective   the fields chosen for the objective by the variance of its loss
+        phase       number, of (how many), objective: a phase begins, in families that are trained in several
         checkpoint  path
         done        the fields of ``Result``
     """
@@ -39,10 +41,10 @@ Watcher = Callable[[Event], None]
 
 
 class MetricsFile:
-    """``metrics.jsonl``: what happens in a run, as JSON lines in order, without repeats after a restart."""
+    """``metrics.jsonl``: the events of a run as JSON lines in order, without duplicates after a restart."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Open for appending after dropping what a killed run wrote past ``step``, the step it is resumed from."""
+        """Open for appending. Lines that a killed run wrote past ``step``, the step it resumes from, are dropped."""
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
         write_atomically(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
@@ -58,7 +60,7 @@ class MetricsFile:
 
 
 def _lines(path: Path) -> list[str]:
-    """Whole lines of a file that a kill may have cut short."""
+    """The complete lines of a file that a kill may have truncated."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -75,6 +77,7 @@ class TensorBoard:
 
     @staticmethod
     def installed() -> bool:
+        """Is TensorBoard installed?"""
         return importlib.util.find_spec("tensorboard") is not None
 
     def __call__(self, event: Event) -> None:
@@ -88,9 +91,9 @@ class TensorBoard:
 
 
 class Progress:
-    """A live line on standard error: loss, tokens/s, share of the matmul peak, time left; validations stay above it.
+    """A live line on standard error: loss, tokens/s, share of the matmul peak, time left. Validations scroll above it.
 
-    Use as a context manager and pass the object as ``on_event``.
+    Use it as a context manager and pass it as ``on_event``.
     """
 
     def __init__(self) -> None:
@@ -111,28 +114,31 @@ class Progress:
         self._bar.stop()
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "update":
+        if event.kind in ("update", "progress"):
             self._bar.update(self._task, completed=event.values["progress"], line=describe(event))
-        elif event.kind in ("start", "stage", "validation", "objective", "done"):
+        elif event.kind in ("start", "phase", "validation", "objective", "done"):
             self._console.print(describe(event), markup=False, highlight=False)
             if event.kind == "start":
-                self._bar.update(self._task, line="the first updates")
+                self._bar.update(self._task, line="first update")
 
 
 def describe(event: Event) -> str:
     """One line of text for an event."""
     v = event.values
     if event.kind == "start":
-        begun = f"resumed at step {event.step}" if v["resumed"] else "from the start"
-        part = f", {v['trained'] / 1e6:.2f}M of them trained," if v["trained"] < v["parameters"] else ""
+        begun = f"resumed at step {event.step}" if v["resumed"] else "new run"
+        part = f" ({v['trained'] / 1e6:.2f}M trained)" if v["trained"] < v["parameters"] else ""
         return (
             f"{v['parameters'] / 1e6:.2f}M parameters{part} on {v['device']} in {v['dtype']}, {v['rows']} rows, {begun}"
         )
     if event.kind == "update":
+        peak = "" if v["share_of_peak"] is None else f"  {100 * v['share_of_peak']:.0f} % of peak"
         return (
-            f"step {event.step}  loss {v['loss']:.3f}  {v['tokens_per_second']:,.0f} tokens/s  "
-            f"{100 * v['share_of_peak']:.0f} % of peak  {_clock(v['eta_seconds'])} left"
+            f"step {event.step}  loss {v['loss']:.3f}  {v['tokens_per_second']:,.0f} tokens/s{peak}  "
+            f"{_clock(v['eta_seconds'])} left"
         )
+    if event.kind == "progress":
+        return _describe_progress(event)
     if event.kind == "validation":
         bound = "<=" if v["is_bound"] else "="
         return (
@@ -140,14 +146,28 @@ def describe(event: Event) -> str:
             f"{v['bits_per_byte']:.4f} +- {v['bits_error']:.4f} bits/byte{'  (best)' if v['best'] else ''}"
         )
     if event.kind == "objective":
-        return f"step {event.step}  varies least with {', '.join(f'{name} = {value}' for name, value in v.items())}"
-    if event.kind == "stage":
-        return (
-            f"step {event.step}  stage {v['number']} of {v['of']}: from here on the loss is that of '{v['objective']}'"
-        )
+        chosen = ", ".join(f"{name} = {value}" for name, value in v.items())
+        return f"step {event.step}  the loss varies least with {chosen}"
+    if event.kind == "phase":
+        return f"step {event.step}  phase {v['number']} of {v['of']} begins: objective '{v['objective']}'"
     if event.kind == "done":
         return f"done: {event.step} updates, {event.tokens:,} tokens in {_clock(v['seconds'])}"
     return f"{event.kind} at step {event.step}"
+
+
+def _describe_progress(event: Event) -> str:
+    v = event.values
+    parts = [f"step {event.step}"]
+    if v["doing"]:
+        parts.append(v["doing"] + (f", batch {v['done'] + 1} of {v['of']}" if v["of"] > 1 else ""))
+    if v["loss"] is not None:
+        parts.append(f"loss {v['loss']:.3f}")
+    if event.step:
+        parts.append(f"{100 * v['progress']:.0f} % of the budget")
+    parts.append(f"{_clock(v['seconds'])} elapsed")
+    if v["eta_seconds"]:
+        parts.append(f"{_clock(v['eta_seconds'])} left")
+    return "  ".join(parts)
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""THE training loop. Every family, every size, every device: one function."""
+"""The training loop: one function for every family, model size and device."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import copy
 import dataclasses
 import json
 import math
-import shutil
 import time
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,27 +16,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redraft import config, runtime
-from redraft.courses import build_course
+from redraft import runtime
+from redraft.curricula import build_curriculum
 from redraft.errors import UserError
-from redraft.files import disk_error, write_atomically
-from redraft.guidance._condition import drop_prompts
-from redraft.likelihood import bound, corrupt, spread
-from redraft.metrics.memory import peak_resident
-from redraft.train import checkpoint, optim
+from redraft.evaluation.memory import peak_resident
+from redraft.files import write_atomically
+from redraft.guidance.shared.condition import drop_prompts
+from redraft.likelihood import prepare_batch
+from redraft.objectives.base import Objective, TrainingPhase
+from redraft.train import checkpoint, folder, optim, schedules, validation
 from redraft.train.device import to_device
 from redraft.train.ema import Ema
-from redraft.train.logging import Event, MetricsFile, TensorBoard, Watcher
-from redraft.train.recipe import Recipe, TrainTable
+from redraft.train.folder import Saved
+from redraft.train.logging import Event, Watcher
+from redraft.train.phases import Phases
+from redraft.train.recipe import Recipe
+from redraft.train.reporter import Reporter
 from redraft.train.setup import Parts, prepare
 from redraft.train.state import State, Window
-from redraft.train.throughput import Arithmetic, Meter
-from redraft.types import Network, Objective, Prepared, Stage
+from redraft.train.throughput import Meter, Peak
+from redraft.types import Batch, Network, Prepared
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run came to."""
+    """The outcome of a finished run."""
 
     out: str
     steps: int
@@ -52,193 +54,299 @@ class Result:
 
 
 def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_event: Watcher | None = None) -> Result:
-    """Train the model a recipe describes and leave it in ``out``, ready for ``redraft.load``.
+    """Train the model that a recipe describes and save it in ``out``, ready for ``redraft.load``.
 
-    Killed at any moment and called again with the same arguments, it goes on from the last checkpoint and ends with
-    the same weights, bit for bit on the same machine with the same number of threads (budgets in minutes aside).
-    ``out/train`` holds the checkpoints, ``metrics.jsonl``, TensorBoard files and ``recipe.toml``.
+    If it is killed at any moment and called again with the same arguments, it resumes from the last checkpoint and ends
+    with the same weights, bit for bit on the same machine with the same number of threads (except where the budget is
+    in minutes). ``out/train`` holds the checkpoints, ``metrics.jsonl``, TensorBoard files and ``recipe.toml``.
 
+    Args:
+        on_event: called with every ``Event``; events ``progress`` come from another thread (``Reporter``).
     Raises:
-        UserError: wrong recipe or data, a damaged checkpoint, another run in ``out``, a loss that is not finite.
+        UserError: wrong recipe or data, a damaged checkpoint, another run in ``out``, or a loss that is not finite.
     """
     begun = time.monotonic()
-    work, where, table = Path(out) / "train", runtime.device(device), recipe.train
+    work, where = Path(out) / "train", runtime.device(device)
     with ExitStack() as stack:
-        stack.enter_context(_alone(work))
-        saved = _take_up(recipe, work)
+        # 1. Set up: take the folder, resume from its last checkpoint if there is one, build the parts.
+        stack.enter_context(folder.locked(work))
+        saved = folder.last_checkpoint(recipe, work)
         if (work / "result.json").exists():
             return Result(**json.loads((work / "result.json").read_text(encoding="utf-8")))
-        stack.enter_context(_own_settings(table.threads, table.seed, where))
+        stack.enter_context(_process_settings(recipe.train.threads, recipe.train.seed, where))
+        reporter = stack.enter_context(Reporter(work, on_event))
+        run = _Run(recipe, Path(out), where, reporter, saved, begun)
 
-        # 1. The parts, as the recipe names them, and the state, as the last checkpoint left it.
-        parts = prepare(recipe, work, where)
-        family, spec, state = parts.model.family, parts.model.spec, _fresh(recipe, parts, where)
-        objective = family.objective()  # what validation scores by; training may look at part of it only
-        stages = _stages(family, objective, state.learns)
-        course = build_course(recipe.course)
-        if course is not None and any(hasattr(stage.objective, "ahead") for stage in stages):
-            raise UserError(f"a course and family '{recipe.family['name']}' don't go together.", "Leave out [course].")
-        networks = {"main": state.network, **_teacher(stages[-1].objective, recipe, state.network)}
-        low = saved[1]["bfloat16"] if saved else _low_precision(table.dtype, where)
-        arithmetic = Arithmetic.of(state.network)
-        peak = runtime.peak_matmul(where, torch.bfloat16 if low else torch.float32)
+        while run.spent < 1.0 or not run.state.step:  # at least one update, however short the minutes
+            # 2. Update the weights.
+            tokens_before = run.state.tokens
+            run.update()
+            last = run.spent >= 1.0
+
+            # 3. Report, validate and save a checkpoint now and then. Only here does the host wait for the device.
+            if last or run.state.step == 1 or run.state.step % recipe.train.log_every == 0:
+                run.report()
+            if run.parts.validation and not last and _crossed(recipe.train.validate_every, tokens_before, run):
+                run.validate()
+            if last or run.save_is_due() or _crossed(recipe.train.save_every_tokens, tokens_before, run):
+                run.save()
+
+        # 4. Finish: validate, and write the model where redraft.load finds it.
+        return run.finish()
+
+
+class _Run:
+    """A run in progress: its parts, its state, and the steps that ``train`` puts together."""
+
+    def __init__(
+        self, recipe: Recipe, out: Path, where: torch.device, reporter: Reporter, saved: Saved | None, begun: float
+    ) -> None:
+        self.recipe, self.table, self.out, self.work = recipe, recipe.train, out, out / "train"
+        self.where, self.reporter = where, reporter
+        self.parts = parts = prepare(recipe, self.work, where)
+        self.spec, self.state = parts.model.spec, _fresh_state(recipe, parts, where)
+        family = parts.model.family
+        self.objective: Objective[Any] = family.objective()  # for validation; training may use another
+        self.phases = Phases(family, self.state.trainable)
+        self.curriculum = build_curriculum(recipe.curriculum)
+        if self.curriculum is not None:
+            self.phases.check_curriculum(parts.model.family_name)
+        self.networks: dict[str, nn.Module] = {"main": self.state.network} | self._teacher()
+        self.bfloat16 = saved[1]["bfloat16"] if saved else _bfloat16(self.table.dtype, where)
+        self.cost = self.parts.model.network.forward_cost()
+        self.peak = Peak(where, torch.bfloat16 if self.bfloat16 else torch.float32)
         if saved:  # after everything else that may draw random numbers
-            _check_data(saved[1]["data_sha256"], parts)
-            state.unpack(*saved)
-            objective = _configured(objective, state.objective)
-        begun -= state.seconds  # so that now - begun counts all starts together
-        tell = stack.enter_context(_watchers(work, state.step, on_event))
-        tell(_started(parts, state, peak, low, resumed=saved is not None))
-        speed, saved_at = Meter(where, state.tokens, state.flops), time.monotonic()
-        spent = state.spent(table, state.tokens, time.monotonic() - begun)
-        told: Stage | None = None  # the stage that watchers know of
+            folder.check_data(saved[1]["data_sha256"], parts.data_sha256)
+            self.state.unpack(*saved)
+            self.objective = validation.configured(self.objective, self.state.objective)
+        self.begun = begun - self.state.seconds  # so that now - begun counts all restarts together
+        reporter.open_files(self.state.step)
+        reporter.report(self._started(resumed=saved is not None))
+        self.meter, self.saved_at = Meter(where, self.state.tokens, self.state.flops), time.monotonic()
+        self.spent = self.state.spent(self.table, self.state.tokens, self.seconds)
+        reporter.updated(self.state.step, self.state.tokens, self.spent, None)
+        self.phase: TrainingPhase | None = None  # of the last update
+        self.rate = 0.0  # learning rate of the last update
 
-        # 2. Until the budget is spent ...
-        while spent < 1.0 or not state.step:  # at least one update, however short the minutes
-            # 3. ... take the clean rows of one update, and the learning rate for the share of the budget they end.
-            batches = [next(state.loader) for _ in range(table.accumulate)]
-            targets = sum(int(batch.target.sum()) for batch in batches)
-            before, state.tokens = state.tokens, state.tokens + sum(int(batch.valid.sum()) for batch in batches)
-            gone, spent = spent, state.spent(table, state.tokens, time.monotonic() - begun)
-            stage, begins = _stage(stages, gone, state)
-            if len(stages) > 1 and stage is not told:
-                told, name = stage, type(stage.objective).__name__.lower()
-                values = {"number": stages.index(stage) + 1, "of": len(stages), "objective": name}
-                tell(Event("stage", state.step, state.tokens, values))
-            warmup = table.warmup if table.warmup < 1 else table.warmup * spent / state.tokens / stage.share
-            within = min((spent - begins) / stage.share, 1.0)
-            rate = optim.learning_rate(table.schedule, within, table.lr, warmup, table.min_lr)
+    @property
+    def seconds(self) -> float:
+        """Wall clock so far, over all restarts."""
+        return time.monotonic() - self.begun
 
-            # 4. Corrupt them on the host, ask the network to repair them, gather the gradient.
-            loss = torch.zeros((), device=where)
-            for batch in batches:
-                batch = drop_prompts(batch, spec, table.drop_prompt, state.noise)
-                if course is None:
-                    prepared, looked = corrupt(stage.objective, batch, spec, state.noise, networks, low)
-                    state.flops += sum(map(arithmetic.forward, looked))
-                else:
-                    prepared = course.prepare(stage.objective, batch, spec, spent, state.noise)
-                state.flops += arithmetic.training(prepared)
-                share = prepared.tokens / targets
-                loss += backward(state.network, stage.objective, to_device(prepared, where), share, low)
+    # ---- setup
 
-            # 5. One step of the optimizer, and of the average that follows it.
-            norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), table.clip or float("inf"), foreach=True)
-            optim.step(state.optimizer, rate)
-            if state.ema:
-                state.ema.update(state.network)
-            state.step += 1
-            state.window.add(loss, targets, norm)
+    def _teacher(self) -> dict[str, nn.Module]:
+        """The frozen copy that the last phase's objective learns from, if it does. No checkpoint is loaded yet."""
+        if not self.phases.last.objective.needs_teacher:
+            return {}
+        if not self.recipe.model.from_:
+            what = "Distillation needs a teacher."
+            raise UserError(what, "Name a trained checkpoint: [model] from, or finetune --from.")
+        return {"teacher": copy.deepcopy(self.state.network).eval().requires_grad_(False)}
 
-            # 6. Now and then report, validate, save. Only here does the host wait for the device.
-            last = spent >= 1.0
-            if last or state.step == 1 or state.step % table.log_every == 0:
-                tell(_update(state, table, rate, spent, speed, peak, time.monotonic() - begun))
-            if parts.validation and not last and _crossed(table.validate_every, before, state.tokens):
-                with speed.pause():
-                    tell(_validated(recipe, state, parts, objective, whole=stage is stages[-1]))
-                    objective = _steadiest(state, parts, objective, tell)
-            due = time.monotonic() - saved_at >= table.save_every_seconds
-            if last or due or _crossed(table.save_every_tokens, before, state.tokens):
-                state.seconds = time.monotonic() - begun
-                with speed.pause():
-                    tell(_save(work, state, parts, low))
-                    runtime.release()
-                saved_at = time.monotonic()
+    def _started(self, resumed: bool) -> Event:
+        network = self.parts.model.network
+        values = {
+            "parameters": self.parts.model.network.parameter_count,
+            "trained": sum(p.numel() for p in network.parameters() if p.requires_grad),
+            "rows": self.parts.rows,
+            "skipped": self.parts.skipped,
+            "padding": self.parts.loader.padding_share(),
+            "device": str(self.where),
+            "dtype": "bfloat16" if self.bfloat16 else "float32",
+            "peak_flops": self.peak.flops,
+            "resumed": resumed,
+        }
+        return Event("start", self.state.step, self.state.tokens, values)
 
-        # 7. Score what came of it, and write the model where redraft.load looks for it.
-        if parts.validation:
-            tell(_validated(recipe, state, parts, objective))
-        _write_model(state, parts, Path(out))
-        state.seconds = time.monotonic() - begun
-        result = _result(Path(out), state, parts)
-        write_atomically(work / "result.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
-        tell(Event("done", state.step, state.tokens, dataclasses.asdict(result)))
-    return result
+    # ---- update
+
+    def update(self) -> None:
+        """Read some batches, gather their gradient, and change the weights once."""
+        table, state = self.table, self.state
+        batches = [next(state.loader) for _ in range(table.accumulate)]
+        targets = sum(int(batch.target.sum()) for batch in batches)
+        state.tokens += sum(int(batch.valid.sum()) for batch in batches)
+        spent_before, self.spent = self.spent, state.spent(table, state.tokens, self.seconds)
+        phase = self._begin(spent_before)
+        loss = torch.zeros((), device=self.where)
+        for number, batch in enumerate(batches):
+            self.reporter.doing(f"update {state.step + 1}", number, len(batches))
+            prepared = self._prepare(phase, batch)
+            share = prepared.tokens / targets
+            loss += backward(state.network, phase.objective, to_device(prepared, self.where), share, self.bfloat16)
+        norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), table.clip or float("inf"), foreach=True)
+        optim.step(state.optimizer, self.rate)
+        if state.ema:
+            state.ema.update(state.network)
+        state.step += 1
+        state.window.add(loss, targets, norm)
+        loss_so_far = state.window.mean() if self.reporter.wants_loss else None
+        self.reporter.updated(state.step, state.tokens, self.spent, loss_so_far)
+
+    def _begin(self, spent_before: float) -> TrainingPhase:
+        """Set the phase and the learning rate of an update, from the budget spent before it and at its end."""
+        table, state = self.table, self.state
+        phase, begin = self.phases.at(spent_before)
+        self.phases.freeze_others(state.network, phase)
+        if len(self.phases.phases) > 1 and phase is not self.phase:
+            number, name = self.phases.phases.index(phase) + 1, phase.objective.name
+            values: dict[str, Any] = {"number": number, "of": len(self.phases.phases), "objective": name}
+            self.reporter.report(Event("phase", state.step, state.tokens, values))
+        self.phase = phase
+        warmup = table.warmup if table.warmup < 1 else table.warmup * self.spent / state.tokens / phase.share
+        progress = min((self.spent - begin) / phase.share, 1.0)  # of this phase
+        self.rate = schedules.learning_rate(table.schedule, progress, table.lr, warmup, table.min_lr)
+        return phase
+
+    def _prepare(self, phase: TrainingPhase, batch: Batch) -> Prepared:
+        """Corrupt a batch on the host, and count the operations of learning from it."""
+        state = self.state
+        batch = drop_prompts(batch, self.spec, self.table.drop_prompt, state.noise)
+        if self.curriculum is None:
+            prepared, rollout = prepare_batch(
+                phase.objective, batch, self.spec, state.noise, self.networks, self.bfloat16
+            )
+            state.flops += sum(map(self.cost.of_request, rollout))
+        else:
+            prepared = self.curriculum.prepare(phase.objective, batch, self.spec, self.spent, state.noise)
+        state.flops += self.cost.of_training(prepared)
+        return prepared
+
+    # ---- report
+
+    def report(self) -> None:
+        """Report the updates since the last report.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        state = self.state
+        loss, norm, targets = state.window.pack()
+        state.window = Window()
+        if not math.isfinite(loss):
+            what = f"The loss is not finite at step {state.step}."
+            raise UserError(what, "Lower train.lr, or lengthen train.warmup.")
+        tokens, flops = self.meter.lap(state.tokens, state.flops)
+        if self.peak.is_due(flops):
+            with self.meter.pause():
+                self.peak.measure()
+        seconds = self.seconds
+        values = {
+            "loss": loss / targets,
+            "lr": self.rate,
+            "grad_norm": norm,
+            "passes": state.loader.epochs,
+            "progress": self.spent,
+            "tokens_per_second": tokens,
+            "share_of_peak": self.peak.share(flops),
+            "seconds": seconds,
+            "eta_seconds": self._seconds_left(seconds),
+        }
+        self.reporter.report(Event("update", state.step, state.tokens, values))
+
+    def _seconds_left(self, seconds: float) -> float:
+        """Seconds until the first budget is spent: data by the speed of the last lap, minutes by the clock."""
+        read = self.state.spent(self.table, self.state.tokens, 0.0)  # share of the budgets of data
+        found = [self.meter.ahead(self.state.tokens * (1.0 - read) / read)] if read else []
+        found += [max(60.0 * self.table.minutes - seconds, 0.0)] if self.table.minutes else []
+        return min(found, default=0.0)
+
+    # ---- validate and save
+
+    def validate(self) -> None:
+        """Score the validation rows, keep the best weights, and choose the steadiest variant of the objective."""
+        with self.meter.pause():
+            self._score(can_be_best=self.phase is self.phases.last)
+            self.reporter.doing("comparing variants of the objective")
+            chosen = validation.steadiest(self.state, self.parts, self.objective)
+            if chosen is not None:
+                self.objective = chosen
+                event = Event("objective", self.state.step, self.state.tokens, self.state.objective)
+                self.reporter.report(event)
+
+    def _score(self, can_be_best: bool) -> None:
+        batches = self.reporter.counted("validation", self.parts.validation)
+        keep = self.table.keep_best
+        event = validation.validate(self.state, self.parts, self.objective, batches, can_be_best, keep)
+        self.reporter.report(event)
+
+    def save_is_due(self) -> bool:
+        """Has it been long enough since the last checkpoint?"""
+        return time.monotonic() - self.saved_at >= self.table.save_every_seconds
+
+    def save(self) -> None:
+        """Save a checkpoint, and return freed memory to the system."""
+        state = self.state
+        state.seconds = self.seconds
+        with self.meter.pause():
+            self.reporter.doing("saving a checkpoint")
+            tensors, values = state.pack()
+            values |= {"data_sha256": self.parts.data_sha256, "bfloat16": self.bfloat16}
+            path = checkpoint.save(self.work, state.step, tensors, values)
+            self.reporter.report(Event("checkpoint", state.step, state.tokens, {"path": str(path)}))
+            runtime.release_memory()
+        self.saved_at = time.monotonic()
+
+    # ---- finish
+
+    def finish(self) -> Result:
+        """Validate, save the model, and record the result."""
+        state = self.state
+        if self.parts.validation:
+            self._score(can_be_best=True)
+        self.reporter.doing("saving the model")
+        self._save_model()
+        state.seconds = self.seconds
+        result = self._result()
+        write_atomically(self.work / "result.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+        self.reporter.report(Event("done", state.step, state.tokens, dataclasses.asdict(result)))
+        return result
+
+    @torch.no_grad()
+    def _save_model(self) -> None:
+        """Save the weights that validation chose, else the averaged weights, else the last."""
+        state = self.state
+        if state.best_weights:
+            for name, own in state.trained().items():
+                own.copy_(state.best_weights[name])
+            self.parts.model.save(self.out)
+            return
+        with state.ema.applied(state.network) if state.ema else nullcontext():
+            self.parts.model.save(self.out)
+
+    def _result(self) -> Result:
+        state, on_device = self.state, self.where.type == "cuda"
+        return Result(
+            out=str(self.out),
+            steps=state.step,
+            tokens=state.tokens,
+            passes=state.loader.epochs,
+            seconds=state.seconds,
+            flops=state.flops,
+            parameters=self.parts.model.network.parameter_count,
+            peak_memory=torch.cuda.max_memory_allocated(self.where) if on_device else peak_resident(),
+            validation=state.best if state.best_weights else state.latest,
+        )
 
 
-def backward(network: Network, objective: Objective, prepared: Prepared, share: float, low: bool = False) -> Tensor:
-    """Add ``share`` of a batch's gradient to the parameters; return that share of its loss.
+def backward(
+    network: Network, objective: Objective[Any], prepared: Prepared, share: float, low: bool = False
+) -> Tensor:
+    """Add ``share`` of a batch's gradient to the parameters; return that share of its loss, a scalar [].
 
-    ``share`` is the batch's part of the update's target tokens, which makes accumulated batches equal one big one.
+    ``share`` is the batch's part of the update's target tokens, so that accumulated batches equal one big batch.
     ``low``: bfloat16 autocast.
     """
     device = prepared.target.device
     with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
-        logits = network(prepared.ask)
+        logits = network(prepared.request)
     loss = objective.loss(logits, prepared).loss * share
     loss.backward()
     return loss.detach()
 
 
-# ---- beginning
-
-
-def _stages(family: Any, objective: Objective, learns: frozenset[str]) -> Sequence[Stage]:
-    """The parts of a training: one of all parameters, unless the family has several. Those whose parameters rest (an
-    adapter is trained, and they have none) leave their share of the budget to the others."""
-    if hasattr(family, "stages"):
-        stages: Sequence[Stage] = family.stages()
-        taught = [stage for stage in stages if any(name.startswith(stage.learns) for name in learns)]
-        if len(taught) == len(stages):
-            return stages
-        whole = sum(stage.share for stage in taught)
-        return [dataclasses.replace(stage, share=stage.share / whole) for stage in taught]
-    return [Stage(1.0, family.training() if hasattr(family, "training") else objective, ("",))]
-
-
-def _stage(stages: Sequence[Stage], spent: float, state: State) -> tuple[Stage, float]:
-    """The stage that training is in when ``spent`` of the budget is gone, and where it began; others' weights rest."""
-    begin = 0.0
-    for stage in stages[:-1]:
-        if spent < begin + stage.share:
-            break
-        begin += stage.share
-    else:
-        stage = stages[-1]
-    if len(stages) > 1:
-        for name, parameter in state.network.named_parameters():
-            parameter.requires_grad_(name in state.learns and name.startswith(stage.learns))
-    return stage, begin
-
-
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Hold the run's folder, so that no second process writes to it. The system frees it when the process ends."""
-    import fcntl
-
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(error, work) from None
-    with (work / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            what = f"another process is training in '{work.parent}'."
-            raise UserError(what, "Wait for it, or choose another --out.") from None
-        yield
-
-
-def _take_up(recipe: Recipe, work: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The last checkpoint of this very run, if there is one; else the folder is made ready for a new run."""
-    path = work / "recipe.toml"
-    if checkpoint.checkpoints(work):
-        changes = recipe.difference(tomllib.loads(path.read_text(encoding="utf-8")))
-        if changes:
-            raise UserError(
-                f"'{work.parent}' holds a run with another recipe ({'; '.join(changes)}).",
-                "Restore these settings to go on with it, or choose another --out.",
-            )
-        return checkpoint.load_latest(work)
-    if any((work.parent / name).exists() for name in ("config.json", "adapter_config.json")):
-        raise UserError(f"'{work.parent}' holds a model, and no training to go on with.", "Choose another --out.")
-    shutil.rmtree(work / "tokenizer", ignore_errors=True)  # of a run killed before its first checkpoint
-    write_atomically(path, recipe.to_toml())
-    return None
-
-
-def _fresh(recipe: Recipe, parts: Parts, where: torch.device) -> State:
+def _fresh_state(recipe: Recipe, parts: Parts, where: torch.device) -> State:
     table, network = recipe.train, parts.model.network
     return State(
         network=network.train(),
@@ -250,28 +358,12 @@ def _fresh(recipe: Recipe, parts: Parts, where: torch.device) -> State:
     )
 
 
-def _teacher(objective: Objective, recipe: Recipe, network: nn.Module) -> dict[str, nn.Module]:
-    """The frozen copy that an objective learns from, if it does: made before a checkpoint of the run is taken up."""
-    if not getattr(objective, "teacher", False):
-        return {}
-    if not recipe.model.from_:
-        raise UserError("distillation needs a teacher.", "Name a trained checkpoint: [model] from, or finetune --from.")
-    return {"teacher": copy.deepcopy(network).eval().requires_grad_(False)}
-
-
-def _check_data(recorded: str, parts: Parts) -> None:
-    if recorded != parts.data_sha256:
-        raise UserError(
-            "the training texts are not those the run began with.", "Restore the data, or choose another --out."
-        )
-
-
 @contextmanager
-def _own_settings(threads: int, seed: int, where: torch.device) -> Iterator[None]:
-    """The process settings of a run: threads, memory, torch's generator (of dropout); the caller's come back."""
+def _process_settings(threads: int, seed: int, where: torch.device) -> Iterator[None]:
+    """The process settings of a run: threads, memory, torch's generator (for dropout). The caller's are restored."""
     before = torch.get_num_threads()
-    kept = runtime.keeping_memory() if where.type == "cpu" else nullcontext()
-    with kept, torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+    memory = runtime.keep_freed_memory() if where.type == "cpu" else nullcontext()
+    with memory, torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
         if threads:
             torch.set_num_threads(threads)
@@ -281,162 +373,11 @@ def _own_settings(threads: int, seed: int, where: torch.device) -> Iterator[None
             torch.set_num_threads(before)
 
 
-def _low_precision(dtype: str, where: torch.device) -> bool:
-    """Compute in bfloat16? ``auto``: where it pays. A run that is taken up again stays with its first answer."""
-    return dtype == "bfloat16" or (dtype == "auto" and runtime.bfloat16_pays(where))
+def _bfloat16(dtype: str, where: torch.device) -> bool:
+    """Compute in bfloat16? ``auto``: if it pays. A resumed run keeps its first answer."""
+    return dtype == "bfloat16" or (dtype == "auto" and runtime.bfloat16_is_faster(where))
 
 
-@contextmanager
-def _watchers(work: Path, step: int, on_event: Watcher | None) -> Iterator[Watcher]:
-    """One function that tells the metrics file, TensorBoard where installed, and the caller."""
-    files: list[Any] = [MetricsFile(work / "metrics.jsonl", step)]
-    if TensorBoard.installed():
-        files.append(TensorBoard(work / "tensorboard", step))
-    listeners: list[Watcher] = [*files, *([on_event] if on_event else [])]
-
-    def tell(event: Event) -> None:
-        try:
-            for listener in listeners:
-                listener(event)
-        except OSError as error:
-            raise disk_error(error, work) from None
-
-    try:
-        yield tell
-    finally:
-        for file in files:
-            file.close()
-
-
-def _started(parts: Parts, state: State, peak: float, low: bool, resumed: bool) -> Event:
-    values = {
-        "parameters": parts.model.parameters,
-        "trained": sum(p.numel() for p in parts.model.network.parameters() if p.requires_grad),
-        "rows": parts.rows,
-        "skipped": parts.skipped,
-        "padding": parts.loader.padding_share(),
-        "device": str(state.device),
-        "dtype": "bfloat16" if low else "float32",
-        "peak_flops": peak,
-        "resumed": resumed,
-    }
-    return Event("start", state.step, state.tokens, values)
-
-
-# ---- now and then
-
-
-def _crossed(every: int, before: int, after: int) -> bool:
-    """Has a multiple of ``every`` been passed? 0 is never."""
-    return every > 0 and after // every > before // every
-
-
-def _update(
-    state: State, table: TrainTable, rate: float, spent: float, speed: Meter, peak: float, seconds: float
-) -> Event:
-    """Close the window of sums and report it."""
-    loss, norm, targets = state.window.pack()
-    state.window = Window()
-    if not math.isfinite(loss):
-        raise UserError(f"the loss is not finite at step {state.step}.", "Lower train.lr, or lengthen train.warmup.")
-    tokens, flops = speed.lap(state.tokens, state.flops)
-    values = {
-        "loss": loss / targets,
-        "lr": rate,
-        "grad_norm": norm,
-        "passes": state.loader.epochs,
-        "progress": spent,
-        "tokens_per_second": tokens,
-        "share_of_peak": flops / peak,
-        "seconds": seconds,
-        "eta_seconds": _left(state, table, speed, seconds),
-    }
-    return Event("update", state.step, state.tokens, values)
-
-
-def _left(state: State, table: TrainTable, speed: Meter, seconds: float) -> float:
-    """Seconds until the first of the budgets is spent: tokens and passes by the speed of late, minutes by the clock."""
-    read = state.spent(table, state.tokens, 0.0)  # share of the budgets of data
-    found = [speed.ahead(state.tokens * (1.0 - read) / read)] if read else []
-    found += [max(60.0 * table.minutes - seconds, 0.0)] if table.minutes else []
-    return min(found, default=0.0)
-
-
-def _validated(recipe: Recipe, state: State, parts: Parts, objective: Objective, whole: bool = True) -> Event:
-    """Score the validation rows with the weights that would be kept, and keep them if they are the best yet and
-    ``whole``: no part of the model has still to be taught."""
-    with state.ema.applied(state.network) if state.ema else nullcontext():
-        found = bound(state.network, parts.validation, objective, parts.model.spec, device=state.device)
-        values = {
-            "nats_per_token": found.nats_per_token,
-            "nats_error": found.nats_per_token_stderr,
-            "bits_per_byte": found.bits_per_byte,
-            "bits_error": found.bits_per_byte_stderr,
-            "is_bound": found.is_bound,
-            "rows": len(found.rows),
-            "passes": state.loader.epochs,
-        }
-        state.latest = {**values, "step": state.step}
-        best = whole and (state.best is None or values["nats_per_token"] < state.best["nats_per_token"])
-        if best:
-            state.best = state.latest
-            if recipe.train.keep_best:
-                state.best_weights = {name: t.detach().cpu().clone() for name, t in state.trained().items()}
-    return Event("validation", state.step, state.tokens, {**values, "best": best})
-
-
-def _steadiest(state: State, parts: Parts, objective: Objective, tell: Watcher) -> Objective:
-    """Of an objective's variants, where it has any, the one whose loss varies least on the validation rows."""
-    found: Sequence[Objective] = objective.candidates() if hasattr(objective, "candidates") else []
-    if not found:
-        return objective
-    rows, network = parts.validation[:_SEARCH_BATCHES], state.network
-    best = min(found, key=lambda o: spread(network, rows, o, parts.model.spec, device=state.device))
-    state.objective = config.to_mapping(best)
-    tell(Event("objective", state.step, state.tokens, state.objective))
-    return best
-
-
-_SEARCH_BATCHES = 2  # validation batches that variants of an objective are compared on
-
-
-def _configured(objective: Objective, fields: Mapping[str, Any]) -> Objective:
-    """The objective with the fields that training had come to; its own where there are none."""
-    return config.build(type(objective), fields, "checkpoint's objective") if fields else objective
-
-
-def _save(work: Path, state: State, parts: Parts, low: bool) -> Event:
-    tensors, values = state.pack()
-    values |= {"data_sha256": parts.data_sha256, "bfloat16": low}
-    path = checkpoint.save(work, state.step, tensors, values)
-    return Event("checkpoint", state.step, state.tokens, {"path": str(path)})
-
-
-# ---- the end
-
-
-@torch.no_grad()
-def _write_model(state: State, parts: Parts, out: Path) -> None:
-    """Save the weights that validation chose, else the averaged ones, else the last."""
-    if state.best_weights:
-        for name, own in state.trained().items():
-            own.copy_(state.best_weights[name])
-        parts.model.save(out)
-        return
-    with state.ema.applied(state.network) if state.ema else nullcontext():
-        parts.model.save(out)
-
-
-def _result(out: Path, state: State, parts: Parts) -> Result:
-    on_device = state.device.type == "cuda"
-    return Result(
-        out=str(out),
-        steps=state.step,
-        tokens=state.tokens,
-        passes=state.loader.epochs,
-        seconds=state.seconds,
-        flops=state.flops,
-        parameters=parts.model.parameters,
-        peak_memory=torch.cuda.max_memory_allocated(state.device) if on_device else peak_resident(),
-        validation=state.best if state.best_weights else state.latest,
-    )
+def _crossed(every: int, tokens_before: int, run: _Run) -> bool:
+    """Did the last update pass a multiple of ``every`` tokens? 0 is never."""
+    return every > 0 and run.state.tokens // every > tokens_before // every

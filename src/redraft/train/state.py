@@ -1,4 +1,4 @@
-"""Everything that changes while a model trains, as one thing that can be written down and taken up again."""
+"""Everything that changes during training, in one object that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from torch import Tensor, nn
 
 from redraft.data.loader import Loader
 from redraft.train.ema import Ema
-from redraft.train.recipe import TrainTable
+from redraft.train.tables import TrainTable
 
 
 @dataclass
 class State:
-    """The moving parts of a run. ``pack`` then ``unpack`` into a fresh one continues it bit for bit."""
+    """The state of a run. ``pack`` it and ``unpack`` it into a fresh one: the run continues bit for bit."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     loader: Loader
-    noise: torch.Generator  # of the objective, on the host: the same corruption on every device
+    noise: torch.Generator  # for the objective, on the host: the same corruption on every device
     device: torch.device
     step: int = 0  # updates made
     tokens: int = 0  # tokens read, prompt and target, without padding
     flops: int = 0
     seconds: float = 0.0  # wall clock, over all restarts
     window: Window = field(default_factory=lambda: Window())
-    latest: dict[str, Any] | None = None  # values of the last validation
-    best: dict[str, Any] | None = None  # of the best so far ...
-    best_weights: dict[str, Tensor] = field(default_factory=dict)  # ... and its weights, where they are to be kept
-    objective: dict[str, Any] = field(default_factory=dict)  # fields of the objective, where training has changed them
-    learns: frozenset[str] = field(init=False)  # names of what the run changes, in whatever stage
+    latest: dict[str, Any] | None = None  # values of the last validation ...
+    best: dict[str, Any] | None = None  # ... and of the best so far
+    best_weights: dict[str, Tensor] = field(default_factory=dict)  # the best weights, if they are to be kept
+    objective: dict[str, Any] = field(default_factory=dict)  # fields of the objective that training has chosen
+    trainable: frozenset[str] = field(init=False)  # names of the parameters that the run changes, in any stage
 
     def __post_init__(self) -> None:
-        self.learns = frozenset(name for name, p in self.network.named_parameters() if p.requires_grad)
+        self.trainable = frozenset(name for name, p in self.network.named_parameters() if p.requires_grad)
 
     def trained(self) -> dict[str, Tensor]:
-        """What training changes, by name, tied tensors named once. The rest of an adapted model is its base's."""
-        return {name: p.data for name, p in self.network.named_parameters() if name in self.learns}
+        """The trained parameters [...] by name, tied ones once. With an adapter the others are those of the base."""
+        return {name: p.data for name, p in self.network.named_parameters() if name in self.trainable}
 
     def spent(self, train: TrainTable, tokens: int, seconds: float) -> float:
-        """Share of the budget gone, 0..1, with ``tokens`` read in ``seconds``: the greatest of those that are set."""
+        """Share of the budget that is spent, 0..1, for ``tokens`` read in ``seconds``: the greatest of those set."""
         shares = [0.0]
         if train.tokens:
             shares.append(tokens / train.tokens)
@@ -54,7 +54,7 @@ class State:
         return min(max(shares), 1.0)
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors for safetensors and plain values for JSON."""
+        """Tensors [...] for safetensors and plain values for JSON."""
         tensors = {f"model.{name}": t for name, t in self.trained().items()}
         for name, parameter in self.network.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
@@ -81,7 +81,7 @@ class State:
 
     @torch.no_grad()
     def unpack(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take up what ``pack`` wrote. The recipe must be the same one: names and shapes are taken to match."""
+        """Restore what ``pack`` returned. The recipe must be the same: names and shapes [...] must match."""
         for name, own in self.trained().items():
             own.copy_(tensors[f"model.{name}"])
         for name, parameter in self.network.named_parameters():
@@ -105,19 +105,26 @@ class State:
 
 @dataclass
 class Window:
-    """Sums since the last report. They stay on the device, so that no step waits for the one before it."""
+    """Sums since the last report. They stay on the device, so that no update waits for the one before it."""
 
     loss: Tensor | float = 0.0  # sum of the loss over target tokens
     norm: Tensor | float = 0.0  # of the last gradient
     targets: int = 0
 
     def add(self, loss: Tensor, targets: int, norm: Tensor) -> None:
+        """Add an update: its loss [] per target token, its target tokens, the norm [] of its gradient."""
         self.loss, self.norm = self.loss + loss.detach() * targets, norm.detach()
         self.targets += targets
 
+    def mean(self) -> float:
+        """The mean loss over target tokens."""
+        return float(self.loss) / max(self.targets, 1)
+
     def pack(self) -> list[float]:
+        """Sum of the loss, last norm of the gradient, and target tokens."""
         return [float(self.loss), float(self.norm), self.targets]
 
     def unpack(self, values: list[float], device: torch.device) -> None:
+        """Restore what ``pack`` returned."""
         self.loss, self.norm = (torch.tensor(v, device=device) for v in values[:2])
         self.targets = int(values[2])

@@ -1,1 +1,1 @@
-"""One file = one kind of input."""
+"""Registry of data sources: one file is one kind of input (a subclass of ``data.rows.Source``)."""

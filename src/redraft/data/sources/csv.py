@@ -1,4 +1,4 @@
-"""Tables as text: comma, semicolon or tab separated, the first line naming the columns."""
+"""CSV: tables separated by commas, semicolons or tabs. The first line names the columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redraft.errors import UserError
 
 
 class Csv(Source):
-    """``.csv`` and ``.tsv`` (RFC 4180 quoting), gzip or not. The separator is read off the header line."""
+    """``.csv`` and ``.tsv`` (RFC 4180 quoting), plain or gzip. The separator is detected in the header line."""
 
     suffixes = (".csv", ".tsv")
 
@@ -27,18 +27,19 @@ def _rows(path: str) -> Iterator[Row]:
     _, header, problem = next(records)
     problem = problem or undecodable(first[1])
     if problem:
-        raise UserError(f"{path}:1: {problem}.", "The first line must name the columns.")
+        raise UserError(f"{path}:1: {problem}.", "Write the column names in the first line.")
     if len(set(header)) < len(header):
-        raise UserError(f"{path}:1: two columns have the same name.", "Name each column once.")
+        repeated = next(name for name in header if header.count(name) > 1)
+        raise UserError(f"{path}:1: Two columns have the name '{repeated}'.", "Give each column a different name.")
     for line, fields, problem in records:
         if not problem and len(fields) != len(header):
-            problem = f"{len(fields)} fields where the header names {len(header)}" if fields else EMPTY_LINE
+            problem = f"{len(fields)} fields, but the header names {len(header)} columns" if fields else EMPTY_LINE
         problem = problem or next((found for field in fields if (found := undecodable(field))), "")
         yield Row({} if problem else dict(zip(header, fields, strict=True)), path, line, problem)
 
 
 class _Records:
-    """Records with the line they begin on; the csv module's own errors become problems of the record."""
+    """An iterator of (line number, fields, problem). Errors of the csv module become problems of the record."""
 
     def __init__(self, header: str, rest: Iterator[tuple[int, str]]) -> None:
         separator = "\t" if "\t" in header else ";" if ";" in header and "," not in header else ","
@@ -54,7 +55,7 @@ class _Records:
 
     def __next__(self) -> tuple[int, list[str], str]:
         line = self.reader.line_num + 1
-        # The largest field is a setting of the whole process: raise it for one record, then give it back.
+        # The maximum field size is a setting of the whole process: raise it for one record, then restore it.
         limit = csv.field_size_limit(2**31 - 1)
         try:
             return line, next(self.reader), ""

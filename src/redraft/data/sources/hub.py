@@ -1,4 +1,4 @@
-"""Hugging Face ``datasets``: a folder (``save_to_disk``), or the hub: ``hub:owner/name``, ``hub:owner/name:config``."""
+"""Hub: sets of Hugging Face ``datasets``, from a folder (``save_to_disk``) or as ``hub:owner/name[:config]``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")
 
 
 class Hub(Source):
-    """A final ``#split`` names one split. Needs ``datasets``. Only the ``hub:`` prefix ever reaches for the network."""
+    """A final ``#split`` names one split. Needs the ``datasets`` package. Only ``hub:`` paths use the network."""
 
     holds_splits = True
 
@@ -32,22 +32,25 @@ class Hub(Source):
         data = _open(name)
         if isinstance(data, dict):
             if part not in data:
-                raise UserError(f"'{name}' has no split '{part}'.", suggest(part, data))
+                raise UserError(f"Data set '{name}' has no split '{part}'.", suggest(part, data))
             data = data[part]
         for number, values in enumerate(data, 1):
             yield Row(values, path, number)
 
 
-@lru_cache(maxsize=1)  # opening is slow, and splits() is followed by one read() a split
+@lru_cache(maxsize=1)  # opening is slow, and splits() is followed by one read() for each split
 def _open(name: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise UserError("reading this needs the datasets library.", "pip install 'redraft[train]'") from None
+        raise UserError(
+            f"Reading '{name}' needs the datasets package.", "Install it: pip install 'redraft[train]'"
+        ) from None
     try:
         if not name.startswith("hub:"):
             return datasets.load_from_disk(name)
         owner, _, config = name.removeprefix("hub:").partition(":")
         return datasets.load_dataset(owner, config or None)
-    except Exception as error:  # the library raises many kinds: no network, no such set, a broken file
-        raise UserError(f"'{name}' can't be opened: {str(error).splitlines()[0] if str(error) else error!r}") from None
+    except Exception as error:  # the package raises many types: no network, unknown set, a broken file
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise UserError(f"Data set '{name}' can't be opened: {reason}", "Check its name and the network.") from None

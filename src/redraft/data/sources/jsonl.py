@@ -1,4 +1,4 @@
-"""JSON lines: one object a line. A ``.json`` file may hold one list of objects instead."""
+"""JSON Lines: one object on each line. A ``.json`` file may hold one list of objects instead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redraft.errors import UserError
 
 
 class Jsonl(Source):
-    """``.jsonl``, ``.ndjson`` or ``.json``, gzip or not. An empty line is a broken row, save at the end."""
+    """``.jsonl``, ``.ndjson`` or ``.json``, plain or gzip. An empty line is a broken row, except at the end."""
 
     suffixes = (".jsonl", ".ndjson", ".json")
 
@@ -39,15 +39,17 @@ def _row(path: str, number: int, line: str) -> Row:
 
 def _items(path: str, text: str) -> Iterator[Row]:
     if problem := undecodable(text):
-        raise UserError(f"{path}: {problem}.", "Save the file as UTF-8, or use one JSON object a line.")
+        raise UserError(f"{path}: {problem}.", "Save the file as UTF-8, or write one JSON object on each line.")
     try:
         items = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}.", "Use one object a line, or one list of objects.") from None
+        raise UserError(
+            f"{path}: not valid JSON: {error}.", "Write one object on each line, or one list of objects."
+        ) from None
     yield from (_checked(path, number, item) for number, item in enumerate(items, 1))
 
 
 def _checked(path: str, number: int, value: Any) -> Row:
     if isinstance(value, dict):
         return Row(value, path, number)
-    return Row({}, path, number, f"a JSON {type(value).__name__} where an object {{...}} is needed")
+    return Row({}, path, number, f"a JSON {type(value).__name__} instead of an object {{...}}")

@@ -1,90 +1,97 @@
-"""Mix: several sets as one, each with a prompt that says what is to be done. ``NAME.mix.toml``."""
+"""Mix: several data sets as one, each with a prompt that names its task. ``NAME.mix.toml``."""
 
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from re import finditer
-from typing import TYPE_CHECKING
 
+from redraft import config
+from redraft.data.columns import Columns
+from redraft.data.examples import Example, Examples, read_split, unit_hash
+from redraft.data.locate import SPLITS, is_source
 from redraft.data.rows import Row, Source
 from redraft.errors import UserError
-
-if TYPE_CHECKING:
-    from redraft.data.examples import Example, Examples
+from redraft.options import REQUIRED, check, declared, setting
 
 _SUFFIX = ".mix.toml"
-_LEAST = 20  # characters of a piece of plain text: a few words to begin with, and a few to follow
+_LEAST = 20  # minimum characters of a piece of plain text: a few words of prompt and a few of target
 
 
 @dataclass(frozen=True)
 class Part:
-    """One set of a mixture, a ``[[task]]`` of its file.
+    """One set of a mixture: a ``[[task]]`` table of its file.
 
-    ``source`` is looked for beside the file, then as any other source. A name such as ``translation`` or
-    ``translation-de``, of a file of ``tasks/``, says how it is evaluated; any other is recognised from the rows.
+    ``source`` is looked up beside the file, then as any other source. If the name is that of a file in ``tasks/``
+    (``translation``, ``translation-de``), the rows are evaluated as this task; otherwise the task is recognised from
+    the rows.
     """
 
-    name: str
-    source: str
-    prompt: str = "{}"  # what a model is asked, with the row's own input in place of {}
-    input: str | None = None  # columns; None: recognised by their names
-    target: str | None = None
-    rows: int = 0  # most training rows, spread evenly over all; 0: no limit
-    characters: int = 0  # plain text: the size of its pieces, each cut into a beginning that is given and the rest
+    name: str = setting(REQUIRED, "Name of the task.", reach=())
+    source: str = setting(REQUIRED, "The data set: a file, folder or name.", reach=())
+    prompt: str = setting("{}", "Prompt of the model; {} is replaced by the input of the row.", reach=())
+    input: str | None = setting(None, "Column of inputs; recognised by its name by default.", reach=())
+    target: str | None = setting(None, "Column of targets; recognised by its name by default.", reach=())
+    rows: int = setting(0, "Maximum number of training rows, taken evenly; 0: no limit.", least=0, reach=())
+    characters: int = setting(
+        0, "For plain text: size of its pieces, each cut into a prompt and a target.", least=0, reach=()
+    )
 
     def __post_init__(self) -> None:
+        for name, one in declared(type(self)).items():
+            one.check(getattr(self, name), f"task '{self.name}': {name}")
         if self.prompt.count("{}") != 1:
             raise UserError(
-                f"task '{self.name}': the prompt '{self.prompt}' must hold {{}} once.",
-                "That is where the input goes, as in 'translate to German: {}'.",
+                f"task '{self.name}': the prompt '{self.prompt}' must hold {{}} exactly once.",
+                "Write {} where the input of the row goes, as in 'translate to German: {}'.",
             )
-        if self.rows < 0:
-            raise UserError(f"task '{self.name}': rows = {self.rows} can't be negative.", "0 is no limit.")
         if self.characters and self.characters < _LEAST:
             raise UserError(
-                f"task '{self.name}': characters = {self.characters} is too few.", f"Take {_LEAST} or more."
+                f"task '{self.name}': characters = {self.characters} is too small.", f"Use {_LEAST} or more."
             )
         if self.source.endswith(_SUFFIX):
-            raise UserError(f"task '{self.name}': a mixture can't hold a mixture.", "Name its sets one by one.")
+            raise UserError(
+                f"task '{self.name}': its source is a mixture, and a mixture can't hold another one.",
+                "Write a [[task]] for each set of that mixture.",
+            )
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a file says.
+    """The content of a mixture file.
 
-    With n_i training rows, task i is met in training in proportion to n_i^(1 / temperature) (Raffel et al. 2019,
-    arXiv:1910.10683, 3.5.2): 1 is in proportion to the rows, and the larger the more alike.
+    With n_i training rows, task i is sampled in proportion to n_i^(1 / temperature) (Raffel et al. 2019,
+    arXiv:1910.10683, 3.5.2). Temperature 1 is proportional to the rows; higher values make the shares more equal.
     """
 
     task: tuple[Part, ...]
-    temperature: float = 1.0
+    temperature: float = setting(
+        1.0, "1: shares in proportion to the rows; higher values: more equal shares.", least=1, reach=()
+    )
 
     def __post_init__(self) -> None:
+        check(self)
         if len(self.task) < 2:
-            raise UserError("a mixture needs two tasks or more.", "Write a [[task]] for each set.")
-        if not 1 <= self.temperature < math.inf:
-            raise UserError(f"temperature = {self.temperature} must be at least 1.", "1 is in proportion to the rows.")
+            raise UserError("A mixture needs at least two tasks.", "Write a [[task]] for each set.")
         seen = [part.name for part in self.task]
         for name in seen:
             if not name or seen.count(name) > 1:
-                raise UserError(f"task names must differ and not be empty: '{name}'.")
+                raise UserError(f"Task name '{name}' is empty or used twice.", "Give each [[task]] a different name.")
 
-    def times(self, rows: Sequence[int]) -> list[float]:
-        """How often each row of each task comes in a pass, at least once: (n_most / n_i)^(1 - 1 / temperature)."""
+    def repeats(self, rows: Sequence[int]) -> list[float]:
+        """How often each row of each task occurs in one pass, at least once: (n_max / n_i)^(1 - 1 / temperature)."""
         most = max(rows)
         return [(most / count) ** (1 - 1 / self.temperature) for count in rows]
 
 
 class Mix(Source):
-    """Rows of all its tasks, in proportion all along, with columns ``input`` and ``target``.
+    """Rows of all tasks of a mixture, interleaved evenly, with columns ``input`` and ``target``.
 
-    No row is left out of a pass for the sake of proportion: those of small tasks come several times, the same ones
-    every time. Only training rows do; validation and test are as they are.
+    One pass holds every row. To reach the shares of the mixture, training rows of small tasks are repeated; the same
+    rows are repeated every time. Rows of validation and test are not repeated.
     """
 
     suffixes = (_SUFFIX,)
@@ -95,74 +102,72 @@ class Mix(Source):
         return super().matches(file) and Path(file).is_file()
 
     def splits(self, path: str, data_root: str | None = None) -> dict[str, str]:
-        from redraft.data.examples import SPLITS
-
         return {} if "#" in path else {name: f"{path}#{name}#{data_root or ''}" for name in SPLITS}
 
     def read(self, path: str) -> Iterator[Row]:
         file, name, root = (*path.split("#", 2), "", "")[:3]
         if not name:
-            raise UserError(f"'{file}' has splits of its own.", "Name one of them, or use it as a whole.")
+            raise UserError(f"Mixture '{file}' has several splits.", f"Name one of them: {file}#train.")
         mixture = _parse(file)
         found = [_rows(part, name, file, root or None) for part in mixture.task]
         for part, examples in zip(mixture.task, found, strict=True):
             for bad in examples.skipped:
-                place, _, line = bad.where.rpartition(":")
-                yield Row({}, place, int(line), bad.reason, part.name)
+                path, _, line = bad.where.rpartition(":")
+                yield Row({}, path, int(line), bad.reason, part.name)
         rows = [list(examples) for examples in found]
         if name == "train":
             rows = [_some(part, examples) for part, examples in zip(mixture.task, rows, strict=True)]
             empty = [part.name for part, examples in zip(mixture.task, rows, strict=True) if not examples]
             if empty:
-                raise UserError(f"{file}: task '{empty[0]}' has no training rows.")
-            often = mixture.times([len(examples) for examples in rows])
-            rows = [list(_repeated(examples, times)) for examples, times in zip(rows, often, strict=True)]
-        yield from _together(mixture.task, rows)
+                raise UserError(
+                    f"{file}: task '{empty[0]}' has no training rows.", "Give it a source with training rows."
+                )
+            repeats = mixture.repeats([len(examples) for examples in rows])
+            rows = [list(_repeated(examples, times)) for examples, times in zip(rows, repeats, strict=True)]
+        yield from _interleaved(mixture.task, rows)
 
 
 def _parse(file: str) -> Mixture:
-    from redraft import config
-
     values = config.read_toml(Path(file))
     tables = values.get("task", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise UserError(f"{file}: 'task' must be a list of tables.", "Write [[task]] before each set.")
+        raise UserError(f"{file}: 'task' is not a list of tables.", "Write [[task]] before each set.")
     parts = [config.build(Part, table, f"{file} [[task]] {number}") for number, table in enumerate(tables, 1)]
     return config.build(Mixture, {**values, "task": tuple(parts)}, file)
 
 
 def _rows(part: Part, split: str, file: str, root: str | None) -> Examples:
-    """One split of a task. A broken row is told and not raised: what comes of it is the reader's choice."""
-    from redraft.data import examples
-
-    columns = examples.Columns(input=part.input, target=part.target)
+    """One split of a task. Bad rows don't raise here: the caller of ``read`` decides what to do with them."""
+    columns = Columns(input=part.input, target=part.target)
     beside = str(Path(file).parent / part.source)
-    source = beside if examples.exists(beside) else part.source
-    found = examples.part(source, split, columns if str(columns) else None, data_root=root, skip_bad_rows=True)
+    source = beside if is_source(beside) else part.source
+    found = read_split(source, split, columns if str(columns) else None, data_root=root, skip_bad_rows=True)
     if bool(part.characters) is not bool(found and found[0].prompt is None):
         if part.characters:
-            raise UserError(f"{file}: task '{part.name}' has inputs; characters is for plain text.", "Leave it out.")
-        what = f"{file}: task '{part.name}' is plain text."
-        raise UserError(what, "Name its input and target, or set characters = 400: pieces of it, to be continued.")
+            raise UserError(
+                f"{file}: task '{part.name}' sets characters, but its rows have prompts.", "Remove characters."
+            )
+        raise UserError(
+            f"{file}: task '{part.name}' is plain text, and a mixture needs prompts and targets.",
+            "Name its input and target columns, or set characters = 400 to cut it into pieces with a prompt each.",
+        )
     if part.characters:
         return found.replace([piece for text in found for piece in _pieces(text, part.characters)], found.skipped)
     return found
 
 
 def _pieces(text: Example, characters: int) -> Iterator[Example]:
-    """Stretches of a document, of whole words, each cut between two words, where its hash says, into what is given and
-    what follows: a prefix language model (Raffel et al. 2019, arXiv:1910.10683, 3.2.1).
+    """Pieces of a document, of whole words. Each is cut between two words, at a point given by its hash, into prompt
+    and target: a prefix language model (Raffel et al. 2019, arXiv:1910.10683, 3.2.1).
     """
-    from redraft.data.examples import Example, unit_hash
-
     words, first = [found.span() for found in finditer(r"\S+", text.target)], 0
     for last, (_, end) in enumerate(words):
         if last + 1 < len(words) and words[last + 1][1] - words[first][0] <= characters:
             continue
         start, middle = words[first][0], first + int(unit_hash(text.target[words[first][0] : end], 0) * (last - first))
         if middle < last:
-            given, rest = text.target[start : words[middle][1]], text.target[words[middle + 1][0] : end]
-            yield Example(given, rest, text.where)
+            prompt, target = text.target[start : words[middle][1]], text.target[words[middle + 1][0] : end]
+            yield Example(prompt, target, text.where)
         first = last + 1
 
 
@@ -172,16 +177,14 @@ def _some(part: Part, rows: list[Example]) -> list[Example]:
 
 
 def _repeated(rows: Iterable[Example], times: float) -> Iterator[Example]:
-    """Each example as often as the whole part of ``times`` says, and once more with a chance of what is left."""
-    from redraft.data.examples import unit_hash
-
+    """Each example ``floor(times)`` times, and once more with the probability of the fractional part."""
     whole, rest = divmod(times, 1.0)
     for example in rows:
         yield from repeat(example, int(whole) + (rest > 0 and unit_hash(example.prompt or "", 0) < rest))
 
 
-def _together(parts: Sequence[Part], rows: Sequence[Sequence[Example]]) -> Iterator[Row]:
-    """All rows, those of each task spread evenly: any stretch holds every task in proportion."""
+def _interleaved(parts: Sequence[Part], rows: Sequence[Sequence[Example]]) -> Iterator[Row]:
+    """All rows, with those of each task spread evenly over the pass."""
 
     def spread(number: int) -> Iterator[tuple[float, int, Example]]:
         for index, example in enumerate(rows[number]):

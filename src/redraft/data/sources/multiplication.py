@@ -1,4 +1,4 @@
-"""Multiplication problems with their long-hand solution, made on the spot: ``multiplication:4x4``, on any machine."""
+"""Multiplication: generated problems with their long-hand solution, ``multiplication:4x4``."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from redraft.data.rows import Row, Source
 from redraft.errors import UserError
 
 _NAME = re.compile(r"multiplication:(\d+)x(\d+)(?::(\d+))?")
-_TRAINING, _HELD_OUT = 25_000, 1000  # rows, unless the name says otherwise
-_CHUNK = 4096  # problems drawn at a time
-_SHARES = 64  # of that many shares of all problems one is for validation, one for test and the rest for training
+_TRAINING, _HELD_OUT = 25_000, 1000  # default number of training rows; rows of validation and of test
+_CHUNK = 4096  # number of problems drawn at a time
+_SHARES = 64  # of 64 equal shares of all problems, one is for validation, one for test, and the rest for training
 
 
 class Multiplication(Source):
-    """``multiplication:NxM`` is N-digit numbers times M-digit ones, ``multiplication:NxM:ROWS`` with so many training
-    rows instead of 25,000; validation and test have 1,000 each.
+    """``multiplication:NxM`` multiplies N-digit by M-digit numbers. ``multiplication:NxM:ROWS`` sets the number of
+    training rows (default 25,000); validation and test have 1,000 rows each.
 
     The columns are ``question``, ``rationale`` and ``answer``, in the form of Deng et al. 2023 (arXiv:2311.01460),
-    which Diffusion-of-Thought (arXiv:2402.07754) uses too: least significant digit first, spaces between all, one
-    partial product a thought and the running sum in brackets,
+    which Diffusion-of-Thought (arXiv:2402.07754) also uses: least significant digit first, spaces between all digits,
+    one partial product in each step and the running sum in brackets,
 
         6 5 1 7 * 1 2 0 6    6 5 1 7 0 + 0 2 1 3 4 1 ( 6 7 4 7 4 1 ) + ...
 
-    Nothing is left to chance: the same name gives the same rows, more rows begin with the fewer ones, no problem comes
-    twice, and a hash of the two numbers decides the split, so that no problem is in two of them.
+    The rows are deterministic: the same name gives the same rows on every machine, and a larger set begins with the
+    rows of a smaller one. No problem occurs twice. A hash of the two numbers decides the split, so that no problem is
+    in two splits.
     """
 
     holds_splits = True
@@ -42,19 +43,23 @@ class Multiplication(Source):
         name, _, part = path.partition("#")
         found = _NAME.fullmatch(name)
         if found is None:
-            raise UserError(f"'{name}' is no multiplication set.", "For example multiplication:4x4:100000.")
+            raise UserError(
+                f"Source '{name}' is not of the form multiplication:NxM[:ROWS].", "For example multiplication:4x4:1000."
+            )
         left, right = int(found[1]), int(found[2])
         rows = int(found[3] or _TRAINING) if part in ("train", "") else _HELD_OUT
         if not (1 <= left <= 9 and 1 <= right <= 9):
-            raise UserError(f"'{name}': numbers have 1 to 9 digits.")
+            raise UserError(f"Source '{name}' has numbers of {left} and {right} digits.", "Use 1 to 9 digits each.")
         if 2 * _SHARES * max(_HELD_OUT, rows // _SHARES) > 81 * 10 ** (left + right - 2):
-            raise UserError(f"'{name}': there are too few such problems for {rows} rows.", "Take more digits.")
+            raise UserError(
+                f"Source '{name}': there are too few such problems for {rows} rows.", "Use more digits or fewer rows."
+            )
         for number, (a, b) in enumerate(_problems(left, right, part, rows), 1):
-            yield Row(_written(a, b, left, right), path, number)
+            yield Row(_solution(a, b, left, right), path, number)
 
 
 def _problems(left: int, right: int, part: str, rows: int) -> Iterator[tuple[int, int]]:
-    """The first ``rows`` different problems of one split, in the one order there is."""
+    """The first ``rows`` different problems of one split, in a fixed order."""
     random = np.random.default_rng([left, right])
     seen: set[tuple[int, int]] = set()
     while True:
@@ -77,24 +82,24 @@ def _shuffled(number: np.ndarray) -> np.ndarray:
     return number ^ (number >> np.uint64(31))
 
 
-def _written(a: int, b: int, left: int, right: int) -> dict[str, str]:
-    """One problem in words: the question, the partial products with their running sums, the answer."""
-    thoughts, total = [], 0
-    for place in range(right):
-        partial = a * (b // 10**place % 10) * 10**place
+def _solution(a: int, b: int, left: int, right: int) -> dict[str, str]:
+    """The columns of one problem: the question, the partial products with their running sums, the answer."""
+    steps, total = [], 0
+    for digit in range(right):
+        partial = a * (b // 10**digit % 10) * 10**digit
         total += partial
-        width = left + 1 + place
-        thought = _digits(partial, width)
-        if 0 < place < right - 1:
-            thought += f" ( {_digits(total, width)} )"
-        thoughts.append(thought)
+        width = left + 1 + digit
+        step = _digits(partial, width)
+        if 0 < digit < right - 1:
+            step += f" ( {_digits(total, width)} )"
+        steps.append(step)
     return {
         "question": f"{_digits(a, left)} * {_digits(b, right)}",
-        "rationale": " + ".join(thoughts),
+        "rationale": " + ".join(steps),
         "answer": _digits(a * b, left + right),
     }
 
 
 def _digits(number: int, width: int) -> str:
-    """Least significant first, filled up with zeros."""
+    """The digits of a number, least significant first, padded with zeros to ``width``."""
     return " ".join(reversed(f"{number:0{width}d}"))

@@ -1,4 +1,4 @@
-"""Parquet tables."""
+"""Parquet: tables in ``.parquet`` files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ class Parquet(Source):
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise UserError("reading Parquet needs pyarrow.", "pip install 'redraft[train]'") from None
+            raise UserError(
+                f"Reading '{path}' needs the pyarrow package.", "Install it: pip install 'redraft[train]'"
+            ) from None
         done = 0
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
@@ -27,8 +29,12 @@ class Parquet(Source):
                         done += 1
                         yield Row(values, path, done)
         except pyarrow.ArrowException as error:
-            raise UserError(f"{path}: not a Parquet file that can be read: {error}.", "Get the file again.") from None
+            raise UserError(
+                f"File '{path}' is not a valid Parquet file: {error}.", "Copy or download the file again."
+            ) from None
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: a text after row {done} is not valid UTF-8: {error.reason}.") from None
+            raise UserError(
+                f"{path}: A text after row {done} is not valid UTF-8: {error.reason}.", "Write the table with UTF-8."
+            ) from None
         except OSError as error:
             raise unreadable(path, error) from None

@@ -1,4 +1,4 @@
-"""Plain text: documents separated by empty lines, or a folder of files with one document each."""
+"""Text: documents separated by empty lines, or a folder of files with one document each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from redraft.data.rows import Row, Source, lines, undecodable
 
 
 class Text(Source):
-    """A file holds documents separated by empty lines; a folder holds one document a file. The column is ``text``."""
+    """A file holds documents separated by empty lines; a folder holds one document in each file.
+
+    The column is ``text``.
+    """
 
     suffixes = (".txt", ".text", ".md")
 

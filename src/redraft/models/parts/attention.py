@@ -12,95 +12,101 @@ from torch.nn import functional as F
 from redraft.models.parts import streams
 from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.positions import rotate
-from redraft.models.parts.store import KeyValueStore, Window
-from redraft.types import Forward
+from redraft.models.parts.store import KeyValueView, Window
+from redraft.types import CleanStream, DraftQuery, Forward, QueryMask
 
 
 @dataclass
-class Sight:
-    """What every layer of one pass shares: rotations, who sees whom, and the store if there is one."""
+class AttentionContext:
+    """What all layers of one forward pass share: rotary table, attention mask, and key-value store if there is one."""
 
-    table: Tensor  # [R or 1, Q, 2, Dr / 2] rotary cos and sin of the first Dr numbers of a head
+    table: Tensor  # [R or 1, Q, 2, Dr / 2] rotary cos and sin of the first Dr components of a head
     mask: Tensor | None  # [R, 1, Q, K] bool; None: no mask needed
-    causal: bool  # the plain causal triangle
-    store: KeyValueStore | None
+    causal: bool  # the mask is the causal triangle
+    store: KeyValueView | None
     window: Window | None
-    blocks: Any = None  # a BlockMask instead of a mask: attention is FlexAttention's
-    near: Sight | None = None  # of the layers that see only what is nearby
+    blocks: Any = None  # a BlockMask in place of ``mask``: attention runs in FlexAttention
+    local: AttentionContext | None = None  # for layers with local attention; None: the same as for the others
 
 
-def place(ask: Forward, restart: bool) -> Tensor:
-    """[R, Q] the number by which each position is rotated; with ``restart``, counted from the answer's beginning."""
-    _, pos = ask.streams
-    if restart and ask.prompt is not None:
-        return torch.where(pos >= ask.prompt[:, None], pos - ask.prompt[:, None], pos).clamp(min=0)
+def rotary_positions(request: Forward, restart: bool) -> Tensor:
+    """The position number of each query for rotary embeddings [R, Q]; with ``restart``, answers count from 0 again."""
+    _, pos = request.streams
+    if restart and request.prompt is not None:
+        return torch.where(pos >= request.prompt[:, None], pos - request.prompt[:, None], pos).clamp(min=0)
     return pos.clamp(min=0)
 
 
-def see(
-    ask: Forward,
+def attention_context(
+    request: Forward,
     rotary: Tensor,
-    store: KeyValueStore | None,
+    store: KeyValueView | None,
     restart: bool,
-    reach: int | None = None,
-    near: Tensor | None = None,
-) -> Sight:
-    """Resolve a request's ``Attend`` into the cheapest form attention can take.
+    radius: int | None = None,
+    local_rotary: Tensor | None = None,
+) -> AttentionContext:
+    """Turn the ``AttentionPattern`` of a request into the cheapest equivalent form of attention.
 
-    With a ``reach``, some layers see what ``Attend`` shows them up to that many positions away, |i - j| <= reach, and
-    no further: sliding windows. ``near`` is their rotary table, if it is one of their own.
+    Args:
+        rotary: table [C, 2, Dr / 2] of cos and sin. store: the key-value store; None: attention within the request.
+        restart: position numbers of an answer start at 0 again.
+        radius: for networks with local attention (sliding windows): layers with ``Attention.local`` attend only where
+            |i - j| <= radius. local_rotary: a separate table [C, 2, Dr / 2] for these layers.
     """
-    sight = _see(ask, rotary, store, restart)
-    if reach is not None:
-        sight.near = _nearby(ask, sight, reach)
-        if near is not None:
-            sight.near.table = near[place(ask, restart).to(near.device)]
-    return sight
+    context = _context_for_all(request, rotary, store, restart)
+    if radius is not None:
+        context.local = _local_context(request, context, radius)
+        if local_rotary is not None:
+            context.local.table = local_rotary[rotary_positions(request, restart).to(local_rotary.device)]
+    return context
 
 
-def _see(ask: Forward, rotary: Tensor, store: KeyValueStore | None, restart: bool) -> Sight:
-    table = rotary[place(ask, restart).to(rotary.device)]
-    if ask.clean is not None:
+def _context_for_all(request: Forward, rotary: Tensor, store: KeyValueView | None, restart: bool) -> AttentionContext:
+    table = rotary[rotary_positions(request, restart).to(rotary.device)]
+    if request.find(CleanStream) is not None:
         if rotary.device.type == "cuda":
-            return Sight(table, None, False, None, None, streams.flex(ask, rotary.device))
-        return Sight(table, streams.dense(ask).to(rotary.device), False, None, None)
-    if ask.mask is not None:
-        return Sight(table, ask.mask[:, None].to(rotary.device), False, None, None)
+            return AttentionContext(table, None, False, None, None, streams.flex_mask(request, rotary.device))
+        return AttentionContext(table, streams.dense_mask(request).to(rotary.device), False, None, None)
+    own = request.find(QueryMask)
+    if own is not None:
+        return AttentionContext(table, own.mask[:, None].to(rotary.device), False, None, None)
     if store is not None:
-        window = store.window(ask)
-        return Sight(table, window.mask, False, store, window)
-    if ask.attend.kind == "causal" and ask.prompt is None and ask.whole is None:
-        # Right padding comes after everything real, so the triangle alone hides it.
-        return Sight(table, None, ask.pos.shape[1] > 1, None, None)
-    valid = ask.pos >= 0
-    if ask.attend.kind == "full" and ask.prompt is None and bool(valid.all()):
-        return Sight(table, None, False, None, None)
-    stage = ask.stage(ask.pos)
-    mine = stage.masked_fill(~valid, torch.iinfo(stage.dtype).max)  # padding queries see something: no NaN
-    mask = (stage[:, None] <= mine[:, :, None]) & valid[:, None]
-    return Sight(table, mask[:, None].to(rotary.device), False, None, None)
+        window = store.window(request)
+        return AttentionContext(table, window.mask, False, store, window)
+    draft = request.find(DraftQuery)
+    causal = request.attention.kind == "causal" and request.prompt is None
+    if causal and (draft is None or draft.draft_from is None):
+        # Padding is on the right, after all real positions, so the causal triangle alone masks it.
+        return AttentionContext(table, None, request.positions.shape[1] > 1, None, None)
+    valid = request.positions >= 0
+    if request.attention.kind == "full" and request.prompt is None and bool(valid.all()):
+        return AttentionContext(table, None, False, None, None)
+    group = request.group(request.positions)
+    mine = group.masked_fill(~valid, torch.iinfo(group.dtype).max)  # padding queries attend to something: no NaN
+    mask = (group[:, None] <= mine[:, :, None]) & valid[:, None]
+    return AttentionContext(table, mask[:, None].to(rotary.device), False, None, None)
 
 
-def _nearby(ask: Forward, sight: Sight, reach: int) -> Sight:
-    """The same sight, but for what is more than ``reach`` positions away. Padding keeps what it sees: no NaN."""
-    pos = ask.streams[1].int()
-    if int(pos.max()) <= reach:
-        return replace(sight)
-    device = sight.table.device
-    if sight.blocks is not None:
-        return replace(sight, blocks=streams.flex(ask, device, reach))
-    window, mask, keys = sight.window, sight.mask, pos
-    if sight.store is not None:
+def _local_context(request: Forward, context: AttentionContext, radius: int) -> AttentionContext:
+    """The context without keys more than ``radius`` positions away. Padding queries keep their keys: no NaN."""
+    pos = request.streams[1].int()
+    if int(pos.max()) <= radius:
+        return replace(context)
+    device = context.table.device
+    if context.blocks is not None:
+        return replace(context, blocks=streams.flex_mask(request, device, radius))
+    window, mask, keys = context.window, context.mask, pos
+    if context.store is not None:
         lowest = torch.where(pos < 0, pos.max(), pos).amin(1)
-        window = sight.store.window(ask, (lowest - reach).clamp(min=0))
+        window = context.store.window(request, (lowest - radius).clamp(min=0))
         mask, keys = window.mask, torch.arange(window.begin, window.extent, device=pos.device)[None]
-    visible = ((pos[:, :, None] - keys[:, None]).abs() <= reach) | (pos < 0)[:, :, None]
+    visible = ((pos[:, :, None] - keys[:, None]).abs() <= radius) | (pos < 0)[:, :, None]
     if not bool(visible.all()):
-        if sight.causal:
+        if context.causal:
             visible = visible & torch.ones(visible.shape[1:], dtype=torch.bool, device=pos.device).tril()
         visible = visible[:, None].to(device)
         mask = visible if mask is None else mask & visible
-    return replace(sight, mask=mask, causal=sight.causal and mask is None, window=window)
+    return replace(context, mask=mask, causal=context.causal and mask is None, window=window)
 
 
 class Attention(nn.Module):
@@ -117,53 +123,54 @@ class Attention(nn.Module):
         head_dim: int = 0,  # 0: dim / heads
         qkv_bias: bool = False,
         out_bias: bool = False,
-        near: bool = False,  # sees only what is nearby
+        local: bool = False,  # attends only to nearby positions (``AttentionContext.local``)
     ) -> None:
         super().__init__()
-        self.near = near
+        self.local = local
         self.heads, self.kv_heads, self.head_dim, self.layer = heads, kv_heads, head_dim or dim // heads, layer
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=qkv_bias)
         self.out = nn.Linear(heads * self.head_dim, dim, bias=out_bias)
         self.q_norm = RMSNorm(self.head_dim, eps) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, eps) if qk_norm else None
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
-        sight = sight.near if self.near and sight.near else sight
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        context = context.local if self.local and context.local else context
         rows, width, _ = x.shape
         qkv = self.qkv(x).view(rows, width, -1, self.head_dim)
         both, value = qkv.split([self.heads + self.kv_heads, self.kv_heads], 2)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = both.split([self.heads, self.kv_heads], 2)
             both = torch.cat([self.q_norm(query), self.k_norm(key)], 2)
-        query, key = rotate(both, sight.table).split([self.heads, self.kv_heads], 2)
-        if sight.store is not None and sight.window is not None:
+        query, key = rotate(both, context.table).split([self.heads, self.kv_heads], 2)
+        if context.store is not None and context.window is not None:
             pair = torch.stack([key, value]).transpose(2, 3)
-            keys, values = sight.store.put(self.layer, sight.window, pair)
+            keys, values = context.store.store.put(self.layer, context.window, pair)
         else:
             keys, values = key.transpose(1, 2), value.transpose(1, 2)
-        mixed = mix(query.transpose(1, 2), keys, values, sight.mask, sight.causal, sight.blocks)
-        return self.out(mixed.transpose(1, 2).reshape(rows, width, -1))
+        attended = attend(query.transpose(1, 2), keys, values, context.mask, context.causal, context.blocks)
+        return self.out(attended.transpose(1, 2).reshape(rows, width, -1))
 
 
-def mix(
+def attend(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False, blocks: Any = None
 ) -> Tensor:
-    """softmax(q k^T / sqrt(Dh)) v in the fastest form: [R, H, Q, Dh] and twice [R, Hk, K, Dh] -> [R, H, Q, Dh]."""
+    """softmax(q k^T / sqrt(Dh)) v in the fastest form: queries [R, H, Q, Dh], keys and values [R, Hk, K, Dh] ->
+    [R, H, Q, Dh]."""
     gqa = query.shape[1] != keys.shape[1]
     if blocks is not None:
-        attend = streams.flex_attention(compiled=query.device.type == "cuda")
-        return attend(query, keys, values, block_mask=blocks, enable_gqa=gqa)
+        flex_attention = streams.flex_attention(compiled=query.device.type == "cuda")
+        return flex_attention(query, keys, values, block_mask=blocks, enable_gqa=gqa)
     if _short(query, keys):
         result: Tensor = _ShortAttention.apply(query, keys, values, mask, causal)
         return result
     return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
 
 
-_SHORT = 512  # positions up to which the matrix of attention weights is cheap to keep
+_SHORT = 512  # maximum number of keys for which keeping the matrix of attention weights is cheap
 
 
 def _short(query: Tensor, keys: Tensor) -> bool:
-    """Training in bfloat16 on a CPU, on short rows: where the fused kernel of torch 2.13 takes 6 times as long."""
+    """Training in bfloat16 on a CPU with short rows, where the fused kernel of torch 2.13 takes 6 times as long."""
     return (
         query.dtype == torch.bfloat16
         and query.device.type == "cpu"
@@ -174,7 +181,7 @@ def _short(query: Tensor, keys: Tensor) -> bool:
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Attention as plain matrix products, its weights P kept for the gradient: dS = P (dP - sum(P dP))."""
+    """Attention as plain matrix products that keeps its weights P for the gradient: dS = P (dP - sum(P dP))."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -197,5 +204,5 @@ class _ShortAttention(torch.autograd.Function):
         d_score = torch.ops.aten._softmax_backward_data(d_weight, weight, -1, weight.dtype)
         d_query = torch.bmm(d_score, k).mul_(shape[-1] ** -0.5).view(shape)
         d_key, d_value = torch.bmm(d_score.transpose(1, 2), q), torch.bmm(weight.transpose(1, 2), grad)
-        theirs = (*shape[:2], -1, shape[3])  # keys may be more or fewer than queries
-        return d_query, d_key.view(theirs), d_value.view(theirs), None, None
+        key_shape = (*shape[:2], -1, shape[3])  # there may be more or fewer keys than queries
+        return d_query, d_key.view(key_shape), d_value.view(key_shape), None, None

@@ -1,4 +1,4 @@
-"""What every network shares: its blocks, where it lives, its key-value store, and picking what is wanted."""
+"""The base class of networks: blocks, device, key-value store, and gathering the hidden states of target positions."""
 
 from __future__ import annotations
 
@@ -10,89 +10,115 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from redraft.models.parts.attention import Attention, Sight
+from redraft.models.parts.attention import Attention, AttentionContext
+from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.store import KeyValueStore
-from redraft.types import Forward
+from redraft.models.parts.time import Modulation
+from redraft.registry import Registered
+from redraft.types import CleanStream, Forward, QueryMask
 
 
-class Backbone(nn.Module):
-    """A stack of ``blocks`` between an ``embedding`` and a vocabulary; ``config`` has its shape and its shift.
+class Backbone(Registered, nn.Module):
+    """A stack of ``blocks`` between an ``embedding`` and an output projection; ``config`` has its shape and its shift.
 
-    ``network(ask)`` returns flat logits [N, V] for the wanted positions only: the vocabulary is projected nowhere else.
+    ``network(request)`` returns flat logits [N, V] of the target positions. Other positions are not projected onto the
+    vocabulary.
     """
 
     config: Any
     embedding: nn.Embedding
     blocks: nn.ModuleList
 
-    needs_prompt = False  # it is for models of pairs whose prompt is isolated, and no others
+    needs_prompt = False  # only for models of pairs whose prompt is isolated
 
     def __init__(self) -> None:
         super().__init__()
-        self.recompute = False  # activation checkpointing: trade one more forward for memory
+        self.recompute = False  # activation checkpointing: a second forward pass saves memory
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return self.embedding.weight.device
 
-    def every_block(self) -> Iterator[nn.Module]:
-        """``blocks``, and those of further stacks where a network has them."""
+    @property
+    def parameter_count(self) -> int:
+        """Number of weights."""
+        return sum(p.numel() for p in self.parameters())
+
+    def forward_cost(self) -> ForwardCost:
+        """Operations of a forward pass per unit of work, computed from the shapes of the weights."""
+        attention: list[Any] = [block.attention for block in self.blocks]
+        mlps: list[Any] = [block.mlp for block in self.blocks]
+        modulations = [module for module in self.modules() if isinstance(module, Modulation)]
+        return ForwardCost(
+            position=2 * matrix_entries(*attention, *mlps),
+            pair=sum(4 * part.heads * part.head_dim for part in attention),
+            prediction=2 * self.embedding.weight.numel(),  # the output projection has the same shape
+            timed_row=2 * matrix_entries(*modulations) if self.config.timed else 0,
+        )
+
+    def all_blocks(self) -> Iterator[nn.Module]:
+        """``blocks``, and the blocks of other stacks such as an encoder."""
         return iter(self.blocks)
 
     def set_dropout(self, rate: float) -> None:
-        """Dropout on every residual branch, in training mode only."""
-        for block in self.every_block():
+        """Set the dropout rate of every residual branch; it applies in training mode only."""
+        for block in self.all_blocks():
             block.dropout = rate  # type: ignore[assignment]
 
-    def store(self, seats: int, cells: int) -> KeyValueStore:
-        """A key-value store of this network's shape."""
+    def store(self, slots: int, positions: int) -> KeyValueStore:
+        """A key-value store for this network."""
         attention = self.blocks[0].attention
         assert isinstance(attention, Attention)
         return KeyValueStore(
             len(self.blocks),
-            seats,
-            cells,
+            slots,
+            positions,
             attention.kv_heads,
             attention.head_dim,
             self.device,
             self.embedding.weight.dtype,
         )
 
-    def embed(self, ask: Forward) -> Tensor:
-        """Vectors of the tokens of a request, of both streams if there are two, [R, Q, D]."""
-        return F.embedding(ask.streams[0].to(self.device), self.embedding.weight)
+    def embed(self, request: Forward) -> Tensor:
+        """Embeddings [R, Q, D] of the tokens of a request, of both streams if there are two."""
+        return F.embedding(request.streams[0].to(self.device), self.embedding.weight)
 
     def run(
-        self, x: Tensor, sight: Sight, condition: Tensor | None = None, blocks: nn.ModuleList | None = None
+        self, x: Tensor, context: AttentionContext, condition: Tensor | None = None, blocks: nn.ModuleList | None = None
     ) -> Tensor:
-        """[R, Q, D] through ``blocks``; None: the network's own."""
+        """Run hidden states [R, Q, D] through ``blocks`` (None: the network's own) -> [R, Q, D]."""
         for block in self.blocks if blocks is None else blocks:
             if self.recompute and self.training:
-                x = checkpoint(block, x, sight, condition, use_reentrant=False)
+                x = checkpoint(block, x, context, condition, use_reentrant=False)
             else:
-                x = block(x, sight, condition)
+                x = block(x, context, condition)
         return x
 
 
-def pick(x: Tensor, ask: Forward, shift: int) -> Tensor:
-    """Hidden states [R, Q, D] -> [N, D], those from which the wanted positions are predicted."""
-    if ask.want.shape == (1, 1) and ask.pos.shape[1] == 1:
+def gather_targets(x: Tensor, request: Forward, shift: int) -> Tensor:
+    """Select the hidden states that predict the target positions: [R, Q, D] -> [N, D]."""
+    if request.targets.shape == (1, 1) and request.positions.shape[1] == 1:
         return x[:, 0]
-    pos = ask.pos if ask.cell is None else ask.cell
+    queries = request.find(QueryMask)
+    pos = request.positions if queries is None or queries.query_ids is None else queries.query_ids
     length = int(pos.max()) + 1
     index = torch.zeros(len(pos), length + 1, dtype=torch.int64, device=pos.device)
-    row, query = _locate(index, pos, 0, ask.want, shift if ask.shift is None else ask.shift)
-    if ask.clean is not None and ask.clean.want is not None:  # what is in both streams is read from the clean one
-        more = _locate(index, ask.clean.pos, ask.pos.shape[1], ask.clean.want, shift)
+    row, query = _locate(index, pos, 0, request.targets, request.shift(shift))
+    clean = request.find(CleanStream)
+    if clean is not None and clean.targets is not None:  # positions in both streams are read from the clean one
+        more = _locate(index, clean.positions, request.positions.shape[1], clean.targets, shift)
         row, query = torch.cat([row, more[0]]), torch.cat([query, more[1]])
     return x[row.to(x.device), query.to(x.device)]
 
 
-def _locate(index: Tensor, pos: Tensor, begin: int, want: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-    """Enter the columns, from ``begin`` on, of positions ``pos`` [R, K] into ``index`` [R, length + 1]; then rows and
-    columns [N] from which the positions ``want`` [R, W] are predicted."""
+def _locate(index: Tensor, pos: Tensor, begin: int, targets: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """Write the columns ``begin``, ``begin`` + 1 ... of positions ``pos`` [R, K] into ``index`` [R, length + 1].
+
+    Returns the rows and columns [N] that predict the positions ``targets`` [R, W].
+    """
     length = index.shape[1] - 1
     columns = torch.arange(begin, begin + pos.shape[1], device=pos.device).expand_as(pos)
     index.scatter_(1, torch.where(pos < 0, length, pos), columns)
-    row, column = (want >= 0).nonzero(as_tuple=True)
-    return row, index[row, (want[row, column] - shift).clamp(0, length)]
+    row, column = (targets >= 0).nonzero(as_tuple=True)
+    return row, index[row, (targets[row, column] - shift).clamp(0, length)]

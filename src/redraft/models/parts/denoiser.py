@@ -1,4 +1,4 @@
-"""What networks for continuous diffusion share: tokens and noisy vectors side by side in one row."""
+"""The base class of networks for continuous diffusion, whose rows hold tokens and noisy vectors."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redraft.models.parts.attention import Attention, see
-from redraft.models.parts.backbone import Backbone, pick
+from redraft.models.parts.attention import Attention, attention_context
+from redraft.models.parts.backbone import Backbone, gather_targets
 from redraft.models.parts.block import Block
 from redraft.models.parts.mlp import SwiGLU
 from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.positions import rotary_table
-from redraft.models.parts.store import KeyValueStore
+from redraft.models.parts.store import KeyValueView
 from redraft.models.parts.time import TimeEmbedding
-from redraft.types import Forward
+from redraft.types import Forward, VectorQuery
 
 
 def plain_block(c: Any, dim: int, heads: int, hidden: int, layer: int, key_heads: int = 0) -> Block:
-    """A block of a width of its own, with everything else as in the shape ``c``."""
+    """A block of width ``dim``; its norms follow the configuration ``c``."""
     attention = Attention(dim, heads, key_heads or heads, c.qk_norm, c.norm_eps, layer)
     return Block(RMSNorm(dim, c.norm_eps), attention, RMSNorm(dim, c.norm_eps), SwiGLU(dim, hidden))
 
 
 class Denoiser(Backbone):
-    """A transformer whose positions hold tokens, or noisy vectors.
+    """A transformer whose positions hold either a token or a noisy vector.
 
-    A vector enters through a linear map, with a second one for what was predicted before (self-conditioning, Chen et
-    al. 2022, arXiv:2208.04202) and the embedded noise level. Tokens aren't told the level, so that an isolated prompt
-    is computed once for all passes.
+    The input at a vector is the sum of a linear map of it, a linear map of the previous prediction (self-conditioning,
+    Chen et al. 2022, arXiv:2208.04202) and the embedded noise level. The input at a token does not depend on the noise
+    level, so an isolated prompt is computed once for all forward passes.
     """
 
     rotary: Tensor
@@ -50,7 +50,7 @@ class Denoiser(Backbone):
         self.register_buffer("rotary", rotary_table(c.max_length, c.dim // c.heads, c.rope_theta), persistent=False)
 
     def initialise(self) -> None:
-        """As in ``Transformer``: normal(0, 0.02), what writes into the residual stream scaled by 1/sqrt(2 layers)."""
+        """As ``Transformer``: normal(0, 0.02); outputs of residual branches are scaled by 1/sqrt(2 layers)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -60,24 +60,25 @@ class Denoiser(Backbone):
         for block in self.blocks:
             for matrix in (block.attention.out.weight, block.mlp.down.weight):  # type: ignore[union-attr]
                 nn.init.normal_(matrix, std=0.02 / (2 * self.config.layers) ** 0.5)  # type: ignore[arg-type]
-        for reads in (self.read, self.again):  # vectors have a variance of 1, embeddings one of 0.0004
-            nn.init.normal_(reads.weight, std=0.02 / self.config.width**0.5)
+        for linear in (self.read, self.again):  # vectors have variance 1, embeddings 0.0004
+            nn.init.normal_(linear.weight, std=0.02 / self.config.width**0.5)
 
-    def embed(self, ask: Forward) -> Tensor:
-        x = F.embedding(ask.x.to(self.device), self.embedding.weight)
-        given = ask.vectors
-        if given is not None and given.z is not None and given.noisy is not None:
-            vector = self.read(given.z.to(x))
-            if given.guess is not None:
-                vector = vector + self.again(given.guess.to(x))
-            if ask.t is not None:
-                vector = vector + self.time(ask.t.to(self.device))[:, None]
-            x = torch.where(given.noisy.to(self.device)[..., None], vector, x)
-        if ask.prompt is not None:
-            x = x + (ask.pos >= ask.prompt[:, None]).to(self.device)[..., None] * self.answer
+    def embed(self, request: Forward) -> Tensor:
+        """Inputs [R, Q, D] of the blocks, from tokens and vectors."""
+        x = F.embedding(request.tokens.to(self.device), self.embedding.weight)
+        query = request.find(VectorQuery)
+        if query is not None and query.vectors is not None and query.noisy is not None:
+            vector = self.read(query.vectors.to(x))
+            if query.previous is not None:
+                vector = vector + self.again(query.previous.to(x))
+            if request.time is not None:
+                vector = vector + self.time(request.time.to(self.device))[:, None]
+            x = torch.where(query.noisy.to(self.device)[..., None], vector, x)
+        if request.prompt is not None:
+            x = x + (request.positions >= request.prompt[:, None]).to(self.device)[..., None] * self.answer
         return x
 
-    def states(self, ask: Forward, store: KeyValueStore | None = None) -> Tensor:
-        """Normed hidden states [N, D] of the wanted positions."""
-        sight = see(ask, self.rotary, store, True)
-        return self.norm(pick(self.run(self.embed(ask), sight), ask, self.config.shift))
+    def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """Normalised hidden states [N, D] of the target positions."""
+        context = attention_context(request, self.rotary, store, True)
+        return self.norm(gather_targets(self.run(self.embed(request), context), request, self.config.shift))

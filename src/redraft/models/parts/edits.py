@@ -1,4 +1,4 @@
-"""Log-rates of edits, read off a hidden state: what to insert before it, what to put in its place, whether to go."""
+"""Output layer for edit models: log-rates of insertions, substitutions and deletions at each position."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 
 class EditRates(nn.Module):
-    """Hidden states [N, D] -> log-rates [N, 2V + 1]: of inserting each token before the cell, of putting each token in
-    its place, and of deleting it (Edit Flows, Havasi et al. 2025, arXiv:2506.09018).
+    """Hidden states [N, D] -> log-rates [N, 2V + 1]: of inserting each token before the position, of substituting each
+    token for its token, and of deleting it (Edit Flows, Havasi et al. 2025, arXiv:2506.09018).
 
-    A rate is lambda Q(token) in the paper. Here log lambda Q(v) = h' e_v + b, unnormalised, with e_v the network's own
-    embedding; substitution reads h as it is, insertion h and a map of rank D / 4 of it. b begins at -log V - log 3, so
-    that a new network expects one edit a cell.
+    A rate is lambda Q(token) in the paper. Here log lambda Q(v) = h' e_v + b without normalisation, where e_v is the
+    network's embedding. For substitutions h' is the hidden state h; for insertions it is h plus a map of rank D / 4 of
+    h. b starts at -log V - log 3, so that a new network expects one edit per position.
     """
 
     def __init__(self, dim: int) -> None:
@@ -26,11 +26,11 @@ class EditRates(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         log_rate = self.rates(x) - math.log(3)
         insert, substitute, delete = log_rate.split(1, -1)
-        spread = math.log(embedding.shape[0])
+        log_size = math.log(embedding.shape[0])
         return torch.cat(
             [
-                F.linear(x + self.insert(x), embedding) + (insert - spread),
-                F.linear(x, embedding) + (substitute - spread),
+                F.linear(x + self.insert(x), embedding) + (insert - log_size),
+                F.linear(x, embedding) + (substitute - log_size),
                 delete,
             ],
             -1,

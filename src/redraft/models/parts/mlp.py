@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class _GatedSiLU(torch.autograd.Function):
-    """silu(gate) * up with both gradients written into one buffer, where autograd would zero, fill and add two."""
+    """silu(gate) * up. Writes both gradients into one buffer; autograd would zero, fill and add two buffers."""
 
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class _GatedSiLU(torch.autograd.Function):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202), gate and up in one product."""
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202), with gate and up in one matrix product."""
 
     def __init__(self, dim: int, hidden: int, bias: bool = False) -> None:
         super().__init__()
@@ -49,7 +49,10 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
-    """The named function; ``gelu_tanh`` is the approximation of GPT-2 (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    """Apply an activation function to x [...] -> [...].
+
+    ``gelu_tanh`` is the approximation of GPT-2 (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+    """
     if activation == "gelu":
         return F.gelu(x)
     if activation == "gelu_tanh":
@@ -70,8 +73,8 @@ class Mlp(nn.Module):
         return self.down(activate(self.up(x), self.activation))
 
 
-class Gated(nn.Module):
-    """down(act(gate(x)) * up(x)) for any activation; with SiLU take ``SwiGLU``."""
+class GatedMlp(nn.Module):
+    """down(act(gate(x)) * up(x)) for any activation; for SiLU use ``SwiGLU``."""
 
     def __init__(self, dim: int, hidden: int, activation: Activation, bias: bool) -> None:
         super().__init__()

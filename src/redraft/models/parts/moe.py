@@ -1,4 +1,4 @@
-"""Mixture of experts: each token goes through a few of many small MLPs."""
+"""Mixture of experts: each token is routed to a few of many small MLPs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from redraft.models.parts.mlp import SwiGLU
 
 @dataclass(frozen=True)
 class Experts:
-    """How tokens are routed.
+    """Shape and routing of the experts.
 
-    ``softmax``: probabilities over all experts, of which the ``active`` largest are taken (Switch, arXiv:2101.03961;
-    OLMoE, 2409.02060). ``sigmoid``: each expert's score by itself. A ``bias`` is added for the choice alone, to balance
-    the load (DeepSeek-V3, 2412.19437). With ``groups`` > 1 only experts of the ``top_groups`` groups whose two best
-    scores have the largest sum may be chosen. ``normalise``: the weights of the chosen sum to one. All are times
-    ``scale``.
+    ``softmax``: probabilities over all experts, of which the ``active`` largest are chosen (Switch, arXiv:2101.03961;
+    OLMoE, arXiv:2409.02060). ``sigmoid``: an independent score for each expert. A ``bias`` is added to the scores for
+    the choice only, to balance the load (DeepSeek-V3, arXiv:2412.19437). With ``groups`` > 1, only experts of the
+    ``top_groups`` groups with the largest sum of their two best scores can be chosen. ``normalise``: the weights of the
+    chosen experts sum to one. All weights are multiplied by ``scale``.
     """
 
     count: int
     active: int
     hidden: int  # width of one expert
-    shared: int = 0  # width of an expert that every token goes through; 0: none
-    dense: tuple[int, ...] = ()  # layers with one plain MLP instead
+    shared: int = 0  # width of an expert that processes every token; 0: none
+    dense: tuple[int, ...] = ()  # layers with an ordinary MLP instead
     score: Literal["softmax", "sigmoid"] = "softmax"
     bias: bool = False
     normalise: bool = False
@@ -38,10 +38,14 @@ class Experts:
 
     def __post_init__(self) -> None:
         if not 0 < self.active <= self.count:
-            raise UserError(f"experts: active {self.active} of {self.count} can't be chosen.")
+            raise UserError(
+                f"experts: active = {self.active} must be between 1 and count = {self.count}.", "Change one of them."
+            )
         if not 0 < self.top_groups <= self.groups or self.count % self.groups:
             raise UserError(
-                f"experts: {self.count} do not split into {self.groups} groups with {self.top_groups} taken."
+                f"experts: {self.count} experts can't be split into {self.groups} groups of which {self.top_groups} "
+                "are chosen.",
+                "Set groups to a divisor of count, and top_groups to at most groups.",
             )
 
 
@@ -62,7 +66,7 @@ class MixtureOfExperts(nn.Module):
         weight, chosen = self.route(flat)
         total = torch.zeros_like(flat) if self.shared is None else self.shared(flat)
         active = self.experts.active
-        order = chosen.flatten().argsort()  # all that one expert works on, side by side
+        order = chosen.flatten().argsort()  # the tokens of one expert are contiguous
         token, weight = order.div(active, rounding_mode="floor"), weight.flatten()[order].to(x.dtype)
         sizes = torch.bincount(chosen.flatten(), minlength=self.experts.count).tolist()
         for expert, (part, share) in enumerate(zip(token.split(sizes), weight.split(sizes), strict=True)):
@@ -73,7 +77,7 @@ class MixtureOfExperts(nn.Module):
         return total.view_as(x)
 
     def route(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, D] -> weights and numbers of the chosen experts, [T, active] each; in float32 at least."""
+        """Hidden states [T, D] -> weights and indices of the chosen experts, [T, active] each; at least float32."""
         e, exact = self.experts, torch.promote_types(flat.dtype, torch.float32)
         logits = F.linear(flat.to(exact), self.router.weight.to(exact))
         score = logits.softmax(-1) if e.score == "softmax" else logits.sigmoid()

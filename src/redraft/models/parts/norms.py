@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Forward and backward by hand: on CPUs autograd's composite takes about three times as many passes over memory.
+    """Hand-written forward and backward: on CPUs, autograd takes about three times as many passes over memory.
 
     With n = x / rms(x): dx = (g w - n mean(g w n)) / rms(x), dw = sum(g n).
     """

@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021, arXiv:2104.09864), in the rotate-half layout of Llama."""
+"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864), in the rotate-half layout of Llama."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Slower rotations, for contexts longer than the one a model was first trained on (``original`` positions).
+class RopeScaling:
+    """Slower rotations for contexts longer than the original training context of ``original`` positions.
 
-    ``linear`` divides every rate by ``factor`` (Chen et al. 2023, arXiv:2306.15595). ``llama3`` divides those whose
-    wavelength is above original / low, keeps those below original / high, and blends in between (Llama 3, 2407.21783).
-    ``yarn`` does so too, but blends evenly over the pairs that make between ``high`` and ``low`` turns in the original
-    context (``whole``: rounded to whole pairs), and makes queries and keys ``size`` times as large (Peng et al. 2023,
-    arXiv:2309.00071).
+    ``linear`` divides every frequency by ``factor`` (Chen et al. 2023, arXiv:2306.15595). ``llama3`` divides
+    frequencies with a wavelength above original / low, keeps those below original / high, and interpolates in between
+    (Llama 3, arXiv:2407.21783). ``yarn`` interpolates linearly over the pairs that make between ``high`` and ``low``
+    turns in the original context (``whole``: rounded to whole pairs), and multiplies queries and keys by ``size`` (Peng
+    et al. 2023, arXiv:2309.00071).
     """
 
     kind: Literal["linear", "llama3", "yarn"]
@@ -30,7 +30,7 @@ class Stretch:
     whole: bool = True
 
     def __call__(self, rate: Tensor, theta: float) -> Tensor:
-        """Rates [P] of P pairs, theta^(-p / P), as they are after stretching."""
+        """Frequencies [P] of P pairs, theta^(-p / P), -> scaled frequencies [P]."""
         if self.kind == "linear":
             return rate / self.factor
         if self.kind == "llama3":
@@ -47,10 +47,10 @@ class Stretch:
         return keep * rate + (1 - keep) * rate / self.factor
 
 
-def rotary_table(length: int, head_dim: int, theta: float, stretch: Stretch | None = None) -> Tensor:
-    """cos and sin of every position and pair: [length, 2, head_dim / 2].
+def rotary_table(length: int, head_dim: int, theta: float, stretch: RopeScaling | None = None) -> Tensor:
+    """cos and sin of every position and pair -> [C, 2, Dr / 2] with C = ``length`` and Dr = ``head_dim``.
 
-    Always on the host, also where a network is built without memory (on the meta device): it is computed, not stored.
+    Always on the host, also when a network is built on the meta device, because the table is computed and not stored.
     """
     pair = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
     rate = theta ** (-pair / max(head_dim, 1))
@@ -62,38 +62,38 @@ def rotary_table(length: int, head_dim: int, theta: float, stretch: Stretch | No
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotate the halves (a, b) of ``x`` [R, Q, H, Dh] into (a cos - b sin, b cos + a sin).
 
-    ``table`` [R or 1, Q, 2, Dr / 2]. Where Dr < Dh, the numbers beyond the first Dr stay (partial rotary).
+    ``table`` [R or 1, Q, 2, Dr / 2]. If Dr < Dh, components after the first Dr are unchanged (partial rotary).
     """
-    turned = 2 * table.shape[-1]
-    if turned < x.shape[-1]:
-        return torch.cat([rotate(x[..., :turned], table), x[..., turned:]], -1) if turned else x
+    width = 2 * table.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat([rotate(x[..., :width], table), x[..., width:]], -1) if width else x
     if torch.is_grad_enabled() and x.requires_grad:
         result: Tensor = _Rotate.apply(x, table)
         return result
-    return _turn(x, table, 1)
+    return _rotated(x, table, 1)
 
 
 class _Rotate(torch.autograd.Function):
-    """A rotation's gradient is the rotation back, so nothing but the table is kept."""
+    """The gradient of a rotation is the inverse rotation, so only the table is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
         ctx.save_for_backward(table)
-        return _turn(x, table, 1)
+        return _rotated(x, table, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (table,) = ctx.saved_tensors
-        return _turn(grads[0], table, -1), None
+        return _rotated(grads[0], table, -1), None
 
 
-def _turn(x: Tensor, table: Tensor, sign: int) -> Tensor:
+def _rotated(x: Tensor, table: Tensor, sign: int) -> Tensor:
     cos, sin = table[:, :, :1].to(x.dtype), table[:, :, 1:].to(x.dtype)
     a, b = x.chunk(2, -1)
-    if torch.compiler.is_compiling():  # which fuses this by itself, and fails at outputs of unknown shape (torch 2.13)
+    if torch.compiler.is_compiling():  # it fuses this expression, and fails at outputs of unknown shape (torch 2.13)
         return torch.cat([a * cos - b * (sin * sign), b * cos + a * (sin * sign)], -1)
-    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    first, second = turned.chunk(2, -1)
+    rotated = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    first, second = rotated.chunk(2, -1)
     torch.mul(a, cos, out=first).addcmul_(b, sin, value=-sign)
     torch.mul(b, cos, out=second).addcmul_(a, sin, value=sign)
-    return turned
+    return rotated

@@ -1,4 +1,4 @@
-"""What networks of tokens share that may be told the time, or what they predicted before, and may predict edits."""
+"""Input and output layers of token networks: self-conditioning, time conditioning, token logits or edit rates."""
 
 from __future__ import annotations
 
@@ -10,47 +10,63 @@ from torch.nn import functional as F
 
 from redraft.models.parts.backbone import Backbone
 from redraft.models.parts.edits import EditRates
-from redraft.models.parts.guess import Guessed
+from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.norms import RMSNorm
+from redraft.models.parts.self_conditioning import SelfConditioningProjection
 from redraft.models.parts.time import Modulation, TimeEmbedding
-from redraft.types import Forward
+from redraft.types import Forward, SelfConditioning
 
 
 class Readout(Backbone):
-    """What stands before and behind the blocks. None where the network has no such part."""
+    """The layers before and after the blocks of a token network; None for layers that a network doesn't have."""
 
     norm: RMSNorm
     time: TimeEmbedding | None
     final_modulation: Modulation | None
     edits: EditRates | None
-    head: nn.Linear | None  # None: the embedding's own weights
-    guess: Guessed | None
+    head: nn.Linear | None  # None: tied to the embedding
+    self_conditioning: SelfConditioningProjection | None
 
-    def listen(self, told: bool) -> None:
-        """From now on, read what was predicted before, by a map that begins at zero; or no more."""
-        if told != self.config.guess:
+    def enable_self_conditioning(self, enabled: bool) -> None:
+        """Add the input for previous predictions, with weights of zero; or remove it."""
+        if enabled != self.config.self_conditioning:
             weight = self.embedding.weight
-            self.guess = Guessed(weight.shape[1]).to(weight.device, weight.dtype) if told else None
-            self.config = replace(self.config, guess=told)
+            projection = SelfConditioningProjection(weight.shape[1]).to(weight.device, weight.dtype)
+            self.self_conditioning = projection if enabled else None
+            self.config = replace(self.config, self_conditioning=enabled)
 
-    def embed(self, ask: Forward) -> Tensor:
-        x = super().embed(ask)
-        return x if self.guess is None or ask.guess is None else x + self.guess(ask, self.embedding.weight)
+    def forward_cost(self) -> ForwardCost:
+        """As ``Backbone``, plus the self-conditioning projection of every position; edits have two rates per token."""
+        cost = super().forward_cost()
+        if self.self_conditioning is not None:
+            cost = replace(cost, position=cost.position + 2 * matrix_entries(self.self_conditioning))
+        return cost if self.edits is None else replace(cost, prediction=2 * cost.prediction)
 
-    def condition(self, ask: Forward) -> Tensor | None:
-        """[R, D] of the request's time, for networks that are told it."""
+    def embed(self, request: Forward) -> Tensor:
+        """Inputs [R, Q, D] of the blocks: token embeddings, plus the previous prediction if the request has one."""
+        x, previous = super().embed(request), request.find(SelfConditioning)
+        if self.self_conditioning is None or previous is None:
+            return x
+        return x + self.self_conditioning(request.positions, previous, self.embedding.weight)
+
+    def condition(self, request: Forward) -> Tensor | None:
+        """The embedded time [R, D] of a request; None for networks without time conditioning.
+
+        Raises:
+            ValueError: the network needs a time and the request has none.
+        """
         if self.time is None:
             return None
-        if ask.t is None:
-            raise ValueError("this network is conditioned on time, but the request carries no t")
-        told: Tensor = self.time(ask.t.to(self.device))
-        return told
+        if request.time is None:
+            raise ValueError("This network is conditioned on time, but the request has no time.")
+        embedded: Tensor = self.time(request.time.to(self.device))
+        return embedded
 
-    def predict(self, picked: Tensor, ask: Forward, condition: Tensor | None) -> Tensor:
-        """[N, D], hidden states of the wanted positions, -> [N, V] logits, or log-rates of edits."""
-        x: Tensor = self.norm(picked)
+    def predict(self, states: Tensor, request: Forward, condition: Tensor | None) -> Tensor:
+        """Hidden states of the target positions [N, D] -> logits [N, V], or log-rates of edits [N, 2V + 1]."""
+        x: Tensor = self.norm(states)
         if self.final_modulation is not None and condition is not None:
-            row = (ask.want >= 0).nonzero()[:, 0].to(self.device)
+            row = (request.targets >= 0).nonzero()[:, 0].to(self.device)
             shift, scale = self.final_modulation(condition)
             x = torch.addcmul(shift[row, 0], x, 1 + scale[row, 0])
         if self.edits is not None:

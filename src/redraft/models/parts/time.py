@@ -1,4 +1,4 @@
-"""Noise time as a condition: sinusoidal features and adaptive layer norm (Peebles & Xie 2022, arXiv:2212.09748)."""
+"""Time conditioning: sinusoidal features and adaptive layer norm (Peebles & Xie 2022, arXiv:2212.09748)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class TimeEmbedding(nn.Module):
-    """t in [0, 1] -> vector, through sines and cosines of ``scale`` t and a two-layer MLP."""
+    """Times [R] in [0, 1] -> vectors [R, D]: sines and cosines of ``scale`` t, then a two-layer MLP."""
 
     def __init__(self, dim: int, features: int = 256, scale: float = 1000.0) -> None:
         super().__init__()
@@ -26,13 +26,13 @@ class TimeEmbedding(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Condition -> ``parts`` vectors of width ``dim``; zero at the start, so that a block begins as the identity."""
+    """Condition -> ``parts`` vectors of width ``dim``. Networks initialise it so that it has no effect at first."""
 
-    def __init__(self, dim: int, parts: int, condition: int = 0) -> None:  # condition: its width; 0: dim
+    def __init__(self, dim: int, parts: int, condition: int = 0) -> None:  # condition: width of the input; 0: dim
         super().__init__()
         self.project = nn.Linear(condition or dim, parts * dim)
         self.parts = parts
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """[R, D] -> ``parts`` tensors [R, 1, D]."""
+        """Condition [R, D] -> ``parts`` tensors [R, 1, D]."""
         return self.project(F.silu(condition))[:, None].chunk(self.parts, -1)

@@ -8,22 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError
+from redraft.options import check, setting
 
 
 @dataclass(frozen=True)
 class Cosine:
     """MDLM's cosine (power 1) and cosine-squared (power 2) schedules (Sahoo et al. 2024, arXiv:2406.07524).
 
-    Noise comes slowly at first, so that light noise is met more often than heavy noise.
+    alpha falls slowly at first, so that low noise levels are more frequent than high ones.
     """
 
-    power: float = 1.0
-    epsilon: float = 0.0
+    power: float = setting(1.0, "Exponent of the cosine: 1 is cosine, 2 is cosine squared.", least=1, reach=())
+    epsilon: float = setting(0.0, "alpha at t = 1.", least=0, below=1, reach=())
 
     def __post_init__(self) -> None:
-        if self.power < 1:
-            raise UserError(f"schedule cosine: power {self.power} is below 1.", "Use 1 or more.")
+        check(self)
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.epsilon + (1 - self.epsilon) * _cos(t) ** self.power
@@ -34,5 +33,5 @@ class Cosine:
 
 
 def _cos(t: Tensor) -> Tensor:
-    """cos(pi t / 2), never below 0: at t = 1 the rounded value would be -4e-8."""
+    """cos(pi t / 2), clamped at 0: at t = 1 the rounded value would be -4e-8."""
     return torch.cos(t * (math.pi / 2)).clamp(min=0)

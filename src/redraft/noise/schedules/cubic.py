@@ -1,4 +1,4 @@
-"""Cubic: alpha(t) = (1 - t)^power, most of the time spent near pure noise."""
+"""Cubic: alpha(t) = (1 - t)^power. Most times have high noise levels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from redraft.errors import UserError
+from redraft.options import check, setting
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,10 @@ class Cubic:
 
     epsilon: ClassVar[float] = 0.0
 
-    power: float = 3.0
+    power: float = setting(3.0, "Exponent of 1 - t.", least=1, reach=())
 
     def __post_init__(self) -> None:
-        if self.power < 1:
-            raise UserError(f"schedule cubic: power {self.power} must be at least 1.")
+        check(self)
 
     def alpha(self, t: Tensor) -> Tensor:
         return (1 - t) ** self.power

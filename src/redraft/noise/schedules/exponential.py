@@ -9,29 +9,32 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
+from redraft.options import check, setting
 
 
 @dataclass(frozen=True)
 class Exponential:
-    """Noise sigma that grows evenly (power 1: what MDLM, Sahoo et al. 2024, arXiv:2406.07524, calls linear), or as the
-    noise of DDPM does, whose beta is linear (power 2; Ho et al. 2020, arXiv:2006.11239).
+    """With power 1, sigma grows linearly: the linear schedule of MDLM (Sahoo et al. 2024, arXiv:2406.07524). With power
+    2 it is the schedule of DDPM, whose beta is linear (Ho et al. 2020, arXiv:2006.11239).
 
-    It starts at alpha = exp(-sigma_min), a little below 1, and ends at exp(-sigma_max), a little above 0.
+    alpha starts at exp(-sigma_min), slightly below 1, and ends at exp(-sigma_max), slightly above 0.
     """
 
-    sigma_min: float = 1e-4
-    sigma_max: float = 10.0
-    power: float = 2.0
+    sigma_min: float = setting(1e-4, "sigma at t = 0.", least=0, reach=())
+    sigma_max: float = setting(10.0, "sigma at t = 1; above sigma_min.", above=0, reach=())
+    power: float = setting(2.0, "Exponent of t: 1 is linear sigma, 2 is linear beta.", above=0, reach=())
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma_min < self.sigma_max:
-            what = f"schedule exponential: sigma_min {self.sigma_min} and sigma_max {self.sigma_max} are out of order."
-            raise UserError(what, "Choose 0 <= sigma_min < sigma_max.")
-        if self.power <= 0:
-            raise UserError(f"schedule exponential: power {self.power} must be positive.")
+        check(self)
+        if self.sigma_min >= self.sigma_max:
+            raise UserError(
+                f"sigma_min = {self.sigma_min} is not below sigma_max = {self.sigma_max}.",
+                "Use sigma_min < sigma_max.",
+            )
 
     @property
     def epsilon(self) -> float:
+        """The larger of 1 - alpha(0) and alpha(1)."""
         return max(-math.expm1(-self.sigma_min), math.exp(-self.sigma_max))
 
     def alpha(self, t: Tensor) -> Tensor:

@@ -9,27 +9,30 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
+from redraft.options import check, setting
 
 
 @dataclass(frozen=True)
 class Geometric:
-    """SEDD's geometric schedule (Lou et al. 2024, arXiv:2310.16834): the noise sigma grows by equal factors.
+    """SEDD's geometric schedule (Lou et al. 2024, arXiv:2310.16834): sigma grows by the same factor in equal times.
 
-    It starts at alpha = exp(-sigma_min), a little below 1, and ends at exp(-sigma_max), a little above 0.
+    alpha starts at exp(-sigma_min), slightly below 1, and ends at exp(-sigma_max), slightly above 0.
     """
 
-    sigma_min: float = 1e-3
-    sigma_max: float = 20.0
+    sigma_min: float = setting(1e-3, "sigma at t = 0.", above=0, reach=())
+    sigma_max: float = setting(20.0, "sigma at t = 1; above sigma_min.", above=0, reach=())
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
+        check(self)
+        if self.sigma_min >= self.sigma_max:
             raise UserError(
-                f"schedule geometric: sigma_min {self.sigma_min} and sigma_max {self.sigma_max} are out of order.",
-                "Choose 0 < sigma_min < sigma_max.",
+                f"sigma_min = {self.sigma_min} is not below sigma_max = {self.sigma_max}.",
+                "Use sigma_min < sigma_max.",
             )
 
     @property
     def epsilon(self) -> float:
+        """The larger of 1 - alpha(0) and alpha(1)."""
         return max(-math.expm1(-self.sigma_min), math.exp(-self.sigma_max))
 
     def alpha(self, t: Tensor) -> Tensor:

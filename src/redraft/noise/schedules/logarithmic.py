@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Logarithmic:
-    """The logarithmic schedule of BD3-LM (Arriola et al. 2025, arXiv:2503.09573): a little more often heavy noise."""
+    """The logarithmic schedule of BD3-LM (Arriola et al. 2025, arXiv:2503.09573): slightly more high noise."""
 
     epsilon: ClassVar[float] = 0.0
 

@@ -7,23 +7,23 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from redraft.errors import UserError
+from redraft.options import check, setting
 
 
 @dataclass(frozen=True)
 class Polynomial:
     """The square (power 2) and square-root (power 1/2) schedules of BD3-LM (Arriola et al. 2025, arXiv:2503.09573).
 
-    The bound's weight -alpha'/(1 - alpha) is power/t. A power above 1 meets light noise more often, below 1 heavy.
+    The weight -alpha'/(1 - alpha) of the bound is power/t. With power above 1, low noise levels are more frequent; with
+    power below 1, high noise levels.
     """
 
     epsilon: ClassVar[float] = 0.0
 
-    power: float = 2.0
+    power: float = setting(2.0, "Exponent of t.", above=0, reach=())
 
     def __post_init__(self) -> None:
-        if self.power <= 0:
-            raise UserError(f"schedule polynomial: power {self.power} must be positive.")
+        check(self)
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t**self.power

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
+from redraft.options import check, setting
 
 
 @dataclass(frozen=True)
@@ -16,20 +17,20 @@ class Sigmoid:
 
         alpha(t) = (s(end / tau) - s(u / tau)) / (s(end / tau) - s(start / tau)),    s the logistic function
 
-    It spends less time at the ends, where there is nothing to learn, than the cosine does. ``tau`` below 1 makes it
-    steeper. In gaussian diffusion alpha is the variance of the signal.
+    It spends less time than the cosine at the ends, where there is little to learn. ``tau`` below 1 makes it steeper.
+    In gaussian diffusion, alpha is the variance of the signal.
     """
 
-    start: float = -3.0
-    end: float = 3.0
-    tau: float = 1.0
+    start: float = setting(-3.0, "u at t = 0.", reach=())
+    end: float = setting(3.0, "u at t = 1; above start.", reach=())
+    tau: float = setting(1.0, "Temperature of the logistic function; below 1 is steeper.", above=0, reach=())
 
     epsilon = 0.0
 
     def __post_init__(self) -> None:
-        if not self.start < self.end or self.tau <= 0:
-            what = f"schedule sigmoid: start {self.start}, end {self.end}, tau {self.tau} make no curve."
-            raise UserError(what, "start must be below end, and tau above 0.")
+        check(self)
+        if self.start >= self.end:
+            raise UserError(f"start = {self.start} is not below end = {self.end}.", "Use start < end.")
 
     def alpha(self, t: Tensor) -> Tensor:
         first, last = self._at(torch.zeros_like(t)), self._at(torch.ones_like(t))

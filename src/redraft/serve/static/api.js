@@ -1,6 +1,6 @@
-// The server's interface: requests, streams of server-sent events, errors in words.
+// Client of the server's API: requests, streams of server-sent events, and readable errors.
 
-export const key = {
+export const key = { // the API key, for this browser tab only
   get value() { return sessionStorage.getItem("key") || ""; },
   set value(text) { sessionStorage.setItem("key", text); },
 };
@@ -11,34 +11,33 @@ function headers() {
 
 async function check(response) {
   if (response.ok) return response;
-  if (response.status === 401) throw new Error("This server asks for an API key. Enter yours under “API key”, at the top.");
-  let message = `${response.status} ${response.statusText}`;
-  try { message = (await response.json()).error.message; } catch { /* not an error of the interface */ }
-  const wait = response.headers.get("Retry-After");
-  throw new Error(wait ? `${message}; try again in ${wait} s` : message);
+  if (response.status === 401) throw new Error("This server requires an API key. Enter yours with the button “API key” at the top.");
+  let message = `The server answered with status ${response.status} ${response.statusText}.`;
+  try { message = (await response.json()).error.message; } catch { /* not an error in OpenAI's format */ }
+  const seconds = response.headers.get("Retry-After");
+  throw new Error(seconds ? `${message} Try again in ${seconds} s.` : message);
 }
 
-// fetch, with the reason in words where nobody answers.
-async function reach(path, options) {
+async function send(path, options) {
   try { return await check(await fetch(path, options)); } catch (error) {
-    if (error instanceof TypeError) throw new Error("The server can't be reached. Is it still running?");
+    if (error instanceof TypeError) throw new Error("The server can't be reached. Check that it is running.");
     throw error;
   }
 }
 
 export async function models() {
-  return (await (await reach("/v1/models", { headers: headers() })).json()).data;
+  return (await (await send("/v1/models", { headers: headers() })).json()).data;
 }
 
 export async function ask(path, body, signal) {
   const options = { method: "POST", headers: headers(), body: JSON.stringify(body), signal };
-  return (await reach(path, options)).json();
+  return (await send(path, options)).json();
 }
 
-// Calls seen(chunk) for every event of a stream.
-export async function stream(path, body, seen, signal) {
+// Calls onChunk(chunk) for every event of a stream.
+export async function stream(path, body, onChunk, signal) {
   const options = { method: "POST", headers: headers(), body: JSON.stringify({ ...body, stream: true }), signal };
-  const response = await reach(path, options);
+  const response = await send(path, options);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -46,7 +45,7 @@ export async function stream(path, body, seen, signal) {
       if (error.name === "AbortError") throw error;
       return { done: true };
     });
-    if (done) throw new Error("The connection broke off before the text was finished.");
+    if (done) throw new Error("The connection ended before the text was complete.");
     const lines = (rest + value).split("\n");
     rest = lines.pop();
     for (const line of lines) {
@@ -54,7 +53,7 @@ export async function stream(path, body, seen, signal) {
       if (!line.startsWith("data: ")) continue;
       const chunk = JSON.parse(line.slice(6));
       if (chunk.error) throw new Error(chunk.error.message);
-      seen(chunk);
+      onChunk(chunk);
     }
   }
 }

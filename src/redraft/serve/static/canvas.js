@@ -1,4 +1,4 @@
-// A canvas on the page: pieces of text by position, sharp as far as the model is sure of them.
+// The canvas of a generation: pieces of text by position, blurred where the model is not confident.
 
 const tip = document.getElementById("tip");
 
@@ -8,9 +8,9 @@ export class Canvas {
     this.spans = new Map();
     this.frames = [];
     this.shown = -1;
-    this.byOrder = false;
-    element.addEventListener("pointerover", (event) => this.explain(event.target));
-    element.addEventListener("focusin", (event) => this.explain(event.target));
+    this.colourByOrder = false;
+    element.addEventListener("pointerover", (event) => this.showTip(event.target));
+    element.addEventListener("focusin", (event) => this.showTip(event.target));
     for (const kind of ["pointerout", "focusout"]) element.addEventListener(kind, () => { tip.hidden = true; });
   }
 
@@ -23,16 +23,23 @@ export class Canvas {
     if (waiting) for (let i = 0; i < 7; i++) this.element.append(Object.assign(document.createElement("i"), { className: "slot" }));
   }
 
-  // Frames are what the server sends as chunk.diffusion. leftToRight: open positions are not shown.
+  // Adds a picture of the canvas (chunk.diffusion). leftToRight: free positions are not shown.
   add(frame, leftToRight) {
     this.leftToRight = leftToRight;
     if (leftToRight) frame = { ...frame, canvas: frame.canvas.filter((piece) => piece.status !== "free") };
     this.frames.push(frame);
   }
 
-  // When was each position written? Worked out once all frames are there, and while they come.
-  written(position) {
+  // The index of the first frame in which a position is filled; -1: none.
+  filledAt(position) {
     return this.frames.findIndex((frame) => frame.canvas.some((p) => p.position === position && p.status !== "free"));
+  }
+
+  // Removes the text and keeps the frames.
+  erase() {
+    this.spans.clear();
+    this.element.replaceChildren();
+    this.shown = -1;
   }
 
   show(index) {
@@ -70,30 +77,30 @@ export class Canvas {
     const text = blank ? (piece.end ? "" : open ? "▁▁ " : "") : piece.text;
     if (span.textContent !== text || !span.lastChild) {
       const word = span.lastChild?.tagName === "EM" ? span.lastChild : document.createElement("em");
-      const lead = text.length - text.trimStart().length; // the space before a word is not part of what is coloured
+      const lead = text.length - text.trimStart().length; // the space before a word is not coloured
       word.textContent = text.slice(lead);
       span.replaceChildren(text.slice(0, lead), word);
     }
     span.className = `${piece.status}${blank && open ? " slot" : ""}`;
-    const sure = piece.confidence ?? (open ? 0 : 1);
-    span.style.setProperty("--sure", sure);
-    const order = this.frames.length > 1 ? this.written(piece.position) / (this.frames.length - 1) : 1;
-    span.style.setProperty("--tint", piece.status === "given" ? 1 : this.byOrder ? 1 - Math.max(0, order) : sure);
+    const confidence = piece.confidence ?? (open ? 0 : 1);
+    span.style.setProperty("--confidence", confidence);
+    const order = this.frames.length > 1 ? this.filledAt(piece.position) / (this.frames.length - 1) : 1;
+    span.style.setProperty("--tint", piece.status === "given" ? 1 : this.colourByOrder ? 1 - Math.max(0, order) : confidence);
     if (piece.status === "sealed") span.tabIndex = 0; else span.removeAttribute("tabindex");
-    const state = { given: "given", free: "open, the model's guess", draft: "may still change", sealed: "final" }[piece.status];
+    const state = { given: "given", free: "current prediction", draft: "may still change", sealed: "final" }[piece.status];
     const parts = [state];
-    if (piece.confidence !== null) parts.push(`${(100 * piece.confidence).toFixed(0)} % sure`);
+    if (piece.confidence !== null) parts.push(`${(100 * piece.confidence).toFixed(0)} % confidence`);
     span.dataset.tip = parts.join(" · ");
     span.dataset.final = piece.status === "sealed" ? "1" : "";
   }
 
-  explain(element) {
+  showTip(element) {
     const target = element.closest?.("[data-tip]");
     if (!target) return;
     let text = target.dataset.tip;
     if (target.dataset.final) {
-      const at = this.written(Number(target.dataset.position));
-      if (at >= 0) text += ` · written in step ${this.frames[at].step} of ${this.frames.at(-1).step}`;
+      const at = this.filledAt(Number(target.dataset.position));
+      if (at >= 0) text += ` · generated in step ${this.frames[at].step} of ${this.frames.at(-1).step}`;
     }
     tip.textContent = text;
     tip.hidden = false;
@@ -102,10 +109,9 @@ export class Canvas {
     tip.style.left = `${left}px`;
     tip.style.top = `${box.top > 48 ? box.top - tip.offsetHeight - 8 : box.bottom + 8}px`;
   }
-
-  get tokens() { return count(this.frames.at(-1)); }
 }
 
-export function count(frame) {
+// Number of generated tokens in a frame.
+export function tokenCount(frame) {
   return frame ? frame.canvas.filter((p) => p.status === "sealed" || p.status === "draft").reduce((sum, p) => sum + p.tokens, 0) : 0;
 }

@@ -1,0 +1,141 @@
+"""The data of a study: rows for training, validation and test, and the task they are for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from redraft.compare.study import Study
+from redraft.data.examples import Columns, Example, Splits, load, normalise
+from redraft.data.tokenizer import Tokenizer
+from redraft.errors import UserError
+from redraft.evaluation.result_cache import digest
+from redraft.files import write_atomically
+from redraft.tasks import Choice, infer_task
+
+TASK_ROWS = 5000  # rows from which the task is inferred
+FRACTIONS = (0.9, 0.04, 0.06)  # training, validation and test, for data without splits of their own
+SMALL, FRACTIONS_SMALL = 8000, (0.8, 0.08, 0.12)  # smaller data sets hold out more, to have enough test rows
+NEW_TOKENS = 64  # of a continuation of plain text
+LONGEST = 512  # longer rows are left out unless the study sets a length, in tokens
+
+
+@dataclass
+class Dataset:
+    """The rows of a study, and the task they are for."""
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    paired: bool
+    choice: Choice
+    columns: dict[str, str]
+    notes: list[str] = field(default_factory=list)  # which rows were left out, and why
+    leaks: int = 0  # test rows whose input also occurs in the training rows
+
+    @property
+    def hash(self) -> str:
+        """Hash of all rows in order."""
+        parts = (self.train, self.validation, self.test)
+        return digest([[(e.prompt, e.target) for e in part] for part in parts])
+
+
+def load_dataset(study: Study) -> Dataset:
+    """Read and split the data, and infer the task.
+
+    Raises:
+        UserError: the data can't be read, or a split has fewer than two rows.
+    """
+    splits = _splits(study, FRACTIONS)
+    if sum(len(part) for _, part in splits.items()) < SMALL:
+        splits = _splits(study, FRACTIONS_SMALL)
+    for name, part in splits.items():
+        if len(part) < 2:
+            raise UserError(
+                f"'{study.data}' has {len(part)} {name} rows; a comparison needs at least 2.", "Give more rows."
+            )
+    train, validation, test = splits.train.rows, splits.validation.rows, splits.test.rows
+    paired = train[0].prompt is not None
+    skipped = sum(len(part.skipped) for _, part in splits.items())
+    notes = [f"{skipped} rows could not be read and were left out."] if skipped else []
+    known = {normalise(_key(example)) for example in train}
+    chosen = splits.train.columns
+    return Dataset(
+        train=train,
+        validation=validation,
+        test=test,
+        paired=paired,
+        choice=infer_task(train[:TASK_ROWS], study.task),
+        columns={k: v for k, v in vars(chosen).items() if v},
+        notes=notes,
+        leaks=sum(normalise(_key(example)) in known for example in test),
+    )
+
+
+def fit_length(dataset: Dataset, tokenizer: Tokenizer, length: int) -> tuple[Dataset, int]:
+    """Leave out pairs longer than ``length`` tokens (0: the longest row, at most ``LONGEST``), and note how many.
+
+    Returns:
+        the remaining data, and the length.
+    Raises:
+        UserError: no row of a split fits.
+    """
+    if not dataset.paired:
+        return dataset, length or 256
+    parts = (dataset.train, dataset.validation, dataset.test)
+    sizes = [_sizes(part, tokenizer) for part in parts]
+    length = length or min(LONGEST, max(max(size) for size in sizes))
+    kept = [
+        [e for e, n in zip(part, size, strict=True) if n <= length] for part, size in zip(parts, sizes, strict=True)
+    ]
+    notes = list(dataset.notes)
+    for name, part, left in zip(("training", "validation", "test"), parts, kept, strict=True):
+        if not left:
+            raise UserError(f"No {name} row fits into {length} tokens.", "Raise --length.")
+        if len(left) < len(part):
+            notes.append(
+                f"{len(part) - len(left)} of {len(part)} {name} rows are longer than {length} tokens and were left out."
+            )
+    train, validation, test = kept
+    return replace(dataset, train=train, validation=validation, test=test, notes=notes), length
+
+
+def answer_length(dataset: Dataset, tokenizer: Tokenizer, longest: int) -> int:
+    """Limit of new tokens: 10 % more than the 99.9th percentile of training targets, end-of-text included."""
+    if not dataset.paired:
+        return NEW_TOKENS
+    sizes = sorted(len(ids) + 1 for ids in tokenizer.encode_batch([e.target for e in dataset.train[:20_000]]))
+    return max(2, min(longest, int(1.1 * sizes[int(0.999 * (len(sizes) - 1))]) + 1))
+
+
+def _splits(study: Study, fractions: tuple[float, float, float]) -> Splits:
+    columns = Columns(text=study.text, input=study.input, target=study.target)
+    named = columns if str(columns) else None
+    root = study.data_root or None
+    return load(study.data, named, data_root=root, fractions=fractions, skip_bad_rows=study.skip_bad_rows)
+
+
+def write_rows(examples: Sequence[Example], path: Path) -> None:
+    """Write rows as JSON lines for the training loop."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for example in examples:
+        pair: dict[str, Any] = {"text": example.target}
+        if example.prompt is not None:
+            pair = {"input": example.prompt, "target": example.target}
+        lines.append(json.dumps(pair, ensure_ascii=False))
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def _key(example: Example) -> str:
+    return example.target if example.prompt is None else example.prompt
+
+
+def _sizes(part: Sequence[Example], tokenizer: Tokenizer) -> list[int]:
+    """Tokens of each pair, separator and end-of-text included."""
+    prompts = tokenizer.encode_batch([e.prompt or "" for e in part])
+    targets = tokenizer.encode_batch([e.target for e in part])
+    return [len(p) + len(t) + 2 for p, t in zip(prompts, targets, strict=True)]

@@ -1,0 +1,117 @@
+"""``OUT/study.json``: what is fixed before the first piece of a study is measured.
+
+With this file and the finished cells the report can be made again, without the data, the models or any computation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redraft.compare.measurements import DataSummary, Machine, Measurements
+from redraft.compare.plan import Plan
+from redraft.compare.record import load_typed, to_plain
+from redraft.compare.study import Study
+from redraft.errors import UserError
+from redraft.evaluation.items import Item
+from redraft.files import write_atomically
+from redraft.registry import find, names
+from redraft.tasks import Choice, Task
+from redraft.tasks.mixture import Mixture
+
+FILE = "study.json"
+
+
+@dataclass(frozen=True)
+class TaskName:
+    """A task by its name, so that it can be built again; a mixture by the names of its parts."""
+
+    name: str
+    reason: str
+    parts: dict[str, str]  # task of the mixture -> kind of task
+
+    @classmethod
+    def of(cls, choice: Choice) -> TaskName:
+        """The name of a task that was chosen."""
+        task = choice.task
+        parts = {name: _kind(part) for name, part in task.parts} if isinstance(task, Mixture) else {}
+        return cls(choice.name, choice.reason, parts)
+
+    def choice(self) -> Choice:
+        """The task itself."""
+        if self.parts:
+            parts = tuple((name, find("tasks", kind)()) for name, kind in self.parts.items())
+            return Choice(self.name, Mixture(parts), self.reason)
+        return Choice(self.name, find("tasks", self.name)(), self.reason)
+
+
+def _kind(task: Task) -> str:
+    return next(name for name in names("tasks") if find("tasks", name) is type(task))
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """Everything that one trained model depends on: the key of its cells."""
+
+    family: str
+    seed: int
+    dropout: float | None  # the rate that is tried; None: the plan's
+    key: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study that is set up and planned."""
+
+    schema_version: int
+    command: str
+    study: Study
+    plan: Plan
+    task: TaskName
+    data: DataSummary
+    machine: Machine
+    validation: tuple[Item, ...]
+    test: tuple[Item, ...]
+    models: tuple[ModelKey, ...]
+    likelihood_rows: str  # hash of the test rows that are scored
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)  # piece -> why it could not be measured
+
+    @classmethod
+    def load(cls, folder: Path) -> Prepared:
+        """Read it from the folder of a study.
+
+        Raises:
+            UserError: there is no study, or one of another version.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            raise UserError(
+                f"'{folder}' is not the folder of a study: it has no {FILE}.",
+                "Name the folder that redraft compare got with --out.",
+            )
+        loaded: Prepared = load_typed(cls, path)
+        return loaded
+
+    def save(self, folder: Path) -> None:
+        """Write it into the folder of a study."""
+        write_atomically(folder / FILE, json.dumps(to_plain(self), ensure_ascii=False, allow_nan=False) + "\n")
+
+    def key(self, family: str, seed: int, dropout: float | None = None) -> dict[str, Any]:
+        """The key of one model."""
+        return next(m.key for m in self.models if (m.family, m.seed, m.dropout) == (family, seed, dropout))
+
+    def measurements(self) -> Measurements:
+        """The place for what is measured."""
+        return Measurements(
+            study=self.study,
+            plan=self.plan,
+            choice=self.task.choice(),
+            data=self.data,
+            validation=self.validation,
+            test=self.test,
+            machine=self.machine,
+            command=self.command,
+        )

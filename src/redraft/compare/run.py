@@ -1,0 +1,171 @@
+"""Runs a study: set up, plan, train, measure, analyse, report. A finished piece is not computed again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from redraft import runtime
+from redraft.compare import time_budget
+from redraft.compare.analysis import analyse
+from redraft.compare.constraint_study import share_satisfied
+from redraft.compare.data import load_dataset
+from redraft.compare.grid import core
+from redraft.compare.job import Job, Log, likelihood_rows
+from redraft.compare.measurements import Machine
+from redraft.compare.planning import Planner
+from redraft.compare.prepared import ModelKey, Prepared, TaskName
+from redraft.compare.record import SCHEMA_VERSION, Record
+from redraft.compare.report import render_html, render_markdown
+from redraft.compare.sections import study_report
+from redraft.compare.select import select_settings, selected_names
+from redraft.compare.setup import Setup
+from redraft.compare.study import Study
+from redraft.errors import UserError
+from redraft.evaluation.decoding import DecodingConfig
+from redraft.evaluation.machine import describe_machine
+from redraft.evaluation.result_cache import ResultCache, digest
+from redraft.files import write_atomically
+
+FILES = ("report.html", "report.md", "results.json")
+
+
+def run(study: Study, log: Log, command: str = "") -> Record:
+    """Run a study, or what is left of it, and write its report.
+
+    The study's folder gets ``results.json``, ``report.md`` and ``report.html``, and keeps ``cells/``, ``models/`` and
+    ``data/``. If a piece fails (a family that diverges, a setting that a sampler rejects), the report says so and
+    holds the rest.
+
+    Raises:
+        UserError: the data or the study can't be used at all.
+    """
+    job = begin(study, log, command)
+    measure(job)
+    job.measured.machine = replace(job.prepared.machine, load=_load())
+    replace(job.prepared, machine=job.measured.machine, failures=job.failures).save(job.out)
+    found = analyse(job.measured)
+    write_report(found, job.out)
+    return found
+
+
+def render(folder: Path) -> Record:
+    """Make the report of a study again from its finished pieces. Nothing is computed; what is missing is listed.
+
+    Raises:
+        UserError: the folder holds no study, or no finished piece.
+    """
+    prepared = Prepared.load(folder)
+    if not any((folder / "cells").glob("*.json")):
+        raise UserError(f"'{folder}' has no finished pieces.", "Run redraft compare with this --out first.")
+    job = Job(
+        prepared=prepared,
+        setup=None,
+        cache=ResultCache(folder),
+        out=folder,
+        log=lambda line: None,
+        deadline=float("inf"),
+        measured=prepared.measurements(),
+        failures=dict(prepared.failures),
+    )
+    measure(job)
+    found = analyse(job.measured)
+    write_report(found, folder)
+    return found
+
+
+def begin(study: Study, log: Log, command: str = "") -> Job:
+    """Read the data, train the tokenizer, plan, and write down what is fixed from now on.
+
+    Raises:
+        UserError: the data or the study can't be used.
+    """
+    begun, out = time.monotonic(), Path(study.out)
+    cache, device = ResultCache(out), runtime.device(study.device)
+    log(f"reading {study.data}")
+    raw = load_dataset(study)
+    log(f"task     {raw.choice.name}: {raw.choice.reason}")
+    setup = Setup.prepare(study, raw, device)
+    plan = Planner(setup, cache, log, begun).plan()
+    rows = likelihood_rows(setup.dataset, plan.test_rows)
+    prepared = Prepared(
+        schema_version=SCHEMA_VERSION,
+        command=command,
+        study=study,
+        plan=plan,
+        task=TaskName.of(raw.choice),
+        data=setup.summary(plan),
+        machine=Machine(**describe_machine(device)),
+        validation=tuple(setup.validation[: plan.validation_rows]),
+        test=tuple(setup.test[: plan.test_rows]),
+        models=tuple(
+            ModelKey(family, study.seed + number, dropout, setup.key(plan, family, study.seed + number, dropout))
+            for number in range(study.seeds)
+            for family in study.families
+            for dropout in study.dropouts or (None,)
+        ),
+        likelihood_rows=digest([(e.prompt, e.target) for e in rows]),
+    )
+    prepared.save(out)
+    if study.constraint:
+        share = share_satisfied(study.constraint, prepared.test, raw.paired)
+        log(f"constraint: {share:.0f} % of the test references satisfy it")
+    for line in plan.lines(study):
+        log(line)
+    deadline = time_budget.deadline(study, begun)
+    return Job(prepared, setup, cache, out, log, deadline, prepared.measurements())
+
+
+def measure(job: Job) -> None:
+    """All pieces of a study in order. What a verdict needs comes first; optional settings come last."""
+    study, plan = job.prepared.study, job.prepared.plan
+    job.train_models()
+    job.select_dropouts()
+    job.score_rows()
+    job.run_baselines()
+    needed = core(plan.settings, study.baseline)
+    job.generate("validation", needed)
+    job.generate("validation", [setting for setting in plan.settings if setting not in needed], optional=True)
+    job.time_settings()
+    chosen, others = _split_settings(job)
+    job.generate("test", chosen)
+    if study.constraint:
+        job.generate("test", chosen, constrained=True)
+        job.time_constrained(chosen)
+    job.generate("test", others, optional=True)
+    job.ask_service()
+
+
+def _split_settings(job: Job) -> tuple[list[DecodingConfig], list[DecodingConfig]]:
+    """The settings selected on validation rows, which must be tested, and others that generated texts."""
+    settings = job.prepared.plan.settings
+    selected = set(selected_names(select_settings(job.measured)))
+    done = {one.setting for one in job.measured.texts}
+    return (
+        [setting for setting in settings if setting.id in selected],
+        [setting for setting in settings if setting.id not in selected and setting.id in done],
+    )
+
+
+def write_report(found: Record, out: Path) -> None:
+    """Write results.json, report.md and report.html."""
+    found.save(out / "results.json")
+    report = study_report(found)
+    write_atomically(out / "report.md", render_markdown(report))
+    write_atomically(out / "report.html", render_html(report))
+
+
+def _load() -> float | None:
+    """The load average of the last minute, where the system has one."""
+    with contextlib.suppress(AttributeError, OSError):
+        return os.getloadavg()[0]
+    return None
+
+
+def command_line() -> str:
+    """The command that started this process, for the report."""
+    return " ".join(["redraft", *sys.argv[1:]])

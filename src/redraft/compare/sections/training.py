@@ -1,0 +1,72 @@
+"""Training runs, learning curves and the likelihood of the test rows."""
+
+from __future__ import annotations
+
+from redraft.compare import plots
+from redraft.compare.format import clock, memory, quantity
+from redraft.compare.measurements import TrainingRun
+from redraft.compare.record import Record
+from redraft.compare.report import Block, Cell, Content, Panel, Panels, Row, Section, Table
+from redraft.compare.sections.common import colour, family_label, verdict_cell, verdict_word
+
+
+def runs(record: Record) -> Section | None:
+    """A row for each training run, the learning curves and the likelihood."""
+    if not record.training:
+        return None
+    columns = ["family", "seed", "parameters", "tokens", "passes", "compute", "time", "tokens/s", "peak\nmemory"]
+    columns.append("validation,\nbits per byte")
+    blocks: list[Block] = [Table(columns, [Row(_cells(record, run)) for run in record.training])]
+    panels = [panel for panel in (plots.learning(record), likelihood(record)) if panel is not None]
+    blocks += [Panels(panels)] if panels else []
+    lead = (
+        "All families had the same data, tokenizer, network size, optimizer and training tokens. The model with the "
+        "best validation loss was kept, so each family is measured at its own best stopping point. Equal tokens are "
+        "not equal work: compute and time are shown beside them."
+    )
+    return Section("Training", blocks, lead)
+
+
+def _cells(record: Record, run: TrainingRun) -> list[Content]:
+    check = run.validation
+    return [
+        Cell(family_label(record, run), colour=colour(record, run.family)),
+        f"{run.seed}",
+        f"{run.parameters:,}",
+        f"{run.tokens:,}",
+        f"{run.passes:.1f}",
+        f"{quantity(run.flops)}FLOP",
+        clock(run.seconds),
+        f"{run.tokens_per_second:,.0f}" if run.tokens_per_second else "",
+        memory(run.peak_memory),
+        _bits(check.bits_per_byte, check.bits_error, check.is_bound) if check else "",
+    ]
+
+
+def _bits(value: float, error: float, is_bound: bool) -> Cell:
+    return Cell(f"≤ {value:.3f}", f"±{error:.3f}") if is_bound else Cell(f"{value:.3f}")
+
+
+def likelihood(record: Record) -> Panel | None:
+    """Bits per byte of the test rows."""
+    body = []
+    for row in record.likelihood:
+        tested, value = row.against_baseline, row.bits_per_byte
+        body.append(
+            Row(
+                [
+                    Cell(row.family, colour=colour(record, row.family)),
+                    _bits(value.value, row.error, row.is_bound),
+                    f"{value.low:.3f} to {value.high:.3f}",
+                    verdict_cell(verdict_word(record, tested)) if tested else "",
+                ]
+            )
+        )
+    if ngram := record.baselines.ngram:
+        body.append(Row([f"{ngram.order}-gram model of bytes", f"{ngram.bits_per_byte:.3f}", "", ""], "muted"))
+    if not body:
+        return None
+    given = "Of the target given the input; the n-gram model does not see the input. " if record.data.paired else ""
+    lead = f"Lower is better. {given}For diffusion models it is an upper bound, with its sampling error."
+    table = Table(["family", "bits per byte", "95 %", "verdict"], body)
+    return Panel("Likelihood of the test rows", table, lead)

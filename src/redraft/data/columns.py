@@ -1,0 +1,174 @@
+"""Which columns of a source are prompt, target or text, and reading them from a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from redraft.data.rows import Row
+from redraft.errors import UserError, suggest
+
+# Column names of prompt and target that are recognised, the most specific first. ``a+b`` joins two columns.
+_PAIRS = (
+    ("src", "ref"),
+    ("source", "target"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("instruction+input", "output"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("document", "summary"),
+    ("article", "highlights"),
+    ("context+question", "answer"),
+    ("question", "answer"),
+    ("input", "target"),
+    ("input", "output"),
+    ("mr", "text"),
+    ("text", "summary"),
+    ("context", "target"),
+)
+_TEXTS = ("text", "content", "document")
+_JSON_NAMES = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns to use: ``text``, or ``input`` and ``target``, or ``messages`` (a chat). All None: recognise them.
+
+    ``input`` and ``target`` may join columns with a newline: ``"context+question"``. A dot reaches into a column:
+    ``"answers.0.text"``. In a chat, the last message of the assistant is the target, and the messages before it are the
+    prompt.
+    """
+
+    text: str | None = None
+    input: str | None = None
+    target: str | None = None
+    messages: str | None = None
+
+    def __str__(self) -> str:
+        pairs = (("text", self.text), ("input", self.input), ("target", self.target), ("messages", self.messages))
+        return ", ".join(f"{role} = '{column}'" for role, column in pairs if column)
+
+
+class BadRow(Exception):
+    """A row that can't be used; the message says why."""
+
+
+def choose_columns(wanted: Columns, row: Row) -> Columns:
+    """The columns to use. Named columns are checked against ``row``; if none are named, they are recognised in it.
+
+    Args:
+        row: the first good row of the source.
+    Raises:
+        UserError: a named column does not exist, or none are named and none are recognised.
+    """
+    present = list(row.values)
+    if wanted == Columns():
+        return _recognise(row)
+    pair = wanted.input is not None or wanted.target is not None
+    if sum((wanted.text is not None, wanted.messages is not None, pair)) > 1:
+        raise UserError(
+            "The columns are named in more than one way.", "Give either --text, or --input and --target, not both."
+        )
+    if (wanted.input is None) != (wanted.target is None):
+        raise UserError(
+            "Only one of the columns input and target is named.", "Give both --input and --target, or --text alone."
+        )
+    for name in (wanted.text, wanted.input, wanted.target, wanted.messages):
+        for column in _joined(name, present) if name is not None else []:
+            if column not in present and column.split(".")[0] not in present:
+                raise UserError(f"{row.file} has no column '{column}'.", suggest(column, present))
+    return wanted
+
+
+def reader(columns: Columns) -> Callable[[Mapping[str, Any]], tuple[str | None, str]]:
+    """A function from the values of a row to (prompt, target), for columns from ``choose_columns``.
+
+    The prompt is None for plain text. The function raises ``BadRow`` for a row that can't be used.
+    """
+    if columns.messages is not None:
+        name = columns.messages
+        return lambda values: _chat(values, name)
+    if columns.text is not None:
+        text = columns.text
+        return lambda values: (None, _filled(_text(values, text), text))
+    assert columns.input is not None and columns.target is not None
+    prompt, target = columns.input, columns.target
+    return lambda values: (_join(values, prompt), _filled(_join(values, target), target))
+
+
+def _recognise(row: Row) -> Columns:
+    present = {name.lower(): name for name in row.values}
+    if "messages" in present:
+        return Columns(messages=present["messages"])
+    for prompt, answer in _PAIRS:
+        parts = [*prompt.split("+"), answer]
+        if all(part in present for part in parts):
+            return Columns(input="+".join(present[part] for part in parts[:-1]), target=present[answer])
+    for name in _TEXTS:
+        if name in present:
+            return Columns(text=present[name])
+    raise UserError(
+        f"{row.file}: no column has a name that is recognised (columns: {', '.join(row.values)}).",
+        "Name the columns with --text, or with --input and --target.",
+    )
+
+
+def _joined(name: str, present: Iterable[str]) -> list[str]:
+    return [name] if name in present or "+" not in name else name.split("+")
+
+
+def _join(values: Mapping[str, Any], name: str) -> str:
+    parts = _joined(name, values)
+    if len(parts) == 1:
+        return _text(values, parts[0])
+    return "\n".join(text for part in parts if (text := _text(values, part)))
+
+
+def _text(values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name) if name in values else _nested(values, name)
+    if not isinstance(value, str):
+        found = "null" if value is None else f"not a text but {_JSON_NAMES.get(type(value), type(value).__name__)}"
+        raise BadRow(f"column '{name}' is {found if name in values or value is not None else 'missing'}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise BadRow(f"column '{name}' holds U+{ord(value[error.start]):04X}, half of a surrogate pair") from None
+    return value
+
+
+def _nested(values: Mapping[str, Any], name: str) -> Any:
+    """The value that ``answers.0.text`` names in nested objects and lists; None if there is none."""
+    found: Any = values
+    for part in name.split("."):
+        if isinstance(found, Mapping):
+            found = found.get(part)
+        elif isinstance(found, list) and part.isdigit() and int(part) < len(found):
+            found = found[int(part)]
+        else:
+            return None
+    return found
+
+
+def _filled(text: str, name: str) -> str:
+    if not text or text.isspace():
+        raise BadRow(f"column '{name}' is empty")
+    return text
+
+
+def _chat(values: Mapping[str, Any], name: str) -> tuple[str, str]:
+    """The messages before the last reply of the assistant, and that reply.
+
+    One message before it is the prompt as it is; several become ``role: content`` lines.
+    """
+    messages = values.get(name)
+    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
+        raise BadRow(f"column '{name}' is not a list of messages with role and content")
+    last = max((i for i, m in enumerate(messages) if m.get("role") == "assistant"), default=-1)
+    if last < 1:
+        raise BadRow(f"column '{name}' has no reply of the assistant after another message")
+    before = [(_text(m, "role"), _text(m, "content")) for m in messages[:last]]
+    prompt = before[0][1] if len(before) == 1 else "\n".join(f"{role}: {content}" for role, content in before)
+    return prompt, _filled(_text(messages[last], "content"), "content")

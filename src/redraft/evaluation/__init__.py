@@ -1,0 +1,1 @@
+"""Shared by ``evaluate``, ``tune`` and ``compare``: items, texts, scores, votes, timing, memory and statistics."""

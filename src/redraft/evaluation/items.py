@@ -1,0 +1,78 @@
+"""Items: rows of data turned into a prompt and its reference answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redraft.data.examples import Example
+from redraft.data.tokenizer import Tokenizer
+from redraft.errors import UserError
+from redraft.model import Model
+
+PROMPT_TOKENS = 32  # length of the prompt that is cut from a plain text
+SHORTEST = 8  # a plain text with fewer tokens is not used
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt and every reference answer that the data hold for it."""
+
+    prompt: str
+    references: tuple[str, ...]
+    tokens: int  # of the first reference
+    task: str = ""  # name of its task in a mixture
+
+
+def make_items(
+    examples: Sequence[Example], tokenizer: Tokenizer, most: int, paired: bool, new_tokens: int
+) -> list[Item]:
+    """At most ``most`` items, the same ones in every run. Rows with the same prompt become one item.
+
+    A plain text becomes a prompt of its first ``PROMPT_TOKENS`` tokens and a reference of the next ``new_tokens``
+    tokens. If no text is long enough for that, short texts are cut in the middle.
+
+    Raises:
+        UserError: no text is long enough to be cut.
+    """
+    if paired:
+        together: dict[tuple[str, str], list[str]] = {}
+        for example in examples:
+            together.setdefault((example.prompt or "", example.task), []).append(example.target)
+        chosen = sample(list(together.items()), most)
+        sizes = [len(ids) + 1 for ids in tokenizer.encode_batch([targets[0] for _, targets in chosen])]
+        return [Item(p, tuple(dict.fromkeys(t)), n, task) for ((p, task), t), n in zip(chosen, sizes, strict=True)]
+    every = tokenizer.encode_batch([e.target for e in examples])
+    long = [ids for ids in every if len(ids) >= 2 * PROMPT_TOKENS]
+    whole = long or [ids for ids in every if len(ids) >= SHORTEST]
+    if not whole:
+        raise UserError(f"No text has {SHORTEST} tokens, so none can be continued.", "Give longer texts.")
+    heads = [min(PROMPT_TOKENS, len(ids) // 2) for ids in whole]
+    cut = [
+        (ids[:head], ids[head : head + new_tokens]) for ids, head in sample(list(zip(whole, heads, strict=True)), most)
+    ]
+    return [Item(tokenizer.decode(head), (tokenizer.decode(tail),), len(tail)) for head, tail in cut]
+
+
+def sample(rows: Sequence[Any], most: int) -> list[Any]:
+    """At most ``most`` rows in their order, the same ones in every run."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), most))]
+
+
+def check_kind(model: Model, name: str, examples: Sequence[Example]) -> None:
+    """Check that the data are of the kind that a model was trained on: pairs, or plain text.
+
+    Raises:
+        UserError: they are not.
+    """
+    paired = examples[0].prompt is not None
+    if model.paired and not paired:
+        raise UserError(
+            f"'{name}' is a model of pairs; the data are plain text.", "Name the columns with --input and --target."
+        )
+    if paired and not model.paired:
+        raise UserError(f"'{name}' is a model of plain text; the data are pairs.", "Name the column with --text.")

@@ -1,0 +1,63 @@
+"""The base class of families."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from redraft.data.tokenizer import Tokenizer
+from redraft.objectives.base import Objective, TrainingPhase
+from redraft.registry import Registered
+from redraft.samplers.base import Sampler
+from redraft.types import Spec
+
+
+class Family(Registered, ABC):
+    """A named combination of noise process, schedule, objective and sampler.
+
+    Subclasses are frozen dataclasses whose fields are the ``[family]`` table of a recipe.
+    """
+
+    citation: ClassVar[str]  # arXiv ids
+    summary: ClassVar[str]  # one line for ``redraft models``
+    specials: ClassVar[tuple[str, ...]] = ()  # additional special tokens that the tokenizer needs
+
+    @property
+    def spare(self) -> int:
+        """Number of positions that training needs beyond the length of a sequence."""
+        return 0
+
+    @property
+    def initial_length(self) -> int:
+        """Initial number of positions of a variable-length sequence."""
+        return 0
+
+    @property
+    def prompt_encoder(self) -> bool:
+        """The prompt never attends to the answer (see ``types.AttentionPattern``)."""
+        return False
+
+    @abstractmethod
+    def spec(self, tokenizer: Tokenizer) -> Spec:
+        """The facts about the model that samplers and objectives use."""
+
+    @abstractmethod
+    def objective(self) -> Objective:
+        """The objective for scoring, whose nats are the likelihood or a bound on it."""
+
+    def training(self) -> Objective:
+        """The objective for training."""
+        return self.objective()
+
+    def phases(self) -> Sequence[TrainingPhase]:
+        """The parts of a training run, in order."""
+        return (TrainingPhase(1.0, self.training(), ("",)),)
+
+    @abstractmethod
+    def sampler(self) -> Sampler:
+        """The default sampler."""
+
+    def network_config(self, base: Any) -> Any:
+        """The configuration of the network, from that of a transformer of the requested size."""
+        return base

@@ -1,0 +1,1 @@
+"""Generation, from a prompt to a finished sequence: start, decoding loop, output length, infilling, scoring."""

@@ -1,0 +1,66 @@
+"""A generation in progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redraft.canvas import best_rows, completion
+from redraft.generation.length import LengthSearch, choose_lengths, length_steps
+from redraft.generation.loop import Loop, Steps
+from redraft.types import Canvas, Generation, Step
+
+if TYPE_CHECKING:
+    from redraft.data.tokenizer import Tokenizer
+
+
+@dataclass
+class GenerationRun:
+    """A generation in progress: iterate over it for its steps, then read ``results``."""
+
+    canvas: Canvas
+    loop: Loop
+    tokenizer: Tokenizer
+    by_score: bool
+    trace: list[Step] | None = None
+    needs_length: bool = False  # the output length has not been chosen yet
+    search: LengthSearch | None = None  # finds the output length; None: the length head predicts it
+
+    def begin(self) -> GenerationRun:
+        """Choose the output length, if the model chooses it. Iteration does everything else."""
+        if self.needs_length:
+            choose_lengths(self.loop, self.canvas, self.search)
+            self.needs_length = False
+        return self
+
+    def steps(self) -> Steps[None]:
+        """The whole generation, including the choice of length, for a driver that runs the network itself."""
+        if self.needs_length:
+            yield from length_steps(self.loop, self.canvas, self.search)
+            self.needs_length = False
+        yield from self.loop.steps(self.canvas)
+
+    def __iter__(self) -> Iterator[Step]:
+        for step in self.loop.run(self.canvas):
+            if self.trace is not None:
+                self.trace.append(step)
+            yield step
+
+    def results(self) -> list[Generation]:
+        """The current sequences, one per prompt."""
+        found = []
+        for row in best_rows(self.canvas, self.by_score):
+            ids, finish = completion(self.canvas, row, self.loop.spec.tokens.eos_id)
+            same = self.canvas.owner == self.canvas.owner[row]
+            found.append(
+                Generation(
+                    text=self.tokenizer.decode(ids),
+                    ids=ids,
+                    nfe=int(self.canvas.nfe[same].max()),
+                    score=float(self.canvas.score[row]),
+                    finish=finish,
+                    trace=self.trace or [],
+                )
+            )
+        return found

@@ -1,0 +1,73 @@
+"""The base class of objectives, forward passes that precede a training step, and the phases of a training run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from redraft.registry import Registered
+from redraft.types import Batch, Forward, LossTerms, Prepared, Spec
+
+
+@dataclass
+class RolloutPass:
+    """A forward pass that an objective needs before the one whose loss is minimised.
+
+    It runs as in generation, without gradient or dropout, unless ``with_gradient``. The network of the request is
+    ``main`` (the network in training) or ``teacher`` (a frozen copy of the checkpoint that training started from).
+    """
+
+    request: Forward
+    with_gradient: bool = False
+
+
+P = TypeVar("P", bound=Prepared)
+Rollout = Generator[RolloutPass, Tensor, P]  # yields forward passes, receives logits [N, V], returns the batch
+
+
+class Objective(Registered, ABC, Generic[P]):
+    """Computes the loss of a batch from one request to the network. P is the type of its prepared batches.
+
+    Subclasses are frozen dataclasses whose fields are their options.
+    """
+
+    needs_rollout: bool = False  # ``rollout`` runs additional forward passes
+    needs_teacher: bool = False  # some of them run on the frozen copy of the starting checkpoint
+
+    @abstractmethod
+    def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> P:
+        """Corrupt a batch [B, L] and build the request that the loss needs, on the device of the batch."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, prepared: P) -> LossTerms:
+        """The loss to minimise and the nats of each row. The logits [N, V] are overwritten."""
+
+    def rollout(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Rollout[P]:
+        """As ``prepare``, for objectives that need predictions of the network first.
+
+        It takes the place of ``prepare`` wherever a batch is trained on or scored (``likelihood.prepare_batch``).
+        """
+        return self.prepare(batch, spec, generator)
+        yield  # makes this function a generator, which runs no forward pass
+
+    def scoring(self) -> Objective[Any]:
+        """The objective whose nats are the likelihood or a bound on it, without auxiliary terms or restricted noise."""
+        return self
+
+    def candidates(self) -> Sequence[Objective[Any]]:
+        """Objectives of which training selects the one whose loss varies least on the validation rows; () is none."""
+        return ()
+
+
+@dataclass(frozen=True)
+class TrainingPhase:
+    """One of the parts of a training run (``Family.phases``)."""
+
+    share: float  # share of the training budget; the shares of all phases sum to 1
+    objective: Objective[Any]
+    trains: tuple[str, ...]  # name prefixes of the parameters that are trained; all others are frozen

@@ -1,0 +1,1 @@
+"""Samplers that adapt another sampler."""

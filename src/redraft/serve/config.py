@@ -1,0 +1,89 @@
+"""Configuration of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from redraft.errors import UserError
+from redraft.options import REQUIRED, check, setting
+
+_SHORTEST_KEY = 8  # characters
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Configuration of a server. The options of ``redraft serve`` are made from these fields."""
+
+    models: tuple[str, ...] = setting(
+        REQUIRED,
+        "A model folder, a shipped checkpoint, or owner/name on the hub; NAME= sets the name in requests.",
+        metavar="[NAME=]MODEL",
+        flag="--model",
+        nonempty=True,
+        reach=("cli",),
+    )
+    host: str = setting(
+        "127.0.0.1", "Address to listen on. 0.0.0.0 admits other machines; set API keys then.", reach=("cli",)
+    )
+    port: int = setting(8000, "Port to listen on; 0 takes any free port.", least=0, most=65_535, reach=("cli",))
+    api_keys: tuple[str, ...] = setting(
+        (), "API keys of which requests must send one. Without keys, every request is answered.", reach=()
+    )
+    cors: tuple[str, ...] = setting(
+        (),
+        "Origins of other web pages that may send requests, such as https://example.org.",
+        metavar="ORIGIN",
+        reach=("cli",),
+    )
+    batch: int = setting(
+        32, "Canvas rows in a batch. The key-value cache grows with it.", least=1, unit="rows", reach=("cli",)
+    )
+    queue: int = setting(
+        256,
+        "Sequences that may wait; further requests are refused with status 429.",
+        least=1,
+        unit="sequences",
+        reach=("cli",),
+    )
+    max_tokens: int = setting(
+        0,
+        "Maximum number of new tokens per answer; 0 allows as many as the model's context has room for.",
+        least=0,
+        unit="tokens",
+        reach=("cli",),
+    )
+    max_answers: int = setting(64, "Maximum number of answers per request.", least=1, unit="answers", reach=("cli",))
+    max_body: int = setting(1 << 20, "Maximum size of a request in bytes.", least=1, unit="bytes", reach=("cli",))
+    deadline: float = setting(
+        300.0, "Seconds after which a request is given up, including its time in the queue.", above=0, unit="seconds",
+        reach=("cli",),
+    )  # fmt: skip
+    shutdown_timeout: float = setting(
+        30.0, "Seconds that a shutdown waits for unfinished requests.", least=0, unit="seconds", reach=("cli",)
+    )
+    unload_after: float = setting(
+        0.0, "Minutes after which an idle model is unloaded; 0 keeps it loaded.", least=0, unit="minutes",
+        reach=("cli",),
+    )  # fmt: skip
+    log_text: bool = setting(False, "Write prompts and answers to the log.", reach=("cli",))
+    seed: int | None = setting(
+        None,
+        "Seed of the first request that sends none; each further one gets the next. Unset: a random seed each.",
+        least=0,
+        reach=("cli",),
+    )
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1 ...", reach=("cli",))
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32", "Type of the weights; bfloat16 and float16 halve the memory.", reach=("cli",)
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if any(len(key) < _SHORTEST_KEY for key in self.api_keys):
+            raise UserError(f"An API key needs at least {_SHORTEST_KEY} characters.", "Choose a longer one.")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in ("127.0.0.1", "localhost", "::1")

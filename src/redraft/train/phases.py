@@ -1,0 +1,59 @@
+"""The phases of a run: which objective trains which parameters over which share of the budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from redraft.errors import UserError
+from redraft.families.base import Family
+from redraft.objectives.base import TrainingPhase
+
+
+class Phases:
+    """The phases of a run, in order.
+
+    A phase none of whose parameters are trained (an adapter is trained instead) leaves its share of the budget to the
+    others.
+    """
+
+    def __init__(self, family: Family, trainable: frozenset[str]) -> None:
+        self._trainable = trainable
+        every = family.phases()
+        kept = [phase for phase in every if any(name.startswith(phase.trains) for name in trainable)]
+        whole = 1.0 if len(kept) == len(every) else sum(phase.share for phase in kept)
+        self.phases = [replace(phase, share=phase.share / whole) for phase in kept]
+
+    def __len__(self) -> int:
+        return len(self.phases)
+
+    @property
+    def last(self) -> TrainingPhase:
+        """The phase that ends the run. From its start on every part of the model has been trained."""
+        return self.phases[-1]
+
+    def at(self, spent: float) -> tuple[TrainingPhase, float]:
+        """The phase of the update that begins when ``spent`` of the budget is gone, and the share at which it began."""
+        begin = 0.0
+        for phase in self.phases[:-1]:
+            if spent < begin + phase.share:
+                return phase, begin
+            begin += phase.share
+        return self.last, begin
+
+    def freeze_others(self, network: nn.Module, phase: TrainingPhase) -> None:
+        """Let the optimizer change the parameters of one phase only."""
+        if len(self) > 1:
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(name in self._trainable and name.startswith(phase.trains))
+
+    def check_curriculum(self, family: str) -> None:
+        """Check that a curriculum can be used.
+
+        Raises:
+            UserError: an objective needs rollouts, which follow no curriculum.
+        """
+        if any(phase.objective.needs_rollout for phase in self.phases):
+            what = f"Family '{family}' with these options can't be trained with a curriculum."
+            raise UserError(what, "Leave out [curriculum].")

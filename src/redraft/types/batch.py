@@ -1,0 +1,46 @@
+"""Training data: clean rows, corrupted batches and losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from redraft.types.request import Forward
+
+
+@dataclass
+class Batch:
+    """Clean training rows, padded on the right."""
+
+    ids: Tensor  # [B, L] int64
+    target: Tensor  # [B, L] bool: positions that noise may change and the loss includes; False in prompt and padding
+    valid: Tensor  # [B, L] bool: False is padding
+    prompt: Tensor | None  # [B] length of the leading prompt; None for plain text
+    bytes: Tensor  # [B] UTF-8 bytes of the target text, for bits per byte
+
+
+@dataclass
+class Prepared:
+    """A corrupted batch: the request to the network, and the targets that its answer is compared with.
+
+    Objectives that need more data declare a subclass with typed fields; ``train.device`` moves all tensors.
+    """
+
+    request: Forward
+    target: Tensor  # [N] clean ids at the target positions
+    weight: Tensor  # [N] weight of each target position in the loss
+    row: Tensor  # [N] batch row of each target position
+    rows: int  # B
+    tokens: int  # target tokens of the batch, the denominator of the loss
+    forbidden: Tensor  # [F] ids that get no probability
+
+
+@dataclass
+class LossTerms:
+    """A loss and its parts."""
+
+    loss: Tensor  # scalar to minimise, per target token
+    nats: Tensor  # [B] weighted negative log-likelihood (or bound) of each row's target, without auxiliary terms
+    tokens: int  # target tokens of the batch
+    is_bound: bool  # True: nats upper-bounds the exact value; False: it is the exact value
