@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from redraft.errors import UserError
 from redraft.noise import gaussian
-from redraft.samplers.base import Sampler
 from redraft.samplers.shared import vector_diffusion
-from redraft.types import Canvas, Output, Request, Spec, Step, VectorQuery
+from redraft.types import Canvas, Output, Request, Spec
 
 
 @dataclass(frozen=True)
-class Ddim(Sampler):
+class Ddim(vector_diffusion.VectorSampler):
     """Song et al. 2020 (arXiv:2010.02502): with the predicted clean x and noise n = (z_t - alpha_t x) / sigma_t,
 
         z_s = alpha_s x + sqrt(sigma_s^2 - d^2) n + d e,    d^2 = eta^2 v,    e ~ N(0, I)
@@ -25,38 +26,23 @@ class Ddim(Sampler):
     eta: float = 0.0
     slice: int = 256
 
-    retracts = True
-
     def start(self, canvas: Canvas, spec: Spec) -> vector_diffusion.VectorState:
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta = {self.eta} must lie in [0, 1].")
-        vector_diffusion.check_slice(self.slice)
-        return vector_diffusion.start(canvas, spec, self.steps)
+        return super().start(canvas, spec)
 
-    def plan(self, canvas: Canvas, state: vector_diffusion.VectorState, spec: Spec) -> list[Request]:
-        return vector_diffusion.plan(canvas, state, spec, self.steps, self.slice)
-
-    def apply(
-        self,
-        canvas: Canvas,
-        state: vector_diffusion.VectorState,
-        spec: Spec,
-        requests: list[Request],
-        outputs: list[Output],
-    ) -> tuple[vector_diffusion.VectorState, Step]:
-        for request, out in zip(requests, outputs, strict=True):
-            query = request.find(VectorQuery)
-            if query is None or query.kind != "predict":
-                continue
-            step = canvas.step[request.rows]
-            snr_t, snr_s = (vector_diffusion.log_snr(spec, at, self.steps) for at in (step, step + 1))
-            z, clean = vector_diffusion.predicted(request, out, spec, snr_t)
-            alpha_t, sigma_t = (part.to(z)[:, None] for part in gaussian.coefficients(snr_t))
-            alpha_s, sigma_s = (part.to(z)[:, None] for part in gaussian.coefficients(snr_s))
-            _, variance = gaussian.Gaussian().posterior(z, clean, snr_s.to(z)[:, None], snr_t.to(z)[:, None])
-            fresh = self.eta**2 * variance.clamp(min=0)
-            new = alpha_s * clean + (sigma_s.square() - fresh).clamp(min=0).sqrt() * (z - alpha_t * clean) / sigma_t
-            if self.eta:
-                new = new + fresh.sqrt() * vector_diffusion.noise(canvas, request, z.shape[2])
-            state = vector_diffusion.moved(state, request, new, clean)
-        return state, vector_diffusion.step_of(canvas, spec, requests, outputs, self.steps)
+    def advance(
+        self, canvas: Canvas, state: vector_diffusion.VectorState, spec: Spec, request: Request, out: Output
+    ) -> tuple[Tensor, Tensor]:
+        """The vectors of DDIM after the step, and the predicted clean ones, [R, W, Z] each."""
+        step = canvas.step[request.rows]
+        snr_t, snr_s = (vector_diffusion.log_snr(spec, at, self.steps) for at in (step, step + 1))
+        z, clean = vector_diffusion.predicted(request, out, spec, snr_t)
+        alpha_t, sigma_t = (part.to(z)[:, None] for part in gaussian.coefficients(snr_t))
+        alpha_s, sigma_s = (part.to(z)[:, None] for part in gaussian.coefficients(snr_s))
+        _, variance = gaussian.Gaussian().posterior(z, clean, snr_s.to(z)[:, None], snr_t.to(z)[:, None])
+        fresh = self.eta**2 * variance.clamp(min=0)
+        new = alpha_s * clean + (sigma_s.square() - fresh).clamp(min=0).sqrt() * (z - alpha_t * clean) / sigma_t
+        if self.eta:
+            new = new + fresh.sqrt() * vector_diffusion.noise(canvas, request, z.shape[2])
+        return new, clean

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from redraft.errors import UserError
 from redraft.noise import gaussian
-from redraft.samplers.base import Sampler
 from redraft.samplers.shared import vector_diffusion
-from redraft.types import Canvas, Output, Request, Spec, Step, VectorQuery
+from redraft.types import Canvas, Output, Request, Spec
 
 
 @dataclass(frozen=True)
-class DpmSolver(Sampler):
+class DpmSolver(vector_diffusion.VectorSampler):
     """DPM-Solver++(2M) of Lu et al. 2022 (arXiv:2211.01095, algorithm 2). With l half the log-SNR, h = l_s - l_t, and x
     the predicted clean vectors,
 
@@ -29,41 +29,26 @@ class DpmSolver(Sampler):
     order: int = 2
     slice: int = 256
 
-    retracts = True
-
     def start(self, canvas: Canvas, spec: Spec) -> vector_diffusion.VectorState:
         if self.order not in (1, 2):
             raise UserError(f"order = {self.order} must be 1 or 2.")
-        vector_diffusion.check_slice(self.slice)
-        return vector_diffusion.start(canvas, spec, self.steps)
+        return super().start(canvas, spec)
 
-    def plan(self, canvas: Canvas, state: vector_diffusion.VectorState, spec: Spec) -> list[Request]:
-        return vector_diffusion.plan(canvas, state, spec, self.steps, self.slice)
-
-    def apply(
-        self,
-        canvas: Canvas,
-        state: vector_diffusion.VectorState,
-        spec: Spec,
-        requests: list[Request],
-        outputs: list[Output],
-    ) -> tuple[vector_diffusion.VectorState, Step]:
-        for request, out in zip(requests, outputs, strict=True):
-            query = request.find(VectorQuery)
-            if query is None or query.kind != "predict":
-                continue
-            step = canvas.step[request.rows]
-            snr_before, snr_t, snr_s = (
-                vector_diffusion.log_snr(spec, at.clamp(min=0), self.steps) for at in (step - 1, step, step + 1)
-            )
-            z, clean = vector_diffusion.predicted(request, out, spec, snr_t)
-            h, h_before = (snr_s - snr_t) / 2, (snr_t - snr_before) / 2
-            inner = (step > 0) & (step + 1 < self.steps) & (h > 1e-6) & (h_before > 1e-6)
-            weight = torch.where(inner & (self.order == 2), h / (2 * h_before.clamp(min=1e-6)), 0.0)
-            previous = state.clean[request.rows].gather(1, request.targets.clamp(min=0)[..., None].expand_as(z))
-            extrapolated = clean + weight.to(z)[:, None, None] * (clean - previous)
-            alpha, sigma_s = (part.to(z)[:, None] for part in gaussian.coefficients(snr_s))
-            _, sigma_t = (part.to(z)[:, None] for part in gaussian.coefficients(snr_t))
-            new = sigma_s / sigma_t * z - alpha * torch.expm1(-h).to(z)[:, None, None] * extrapolated
-            state = vector_diffusion.moved(state, request, new, clean)
-        return state, vector_diffusion.step_of(canvas, spec, requests, outputs, self.steps)
+    def advance(
+        self, canvas: Canvas, state: vector_diffusion.VectorState, spec: Spec, request: Request, out: Output
+    ) -> tuple[Tensor, Tensor]:
+        """The vectors of DPM-Solver++ after the step, and the predicted clean ones, [R, W, Z] each."""
+        step = canvas.step[request.rows]
+        snr_before, snr_t, snr_s = (
+            vector_diffusion.log_snr(spec, at.clamp(min=0), self.steps) for at in (step - 1, step, step + 1)
+        )
+        z, clean = vector_diffusion.predicted(request, out, spec, snr_t)
+        h, h_before = (snr_s - snr_t) / 2, (snr_t - snr_before) / 2
+        inner = (step > 0) & (step + 1 < self.steps) & (h > 1e-6) & (h_before > 1e-6)
+        weight = torch.where(inner & (self.order == 2), h / (2 * h_before.clamp(min=1e-6)), 0.0)
+        previous = state.clean[request.rows].gather(1, request.targets.clamp(min=0)[..., None].expand_as(z))
+        extrapolated = clean + weight.to(z)[:, None, None] * (clean - previous)
+        alpha, sigma_s = (part.to(z)[:, None] for part in gaussian.coefficients(snr_s))
+        _, sigma_t = (part.to(z)[:, None] for part in gaussian.coefficients(snr_t))
+        new = sigma_s / sigma_t * z - alpha * torch.expm1(-h).to(z)[:, None, None] * extrapolated
+        return new, clean

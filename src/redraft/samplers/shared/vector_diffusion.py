@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from redraft.canvas import extent, joined
 from redraft.errors import UserError
 from redraft.noise import gaussian
+from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common, uniform_noise
 from redraft.types import (
     GIVEN,
@@ -36,6 +38,39 @@ class VectorState:
     clean: Tensor  # [B, C, Z] the last prediction
 
 
+class VectorSampler(Sampler):
+    """A sampler that predicts all vectors in each of ``steps`` passes, and computes the next vectors in ``advance``."""
+
+    steps: int
+    slice: int  # latent models: decoded tokens of each row per pass
+
+    retracts = True
+
+    def start(self, canvas: Canvas, spec: Spec) -> VectorState:
+        if self.slice < 1:
+            raise UserError(f"slice = {self.slice} must be at least 1.")
+        return start(canvas, spec, self.steps)
+
+    def plan(self, canvas: Canvas, state: VectorState, spec: Spec) -> list[Request]:
+        return plan(canvas, state, spec, self.steps, self.slice)
+
+    def apply(
+        self, canvas: Canvas, state: VectorState, spec: Spec, requests: list[Request], outputs: list[Output]
+    ) -> tuple[VectorState, Step]:
+        for request, out in zip(requests, outputs, strict=True):
+            query = request.find(VectorQuery)
+            if query is not None and query.kind == "predict":
+                new, clean = self.advance(canvas, state, spec, request, out)
+                state = moved(state, request, new, clean)
+        return state, step_of(canvas, spec, requests, outputs, self.steps)
+
+    @abstractmethod
+    def advance(
+        self, canvas: Canvas, state: VectorState, spec: Spec, request: Request, out: Output
+    ) -> tuple[Tensor, Tensor]:
+        """The vectors after the step and the predicted clean ones, [R, W, Z] each."""
+
+
 def start(canvas: Canvas, spec: Spec, steps: int) -> VectorState:
     """Vectors of pure noise.
 
@@ -59,12 +94,6 @@ def start(canvas: Canvas, spec: Spec, steps: int) -> VectorState:
     positions = torch.arange(width).expand(len(canvas.ids), -1)
     z = gaussian.keyed_normal(canvas.seed, torch.full_like(canvas.seed, _INITIAL), positions, facts.width).float()
     return VectorState(z, torch.zeros_like(z))
-
-
-def check_slice(slice: int) -> None:
-    """Raises UserError if ``slice`` is less than one token per pass."""
-    if slice < 1:
-        raise UserError(f"slice = {slice} must be at least 1.")
 
 
 def continuous(spec: Spec) -> Continuous:
