@@ -13,23 +13,24 @@ from pathlib import Path
 
 import pytest
 
+from tests import preloaded
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 
+def settings(**more: str) -> dict[str, str]:
+    """An environment with this package and the scripts of this Python first."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
 def run(arguments: list[str], **environment: str) -> str:
-    """What a program prints, run in the checkout with this package and the scripts of this Python first."""
-    scripts = Path(sys.executable).parent
+    """What a program prints, run in the checkout."""
     done = subprocess.run(
         arguments,
         cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT / "src"),
-            "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        },
+        env=settings(**environment),
         capture_output=True,
         text=True,
         check=False,
@@ -90,13 +91,15 @@ def test_the_life_of_a_model(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = run(
-        ["bash", "examples/life_of_a_model.sh", "--quick", str(tmp_path)],
-        LIFE_TOKENS="2048",
-        LIFE_ROWS="24",
-        LIFE_STUDY_TOKENS="1000",
-        LIFE_PORT=str(port),
-    )
+    with preloaded.command(tmp_path, settings()) as scripts:
+        told = run(
+            ["bash", "examples/life_of_a_model.sh", "--quick", str(tmp_path)],
+            PATH=f"{scripts}{os.pathsep}{settings()['PATH']}",
+            LIFE_TOKENS="2048",
+            LIFE_ROWS="24",
+            LIFE_STUDY_TOKENS="1000",
+            LIFE_PORT=str(port),
+        )
     steps = re.findall(r"== (\d)\. ", told)
     assert steps == [str(number) for number in range(1, 9)]
     for name in ("small-masked/config.json", "tuning/tune.json", "verdict/report.html", "llama/model.safetensors"):
