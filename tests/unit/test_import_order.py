@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "redraft"
 TIERS = [
     {"errors"},
     {"options", "registry"},
-    {"types", "lora", "settings", "keyword_settings", "config", "files", "hub", "shipped", "runtime"},
+    {"types", "lora", "settings", "keyword_settings", "config", "files", "gguf_file", "hub", "shipped", "runtime"},
     {"data", "noise", "models", "weights"},
     {"presets", "canvas", "samplers", "guidance", "caches", "constraints"},
     {"objectives"},

@@ -1,11 +1,16 @@
-"""Shipped checkpoints: their folder, their model cards, and their checksums."""
+"""Shipped checkpoints and packaged models: where they are, their model cards, and their checksums."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from redraft.shipped import PackagedModel
 
 SUMS = "SHA256SUMS"  # written by sha256sum
 
@@ -38,6 +43,34 @@ def facts(model: Path) -> dict[str, Any]:
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     size = sum(path.stat().st_size for path in model.iterdir() if path.is_file())
     return {"name": model.name, "path": str(model), "megabytes": round(size / 1e6, 2), "config": config} | _card(model)
+
+
+def packaged_facts() -> list[dict[str, Any]]:
+    """The same about pretrained models in Python packages; ``path`` is None if the package is not installed."""
+    from redraft.shipped import PACKAGED
+
+    rows = []
+    for name, model in PACKAGED.items():
+        path = model.path
+        size = 0 if path is None else path.stat().st_size
+        card = f"{model.summary}, from the package {model.package} ({model.licence})."
+        card += "" if path is not None else " To install it: make pretrained."
+        about = {"path": None if path is None else str(path), "megabytes": round(size / 1e6, 2), "card": card}
+        rows.append({"name": name, **about, "package": model.package, "origin": model.origin})
+    return rows
+
+
+def packaged_state(model: PackagedModel) -> str:
+    """Of a packaged model: "not installed", or as ``sha256`` in the package's own list says, intact or damaged."""
+    path = model.path
+    if path is None:
+        return "not installed"
+    listed = metadata.files(model.package.partition("==")[0]) or []
+    recorded = next((file.hash for file in listed if str(file) == model.file), None)
+    with path.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").digest()
+    same = recorded is None or recorded.value == base64.urlsafe_b64encode(digest).decode().rstrip("=")
+    return "intact" if same else "damaged"
 
 
 def _card(model: Path) -> dict[str, str]:

@@ -29,6 +29,7 @@ _OPTIONAL = {  # package -> what needs it, and the extra that installs it
     "rouge-score": ("ROUGE", "eval"),
     "scipy": ("intervals over several seeds", "eval"),
     "scikit-learn": ("the nearest-example baseline of a comparison", "eval"),
+    "gguf": ("GGUF files and packaged models", "gguf"),
 }
 
 _LEAST_DISK_GB = 0.2  # too little to train or save a model
@@ -93,7 +94,9 @@ def doctor(
     problems = [*_package_problems(found["packages"]), *_machine_problems(found, where)]
     zoo, zoo_problems = _zoo()
     problems += zoo_problems
-    found |= {"zoo": zoo, "problems": [asdict(problem) for problem in problems]}
+    packaged, packaged_problems = _packaged()
+    problems += packaged_problems
+    found |= {"zoo": zoo, "packaged": packaged, "problems": [asdict(problem) for problem in problems]}
     found["ok"] = not any(problem.needed for problem in problems)
     if not as_json:
         _show(found)
@@ -213,6 +216,17 @@ def _zoo() -> tuple[list[dict[str, Any]], list[Problem]]:
     return [{"file": name, "state": state} for name, state in states.items()], problems
 
 
+def _packaged() -> tuple[dict[str, str], list[Problem]]:
+    """State of each packaged model: intact, damaged or not installed."""
+    from redraft.cli._zoo import packaged_state
+    from redraft.shipped import PACKAGED
+
+    states = {name: packaged_state(model) for name, model in PACKAGED.items()}
+    damaged = [name for name, state in states.items() if state == "damaged"]
+    remedy = "Install it again: make pretrained."
+    return states, [Problem(f"The packaged model '{name}' is damaged.", remedy, needed=True) for name in damaged]
+
+
 def _show(found: dict[str, Any]) -> None:
     speeds = found["matmul_gflops"]
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
@@ -224,6 +238,7 @@ def _show(found: dict[str, Any]) -> None:
         ("matmul", f"{speeds['float32']} GFLOP/s float32, {speeds['bfloat16']} GFLOP/s bfloat16"),
         ("memory", f"{found['copy_gb_per_second']} GB/s copied (read and write)"),
         ("zoo", f"{sum(f['state'] == 'intact' for f in found['zoo'])} of {len(found['zoo'])} files intact"),
+        ("packaged", ", ".join(f"{name} {state}" for name, state in found["packaged"].items())),
     ):
         typer.echo(f"{name:9} {text}")
     for problem in found["problems"]:

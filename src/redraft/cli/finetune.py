@@ -44,7 +44,7 @@ def finetune(
     Defaults: a learning rate of 3e-4, and three passes over the data if no budget is given. If the run is interrupted,
     the same command resumes it from the last checkpoint.
     """
-    from redraft.loading import family_of, resolve
+    from redraft.loading import family_of, stable_name
 
     start = t.require(model, "from_", "--from")
     t.require(data, "source", "--data")
@@ -54,7 +54,7 @@ def finetune(
         "data": data,
         "family": family or family_of(start),
         "curriculum": curriculum,
-        "model": {"from": str(resolve(start).resolve())},
+        "model": {"from": stable_name(start)},
         "lora": _lora(lora),
         "train": {"lr": LEARNING_RATE, **training},
     }

@@ -129,10 +129,10 @@ def _presets(device: str) -> list[dict[str, Any]]:
 
 
 def _checkpoints() -> list[dict[str, Any]]:
-    from redraft.cli._zoo import facts
+    from redraft.cli._zoo import facts, packaged_facts
     from redraft.shipped import zoo
 
-    return [facts(path) for path in zoo().values()]
+    return [*map(facts, zoo().values()), *packaged_facts()]
 
 
 def _listing(title: str) -> Callable[[list[dict[str, Any]]], list[str]]:
@@ -168,8 +168,12 @@ def _preset_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 def _checkpoint_lines(rows: list[dict[str, Any]]) -> list[str]:
     none = ["  None found. Run redraft in its checkout, or set REDRAFT_ZOO to a folder of checkpoints."]
-    lines = [f"  {one['name']:20} {one['megabytes']} MB. {one.get('card', '')}" for one in rows]
+    lines = [f"  {one['name']:20} {_size(one)}. {one.get('card', '')}" for one in rows]
     return ["Checkpoints (--model NAME)", *(lines or none)]
+
+
+def _size(one: dict[str, Any]) -> str:
+    return "not installed" if one["path"] is None else f"{one['megabytes']} MB"
 
 
 _SHOWN: dict[str, Callable[[list[dict[str, Any]]], list[str]]] = {

@@ -8,8 +8,9 @@ from pathlib import Path
 from redraft.compare.study import BUDGETS, Study
 from redraft.data.examples import Columns, paired
 from redraft.errors import UserError, suggest
-from redraft.loading import family_of, resolve
-from redraft.shipped import zoo
+from redraft.gguf_file import is_gguf
+from redraft.loading import family_of, stable_name
+from redraft.shipped import check_installed, named_models, zoo
 
 SCRATCH = "scratch"  # instead of a checkpoint: train from scratch
 _SHIPPED = {True: "pairs", False: "base"}  # shipped models for pairs, and for plain text
@@ -49,19 +50,19 @@ def find_bases(named: Sequence[str], families: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in named:
         if _exists(name):
-            folder = resolve(name).resolve()
-            found[family_of(folder)["name"]] = str(folder)
+            found[family_of(name)["name"]] = stable_name(name)
             continue
         for family in families:
             if not _exists(f"{name}-{family}"):
                 what = f"--from {name}: there is no checkpoint '{name}' and no '{name}-{family}'."
-                raise UserError(what, suggest(name, zoo()))
-            found[family] = str(resolve(f"{name}-{family}").resolve())
+                raise UserError(what, suggest(name, named_models()))
+            found[family] = stable_name(f"{name}-{family}")
     return found
 
 
 def _exists(name: str) -> bool:
-    return name in zoo() or (Path(name) / "config.json").is_file()
+    check_installed(name)
+    return name in named_models() or (Path(name) / "config.json").is_file() or is_gguf(name)
 
 
 def _text(value: object) -> str | None:

@@ -25,6 +25,7 @@ from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.items import Item, make_items
 from redraft.families import build_family
 from redraft.files import disk_error, read_json, write_atomically
+from redraft.gguf_file import is_gguf
 from redraft.loading import family_of, load, resolve
 from redraft.registry import find
 from redraft.train.recipe import Recipe
@@ -49,8 +50,9 @@ class Base:
         """Load the checkpoint once and keep the facts."""
         model = load(name_or_path, "cpu")
         shape = model.network.config
-        own = read_json(resolve(name_or_path) / "config.json").get("family")
-        table = own or family_of(name_or_path)  # a public checkpoint has no family of its own
+        folder = resolve(name_or_path)
+        own = {} if is_gguf(folder) else read_json(folder / "config.json")
+        table = own.get("family") or family_of(name_or_path)  # a public checkpoint has no family of its own
         return cls(
             model.family_name, table, model.network.parameter_count, shape.dim, shape.max_length, model.tokenizer
         )

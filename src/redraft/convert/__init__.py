@@ -7,11 +7,12 @@ have, or a value that redraft's networks don't compute, is an error that names i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from redraft.convert.shared import gguf
 from redraft.convert.shared.format import Format, Translation
 from redraft.convert.shared.keys import Keys
 from redraft.data.vocabulary import Vocabulary, find_ids
@@ -47,21 +48,47 @@ def open_foreign(folder: Path, config: Mapping[str, Any], given: Mapping[str, in
     Raises:
         UserError: unknown format, a key or value that is not supported, missing or corrupt files.
     """
+    return _open(folder, folder / "config.json", config, given or {}, lambda: Files(folder))
+
+
+def open_gguf(file: Path, given: Mapping[str, int] | None = None) -> Foreign:
+    """The same for a GGUF file, which stands for the Hugging Face checkpoint that it was made from.
+
+    Args:
+        given: ids of special tokens by name ("mask") that the file doesn't name.
+    Raises:
+        UserError: a damaged file, or a key, value or type that is not supported.
+    """
+    config, files = gguf.read(file)
+    found = _open(file, file, config, given or {}, lambda: files)
+    own = dict(found.network.named_parameters())
+    for name, place in found.plan.layout.places.items():
+        wanted = tuple(place.view(own[place.name]).shape)
+        if name not in files.where:
+            raise UserError(f"{file}: the tensor for '{name}' is missing.", "Copy or download the file again.")
+        if files.shape(name) != wanted:
+            what = f"{file}: tensor '{files.stored_names[name]}' has shape {list(files.shape(name))}"
+            raise UserError(f"{what}, the metadata need {list(wanted)}.", "Copy or download the file again.")
+    return found
+
+
+def _open(
+    model: Path, file: Path, config: Mapping[str, Any], given: Mapping[str, int], open_files: Callable[[], Files]
+) -> Foreign:
     from redraft.models import empty
 
-    file = folder / "config.json"
     keys = Keys(config, file)
-    ids = find_ids(folder, config, _max_ids(config), given or {})
-    stated = {f"{key}_token_id": number for key, number in (given or {}).items()}
+    ids = find_ids(model, config, _max_ids(config), given)
+    stated = {f"{key}_token_id": number for key, number in given.items()}
     format_name = recognise({**config, **stated}, ids, file)
-    files = Files(folder)
+    files = open_files()
     plan: Translation = find("convert", format_name).read(keys, files.names, ids)
     keys.finish()
     network = empty(plan.network, str(file))
     mask = ids.mask if ids.mask >= 0 or plan.mask is None else plan.mask
     forbidden = (mask,) if plan.forbid_mask and mask >= 0 else ()
     ids = replace(ids, size=network.config.vocab_size, mask=mask, forbidden=forbidden)
-    return Foreign(format_name, plan, network, files, Vocabulary(ids, folder))
+    return Foreign(format_name, plan, network, files, Vocabulary(ids, model))
 
 
 def recognise(config: Mapping[str, Any], ids: Ids, file: Path) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from redraft.data.gguf_tokenizer import read_part
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError, suggest
 
@@ -28,20 +29,21 @@ _SPEAKERS = {"user": "User: ", "assistant": "Assistant: "}
 
 
 def template_of(folder: Path, name: str = "default") -> str | None:
-    """The chat template of a model folder; None if it has none.
+    """The chat template of a model folder or a GGUF file; None if it has none.
 
     Args:
         name: which template, if the folder has several.
     Raises:
         UserError: the file can't be read, or there is no template of that name.
     """
-    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    if not config.is_file():
+    config = folder / "tokenizer_config.json"
+    template, described = read_part(folder, "chat_template.jinja"), read_part(folder, config.name)
+    if template is not None:
+        return template.decode("utf-8")
+    if described is None:
         return None
     try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+        found = json.loads(described).get("chat_template")
     except ValueError as error:
         raise UserError(f"'{config}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
     if isinstance(found, list):  # several named templates

@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from redraft.data.gguf_tokenizer import read_part
 from redraft.errors import UserError
 from redraft.files import write_atomically
 
@@ -365,18 +366,19 @@ def read_specials(folder: Path) -> dict[str, str]:
     Raises:
         UserError: a file is not valid JSON.
     """
-    named = [_read_names(folder / name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    named = [_read_names(folder, name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
     return named[0] | named[1]
 
 
-def _read_names(file: Path) -> dict[str, str]:
+def _read_names(folder: Path, name: str) -> dict[str, str]:
     """The ``*_token`` entries of a tokenizer configuration: a string, or a mapping with its ``content``."""
-    if not file.is_file():
+    content = read_part(folder, name)
+    if content is None:
         return {}
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(content)
     except ValueError as error:
-        raise UserError(f"'{file}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
+        raise UserError(f"'{folder / name}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
     found = {}
     for key in (*SPECIALS, *EXTRAS):
         value = values.get(f"{key}_token")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 
 import tokenizers
 
+from redraft.data.gguf_tokenizer import read_part, read_tokenizer
 from redraft.data.tokenizer import EXTRAS, SPECIALS, Tokenizer, name_specials, read_specials
 from redraft.errors import UserError
 from redraft.files import write_atomically
+from redraft.gguf_file import is_gguf
 
 NONE = -1  # the id of a special token that the checkpoint lacks
 _MASK = "<|mask|>"
@@ -159,16 +160,18 @@ class Vocabulary(Tokenizer):
         tokenizer.json."""
         if self.folder is None:
             return
-        for name in _FILES:
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, Path(folder) / name)
-        older = self._backend is not None and not (self.folder / "tokenizer.json").is_file()
+        parts = {name: read_part(self.folder, name) for name in _FILES}
+        for name, content in parts.items():
+            if content is not None:
+                write_atomically(Path(folder) / name, content)
+        older = self._backend is not None and parts["tokenizer.json"] is None
         if self.added or older:
             write_atomically(Path(folder) / "tokenizer.json", self.backend.to_str(pretty=True))
-            named = _read(self.folder / "tokenizer_config.json")
+            named = _read(self.folder, "tokenizer_config.json")
             named |= {"mask_token": _MASK} if self.added else {}
             if older:  # the tokenizer.json replaces the Python code of the checkpoint
-                named = {**named, "tokenizer_class": _OLDER[named["tokenizer_class"]][0]}
+                name = str(named["tokenizer_class"])
+                named = {**named, "tokenizer_class": _OLDER[name][0] if name in _OLDER else name}
                 named.pop("auto_map", None)
             write_atomically(Path(folder) / "tokenizer_config.json", json.dumps(named, indent=2) + "\n")
 
@@ -203,13 +206,16 @@ class Vocabulary(Tokenizer):
 
 
 def read_backend(folder: Path) -> tokenizers.Tokenizer | None:
-    """The tokenizer of a folder: ``tokenizer.json``, or one made from the older files of GPT-2, Qwen2, Dream and BERT.
+    """The tokenizer of a folder: ``tokenizer.json``, or one made from the older files of GPT-2, Qwen2, Dream and BERT;
+    or that of a GGUF file.
 
-    None if the folder has no tokenizer files.
+    None if there are no tokenizer files.
 
     Raises:
         UserError: the tokenizer is corrupt or in an unsupported format.
     """
+    if is_gguf(folder):
+        return read_tokenizer(folder)
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
@@ -218,7 +224,7 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer | None:
             raise UserError(f"'{file}' is corrupt: {error}.", "Copy or download it again.") from None
     if not any((folder / name).is_file() for name in _FILES):
         return None
-    kind = str(_read(folder / "tokenizer_config.json").get("tokenizer_class"))
+    kind = str(_read(folder, "tokenizer_config.json").get("tokenizer_class"))
     name, needed = _OLDER.get(kind, ("", ()))
     if not name or not all((folder / part).is_file() for part in needed):
         raise UserError(
@@ -250,7 +256,7 @@ def find_ids(folder: Path, config: Mapping[str, Any], size: int, given: Mapping[
     Raises:
         UserError: an id is not a whole number.
     """
-    generation = _read(folder / "generation_config.json")
+    generation = _read(folder, "generation_config.json")
     by_name: dict[str, int | None] = {}
     backend = read_backend(folder)
     if backend is not None:
@@ -278,11 +284,12 @@ def find_ids(folder: Path, config: Mapping[str, Any], size: int, given: Mapping[
     return replace(Ids(size), **known, stop_ids=tuple(others))
 
 
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    content = read_part(folder, name)
+    if content is None:
         return {}
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(content)
     except ValueError as error:
-        raise UserError(f"'{file}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
+        raise UserError(f"'{folder / name}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
     return values if isinstance(values, dict) else {}

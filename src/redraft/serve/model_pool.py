@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from redraft.adapters import is_adapter
 from redraft.data.chat import template_of
 from redraft.errors import UserError, suggest
 from redraft.generation.start import check_settings
+from redraft.gguf_file import is_gguf
 from redraft.loading import ModelInfo, load, model_info, resolve
 from redraft.model import Model
 from redraft.serve.engine import Engine, EngineLimits
@@ -68,7 +70,7 @@ class ModelPool:
     ) -> None:
         """
         Args:
-            models: folders, shipped checkpoints or names on the hub; ``NAME=MODEL`` sets the name.
+            models: folders, GGUF files, shipped or packaged models, or names on the hub; ``NAME=MODEL`` sets the name.
         Raises:
             UserError: there is no such model, its configuration is invalid, or two models have the same name.
         """
@@ -78,11 +80,12 @@ class ModelPool:
             name, folder = _name_and_folder(model)
             if name in self.entries:
                 raise UserError(f"Two models have the name '{name}'.", f"Rename one: OTHER={model}.")
-            if not (folder / "config.json").is_file():
+            if is_adapter(folder):
                 raise UserError(
                     f"'{model}' is an adapter.", "Merge it first: redraft convert BASE DST --adapter FOLDER."
                 )
-            created = int((folder / "config.json").stat().st_mtime)
+            described = folder if is_gguf(folder) else folder / "config.json"
+            created = int(described.stat().st_mtime)
             self.entries[name] = ModelEntry(name, folder, model_info(folder), template_of(folder), created)
 
     def find(self, name: str) -> ModelEntry:
@@ -128,12 +131,12 @@ class ModelPool:
 
 
 def _name_and_folder(model: str) -> tuple[str, Path]:
-    """The name and the folder of a model. A model of the hub keeps its name there, not that of its snapshot folder."""
+    """The name and the folder (or GGUF file) of a model. One of the hub keeps its name there, not its snapshot's."""
     name, given, rest = model.partition("=")
     if given and name and not Path(model).exists():
         return name, resolve(rest).resolve()
     folder = resolve(model)
-    return (folder.resolve().name if folder == Path(model) else model), folder.resolve()
+    return (folder.resolve().name.removesuffix(".gguf") if folder == Path(model) else model), folder.resolve()
 
 
 def _working_samplers(model: Model) -> list[str]:

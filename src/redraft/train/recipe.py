@@ -113,7 +113,7 @@ class Recipe:
         """The checkpoint to start from: a folder found in the same way as data, else its name."""
         roots = (self.data.data_root, os.environ.get("REDRAFT_DATA", ""), self.folder)
         places = [Path(root).expanduser() / self.model.from_ for root in roots if root]
-        return next((str(place) for place in places if place.is_dir()), self.model.from_)
+        return next((str(place) for place in places if place.exists()), self.model.from_)
 
 
 def dump_toml(tables: Mapping[str, Any]) -> str:

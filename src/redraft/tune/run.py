@@ -298,7 +298,8 @@ class Tuning:
 def weights_mark(folder: Path) -> str:
     """A hash that tells one model from another without reading all weights: of the names, sizes and times of the
     weight files, and of the configuration."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     about = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    config = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    described = folder / "config.json"
+    config = hashlib.sha256(described.read_bytes() if described.is_file() else b"").hexdigest()
     return digest([about, config])

@@ -10,6 +10,7 @@ from typing import Any
 from redraft import config
 from redraft.errors import UserError
 from redraft.files import atomic_folder, read_json, write_atomically
+from redraft.gguf_file import is_gguf
 from redraft.loading import resolve
 from redraft.options import search_space
 from redraft.settings import Settings
@@ -26,7 +27,7 @@ def check_place(name: str, to: Path | None) -> Path:
         UserError: a shipped checkpoint, whose files have checksums, or a public one in another format.
     """
     folder = resolve(name)
-    if "redraft_format" not in read_json(folder / "config.json"):
+    if is_gguf(folder) or "redraft_format" not in read_json(folder / "config.json"):
         raise UserError(
             f"'{name}' is a checkpoint in another format: settings can't be stored beside it.",
             "Use --dry-run, or convert it first: redraft convert SRC DST.",
