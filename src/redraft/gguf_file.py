@@ -151,8 +151,7 @@ class GgufFile:
         import numpy as np
         import torch
 
-        kind, one = self.types[name], self.stored[name]
-        raw = np.frombuffer(self._bytes, np.uint8, self._size(one, kind), self._begin + one.offset)
+        raw, kind, one = self.raw(name), self.types[name], self.stored[name]
         if kind.name in ("F32", "F16", "BF16"):
             stored = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind.name]
             return torch.from_numpy(raw.copy()).view(stored).view(one.shape)
@@ -162,6 +161,17 @@ class GgufFile:
         for begin in range(0, len(rows), step):
             whole[begin : begin + step] = need_gguf().dequantize(rows[begin : begin + step], kind)
         return torch.from_numpy(whole).view(one.shape)
+
+    def raw(self, name: str) -> np.ndarray:
+        """The bytes [n] of a tensor, without copying them.
+
+        Raises:
+            UserError: as for ``types``.
+        """
+        import numpy as np
+
+        kind, one = self.types[name], self.stored[name]
+        return np.frombuffer(self._bytes, np.uint8, self._size(one, kind), self._begin + one.offset)
 
     def damaged(self, what: str) -> UserError:
         """The error for a damaged file."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from redraft.errors import UserError
-from redraft.parity import adapted, autoregressive, bd3lm, dream, latent_diffusion, llada, llada2_moe, mdlm, sedd
+from redraft.parity import adapted, autoregressive, bd3lm, dream, gguf, latent_diffusion, llada, llada2_moe, mdlm, sedd
 from redraft.parity.outputs import model_logits
 from redraft.parity.reference import IDS, NOTHING, Check, Reference, Suite
 
@@ -22,6 +22,10 @@ CHECKS: dict[str, Suite] = {
     "llama": autoregressive.SUITE,
     "qwen2": autoregressive.SUITE,
     "qwen3": autoregressive.SUITE,
+    "gguf_blocks": gguf.BLOCKS,
+    "gguf_llama": gguf.SUITE,
+    "gguf_qwen2": gguf.SUITE,
+    "gguf_qwen3": gguf.SUITE,
     "llada": llada.SUITE,
     "dream": dream.SUITE,
     "diffugpt": adapted.SUITE,

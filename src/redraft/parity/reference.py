@@ -87,7 +87,7 @@ class Reference:
         return found
 
     def unread(self) -> list[str]:
-        """Names (``file.key``) of recorded values that no check has read."""
+        """Names (``file.key``) of recorded values that no check has read, and other files."""
         from safetensors import safe_open
 
         names = set()
@@ -96,6 +96,8 @@ class Reference:
             prefix = "".join(f"{part}/" for part in above) + f"{path.stem}."
             if path.suffix == ".json":
                 names |= {prefix + key for key in read_json(path)}
+            elif path.suffix != ".safetensors":
+                names.add(prefix + path.suffix[1:])
             else:
                 with safe_open(str(path), "pt") as opened:
                     names |= {prefix + key for key in opened.keys()}  # noqa: SIM118 not a mapping
@@ -114,7 +116,7 @@ class Reference:
         a, b = torch.tensor(found), torch.tensor(expected)
         if a.shape != b.shape:
             return Check(self.model, what, 1.0, IDS, False, f"shapes {list(a.shape)} and {list(b.shape)}")
-        share = float((a != b).double().mean())
+        share = float((a != b).double().mean()) if a.numel() else 0.0
         return Check(self.model, what, share, IDS, share == 0)
 
     @property
