@@ -16,6 +16,7 @@ from redraft.errors import UserError
 from redraft.generation.loop import Loop, Method
 from redraft.models.parts.backbone import Backbone
 from redraft.objectives.base import Objective
+from redraft.objectives.shared import vocabulary
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared.common import length_request
 from redraft.types import Batch, Canvas, Forward, LossTerms, Network, Output, Request, Spec, Step
@@ -336,7 +337,7 @@ _REPEATS = 16  # batches of ``score``; they give its standard error to about a f
 
 def _once(network: Network, objective: Objective, batch: Batch, spec: Spec, generator: torch.Generator) -> LossTerms:
     prepared, _ = prepare_batch(objective, batch, spec, generator, {"main": network})
-    return objective.loss(network(prepared.request), prepared)
+    return vocabulary.evaluate(network, objective, prepared)
 
 
 def prepare_batch(
@@ -358,15 +359,14 @@ def prepare_batch(
             rollout = passes.send(answer)  # type: ignore[arg-type] # a generator starts with None
         except StopIteration as finished:
             return finished.value, requests
-        request = rollout.request
-        requests.append(request)
-        network = networks[request.network]
-        where = network.device if isinstance(network, Backbone) else request.tokens.device
+        requests.append(rollout.request)
+        network = networks[rollout.request.network]
+        where = network.device if isinstance(network, Backbone) else rollout.request.tokens.device
         with (
             nullcontext() if rollout.with_gradient else _evaluating(network, torch.no_grad()),
             torch.autocast(where.type, torch.bfloat16) if bfloat16 else nullcontext(),
         ):
-            answer = network(request)
+            answer = vocabulary.answer(network, rollout.request, rollout.reduce)
 
 
 def _to(batch: Batch, device: torch.device | str) -> Batch:

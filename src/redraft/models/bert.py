@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from redraft.errors import UserError
 from redraft.models.parts.attention import Attention, AttentionContext, attention_context, rotary_positions
-from redraft.models.parts.backbone import Backbone, gather_targets
+from redraft.models.parts.backbone import EVERY, Backbone, gather_targets
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.mlp import Activation, Mlp, activate
@@ -92,10 +92,14 @@ class Bert(Backbone):
         cost = super().forward_cost()
         return replace(cost, prediction=cost.prediction + 2 * matrix_entries(self.transform))
 
-    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
-        """Flat logits [N, V] in the order of ``request.targets >= 0``."""
+    def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """The last hidden states [N, D] of the target positions."""
         context = attention_context(request, self.unrotated, store, restart=False)
         x = self.embed(request) + self.positions(rotary_positions(request, restart=False).to(self.device))
         x = gather_targets(self.run(self.embedding_norm(x + self.segments.weight[0]), context), request, 0)
         x = self.norm(activate(self.transform(x), self.config.activation))
-        return F.linear(x, self.embedding.weight if self.head is None else self.head.weight, self.bias)
+        return x
+
+    def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
+        """Hidden states [n, D] -> logits [n, V]."""
+        return F.linear(states, self.embedding.weight if self.head is None else self.head.weight, self.bias)

@@ -191,8 +191,8 @@ class CrossAttention(Readout):
         """The blocks of the encoder and of the decoder."""
         return chain(self.encoder, self.blocks)
 
-    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
-        """Flat logits [N, V] in the order of ``request.targets >= 0``.
+    def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """The last hidden states [N, D] of the target positions.
 
         Raises:
             ValueError: a target position is within a prompt, which the decoder doesn't run.
@@ -203,7 +203,7 @@ class CrossAttention(Readout):
         context = self.decoder_context(answer, begin, store, prompt)
         condition = self.condition(request)
         x = self.run(self.embed(answer), context, condition)
-        return self.predict(gather_targets(x, answer, self.config.shift), request, condition)
+        return self.finish(gather_targets(x, answer, self.config.shift), request, condition)
 
     def decoder_context(
         self, answer: Forward, begin: Tensor | None, store: KeyValueView | None, prompt: EncodedPrompt | None

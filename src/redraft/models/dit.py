@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from redraft.errors import UserError
 from redraft.models.parts.attention import Attention, attention_context
-from redraft.models.parts.backbone import Backbone, gather_targets
+from redraft.models.parts.backbone import EVERY, Backbone, gather_targets
 from redraft.models.parts.block import Block
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.mlp import Mlp
@@ -91,15 +91,22 @@ class Dit(Backbone):
         table = rotary_table(c.max_length, c.dim // c.heads, 10_000.0)
         self.register_buffer("rotary", table, persistent=False)
 
-    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
-        """Flat logits [N, V], or scores, in the order of ``request.targets >= 0``."""
-        sigma = self.sigma(request)
-        condition = self.time(sigma)
+    def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """The last hidden states [N, D] of the target positions."""
+        condition = self.time(self.sigma(request))
         x = self.run(self.embed(request), attention_context(request, self.rotary, store, restart=False), condition)
         row = (request.targets >= 0).nonzero()[:, 0].to(self.device)
         shift, scale = (part[row, 0] for part in self.final_modulation(condition))
-        logits = self.head(torch.addcmul(shift, self.norm(gather_targets(x, request, 0)), 1 + scale))
-        return logits if self.config.score == "none" else self.scores(logits, request, sigma[row])
+        return torch.addcmul(shift, self.norm(gather_targets(x, request, 0)), 1 + scale)
+
+    def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
+        """Hidden states [n, D] of a ``part`` of the target positions -> logits [n, V], or scores."""
+        logits: Tensor = self.head(states)
+        if self.config.score == "none":
+            return logits
+        row = (request.targets >= 0).nonzero()[part, 0].to(self.device)
+        own = gather_targets(request.tokens[..., None], request, 0)[part].to(logits.device)
+        return self.scores(logits, own, self.sigma(request)[row])
 
     def sigma(self, request: Forward) -> Tensor:
         """The noise level sigma(t) [R] that the network is conditioned on.
@@ -117,13 +124,14 @@ class Dit(Backbone):
             return -torch.log1p(-(1 - c.epsilon) * t)
         return c.sigma_min ** (1 - t) * c.sigma_max**t
 
-    def scores(self, logits: Tensor, request: Forward, sigma: Tensor) -> Tensor:
-        """Convert SEDD's outputs to the parameterisation of ``objectives.score``: [N, V], ``sigma`` [N] -> [N, V].
+    def scores(self, logits: Tensor, own: Tensor, sigma: Tensor) -> Tensor:
+        """Convert SEDD's outputs to the parameterisation of ``objectives.score``: [N, V] -> [N, V].
+
+        ``own`` [N, 1] is the token and ``sigma`` [N] the noise level of each position.
 
         Absorbing: f with scores exp(f) / ((e^sigma - 1) (V - 1)). Uniform: log-scores, with 0 for the current token.
         """
         size = (torch.expm1(sigma).log() + math.log(logits.shape[-1] - 1))[:, None].to(logits.dtype)
         if self.config.score == "absorbing":
             return logits if self.config.scale_by_sigma else logits + size
-        own = gather_targets(request.tokens[..., None], request, 0).to(logits.device)
         return (logits - size if self.config.scale_by_sigma else logits).scatter(1, own, 0.0)

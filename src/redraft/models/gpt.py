@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from redraft.errors import UserError
 from redraft.models.parts.attention import Attention, attention_context, rotary_positions
-from redraft.models.parts.backbone import Backbone, gather_targets
+from redraft.models.parts.backbone import EVERY, Backbone, gather_targets
 from redraft.models.parts.block import Block
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.mlp import Activation, Mlp
@@ -72,9 +72,13 @@ class Gpt(Backbone):
         self.head = None if c.tied else nn.Linear(c.dim, c.vocab_size, bias=False)
         self.register_buffer("unrotated", torch.empty(c.max_length, 2, 0, device="cpu"), persistent=False)
 
-    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
-        """Flat logits [N, V] in the order of ``request.targets >= 0``."""
+    def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """The last hidden states [N, D] of the target positions."""
         context = attention_context(request, self.unrotated, store, restart=False)
         x = self.embed(request) + self.positions(rotary_positions(request, restart=False).to(self.device))
         x = self.norm(gather_targets(self.run(x, context), request, self.config.shift))
-        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        return x
+
+    def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
+        """Hidden states [n, D] -> logits [n, V]."""
+        return F.linear(states, self.embedding.weight) if self.head is None else self.head(states)

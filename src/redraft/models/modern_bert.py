@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from redraft.errors import UserError
 from redraft.models.parts.attention import Attention, attention_context
-from redraft.models.parts.backbone import Backbone, gather_targets
+from redraft.models.parts.backbone import EVERY, Backbone, gather_targets
 from redraft.models.parts.block import Block
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.flops import ForwardCost, matrix_entries
@@ -96,10 +96,14 @@ class ModernBert(Backbone):
         cost = super().forward_cost()
         return replace(cost, prediction=cost.prediction + 2 * matrix_entries(self.transform))
 
-    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
-        """Flat logits [N, V] in the order of ``request.targets >= 0``."""
+    def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """The last hidden states [N, D] of the target positions."""
         context = attention_context(request, self.distant, store, False, self.config.window // 2, self.near)
         x = self.run(self.embedding_norm(self.embed(request)), context)
         x = self.transform(self.final_norm(gather_targets(x, request, 0)))
         x = self.norm(activate(x, self.config.head_activation))
-        return F.linear(x, self.embedding.weight if self.head is None else self.head.weight, self.bias)
+        return x
+
+    def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
+        """Hidden states [n, D] -> logits [n, V]."""
+        return F.linear(states, self.embedding.weight if self.head is None else self.head.weight, self.bias)

@@ -159,15 +159,15 @@ class Transformer(Readout):
     def _each(self) -> Iterator[Block]:
         return iter(self.blocks)  # type: ignore[arg-type]
 
-    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
-        """Flat logits [N, V] in the order of ``request.targets >= 0``."""
+    def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """The last hidden states [N, D] of the target positions."""
         context = attention_context(request, self.rotary, store, self.config.restart, self.config.radius)
         x = self.embed(request)
         if self.answer is not None and request.prompt is not None:
             x = x + (request.streams[1] >= request.prompt[:, None]).to(self.device)[..., None] * self.answer
         condition = self.condition(request)
         x = self.run(x, context, condition)
-        return self.predict(gather_targets(x, request, self.config.shift), request, condition)
+        return self.finish(gather_targets(x, request, self.config.shift), request, condition)
 
 
 def _down(mlp: nn.Module) -> list[Tensor]:

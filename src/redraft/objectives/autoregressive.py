@@ -20,6 +20,8 @@ class Autoregressive(Objective[Prepared]):
 
     label_smoothing: float = 0.0
 
+    additive = True
+
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
 

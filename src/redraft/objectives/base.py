@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -24,10 +24,12 @@ class RolloutPass:
 
     request: Forward
     with_gradient: bool = False
+    reduce: Callable[[Tensor], Tensor] | None = None  # [n, V] -> [n, ...], row by row: what is needed of the logits
 
 
 P = TypeVar("P", bound=Prepared)
-Rollout = Generator[RolloutPass, Tensor, P]  # yields forward passes, receives logits [N, V], returns the batch
+# Yields forward passes, receives the logits [N, V] of each or what ``reduce`` makes of them, returns the batch.
+Rollout = Generator[RolloutPass, Tensor, P]
 
 
 class Objective(Registered, ABC, Generic[P]):
@@ -38,6 +40,7 @@ class Objective(Registered, ABC, Generic[P]):
 
     needs_rollout: bool = False  # ``rollout`` runs additional forward passes
     needs_teacher: bool = False  # some of them run on the frozen copy of the starting checkpoint
+    additive: bool = False  # loss and nats of a batch are the sums of those of its parts (``Prepared.part``)
 
     @abstractmethod
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> P:

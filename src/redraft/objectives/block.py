@@ -45,6 +45,8 @@ class Block(Objective[MaskedBatch]):
     weight: Literal["bound", "uniform"] = "bound"
     label_smoothing: float = 0.0
 
+    additive = True
+
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
         check_interval(self.rate_min, self.rate_max)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -23,11 +23,23 @@ from redraft.types import Batch, Forward, LossTerms, Prepared, Spec
 class EditBatch(Prepared):
     """Intermediate sequences and the edits that remain to be made. E: edits of the batch."""
 
+    shared: ClassVar[frozenset[str]] = frozenset({"forbidden", "at", "op", "edit_row", "time_weight"})
+
     closing: Tensor  # [N] bool: the last position of a sequence, which can't be substituted or deleted
     at: Tensor  # [E] index of the target position of each edit
     op: Tensor  # [E] the edit, as a column of the network's output
     edit_row: Tensor  # [E] batch row of each edit
     time_weight: Tensor  # [B] weight of each row's time in the bound
+
+    def part(self, begin: int, end: int) -> Self:
+        """As ``Prepared.part``, with the edits at these target positions."""
+        inside = (self.at >= begin) & (self.at < end)
+        edits: dict[str, Any] = {
+            "at": self.at[inside] - begin,
+            "op": self.op[inside],
+            "edit_row": self.edit_row[inside],
+        }
+        return replace(super().part(begin, end), **edits)
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,8 @@ class Edit(Objective[EditBatch]):
 
     noise: float = 0.0
     clamp: float = 20.0
+
+    additive = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise <= 1:

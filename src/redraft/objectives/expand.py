@@ -47,6 +47,8 @@ class Expand(Objective[MaskedBatch | ExpandBatch]):
     length_weight: float = 0.1
     label_smoothing: float = 0.0
 
+    additive = True
+
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
         if not 0 <= self.merge < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from redraft.objectives.base import Rollout, RolloutPass
 from redraft.objectives.masked import Masked, MaskedBatch, choose_positions
 from redraft.objectives.shared import noise as noise
 from redraft.objectives.shared import times as times
+from redraft.objectives.shared.vocabulary import likeliest
 from redraft.types import Batch, Spec
 
 
@@ -60,16 +62,15 @@ class Glancing(Masked):
         size = torch.ceil((1 - schedule.alpha(t)) * count)
         glanced = torch.rand(rows, generator=generator, device=generator.device).to(where) < self.share
         all_masked = self.request(batch, spec, can, torch.ones_like(t), t)
-        logits = yield RolloutPass(all_masked.request)
-        revealed = torch.ceil(self.ratio * _errors(logits, all_masked, can))
+        predicted = yield RolloutPass(all_masked.request, reduce=partial(likeliest, forbidden=all_masked.forbidden))
+        revealed = torch.ceil(self.ratio * _errors(predicted, all_masked, can))
         size = torch.where(glanced, count - revealed, size).clamp_(min=1).minimum(count)
         weight = -schedule.dalpha(t) * count / size.clamp(min=1)
         return self.request(batch, spec, choose_positions(can, size, generator), weight, t)
 
 
-def _errors(logits: Tensor, prepared: MaskedBatch, can: Tensor) -> Tensor:
-    """Number [B] of tokens in each row whose most likely prediction by ``logits`` [N, V] is wrong."""
-    predicted = logits.index_fill(1, prepared.forbidden, -torch.inf).argmax(1)
+def _errors(predicted: Tensor, prepared: MaskedBatch, can: Tensor) -> Tensor:
+    """Number [B] of tokens in each row whose most likely prediction, ``predicted`` [N], is wrong."""
     wrong = predicted != prepared.target
     if prepared.is_length is not None:
         wrong &= ~prepared.is_length

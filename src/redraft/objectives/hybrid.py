@@ -43,6 +43,8 @@ class Hybrid(Objective[HybridBatch]):
     rate_min: float = 0.5
     label_smoothing: float = 0.0
 
+    additive = True
+
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
         check_interval(self.rate_min, 1.0)

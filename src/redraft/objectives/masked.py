@@ -70,6 +70,8 @@ class Masked(Objective[MaskedBatch]):
     t_max: float = 1.0
     complementary: bool = False
 
+    additive = True
+
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
         times.check_span(self.t_min, self.t_max, self.steps)

@@ -45,6 +45,8 @@ class Score(Objective[RatedBatch]):
     t_min: float = 0.0
     t_max: float = 1.0
 
+    additive = True
+
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> RatedBatch:
         """The noise and the request of masked or of uniform diffusion, for a batch [B, L]."""
         if spec.masks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from redraft.objectives.base import Rollout, RolloutPass
 from redraft.objectives.masked import Masked, MaskedBatch, choose_positions, mask_count
 from redraft.objectives.shared import noise as noise
 from redraft.objectives.shared import times as times
+from redraft.objectives.shared.vocabulary import likeliest
 from redraft.types import Batch, Forward, Spec
 
 
@@ -114,9 +116,8 @@ def _predicted(request: Forward, x: Tensor, more: Tensor, spec: Spec) -> Generat
     masked = x[rows].masked_fill(more[rows], spec.tokens.mask_id)
     prompt = None if request.prompt is None else request.prompt[rows]
     targets = torch.where(more[rows], request.positions[rows], -1)
-    logits = yield RolloutPass(Forward(masked, request.positions[rows], targets, request.attention, prompt))
-    forbidden = torch.tensor(sorted({*spec.tokens.forbidden, spec.tokens.mask_id}), device=logits.device)
-    token = logits.index_fill(1, forbidden, -torch.inf).argmax(-1)
+    forward = Forward(masked, request.positions[rows], targets, request.attention, prompt)
+    token = yield RolloutPass(forward, reduce=partial(likeliest, forbidden=noise.forbidden_ids(spec)))
     return x.masked_scatter(more, token.to(x))
 
 

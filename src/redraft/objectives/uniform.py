@@ -66,6 +66,8 @@ class Uniform(Objective[UniformBatch]):
     t_min: float = 0.0
     t_max: float = 1.0
 
+    additive = True
+
     def __post_init__(self) -> None:
         times.check_span(self.t_min, self.t_max, self.steps)
         if self.steps < 0:

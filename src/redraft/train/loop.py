@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from redraft import runtime
 from redraft.curricula import build_curriculum
@@ -24,6 +24,7 @@ from redraft.files import write_atomically
 from redraft.guidance.shared.condition import drop_prompts
 from redraft.likelihood import prepare_batch
 from redraft.objectives.base import Objective, TrainingPhase
+from redraft.objectives.shared.vocabulary import backward
 from redraft.train import checkpoint, folder, optim, schedules, validation
 from redraft.train.device import to_device
 from redraft.train.ema import Ema
@@ -35,7 +36,7 @@ from redraft.train.reporter import Reporter
 from redraft.train.setup import Parts, prepare
 from redraft.train.state import State, Window
 from redraft.train.throughput import Meter, Peak
-from redraft.types import Batch, Network, Prepared
+from redraft.types import Batch, Prepared
 
 
 @dataclass(frozen=True)
@@ -328,22 +329,6 @@ class _Run:
             peak_memory=torch.cuda.max_memory_allocated(self.where) if on_device else peak_resident(),
             validation=state.best if state.best_weights else state.latest,
         )
-
-
-def backward(
-    network: Network, objective: Objective[Any], prepared: Prepared, share: float, low: bool = False
-) -> Tensor:
-    """Add ``share`` of a batch's gradient to the parameters; return that share of its loss, a scalar [].
-
-    ``share`` is the batch's part of the update's target tokens, so that accumulated batches equal one big batch.
-    ``low``: bfloat16 autocast.
-    """
-    device = prepared.target.device
-    with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
-        logits = network(prepared.request)
-    loss = objective.loss(logits, prepared).loss * share
-    loss.backward()
-    return loss.detach()
 
 
 def _fresh_state(recipe: Recipe, parts: Parts, where: torch.device) -> State:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -27,6 +28,8 @@ class Prepared:
     Objectives that need more data declare a subclass with typed fields; ``train.device`` moves all tensors.
     """
 
+    shared: ClassVar[frozenset[str]] = frozenset({"forbidden"})  # tensors that have no entry for each target position
+
     request: Forward
     target: Tensor  # [N] clean ids at the target positions
     weight: Tensor  # [N] weight of each target position in the loss
@@ -34,6 +37,15 @@ class Prepared:
     rows: int  # B
     tokens: int  # target tokens of the batch, the denominator of the loss
     forbidden: Tensor  # [F] ids that get no probability
+
+    def part(self, begin: int, end: int) -> Self:
+        """The batch with the target positions ``begin`` to ``end`` of its request only, to compare with their logits.
+
+        Tensors are [N, ...], except scalars and those named in ``shared``. A subclass whose shared tensors refer to
+        target positions overrides this method.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.shared}
+        return replace(self, **{name: t[begin:end] for name, t in values.items() if isinstance(t, Tensor) and t.ndim})
 
 
 @dataclass

@@ -12,17 +12,19 @@ from torch.utils.checkpoint import checkpoint
 
 from redraft.models.parts.attention import Attention, AttentionContext
 from redraft.models.parts.flops import ForwardCost, matrix_entries
-from redraft.models.parts.store import KeyValueStore
+from redraft.models.parts.store import KeyValueStore, KeyValueView
 from redraft.models.parts.time import Modulation
 from redraft.registry import Registered
 from redraft.types import CleanStream, Forward, QueryMask
+
+EVERY = slice(None)  # all target positions of a request
 
 
 class Backbone(Registered, nn.Module):
     """A stack of ``blocks`` between an ``embedding`` and an output projection; ``config`` has its shape and its shift.
 
     ``network(request)`` returns flat logits [N, V] of the target positions. Other positions are not projected onto the
-    vocabulary.
+    vocabulary. It is ``project(states(request))``; whoever needs few of the logits at a time calls these two.
     """
 
     config: Any
@@ -34,6 +36,27 @@ class Backbone(Registered, nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.recompute = False  # activation checkpointing: a second forward pass saves memory
+
+    def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """Flat logits [N, V] in the order of ``request.targets >= 0``."""
+        return self.project(self.states(request, store), request)
+
+    def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
+        """The last hidden states [N, D] of the target positions."""
+        raise NotImplementedError
+
+    def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
+        """Logits [n, V] from the hidden states [n, D] of a ``part`` of the target positions, each row by itself."""
+        raise NotImplementedError
+
+    def projects(self, request: Forward) -> bool:
+        """Is the answer to a request ``project(states(request))``?"""
+        return True
+
+    @property
+    def logit_width(self) -> int:
+        """Numbers that a target position is projected onto: V."""
+        return len(self.embedding.weight)
 
     @property
     def device(self) -> torch.device:

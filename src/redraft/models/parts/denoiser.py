@@ -78,6 +78,10 @@ class Denoiser(Backbone):
             x = x + (request.positions >= request.prompt[:, None]).to(self.device)[..., None] * self.answer
         return x
 
+    def projects(self, request: Forward) -> bool:
+        """No: some requests are answered with vectors."""
+        return False
+
     def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         """Normalised hidden states [N, D] of the target positions."""
         context = attention_context(request, self.rotary, store, True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redraft.models.parts.backbone import Backbone
+from redraft.models.parts.backbone import EVERY, Backbone
 from redraft.models.parts.edits import EditRates
 from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.norms import RMSNorm
@@ -62,14 +62,24 @@ class Readout(Backbone):
         embedded: Tensor = self.time(request.time.to(self.device))
         return embedded
 
-    def predict(self, states: Tensor, request: Forward, condition: Tensor | None) -> Tensor:
-        """Hidden states of the target positions [N, D] -> logits [N, V], or log-rates of edits [N, 2V + 1]."""
-        x: Tensor = self.norm(states)
+    def finish(self, x: Tensor, request: Forward, condition: Tensor | None) -> Tensor:
+        """The last norm of the hidden states [N, D] of the target positions, with time conditioning -> [N, D]."""
+        x = self.norm(x)
         if self.final_modulation is not None and condition is not None:
             row = (request.targets >= 0).nonzero()[:, 0].to(self.device)
             shift, scale = self.final_modulation(condition)
             x = torch.addcmul(shift[row, 0], x, 1 + scale[row, 0])
+        return x
+
+    def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
+        """Hidden states [n, D] -> logits [n, V], or log-rates of edits [n, 2V + 1]."""
         if self.edits is not None:
-            rates: Tensor = self.edits(x, self.embedding.weight)
+            rates: Tensor = self.edits(states, self.embedding.weight)
             return rates
-        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        return F.linear(states, self.embedding.weight) if self.head is None else self.head(states)
+
+    @property
+    def logit_width(self) -> int:
+        """V, or 2V + 1 for edits."""
+        size = super().logit_width
+        return size if self.edits is None else 2 * size + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -20,6 +21,11 @@ class JointBatch(Prepared):
 
     inner: MaskedBatch
 
+    def part(self, begin: int, end: int) -> Self:
+        """As ``Prepared.part``. The targets of ``inner`` come first, and only they have a weight and a row."""
+        count = len(self.inner.target)
+        return replace(super().part(begin, end), inner=self.inner.part(min(begin, count), min(end, count)))
+
 
 @dataclass(frozen=True)
 class Joint(Objective[JointBatch]):
@@ -32,6 +38,8 @@ class Joint(Objective[JointBatch]):
 
     inner: Masked
     autoregressive: float
+
+    additive = True
 
     def __post_init__(self) -> None:
         if self.inner.complementary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class SelfConditioned(Objective[MaskedBatch]):
     share: float
     count: int  # most likely tokens that the network reads per position
 
+    additive = True
     needs_rollout = True
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> MaskedBatch:
@@ -46,14 +48,18 @@ class SelfConditioned(Objective[MaskedBatch]):
         if not len(rows):
             return prepared
         request = _select_rows(_without_lengths(prepared), rows)
-        previous = self._previous((yield RolloutPass(request)), prepared, request, rows)
+        reduce = partial(self._likeliest, forbidden=prepared.forbidden)
+        previous = self._previous((yield RolloutPass(request, reduce=reduce)), prepared, request, rows)
         return replace(prepared, request=prepared.request.with_extra(previous))
 
+    def _likeliest(self, logits: Tensor, forbidden: Tensor) -> Tensor:
+        """The likeliest tokens by logits [n, V], and their probabilities -> [n, 2, K] float64."""
+        log_p = logits.detach().float().index_fill(1, forbidden.to(logits.device), -torch.inf).log_softmax(-1)
+        return torch.stack([part.double() for part in SelfConditioning.likeliest(log_p, self.count)], 1)
+
     def _previous(self, answer: Tensor, prepared: MaskedBatch, request: Forward, rows: Tensor) -> SelfConditioning:
-        """The previous predictions of a batch, from logits ``answer`` [N, V] for its ``rows`` [R]; others are empty."""
-        forbidden = prepared.forbidden.to(answer.device)
-        log_p = answer.detach().float().index_fill(1, forbidden, -torch.inf).log_softmax(-1)
-        token, weight = SelfConditioning.likeliest(log_p, self.count)
+        """The previous predictions of a batch, from the ``answer`` [N, 2, K] for its ``rows`` [R]; others are empty."""
+        token, weight = answer.unbind(1)
         row, column = (request.targets >= 0).nonzero(as_tuple=True)
         previous = SelfConditioning.blank(prepared.request.tokens, token.shape[1])
         at = rows[row], request.targets[row, column]
