@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from redraft.compare.study import Study
-from redraft.data.examples import Columns, Example, Splits, load, normalise
+from redraft.data.examples import Columns, Example, load, normalise
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.evaluation.result_cache import digest
@@ -17,8 +17,6 @@ from redraft.files import write_atomically
 from redraft.tasks import Choice, infer_task
 
 TASK_ROWS = 5000  # rows from which the task is inferred
-FRACTIONS = (0.9, 0.04, 0.06)  # training, validation and test, for data without splits of their own
-SMALL, FRACTIONS_SMALL = 8000, (0.8, 0.08, 0.12)  # smaller data sets hold out more, to have enough test rows
 NEW_TOKENS = 64  # of a continuation of plain text
 LONGEST = 512  # longer rows are left out unless the study sets a length, in tokens
 
@@ -49,18 +47,25 @@ def load_dataset(study: Study) -> Dataset:
     Raises:
         UserError: the data can't be read, or a split has fewer than two rows.
     """
-    splits = _splits(study, FRACTIONS)
-    if sum(len(part) for _, part in splits.items()) < SMALL:
-        splits = _splits(study, FRACTIONS_SMALL)
+    columns = Columns(text=study.text, input=study.input, target=study.target)
+    splits = load(
+        study.data,
+        columns if str(columns) else None,
+        data_root=study.data_root or None,
+        skip_bad_rows=study.skip_bad_rows,
+    )
     for name, part in splits.items():
         if len(part) < 2:
             raise UserError(
-                f"'{study.data}' has {len(part)} {name} rows; a comparison needs at least 2.", "Give more rows."
+                f"'{study.data}' has {len(part)} {name} rows; a comparison needs at least 2 training, 2 validation and "
+                "2 test rows, and some hundred test rows for a verdict.",
+                "Give more rows.",
             )
     train, validation, test = splits.train.rows, splits.validation.rows, splits.test.rows
     paired = train[0].prompt is not None
     skipped = sum(len(part.skipped) for _, part in splits.items())
-    notes = [f"{skipped} rows could not be read and were left out."] if skipped else []
+    notes = [f"Rows of training, validation and test: {splits}."]
+    notes += [f"{skipped} rows could not be read and were left out."] if skipped else []
     known = {normalise(_key(example)) for example in train}
     chosen = splits.train.columns
     return Dataset(
@@ -109,13 +114,6 @@ def answer_length(dataset: Dataset, tokenizer: Tokenizer, longest: int) -> int:
         return NEW_TOKENS
     sizes = sorted(len(ids) + 1 for ids in tokenizer.encode_batch([e.target for e in dataset.train[:20_000]]))
     return max(2, min(longest, int(1.1 * sizes[int(0.999 * (len(sizes) - 1))]) + 1))
-
-
-def _splits(study: Study, fractions: tuple[float, float, float]) -> Splits:
-    columns = Columns(text=study.text, input=study.input, target=study.target)
-    named = columns if str(columns) else None
-    root = study.data_root or None
-    return load(study.data, named, data_root=root, fractions=fractions, skip_bad_rows=study.skip_bad_rows)
 
 
 def write_rows(examples: Sequence[Example], path: Path) -> None:

@@ -16,6 +16,8 @@ from redraft.data.columns import BadRow, Columns, choose_columns, reader
 from redraft.data.locate import SPLITS, resolve, source_kind
 from redraft.errors import UserError
 
+_SMALL = 8000  # rows; see ``shares_of``
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -60,15 +62,35 @@ class Examples(Sequence[Example]):
 
 @dataclass
 class Splits:
-    """Training, validation and test examples of one source."""
+    """Training, validation and test examples of one source.
+
+    Attributes:
+        shares: shares by which ``split`` cut rows of the source that had no split; None: it has all of these splits.
+    """
 
     train: Examples
     validation: Examples
     test: Examples
+    shares: tuple[float, ...] | None = None
+
+    def __str__(self) -> str:
+        if self.shares is None:
+            return "splits of the source"
+        parts = [f"{share:.0%} {name}" for name, share in zip(SPLITS, self.shares, strict=True) if share]
+        return f"no splits in the source for {', '.join(parts)}: rows are chosen by a hash of their input"
 
     def items(self) -> Iterator[tuple[str, Examples]]:
         """Name and examples of each split."""
         return iter((("train", self.train), ("validation", self.validation), ("test", self.test)))
+
+
+def shares_of(rows: int) -> tuple[float, float, float]:
+    """Shares of training, validation and test rows of a source without splits: the one rule of training, evaluation,
+    tuning and studies, so that a row held out by one of them is held out by all.
+
+    Small sources hold out more, to have enough test rows.
+    """
+    return (0.8, 0.08, 0.12) if rows < _SMALL else (0.9, 0.04, 0.06)
 
 
 def load(
@@ -76,7 +98,7 @@ def load(
     columns: Columns | None = None,
     *,
     data_root: str | None = None,
-    fractions: tuple[float, float, float] = (0.9, 0.05, 0.05),
+    fractions: tuple[float, float, float] | None = None,
     seed: int = 0,
     skip_bad_rows: bool = False,
 ) -> Splits:
@@ -84,8 +106,9 @@ def load(
 
     Args:
         source: a file, a folder, a set by name (see ``locate.resolve``), or a mapping from split names to files.
-        fractions: shares of train, validation and test for rows that must be split. If a source has its own train
-            split but lacks validation or test, these are cut from train. If it lacks train, train stays empty.
+        fractions: shares of train, validation and test for rows that must be split; None: ``shares_of`` the number of
+            rows. If a source has its own train split but lacks validation or test, these are cut from train. If it
+            lacks train, train stays empty.
     Raises:
         UserError: the source can't be found or read, a row is bad, or a split with a share above 0 is empty.
     """
@@ -99,7 +122,8 @@ def load(
     if whole is None:
         empty = next(iter(parts.values())).replace([])
         return Splits(empty, parts.get("validation", empty), parts.get("test", empty))
-    wanted = tuple(0.0 if name in parts else share for name, share in zip(SPLITS, fractions, strict=True))
+    shares = fractions or shares_of(len(whole))
+    wanted = tuple(0.0 if name in parts else share for name, share in zip(SPLITS, shares, strict=True))
     cut = split(whole, wanted, seed)
     for (name, examples), share in zip(cut.items(), wanted, strict=True):
         if share > 0 and not examples:
@@ -107,7 +131,9 @@ def load(
                 f"'{source}' has {len(whole)} rows, and none of them falls into the {name} split at share {share:g}.",
                 "Give more rows (in a .txt file, empty lines separate rows), or one file for each split.",
             )
-    return Splits(cut.train, parts.get("validation", cut.validation), parts.get("test", cut.test))
+    total = sum(wanted)
+    told = tuple(share / total for share in wanted) if sum(map(bool, wanted)) > 1 else None
+    return Splits(cut.train, parts.get("validation", cut.validation), parts.get("test", cut.test), told)
 
 
 def read(
@@ -149,7 +175,7 @@ def paired(source: str, columns: Columns | None = None, data_root: str | None = 
     return row is not None and choose_columns(columns or Columns(), row).text is None
 
 
-def split(examples: Examples, fractions: tuple[float, ...] = (0.9, 0.05, 0.05), seed: int = 0) -> Splits:
+def split(examples: Examples, fractions: tuple[float, ...], seed: int = 0) -> Splits:
     """Cut examples into train, validation and test by a hash of their normalised input.
 
     The split of an example depends only on its prompt (or text) and the seed: adding rows doesn't move other rows, and

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from redraft.data.rows import Source
+from redraft.data.rows import Source, broken_link, check_regular
 from redraft.errors import UserError, suggest
 from redraft.registry import find, names
 
 SPLITS = ("train", "validation", "test")
-_SPLIT_WORDS = {"train": "train", "training": "train", "test": "test"} | dict.fromkeys(
-    ("validation", "valid", "val", "dev"), "validation"
+# The words by which the ``datasets`` library recognises splits, too.
+_SPLIT_WORDS = (
+    dict.fromkeys(("train", "training"), "train")
+    | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+    | dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 )
-_SPLIT_PART = re.compile(rf"(?:^|[._-])({'|'.join(_SPLIT_WORDS)})(?=$|[._-])", re.IGNORECASE)
-_SHARD_PART = re.compile(r"-\d+-of-\d+$")
+_SPLIT_PART = re.compile(rf"(?:^|(?<=[._\-\s()]))({'|'.join(_SPLIT_WORDS)})(?=$|[._\-\s()\d])", re.IGNORECASE)
+# What may follow the word in the name of one of several files: -00000-of-00001-<hash>, 2, " (1)", _003.
+_SHARD_PART = re.compile(r"(?:[._\-\s]*(?:\d+-of-\d+(?:-[0-9a-f]{8,})?|\d+|\(\d+\)))?[._\-\s]*")
+_NO_DATA = re.compile(  # files that lie beside data: texts about them, and descriptions of the ``datasets`` library
+    r"(readme|licen[cs]e|changelog|citation|contributing|authors|notice)([._-].*)?|dataset_infos?\.json|dataset_dict\.json"
+    r"|state\.json|config\.json",
+    re.IGNORECASE,
+)
+_COMPRESSED = (".zst", ".xz", ".bz2", ".zip", ".lz4", ".7z")  # not read
+_SHOWN = 6  # files that an error lists
 
 
 def resolve(source: str | Mapping[str, str], data_root: str | None = None) -> dict[str, list[str]]:
@@ -27,8 +38,12 @@ def resolve(source: str | Mapping[str, str], data_root: str | None = None) -> di
     split names to any of these. A relative path is looked up in the working directory, then in ``data_root`` (default:
     $REDRAFT_DATA).
 
+    The split of a file in a folder is a word (``train``, ``dev``, ``test`` ...) in its name or in that of a folder
+    above it: ``train-00000-of-00002-<hash>.parquet``, ``test 2.jsonl``, ``dev/a.jsonl``. Hidden files, and texts about
+    the data such as README.md, are not data.
+
     Raises:
-        UserError: nothing is found; the message suggests the nearest name.
+        UserError: nothing is found (the message suggests the nearest name), or the splits of a folder are ambiguous.
     """
     if isinstance(source, Mapping):
         return _resolve_mapping(source, data_root)
@@ -37,6 +52,9 @@ def resolve(source: str | Mapping[str, str], data_root: str | None = None) -> di
     for path in paths:
         if found := _resolve_path(path, root):
             return found
+    for path in paths:
+        if broken := broken_link(path):
+            raise broken
     known = sorted({name for path in paths for name in _names_beside(path)})
     near = suggest(Path(source).name, known).partition("Known:")[0].strip()
     looked = f" or in '{root}'" if root else ""
@@ -70,6 +88,31 @@ def source_kind(path: str) -> Source:
     )
 
 
+def data_files(folder: str) -> list[str]:
+    """The data files of a folder and of the folders in it, sorted, without hidden files and texts about the data.
+
+    Raises:
+        UserError: a link to a file that does not exist, or a compressed file that can't be read.
+    """
+    found = []
+    for file in sorted(Path(folder).rglob("*")):
+        if any(part.startswith((".", "__")) for part in file.relative_to(folder).parts) or _NO_DATA.fullmatch(
+            file.name
+        ):
+            continue
+        packed = file.name.lower().endswith(_COMPRESSED) and _stem(file.with_suffix("")) is not None
+        if not packed and _stem(file) is None:
+            continue
+        if broken := broken_link(str(file)):
+            raise broken
+        if not file.is_file():
+            continue
+        if packed:
+            raise UserError(f"'{file}' is compressed in a way that is not read.", "Unpack it, or pack it with gzip.")
+        found.append(str(file))
+    return found
+
+
 def _resolve_mapping(source: Mapping[str, str], data_root: str | None) -> dict[str, list[str]]:
     found = {}
     for name, path in source.items():
@@ -80,16 +123,17 @@ def _resolve_mapping(source: Mapping[str, str], data_root: str | None) -> dict[s
 
 
 def _resolve_path(name: str, root: str = "") -> dict[str, list[str]]:
-    path = Path(name)
-    if path.is_dir() or _splitting_source(name):
+    if os.path.isdir(name) or _splitting_source(name):
         return _resolve_folder(name, root)
-    if path.exists():
+    if os.path.exists(name):
+        check_regular(name)
         return {"": [name]}
-    siblings = [child for child in _children(path.parent) if child.name.startswith(f"{path.name}.")]
-    found: dict[str, list[str]] = {}
-    for child in siblings:
-        if (parts := _parts(child)) and parts[0] == path.name and parts[1]:
-            found.setdefault(parts[1], []).append(str(child))
+    path, found = Path(name), dict[str, list[str]]()
+    for child in _children(path.parent):
+        if not child.name.startswith(f"{path.name}.") or (stem := _stem(child)) is None:
+            continue
+        if (mark := _SPLIT_PART.match(stem, len(path.name) + 1)) and _SHARD_PART.fullmatch(stem, mark.end()):
+            found.setdefault(_SPLIT_WORDS[mark[1].lower()], []).append(str(child))
     return found
 
 
@@ -105,45 +149,90 @@ def _resolve_folder(folder: str, root: str = "") -> dict[str, list[str]]:
         if not parts:
             return {"": [folder]}
         return {name: files for name, files in parts.items() if name in SPLITS} or {"": next(iter(parts.values()))}
-    files = [(file, part) for file in sorted(Path(folder).rglob("*")) if file.is_file() and (part := _parts(file))]
+    files = data_files(folder)
     if not files:
         endings = ", ".join(suffix for name in names("data.sources") for suffix in find("data.sources", name).suffixes)
         raise UserError(f"Folder '{folder}' holds no data files.", f"Use one of these file name endings: {endings}.")
-    kinds = {type(source_kind(str(file))).__name__ for file, _ in files}
+    kinds = {type(source_kind(file)).__name__: file for file in reversed(files)}
     if len(kinds) > 1:
         raise UserError(
-            f"Folder '{folder}' holds several kinds of data ({', '.join(sorted(kinds))}).", "Name one file of it."
+            f"Folder '{folder}' holds several kinds of data ({', '.join(sorted(kinds))}): {_listed(kinds.values())}.",
+            "Name one file of it.",
         )
-    if not all(name for _, (_, name) in files) or not any(name == "train" for _, (_, name) in files):
-        return {"": [folder] if kinds == {"Text"} else [str(file) for file, _ in files]}
-    stems = {stem for _, (stem, _) in files}
-    if len(stems) > 1:
-        raise UserError(f"Folder '{folder}' holds several sets ({', '.join(sorted(stems))}).", "Name one of them.")
     found: dict[str, list[str]] = {}
-    for file, (_, name) in files:
-        found.setdefault(name, []).append(str(file))
-    return found
+    sets: dict[str, str] = {}
+    for file in files:
+        split, rest, place = _split_of(Path(folder), Path(file))
+        members = found.setdefault(split, [])
+        if split:
+            sets.setdefault(rest, file)
+        # A folder of text files holds one document in each file.
+        path = str(place) if place is not None and "Text" in kinds else file
+        if path not in members:
+            members.append(path)
+    if set(found) == {""}:
+        return {"": [folder] if "Text" in kinds else files}
+    if "" in found:
+        words = ", ".join(name for name in SPLITS if name in found)
+        raise UserError(
+            f"Folder '{folder}' has files for {words}, and others of which no name tells the split: "
+            f"{_listed(found[''])}.",
+            "Move them away, or put a word such as train or test into their names.",
+        )
+    if len(sets) > 1:
+        raise UserError(f"Folder '{folder}' holds several sets: {_listed(sets.values())}.", "Name one of them.")
+    return {name: found[name] for name in SPLITS if name in found}
 
 
-def _parts(file: Path) -> tuple[str, str] | None:
-    """``mt.train.jsonl.gz`` -> ("mt", "train"). The split is "" if the name has none; None for other kinds of file."""
+def _split_of(folder: Path, file: Path) -> tuple[str, str, Path | None]:
+    """The split of a file in a folder, "" if no name tells it; the name of its set; the folder that names the split.
+
+    Raises:
+        UserError: the names tell two splits.
+    """
+    inside = file.relative_to(folder).parts
+    found: list[tuple[str, str, Path | None]] = []
+    for depth, part in enumerate((*inside[:-1], _stem(file) or "")):
+        for mark in _SPLIT_PART.finditer(part):
+            shard = _SHARD_PART.match(part, mark.end())
+            left = part[: mark.start()] + part[shard.end() if shard else mark.end() :]
+            rest = str(Path(*inside[:depth], left.strip("._- ")))
+            place = folder.joinpath(*inside[: depth + 1]) if depth < len(inside) - 1 else None
+            found.append((_SPLIT_WORDS[mark[1].lower()], rest, place))
+    words = {split for split, _, _ in found}
+    if len(words) > 1:
+        raise UserError(
+            f"The name of '{file}' tells several splits ({', '.join(sorted(words))}).", "Rename the file or its folder."
+        )
+    return found[0] if found else ("", "", None)
+
+
+def _stem(file: Path) -> str | None:
+    """``mt.train.jsonl.gz`` -> ``mt.train``; None for a file of no known kind."""
     stem = file.name.removesuffix(".gz")
     suffixes = [suffix for name in names("data.sources") for suffix in find("data.sources", name).suffixes]
     ending = next((suffix for suffix in suffixes if stem.lower().endswith(suffix)), None)
-    if ending is None:
-        return None
-    stem = _SHARD_PART.sub("", stem[: -len(ending)])
-    marks = list(_SPLIT_PART.finditer(stem))
-    if not marks:
-        return stem, ""
-    mark = marks[-1]
-    return stem[: mark.start()] + stem[mark.end() :], _SPLIT_WORDS[mark.group(1).lower()]
+    return None if ending is None else stem[: -len(ending)]
+
+
+def _listed(files: Iterable[str]) -> str:
+    found = sorted(files)
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return ", ".join(found[:_SHOWN]) + more
 
 
 def _children(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _names_beside(path: str) -> set[str]:
-    children = _children(Path(path).parent)
-    return {child.name for child in children} | {part[0] for child in children if (part := _parts(child)) and part[1]}
+    """Names of files, and of sets of files with splits, in the folder of a path."""
+    found = set()
+    for child in _children(Path(path).parent):
+        found.add(child.name)
+        if (stem := _stem(child)) is not None and (mark := _SPLIT_PART.search(stem)) and mark.start() > 0:
+            found.add(stem[: mark.start() - 1])
+    return found

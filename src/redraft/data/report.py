@@ -73,10 +73,12 @@ class Report:
     columns: Columns
     recognised: bool
     splits: tuple[SplitReport, ...]
+    split_by: str  # where the splits come from, in words
 
     def __str__(self) -> str:
         how = " (recognised by name)" if self.recognised else ""
-        return "\n".join([f"columns: {self.columns}{how}", *(line for part in self.splits for line in _lines(part))])
+        head = [f"columns: {self.columns}{how}", f"splits: {self.split_by}"]
+        return "\n".join([*head, *(line for part in self.splits for line in _lines(part))])
 
 
 def describe(splits: Splits, tokenizer: Tokenizer | None = None) -> Report:
@@ -102,7 +104,7 @@ def describe(splits: Splits, tokenizer: Tokenizer | None = None) -> Report:
                 tasks=_tasks(examples.rows),
             )
         )
-    return Report(splits.train.columns, splits.train.recognised, tuple(parts))
+    return Report(splits.train.columns, splits.train.recognised, tuple(parts), str(splits))
 
 
 def _lengths(rows: Sequence[Example], tokenizer: Tokenizer | None) -> dict[str, Lengths]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from typing import Any, ClassVar
 from redraft.errors import UserError, suggest
 
 EMPTY_LINE = "empty line"
+LONGEST_LINE = 1 << 28  # bytes; a longer line is no row, but a damaged file or one made to fill the memory
+_MOST_EMPTY = 1_000_000  # empty lines in a row; more of them are no data either
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +65,47 @@ class Source:
 
 
 def without_final_empty_lines(rows: Iterable[Row]) -> Iterator[Row]:
-    """Drop empty lines at the end of a file. Other empty lines stay as broken rows."""
-    waiting: list[Row] = []
+    """Drop empty lines at the end of a file. Other empty lines are broken rows: one for each run of them."""
+    first: Row | None = None
+    count = 0
     for row in rows:
         if row.problem == EMPTY_LINE:
-            waiting.append(row)
+            first, count = first or row, count + 1
             continue
-        yield from waiting
-        waiting.clear()
+        if first is not None:
+            yield Row({}, first.file, first.line, EMPTY_LINE if count == 1 else f"{count} empty lines")
+            first, count = None, 0
         yield row
 
 
-def lines(path: str) -> Iterator[tuple[int, str]]:
+def lines(path: str, longest: int = LONGEST_LINE) -> Iterator[tuple[int, str]]:
     """Numbered lines (from 1) of a UTF-8 file, plain or gzip, without line ends. A byte order mark is dropped.
 
     Bytes that are not UTF-8 become lone surrogates; ``undecodable`` reports them.
 
+    Args:
+        longest: the most bytes of a line.
     Raises:
-        UserError: the file is missing, a folder, unreadable, truncated gzip, or UTF-16.
+        UserError: the file is missing, a folder, a pipe or device, unreadable, truncated gzip, UTF-16, or has a line
+            longer than ``longest`` or a million empty lines in a row.
     """
-    number = 0
+    number, filled = 0, 0  # number of the last line, and of the last one that is not empty
     try:
         with open_bytes(path) as stream:
-            for number, raw in enumerate(stream, 1):
+            while raw := stream.readline(longest + 1):
+                number += 1
+                if len(raw) > longest:
+                    raise UserError(
+                        f"{path}:{number}: The line is longer than {longest >> 20} MiB.",
+                        "Write one row on each line, as JSON Lines.",
+                    )
                 if number == 1:
                     raw = _without_mark(raw, path)
+                if raw not in (b"\n", b"\r\n"):
+                    filled = number
+                elif number - filled > _MOST_EMPTY:
+                    what = f"{path}:{filled + 1}: More than {_MOST_EMPTY:,} empty lines follow each other."
+                    raise UserError(what, "Remove them.")
                 yield number, raw.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
@@ -93,6 +113,26 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
         ) from None
     except OSError as error:
         raise unreadable(path, error) from None
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Check the names of a table's columns.
+
+    Raises:
+        UserError: two columns have the same name, so that one of them would be lost.
+    """
+    if repeated := first_repeated(names):
+        raise UserError(f"{where}: Two columns have the name '{repeated}'.", "Give each column a different name.")
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that occurs for the second time; None if all are different."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def undecodable(text: str) -> str:
@@ -107,18 +147,51 @@ def undecodable(text: str) -> str:
 
 
 def open_bytes(path: str) -> Any:
-    """Open a file for reading bytes; ``.gz`` is decompressed."""
+    """Open a file for reading bytes; ``.gz`` is decompressed.
+
+    Raises:
+        UserError: a pipe or a device. Data are read more than once, and reading from a pipe waits without end.
+    """
+    check_regular(path)
     return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
+
+
+def check_regular(path: str) -> None:
+    """Check that a path that exists is a file or folder.
+
+    Raises:
+        UserError: it is a pipe, a socket or a device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # opening it tells why
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(
+            f"'{path}' is a pipe or a device, and data are read more than once.", "Write the rows to a file first."
+        )
 
 
 def unreadable(path: str, error: OSError) -> UserError:
     """The error for a file that can't be opened. For a missing file it suggests the nearest name in its folder."""
     if isinstance(error, FileNotFoundError):
+        if broken := broken_link(path):
+            return broken
         folder = Path(path).parent
         near = [child.name for child in folder.iterdir()] if folder.is_dir() else []
         hint = suggest(Path(path).name, near).partition("Known:")[0].strip()
         return UserError(f"File '{path}' does not exist.", hint or "Check the path.")
     return UserError(f"File '{path}' can't be read: {error.strerror or error}.", "Check its permissions.")
+
+
+def broken_link(path: str) -> UserError | None:
+    """The error for a symbolic link to a file that does not exist; None if the path is no such link."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return None
+    return UserError(
+        f"'{path}' is a link to '{os.readlink(path)}', which does not exist.",
+        "Download the file again, or mend the link.",
+    )
 
 
 def _without_mark(raw: bytes, path: str) -> bytes:

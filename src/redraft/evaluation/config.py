@@ -10,8 +10,6 @@ from redraft.data.examples import SPLITS, Columns, Example, Splits, load, read, 
 from redraft.errors import UserError, suggest
 from redraft.options import REQUIRED, check, setting
 
-FRACTIONS = (0.9, 0.05, 0.05)  # training, validation and test rows of a source without splits of its own
-
 
 @dataclass(frozen=True)
 class DataSource:
@@ -33,8 +31,9 @@ class DataSource:
         named = Columns(text=self.text, input=self.input, target=self.target)
         return named if str(named) else None
 
-    def splits(self, fractions: tuple[float, float, float] = FRACTIONS) -> Splits:
-        """Training, validation and test rows; ``fractions`` are used if the source has no splits of its own.
+    def splits(self, fractions: tuple[float, float, float] | None = None) -> Splits:
+        """Training, validation and test rows. If the source has no splits of its own, its rows are split by
+        ``fractions``, or else by the rule of ``data.examples.shares_of``.
 
         Raises:
             UserError: the source or one of its rows can't be read.

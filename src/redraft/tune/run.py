@@ -84,7 +84,8 @@ class Tuning:
         if len(self.items) < FEWEST_ROWS:
             raise UserError(
                 f"{len(self.items)} validation rows are too few to compare configurations.",
-                f"Give at least {FEWEST_ROWS}. Use every row as validation data with --all-rows.",
+                f"Give at least {FEWEST_ROWS}: a file without splits holds out 8 % of its rows for validation, so it "
+                f"needs {-(-FEWEST_ROWS * 100 // 8)}. Or use every row as validation data with --all-rows.",
             )
 
     def _items(self, examples: Sequence[Example], rows: int) -> list[Item]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from redraft.data.examples import Splits
 from redraft.errors import UserError
-from redraft.evaluation.config import FRACTIONS, DataSource
+from redraft.evaluation.config import DataSource
 from redraft.options import setting
 
 
@@ -46,7 +46,7 @@ class TuneStudy(DataSource):
         Raises:
             UserError: the data can't be read, or a test split is wanted and there is none.
         """
-        found = self.splits((0.0, 1.0, 0.0) if self.all_rows else FRACTIONS)
+        found = self.splits((0.0, 1.0, 0.0) if self.all_rows else None)
         if self.test and not found.test:
             raise UserError(f"'{self.data}' has no test rows.", "Leave out --test or --all-rows.")
         if not found.validation:

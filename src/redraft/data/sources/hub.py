@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from redraft.data.rows import Row, Source
+from redraft.data.rows import Row, Source, check_names
 from redraft.errors import UserError, suggest
 
 _MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")
@@ -34,6 +34,7 @@ class Hub(Source):
             if part not in data:
                 raise UserError(f"Data set '{name}' has no split '{part}'.", suggest(part, data))
             data = data[part]
+        check_names(data.column_names or (), path)
         for number, values in enumerate(data, 1):
             yield Row(values, path, number)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from redraft.data.rows import Row, Source, unreadable
+from redraft.data.rows import Row, Source, check_names, check_regular, unreadable
 from redraft.errors import UserError
 
 
@@ -22,8 +22,10 @@ class Parquet(Source):
                 f"Reading '{path}' needs the pyarrow package.", "Install it: pip install 'redraft[train]'"
             ) from None
         done = 0
+        check_regular(path)
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
+                check_names(file.schema_arrow.names, path)
                 for batch in file.iter_batches(batch_size=1024):
                     for values in batch.to_pylist():
                         done += 1

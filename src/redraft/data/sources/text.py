@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from redraft.data.locate import data_files
 from redraft.data.rows import Row, Source, lines, undecodable
 
 
@@ -35,8 +36,7 @@ class Text(Source):
             yield _document(path, block)
 
     def _files(self, folder: str) -> list[str]:
-        found = sorted(str(file) for file in Path(folder).rglob("*") if file.is_file())
-        return [file for file in found if super(Text, self).matches(file)]
+        return [file for file in data_files(folder) if super(Text, self).matches(file)]
 
 
 def _document(path: str, block: list[tuple[int, str]]) -> Row:
