@@ -110,6 +110,7 @@ def merge(model: Model, adapter: Adapter) -> Model:
     if origin is not None:
         model = convert_family(model, origin.family)
         model.paired, model.defaults = origin.paired, origin.defaults
+        model.answer_lengths = origin.answer_lengths
     state, places = _weights(folder), public_names(model)
     weights = dict(model.network.named_parameters())
     known = {peft_name(model.network, name.removesuffix(".weight")): place for name, place in places.items()}

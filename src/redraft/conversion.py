@@ -49,6 +49,7 @@ def convert_family(model: Model, family: Mapping[str, Any]) -> Model:
       at zero; one that no longer is loses it. Within its family the model keeps its setting unless one is given.
     - **Prompt.** Whether the prompt is isolated stays as it was unless given. A network trained without an isolated
       prompt gets no length head.
+    - **Answer lengths** of the training data are kept: without a length head they decide it (``TypicalLength``).
     - **Generation settings** are kept where they fit (``keep_fitting``).
 
     Raises:
@@ -88,7 +89,7 @@ def convert_family(model: Model, family: Mapping[str, Any]) -> Model:
     alike = type(built.sampler()) is type(model.family.sampler())
     defaults = {key: value for key, value in model.defaults.items() if alike or key not in _SAMPLER}
     made = Model(network, tokenizer, built, name, model.paired, defaults)
-    made.public = model.public
+    made.public, made.answer_lengths = model.public, model.answer_lengths
     keep_fitting(made)
     return made
 
@@ -103,6 +104,7 @@ def set_paired(model: Model, paired: bool) -> None:
     """
     if model.paired != paired:
         model.defaults = {key: value for key, value in model.defaults.items() if key not in _KIND}
+        model.answer_lengths = None
     model.paired = paired
     check_fit(model)
     keep_fitting(model)

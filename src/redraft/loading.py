@@ -110,11 +110,12 @@ def load(
     if adapters.is_adapter(folder):
         found = adapters.read(folder)
         return adapters.merge(load(found.base, device, dtype, mask_id), found)
-    network, files, layout, rest = _open(folder, mask_id)
+    network, files, layout, (*rest, answer_lengths) = _open(folder, mask_id)
     models.allocate(network, dtype, runtime.device(device))
     with _progress(files) as on_read:
         weights.fill(network, files, layout, on_read)
     model = Model(network.requires_grad_(False).eval(), *rest)
+    model.answer_lengths = answer_lengths
     if any(name != place.name for name, place in layout.places.items()):
         model.public = layout.places
     return model
@@ -152,7 +153,7 @@ def model_info(folder: Path) -> ModelInfo:
     Raises:
         UserError: as for ``load``, except for errors in the weights themselves.
     """
-    network, _, _, (tokenizer, family, name, paired, defaults) = _open(folder, None)
+    network, _, _, (tokenizer, family, name, paired, defaults, _) = _open(folder, None)
     spec = family.spec(tokenizer)
     diffuses = spec.family.schedule is not None
     by_token = spec.family.continuous is None or spec.family.continuous.tokens
@@ -198,14 +199,14 @@ def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
         raise UserError(what, "Restore the file as it was saved.")
     defaults = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     configs.build(Settings, defaults, str(folder / "generation_config.json"))  # checked here, used later
-    rest = (tokenizer, family, family_name, described.paired, defaults)
+    rest = (tokenizer, family, family_name, described.paired, defaults, described.answer_lengths)
     return network, weights.Files(folder), weights.Layout.own(network), rest
 
 
 def _open_foreign(found: Foreign) -> _Opened:
     """Open a public checkpoint."""
     family_name, family = build_family(found.plan.family)
-    rest = (found.vocabulary, family, family_name, False, found.plan.defaults)
+    rest = (found.vocabulary, family, family_name, False, found.plan.defaults, None)
     return found.network, found.files, found.plan.layout, rest
 
 

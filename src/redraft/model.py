@@ -17,6 +17,7 @@ from redraft.families import build_family
 from redraft.families.base import Family
 from redraft.generation import infill as infilling
 from redraft.generation import scoring, start
+from redraft.generation.answer_lengths import AnswerLengths
 from redraft.generation.prompts import Prompt, answerable_prompt_ids, check_length
 from redraft.generation.run import GenerationRun
 from redraft.models.cpu import cpu_form
@@ -42,6 +43,7 @@ class Model:
         defaults: the model's own generation settings, as fields of ``Settings``.
         drafter: a diffusion model that drafts for this one; see ``draft_with``.
         public: names of the network's tensors in the public checkpoint that it was read from; None: redraft's format.
+        answer_lengths: how long answers were in training, for a model of pairs; None: not recorded.
         adapter: the low-rank adapter of the network, trained on the model ``base``; None: it has none.
     """
 
@@ -59,6 +61,7 @@ class Model:
         self.defaults = dict(defaults or {})
         self.drafter: Model | None = None
         self.public: Mapping[str, TensorMap] | None = None
+        self.answer_lengths: AnswerLengths | None = None
         self.adapter: Lora | None = None
         self.base = ""
         self._cpu_form: tuple[tuple[str | int, ...], CpuForm] | None = None  # with the versions of its weights

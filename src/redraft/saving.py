@@ -20,6 +20,7 @@ from torch import Tensor
 from redraft import config, models, weights
 from redraft.data.vocabulary import Vocabulary
 from redraft.files import atomic_folder, write_atomically
+from redraft.generation.answer_lengths import AnswerLengths
 from redraft.models.gpt import Gpt
 from redraft.models.parts import lora
 from redraft.models.parts.backbone import Backbone
@@ -43,6 +44,7 @@ class ModelConfig:
     family: dict[str, Any]  # name and fields
     network: dict[str, Any]  # name and shape
     paired: bool  # trained on pairs of prompt and answer
+    answer_lengths: AnswerLengths | None = None  # of the training data, for a model of pairs
     vocabulary: dict[str, Any] | None = None  # ``data.vocabulary.Ids`` of a public checkpoint; None: our own tokenizer
     model_type: str = _MODEL_TYPE  # this one and the next are for transformers
     architectures: tuple[str, ...] = (_ARCHITECTURE,)
@@ -55,6 +57,7 @@ class AdapterOrigin:
     family: dict[str, Any]  # name and fields
     paired: bool
     defaults: dict[str, Any]  # generation settings
+    answer_lengths: AnswerLengths | None = None  # of the training data, for pairs
 
 
 def save(model: Model, folder: str | Path, storage: str = "float32", card: str = "") -> None:
@@ -75,11 +78,13 @@ def save(model: Model, folder: str | Path, storage: str = "float32", card: str =
 def _save_whole(model: Model, folder: Path, storage: str, card: str) -> None:
     from safetensors.torch import save_file
 
+    lengths = model.answer_lengths
     described = {
         "redraft_format": FORMAT,
         "family": {"name": model.family_name, **config.to_mapping(model.family)},
         "network": models.describe(model.network),
         "paired": model.paired,
+        **({} if lengths is None else {"answer_lengths": config.to_mapping(lengths)}),
         "model_type": _MODEL_TYPE,
         "architectures": [_ARCHITECTURE],
     }
@@ -105,7 +110,7 @@ def _save_adapter(model: Model, adapter: lora.Lora, folder: Path, card: str) -> 
             state[f"{name}.lora_B.weight"] = b.detach().cpu().contiguous().clone()
     modules = sorted({key.removeprefix(PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in state})
     family = {"name": model.family_name, **config.to_mapping(model.family)}
-    origin = AdapterOrigin(family, model.paired, model.defaults)
+    origin = AdapterOrigin(family, model.paired, model.defaults, model.answer_lengths)
     with atomic_folder(folder) as new:
         _write_json(new / ADAPTER_CONFIG, _peft_config(model, adapter, modules))
         _write_json(new / ADAPTER_ORIGIN, config.to_mapping(origin))

@@ -46,11 +46,12 @@ class Settings:
         request_most=256,
         tries=(1, 2, 4),
     )
-    length: Literal["auto", "head", "search", "fixed"] = setting(
+    length: Literal["auto", "head", "typical", "search", "fixed"] = setting(
         "auto",
-        "How the output length is chosen. head: predicted from the prompt. search: by the likelihood of several "
-        "lengths before generation. fixed: max_new_tokens, or up to an end-of-text token. auto: the length head if "
-        "the model has one, else search for models of prompt and answer and fixed for plain text.",
+        "How the output length is chosen. head: predicted from the prompt. typical: the median length of training "
+        "answers to prompts of this length. search: by the confidence at several lengths. fixed: max_new_tokens, or up "
+        "to an end-of-text token. auto: the length head if the model has one; else, for models of prompt and answer, "
+        "typical if the lengths are recorded, and search if not; fixed for plain text.",
     )
     start: int | None = setting(
         None,

@@ -146,10 +146,10 @@ class Peaked(length.LengthSearch):
 def test_the_length_search_finds_a_single_peak(most: int) -> None:
     for peak in range(1, most + 1):
         for closing in ((), (7,)):
-            search = Peaked(fresh(Tokenizer.bytes()).spec, (), closing)
+            search = Peaked(closing, fresh(Tokenizer.bytes()).spec, ())
             search.record.update(peak=peak, calls=[])
             with pytest.raises(StopIteration) as end:
-                next(search.search([], most + len(closing), 3))
+                next(search.choose([], most + len(closing), 3))
             lengths, shares = end.value.value
             calls = search.record["calls"]
             tried = [n for call in calls for n in call]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from redraft.canvas import make_canvas
+from redraft.generation.answer_lengths import AnswerLengths
 from redraft.generation.loop import Call, Loop, Steps
 from redraft.samplers.shared import common, ranking
 from redraft.types import FREE, GIVEN, PAD, Canvas, Network, Output, Request, Spec
@@ -35,6 +37,12 @@ def best_lengths(logits: Tensor, most: int, count: int, feasible: Tensor | None 
         columns = min(columns, int(allowed.sum()))
     log_p, index = scores.log_softmax(-1).topk(columns, -1)
     return log_p, index + 1
+
+
+def longer_than(logits: Tensor, most: int) -> Tensor:
+    """Is the answer more likely longer than ``most`` tokens than not? Logits [R, V] of lengths -> [R] bool."""
+    lengths = logits.float()[:, 1:]
+    return lengths[:, :most].logsumexp(-1) < lengths[:, most:].logsumexp(-1)
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,29 @@ def _parts(rows: Sequence[Row]) -> Iterator[range]:
 
 
 @dataclass(frozen=True)
-class LengthSearch:
+class LengthChoice(ABC):
+    """A way to choose the output length of a network without a length head."""
+
+    answer_suffix: Sequence[int]  # tokens that end an answer: end-of-text, or none
+
+    passes: ClassVar[int] = 0  # forward passes that it takes
+
+    @abstractmethod
+    def choose(
+        self, prompt: Sequence[int], most: int, count: int, feasible: Tensor | None = None
+    ) -> Passes[tuple[list[int], list[float]]]:
+        """The ``count`` best lengths, suffix included, best first, and their log-probabilities.
+
+        A length above ``most`` means that the answer does not fit.
+
+        Args:
+            feasible: [most] bool, which lengths may be chosen: then all are at most ``most``. The result is shorter if
+                fewer than ``count`` may.
+        """
+
+
+@dataclass(frozen=True)
+class LengthSearch(LengthChoice):
     """Answer length for a network without a length head, from the confidence that the prompt adds.
 
     CAL (Liu et al. 2026, arXiv:2602.00476) found that the mean first-step confidence c(L) over L masks, divided by its
@@ -120,17 +150,14 @@ class LengthSearch:
 
     spec: Spec
     empty_prompt: Sequence[int]
-    answer_suffix: Sequence[int]  # tokens that end an answer: end-of-text, or none
 
-    def search(
+    passes = 2
+
+    def choose(
         self, prompt: Sequence[int], most: int, count: int, feasible: Tensor | None = None
     ) -> Passes[tuple[list[int], list[float]]]:
-        """The ``count`` best lengths in 1..most, suffix included, best first, and their log-probabilities.
-
-        A length's probability is the softmax of the scores over all lengths that were scored.
-
-        Args:
-            feasible: [most] bool, which lengths may be chosen. The result is shorter if fewer than ``count`` may.
+        """The lengths of highest score, in 1..most, that are ``feasible`` [most]. Their probability is the softmax over
+        all that were scored.
         """
         end = len(self.answer_suffix)
         largest = max(1, most - end)
@@ -159,14 +186,48 @@ class LengthSearch:
         return [with_prompt - bias for with_prompt, bias in zip(log_c, log_c[len(lengths) :], strict=False)]
 
 
+@dataclass(frozen=True)
+class TypicalLength(LengthChoice):
+    """Answer length as in training: the median over answers to prompts of about this length.
+
+    Several lengths are the quantiles (k + 1/2) / count, the most central ones first.
+    """
+
+    seen: AnswerLengths
+
+    def choose(
+        self, prompt: Sequence[int], most: int, count: int, feasible: Tensor | None = None
+    ) -> Passes[tuple[list[int], list[float]]]:
+        """See the base class, also for ``feasible`` [most]. No forward pass runs."""
+        end = len(self.answer_suffix)
+        known = {max(length - end, 1): math.log(p) for length, p in self.seen.given(len(prompt)).items()}
+        if feasible is not None:
+            known = _completable(known, feasible, end)
+        total = float(torch.tensor(list(known.values())).logsumexp(0))
+        chosen = evenly_spaced(known, count)
+        return [length + end for length in chosen], [known[length] - total for length in chosen]
+        yield  # a generator, as the other ways
+
+
+def evenly_spaced(log_p: Mapping[int, float], count: int) -> list[int]:
+    """The lengths at the quantiles (k + 1/2) / count of a distribution, most central first, without repetitions."""
+    lengths = sorted(log_p)
+    mass = torch.tensor([log_p[length] for length in lengths], dtype=torch.float64).softmax(0).cumsum(0)
+    levels = sorted(((k + 0.5) / count for k in range(count)), key=lambda level: abs(level - 0.5))
+    index = torch.searchsorted(mass, torch.tensor(levels, dtype=torch.float64)).clamp(max=len(lengths) - 1)
+    return list(dict.fromkeys(lengths[i] for i in index.tolist()))
+
+
 def _completable(scores: dict[int, float], feasible: Tensor, suffix: int) -> dict[int, float]:
     """The lengths, without their ``suffix`` tokens, that a constraint allows; the nearest one if it allows none.
 
     Args:
-        feasible: see ``Constraint.lengths``. Without a suffix, a sequence may be shorter than its row.
+        feasible: see ``Constraint.lengths``; longer ones are not allowed. Without a suffix, a sequence may be shorter
+            than its row.
     """
     fits = feasible if suffix else feasible.cumsum(0) > 0
-    kept = {length: score for length, score in scores.items() if fits[min(length + suffix, len(fits)) - 1]}
+    within = {length: score for length, score in scores.items() if length + suffix <= len(fits)}
+    kept = {length: score for length, score in within.items() if fits[length + suffix - 1]}
     if kept:
         return kept
     allowed = (fits.nonzero()[:, 0] + 1 - suffix).clamp(min=1).tolist()
@@ -174,16 +235,18 @@ def _completable(scores: dict[int, float], feasible: Tensor, suffix: int) -> dic
     return {min(allowed, key=lambda length: abs(length - best)): 0.0}
 
 
-def choose_lengths(loop: Loop, canvas: Canvas, search: LengthSearch | None = None) -> None:
-    """Give each row of a prompt one of the likeliest lengths, from the length head or from ``search``.
+def choose_lengths(loop: Loop, canvas: Canvas, choice: LengthChoice | None = None) -> None:
+    """Give each row of a prompt one of the likeliest lengths, from the length head or by ``choice``.
 
-    Positions after that length become padding. If answers end with end-of-text, it becomes the given last token.
+    Positions after that length become padding. If answers end with end-of-text, it becomes the given last token. Where
+    the answer is likely longer than the positions there are, all of them are generated and no end-of-text is given:
+    the text is cut off, as with an autoregressive model. (Under a constraint the text has to be complete.)
     """
-    for _ in loop.drive(length_steps(loop, canvas, search)):
+    for _ in loop.drive(length_steps(loop, canvas, choice)):
         pass
 
 
-def length_steps(loop: Loop, canvas: Canvas, search: LengthSearch | None = None) -> Steps[None]:
+def length_steps(loop: Loop, canvas: Canvas, choice: LengthChoice | None = None) -> Steps[None]:
     """``choose_lengths`` as a generator, for a caller that runs the network."""
     first = torch.cat([torch.tensor([True]), canvas.owner[1:] != canvas.owner[:-1]]).nonzero()[:, 0]
     owner = torch.searchsorted(first, torch.arange(len(canvas.ids)), right=True) - 1
@@ -191,21 +254,23 @@ def length_steps(loop: Loop, canvas: Canvas, search: LengthSearch | None = None)
     most, count = int(((canvas.status == FREE).sum(1)).max()), int(rank.max()) + 1
     constraint, spec = loop.method.constraint, loop.spec
     feasible = None if constraint is None else constraint.lengths(most)
-    if search is None:
+    if choice is None:
         request = common.length_request(canvas.ids[first], canvas.prompt[first], spec, first)
         logits = yield from loop.forward(canvas, request)
         log_p, likeliest = best_lengths(logits, most, count, feasible)
         canvas.nfe = canvas.nfe[first][owner]
-        choice = owner, rank.clamp(max=likeliest.shape[1] - 1)
-        length, gain = likeliest.cpu()[choice], log_p.cpu()[choice]
+        column = owner, rank.clamp(max=likeliest.shape[1] - 1)
+        length, gain = likeliest.cpu()[column], log_p.cpu()[column]
+        length[longer_than(logits, most).cpu()[owner] & (feasible is None)] = most + 1
     else:
-        length, gain = yield from _searched(loop, canvas, search, first, owner, rank, feasible)
+        length, gain = yield from _chosen(loop, canvas, choice, first, owner, rank, feasible)
     canvas.score += gain
+    cut, length = length > most, length.clamp(max=most)
     columns, end = torch.arange(canvas.ids.shape[1]), (canvas.prompt + length)[:, None]
     canvas.status[columns >= end] = PAD
-    if search is None or search.answer_suffix:
-        last = columns == end - 1
-        if search is not None:  # the search has no empty answers
+    if choice is None or choice.answer_suffix:
+        last = (columns == end - 1) & ~cut[:, None]
+        if choice is not None:  # it has no empty answers
             last &= (length > 1)[:, None]
         canvas.status[last] = GIVEN
         canvas.ids[last] = spec.tokens.eos_id
@@ -215,26 +280,28 @@ def length_steps(loop: Loop, canvas: Canvas, search: LengthSearch | None = None)
             store.copy(canvas.kv_slot[first[owner[others]]], canvas.kv_slot[others])
 
 
-def _searched(
+def _chosen(
     loop: Loop,
     canvas: Canvas,
-    search: LengthSearch,
+    choice: LengthChoice,
     first: Tensor,
     owner: Tensor,
     rank: Tensor,
     feasible: Tensor | None,
 ) -> Steps[tuple[Tensor, Tensor]]:
-    """Lengths of all rows [B] by ``search``, and their log-probabilities [B]."""
+    """Lengths of all rows [B] by ``choice``, and their log-probabilities [B]."""
     lengths, gains = [], []
     for number, row in enumerate(first.tolist()):
         prompt = canvas.ids[row, : int(canvas.prompt[row])].tolist()
         free, count = int((canvas.status[row] == FREE).sum()), int((owner == number).sum())
-        passes = search.search(prompt, free, count, None if feasible is None else feasible[:free])
+        passes = choice.choose(prompt, free, count, None if feasible is None else feasible[:free])
         found = yield from _uncached(loop, passes)
         ranks = rank[owner == number].clamp(max=len(found[0]) - 1).tolist()
-        lengths += [found[0][i] for i in ranks]
+        lengths += [
+            found[0][i] if found[0][i] <= free else canvas.ids.shape[1] for i in ranks
+        ]  # the whole row: cut off
         gains += [found[1][i] for i in ranks]
-    canvas.nfe += 2  # a search takes two passes
+    canvas.nfe += choice.passes
     return torch.tensor(lengths), torch.tensor(gains, dtype=torch.float64)
 
 

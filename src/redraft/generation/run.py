@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from redraft.canvas import best_rows, completion
-from redraft.generation.length import LengthSearch, choose_lengths, length_steps
+from redraft.generation.length import LengthChoice, choose_lengths, length_steps
 from redraft.generation.loop import Loop, Steps
 from redraft.types import Canvas, Generation, Step
 
@@ -25,19 +25,19 @@ class GenerationRun:
     by_score: bool
     trace: list[Step] | None = None
     needs_length: bool = False  # the output length has not been chosen yet
-    search: LengthSearch | None = None  # finds the output length; None: the length head predicts it
+    length_choice: LengthChoice | None = None  # how the output length is chosen; None: the length head predicts it
 
     def begin(self) -> GenerationRun:
         """Choose the output length, if the model chooses it. Iteration does everything else."""
         if self.needs_length:
-            choose_lengths(self.loop, self.canvas, self.search)
+            choose_lengths(self.loop, self.canvas, self.length_choice)
             self.needs_length = False
         return self
 
     def steps(self) -> Steps[None]:
         """The whole generation, including the choice of length, for a driver that runs the network itself."""
         if self.needs_length:
-            yield from length_steps(self.loop, self.canvas, self.search)
+            yield from length_steps(self.loop, self.canvas, self.length_choice)
             self.needs_length = False
         yield from self.loop.steps(self.canvas)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from redraft.canvas import Growth, make_canvas
 from redraft.errors import UserError
-from redraft.generation.length import LengthSearch, Row
+from redraft.generation.length import LengthChoice, LengthSearch, Row, TypicalLength
 from redraft.generation.loop import Loop, Method
 from redraft.generation.method import build_method
 from redraft.generation.prompts import Prompt, answer_suffix, check_length, check_mask, prompt_ids
@@ -19,6 +19,9 @@ from redraft.types import Canvas, Network, Sampling, Spec, Step
 if TYPE_CHECKING:
     from redraft.model import Model
     from redraft.settings import Settings
+
+
+_CHOSEN = ("head", "typical", "search")  # ways in which the output length is chosen before generation
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,13 @@ def _run(model: Model, rows: Rows, settings: Settings, keep_trace: bool) -> Gene
     if model.drafter is not None:
         networks["drafter"] = model.drafter.inference_network(settings.weights)
     trace: list[Step] | None = [] if keep_trace else None
-    search = None
+    choice: LengthChoice | None = None
     if length == "search":
-        search = LengthSearch(model.spec, prompt_ids(model, ""), answer_suffix(model))
-    chooses, by_score = length in ("head", "search"), method.sampler.width == 1
-    return GenerationRun(canvas, Loop(networks, method, spec), model.tokenizer, by_score, trace, chooses, search)
+        choice = LengthSearch(answer_suffix(model), model.spec, prompt_ids(model, ""))
+    elif length == "typical" and model.answer_lengths is not None:
+        choice = TypicalLength(answer_suffix(model), model.answer_lengths)
+    chooses, by_score = length in _CHOSEN, method.sampler.width == 1
+    return GenerationRun(canvas, Loop(networks, method, spec), model.tokenizer, by_score, trace, chooses, choice)
 
 
 def _prepare(model: Model, rows: Rows, settings: Settings) -> tuple[Method, Spec, Canvas, str]:
@@ -113,7 +118,7 @@ def _prepare(model: Model, rows: Rows, settings: Settings) -> tuple[Method, Spec
     if rows.growth is not None and method.constraint is not None:
         raise UserError("A constraint needs a fixed length, and this model changes it.", "Use another model.")
     length = "fixed" if rows.fixed else _length(model, settings)
-    chosen = length in ("head", "search")
+    chosen = length in _CHOSEN
     if settings.candidates > 1 and not chosen and not rows.fixed:
         raise UserError(
             f"candidates = {settings.candidates} needs a model that chooses its output length before generation.",
@@ -167,7 +172,7 @@ def _growing(model: Model, heads: Sequence[list[int]], settings: Settings) -> Ro
 
 
 def _length(model: Model, settings: Settings) -> str:
-    """How the output length is determined: ``head``, ``search`` or ``fixed``.
+    """How the output length is determined: ``head``, ``typical``, ``search`` or ``fixed``.
 
     Raises:
         UserError: this model does not support the length in the settings.
@@ -175,10 +180,12 @@ def _length(model: Model, settings: Settings) -> str:
     spec = model.spec
     if settings.length == "head" and not spec.network.length_head:
         raise UserError("This model has no length head.", "Use length 'search' or 'fixed'.")
-    if settings.ignore_eos and settings.length in ("head", "search"):
+    if settings.length == "typical" and model.answer_lengths is None:
+        raise UserError("This model's files don't record the lengths of its training answers.", "Use length 'search'.")
+    if settings.ignore_eos and settings.length in _CHOSEN:
         raise UserError(f"Length '{settings.length}' needs the end-of-text token.", "Remove ignore_eos.")
     ends_itself = spec.family.schedule is None or spec.network.attention.kind == "block" or spec.variable_length
-    if settings.length == "search" and ends_itself:
+    if settings.length in ("typical", "search") and ends_itself:
         raise UserError(f"A model of family '{model.family_name}' ends its output itself.", "Use length 'auto'.")
     if settings.length != "auto":
         return settings.length
@@ -186,4 +193,6 @@ def _length(model: Model, settings: Settings) -> str:
         return "fixed"
     if spec.network.length_head:
         return "head"
-    return "search" if model.paired and not ends_itself else "fixed"
+    if ends_itself or not model.paired:
+        return "fixed"
+    return "search" if model.answer_lengths is None else "typical"

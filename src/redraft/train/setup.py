@@ -18,6 +18,7 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.families import build_family
 from redraft.files import atomic_folder
+from redraft.generation.answer_lengths import AnswerLengths
 from redraft.loading import load as load_model
 from redraft.model import Model
 from redraft.presets import shape as preset
@@ -64,6 +65,9 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
             block.compile(dynamic=True)
     data, train = recipe.data, recipe.train
     loader = Loader(training, tokenizer, length, train.batch_tokens, train.seed, too_long=data.too_long)
+    if training.prompts is not None:
+        prompts, rows = training.prompts[loader.fit.rows], training.lengths[loader.fit.rows]
+        model.answer_lengths = AnswerLengths.of(prompts, rows - prompts)
     probe = _some(splits.validation, train.validation_rows)
     size = max(_VALIDATION_TOKENS, length + 1)
     checks = batches(tokenise(probe, tokenizer), tokenizer, length, size, data.too_long) if probe else []
