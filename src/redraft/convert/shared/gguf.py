@@ -90,9 +90,9 @@ def read(path: Path) -> tuple[dict[str, Any], GgufFiles]:
 
 
 def _config(file: GgufFile, found: Architecture, name: str, keys: Keys) -> dict[str, Any]:
-    heads = keys.get(f"{name}.attention.head_count", int)
-    width = keys.get(f"{name}.embedding_length", int)
-    head = keys.get(f"{name}.attention.key_length", int, width // max(heads, 1))
+    heads = _count(keys, f"{name}.attention.head_count")
+    width = _count(keys, f"{name}.embedding_length")
+    head = _count(keys, f"{name}.attention.key_length", width // heads)
     keys.require(f"{name}.attention.value_length", head)
     keys.require(f"{name}.rope.dimension_count", head)
     keys.require(f"{name}.attention.causal", True)
@@ -103,7 +103,7 @@ def _config(file: GgufFile, found: Architecture, name: str, keys: Keys) -> dict[
     if embedding is None:
         raise file.damaged("tensor 'token_embd.weight' is missing")
     keys.require(f"{name}.vocab_size", embedding.shape[0])
-    layers = keys.get(f"{name}.block_count", int)
+    layers = _count(keys, f"{name}.block_count")
     blocks = {int(one[1]) for one in map(_TENSOR.fullmatch, file.stored) if one is not None and one[1]}
     if blocks != set(range(len(blocks))) or layers != len(blocks):
         raise file.damaged(f"{name}.block_count = {layers}, but it holds tensors of {len(blocks)} blocks")
@@ -113,10 +113,10 @@ def _config(file: GgufFile, found: Architecture, name: str, keys: Keys) -> dict[
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.get(f"{name}.attention.head_count_kv", int, heads),
+        "num_key_value_heads": _count(keys, f"{name}.attention.head_count_kv", heads),
         "head_dim": head,
-        "intermediate_size": keys.get(f"{name}.feed_forward_length", int),
-        "max_position_embeddings": keys.get(f"{name}.context_length", int),
+        "intermediate_size": _count(keys, f"{name}.feed_forward_length"),
+        "max_position_embeddings": _count(keys, f"{name}.context_length"),
         "rms_norm_eps": _decimal(keys.get(f"{name}.attention.layer_norm_rms_epsilon", float)),
         "rope_theta": _decimal(keys.get(f"{name}.rope.freq_base", float, 10_000.0)),
         "rope_scaling": _scaling(file, name, keys, head),
@@ -127,6 +127,14 @@ def _config(file: GgufFile, found: Architecture, name: str, keys: Keys) -> dict[
     }
     keys.finish()
     return config
+
+
+def _count(keys: Keys, key: str, default: int | None = None) -> int:
+    """A number that must be at least 1."""
+    found = keys.get(key, int, default)
+    if found < 1:
+        raise keys.unsupported(key, "It must be at least 1.")
+    return found
 
 
 def _special_tokens(file: GgufFile) -> dict[str, Any]:
