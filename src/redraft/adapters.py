@@ -98,6 +98,18 @@ def attach(model: Model, lora: Lora, base: str) -> None:
     model.adapter, model.base = lora, base
 
 
+def converted(model: Model, origin: AdapterOrigin) -> Model:
+    """The model as it was when an adapter was trained: of the adapter's family, for the same kind of data.
+
+    Raises:
+        UserError: the model can't become one of that family (``conversion.convert_family``).
+    """
+    model = convert_family(model, origin.family)
+    model.paired, model.defaults = origin.paired, origin.defaults
+    model.answer_lengths = origin.answer_lengths
+    return model
+
+
 def merge(model: Model, adapter: Adapter) -> Model:
     """The model with an adapter merged into its weights, which costs nothing at inference.
 
@@ -108,9 +120,7 @@ def merge(model: Model, adapter: Adapter) -> Model:
     """
     folder, origin = adapter.folder, adapter.origin
     if origin is not None:
-        model = convert_family(model, origin.family)
-        model.paired, model.defaults = origin.paired, origin.defaults
-        model.answer_lengths = origin.answer_lengths
+        model = converted(model, origin)
     state, places = _weights(folder), public_names(model)
     weights = dict(model.network.named_parameters())
     known = {peft_name(model.network, name.removesuffix(".weight")): place for name, place in places.items()}

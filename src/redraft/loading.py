@@ -26,6 +26,11 @@ from redraft.settings import Settings
 from redraft.shipped import PACKAGED, check_installed, named_models
 
 
+def is_model(path: Path) -> bool:
+    """Is it the folder of a model or of an adapter, or a GGUF file?"""
+    return (path / "config.json").is_file() or adapters.is_adapter(path) or is_gguf(path)
+
+
 def resolve(name_or_path: str | Path) -> Path:
     """The folder or the GGUF file of a model. A name on the hub is downloaded first.
 
@@ -35,7 +40,7 @@ def resolve(name_or_path: str | Path) -> Path:
         UserError: not a model folder, a GGUF file, a shipped checkpoint or a name on the hub.
     """
     path = Path(name_or_path)
-    if (path / "config.json").is_file() or adapters.is_adapter(path) or is_gguf(path):
+    if is_model(path):
         return path
     known = named_models()
     if str(name_or_path) in known:
@@ -121,18 +126,31 @@ def load(
     return model
 
 
+def outline(name_or_path: str | Path) -> Model:
+    """A model without its weights: the parameters of its network have shapes and no memory (device ``meta``).
+
+    Raises:
+        UserError: as for ``load``, except for errors in the weights themselves.
+    """
+    folder = resolve(name_or_path)
+    if not adapters.is_adapter(folder):
+        network, _, _, (*rest, answer_lengths) = _open(folder, None)
+        model = Model(network.requires_grad_(False).eval(), *rest)
+        model.answer_lengths = answer_lengths
+        return model
+    found = adapters.read(folder)
+    model = outline(found.base)
+    return model if found.origin is None else adapters.converted(model, found.origin)
+
+
 def family_of(name_or_path: str | Path) -> dict[str, Any]:
     """The family of a checkpoint, as a recipe's table. The weights are not read.
 
     Raises:
         UserError: as for ``load``.
     """
-    folder = resolve(name_or_path)
-    if adapters.is_adapter(folder):
-        found = adapters.read(folder)
-        return found.origin.family if found.origin is not None else family_of(found.base)
-    _, family, name, *_ = _open(folder, None)[3]
-    return {"name": name, **configs.to_mapping(family)}
+    model = outline(name_or_path)
+    return {"name": model.family_name, **configs.to_mapping(model.family)}
 
 
 @dataclass(frozen=True)

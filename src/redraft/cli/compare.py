@@ -25,8 +25,9 @@ def compare(
         list[str] | None,
         typer.Option(
             "--from",
-            help="Checkpoint to fine-tune; NAME also stands for NAME-<family>; repeatable. 'scratch' trains from "
-            "scratch. Unset, without a budget and a preset: the shipped models for this kind of data.",
+            help="Checkpoint to start from; an autoregressive one is converted for the families without a checkpoint. "
+            "NAME also stands for NAME-<family>; FAMILY=CHECKPOINT names one for a family; repeatable. 'scratch' "
+            "trains from scratch. Unset, without a budget and a preset: the shipped models for this kind of data.",
         ),
     ] = None,
     as_json: Json = False,
@@ -41,9 +42,11 @@ def compare(
         --budget-tokens 15000000 --steps 4,8,16 --seeds 3 --price-per-hour 0.2 --out runs/tatoeba
       redraft compare --data my.jsonl --input question --target answer --out runs/verdict \\
         --service-endpoint https://api.example.com/v1 --service-model small --service-price-out 0.6
+      redraft compare --data my.jsonl --input question --target answer --from runs/mine --out runs/verdict \\
+        --families autoregressive,masked,block,hybrid
 
     Every family gets the same budget; quality, latency, compute and memory are measured. Without a budget the study
-    is planned to end within ten minutes. With --constraint the chosen settings are also measured under it: how many
+    is planned to end within ten minutes (an hour, if checkpoints of 50M parameters or more are trained on a CPU). With --constraint the chosen settings are also measured under it: how many
     texts are valid with and without, and what that costs. OUT gets report.html, report.md and results.json.
     """
     from redraft import config
@@ -52,7 +55,7 @@ def compare(
 
     bases = choose_bases(from_ or [], given, has_file=study is not None)
     if bases and not from_:
-        log(f"fine-tuning the shipped models {', '.join(Path(path).name for path in bases.values())}")
+        log(f"starting from the shipped models {', '.join(Path(path).name for path in bases.values())}")
     given = {**given, **({"bases": bases} if bases else {})}
     return run(Study.load(study, given) if study else config.build(Study, given, "compare"), as_json)
 

@@ -87,6 +87,7 @@ def analyse(measured: Measurements) -> Record:
         samples=tuple(_samples(measured, selected)),
         service=service_comparison.summarise(measured, selected),
         constraint_study=constrained,
+        starts=measured.starts,
     )
 
 

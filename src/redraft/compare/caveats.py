@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from redraft.compare.format import shortened
-from redraft.compare.measurements import CurvePoint, Measurements
+from redraft.compare.format import quantity, shortened
+from redraft.compare.measurements import CurvePoint, Measurements, Start, same_tokens
 from redraft.compare.results import Baselines, ConstraintStudy, Likelihood
 from redraft.train.recipe import TrainTable
 
@@ -13,6 +13,7 @@ FEW_SEEDS = 5
 BUSY = 1.5  # load per core above which times are too long
 STILL_FALLING = 0.01  # relative gain over the last validation interval
 SATISFIED = 95.0  # per cent of references
+EQUAL = 1.01  # largest ratio of the sizes of checkpoints that count as equal
 
 
 def caveats(
@@ -37,8 +38,8 @@ def caveats(
         notes.append(_regularisation(measured))
     if constrained is not None and constrained.references < SATISFIED:
         notes.append(_on_references(constrained))
-    if study.bases:
-        notes.append("The models were fine-tuned, so the verdict holds for these starting checkpoints.")
+    if measured.starts:
+        notes += _on_starts(measured)
     notes += _on_training(measured)
     load, cores = measured.machine.load, measured.machine.cores
     if load and cores and load > BUSY * cores:
@@ -85,6 +86,47 @@ def _regularisation(measured: Measurements) -> str:
         f"Each model was trained at dropout {tried} on {measured.plan.tokens:,} tokens each time, {total:,} in all. "
         f"The rate that was best on validation rows was kept: {chosen}. The {decay} was the same for all."
     )
+
+
+def _on_starts(measured: Measurements) -> Iterator[str]:
+    """What each family had seen before, and what can't be compared between checkpoints."""
+    starts, plan = measured.starts, measured.plan
+    yield "The models were fine-tuned, so the verdict holds for these starting checkpoints."
+    own = [start for start in starts if not start.converted]
+    converted = [start for start in starts if start.converted]
+    if converted:
+        sources = ", ".join(dict.fromkeys(start.checkpoint for start in converted))
+        before = f"{_names(own)} had been trained as such before and learned only these data. " if own else ""
+        was, it = ("was", "it") if len(converted) == 1 else ("were", "them")
+        yield (
+            f"{before}{_names(converted)} {was} converted from an autoregressive checkpoint ({sources}) that had never "
+            f"generated in this way, and learned it together with the data from the same {plan.tokens:,} training "
+            f"tokens. A larger budget favours {it}."
+        )
+    ranks = {start.lora_rank for start in starts}
+    if any(ranks):
+        masks = [start for start in starts if "mask" in start.added]
+        yield (
+            f"Only adapters of rank {max(ranks)} were trained, for all families. Embeddings stayed as they were"
+            + (f", that of the added mask token of {_names(masks)} too." if masks else ".")
+        )
+    if measured.data.paired and not all(start.separated for start in starts):
+        yield "Answers follow their prompts directly: no chat template was used, for any family."
+    sizes = [start.parameters for start in starts]
+    if max(sizes) > EQUAL * min(sizes):
+        each = ", ".join(f"{start.family} {quantity(start.parameters).strip()}" for start in starts)
+        yield f"The checkpoints differ in size ({each} parameters), so the verdict is about models, not methods."
+    if not same_tokens(starts):
+        tokens = ", ".join(f"{start.family} {plan.tokens * start.tokens_per_token:,.0f}" for start in starts)
+        yield (
+            "The checkpoints have different tokenizers. All families read the same rows, so training budgets are equal "
+            f"in passes over the data, not in tokens ({tokens}). Metrics of texts, bits per byte, seconds and compute "
+            "per text can be compared. Tokens per second, compute per token and nats or perplexity per token can't."
+        )
+
+
+def _names(starts: Sequence[Start]) -> str:
+    return " and ".join(filter(None, [", ".join(one.family for one in starts[:-1]), starts[-1].family]))
 
 
 def _on_references(constrained: ConstraintStudy) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from redraft.compare.bases import AUTOREGRESSIVE
 from redraft.compare.study import BUDGETS, Study
 from redraft.data.examples import Columns, paired
-from redraft.errors import UserError, suggest
-from redraft.gguf_file import is_gguf
-from redraft.loading import family_of, stable_name
+from redraft.errors import UserError
+from redraft.loading import family_of, is_model, stable_name
+from redraft.registry import names
 from redraft.shipped import check_installed, named_models, zoo
 
 SCRATCH = "scratch"  # instead of a checkpoint: train from scratch
@@ -42,27 +43,51 @@ def choose_bases(named: Sequence[str], given: dict[str, object], has_file: bool)
 
 
 def find_bases(named: Sequence[str], families: Sequence[str]) -> dict[str, str]:
-    """Checkpoint by family. A name is that of a checkpoint, or stands for the checkpoints NAME-<family>.
+    """Checkpoint by family.
+
+    A name is that of a checkpoint, FAMILY=CHECKPOINT, or stands for the checkpoints NAME-<family>. A family without a
+    checkpoint starts from the autoregressive one, converted (``compare.bases``).
 
     Raises:
-        UserError: there is neither.
+        UserError: there is no such checkpoint, or two for one family.
     """
     found: dict[str, str] = {}
     for name in named:
-        if _exists(name):
-            found[family_of(name)["name"]] = stable_name(name)
-            continue
-        for family in families:
-            if not _exists(f"{name}-{family}"):
-                what = f"--from {name}: there is no checkpoint '{name}' and no '{name}-{family}'."
-                raise UserError(what, suggest(name, named_models()))
-            found[family] = stable_name(f"{name}-{family}")
-    return found
+        family, equals, path = name.partition("=")
+        if equals and family in names("families"):
+            more = {family: _folder(path, f"--from {name}")}
+        else:
+            more = _named(name, families)
+        twice = next((family for family in more if family in found), None)
+        if twice is not None:
+            raise UserError(f"--from names two checkpoints for family '{twice}'.", "Name one for each family.")
+        found |= more
+    if AUTOREGRESSIVE in found:
+        found = {family: found[AUTOREGRESSIVE] for family in families if family not in found} | found
+    order = [*families, *found]
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
+
+
+def _named(name: str, families: Sequence[str]) -> dict[str, str]:
+    """The checkpoint ``name``, by its own family, or those of the checkpoints ``name``-<family> that exist."""
+    together = {family: f"{name}-{family}" for family in families if _exists(f"{name}-{family}")}
+    if together and not _exists(name):
+        return {family: _folder(one, f"--from {name}") for family, one in together.items()}
+    folder = _folder(name, f"--from {name}")
+    return {family_of(folder)["name"]: folder}
+
+
+def _folder(name: str, option: str) -> str:
+    """The name under which the study records a checkpoint."""
+    try:
+        return stable_name(name)
+    except UserError as error:
+        raise UserError(f"{option}: {error.what}", error.remedy) from None
 
 
 def _exists(name: str) -> bool:
     check_installed(name)
-    return name in named_models() or (Path(name) / "config.json").is_file() or is_gguf(name)
+    return name in named_models() or is_model(Path(name))
 
 
 def _text(value: object) -> str | None:

@@ -18,6 +18,7 @@ from redraft.tasks import Choice, infer_task
 
 TASK_ROWS = 5000  # rows from which the task is inferred
 NEW_TOKENS = 64  # of a continuation of plain text
+WINDOW = 256  # tokens of a window of plain text
 LONGEST = 512  # longer rows are left out unless the study sets a length, in tokens
 
 
@@ -80,32 +81,38 @@ def load_dataset(study: Study) -> Dataset:
     )
 
 
-def fit_length(dataset: Dataset, tokenizer: Tokenizer, length: int) -> tuple[Dataset, int]:
-    """Leave out pairs longer than ``length`` tokens (0: the longest row, at most ``LONGEST``), and note how many.
+def fit_length(dataset: Dataset, limits: Sequence[tuple[Tokenizer, int]]) -> tuple[Dataset, list[int]]:
+    """Leave out pairs that are longer than the limit of a tokenizer, and note how many.
 
+    Args:
+        limits: tokenizers, each with the longest row in its tokens; 0: the longest there is, at most ``LONGEST``.
     Returns:
-        the remaining data, and the length.
+        the remaining data, and the length for each tokenizer.
     Raises:
         UserError: no row of a split fits.
     """
     if not dataset.paired:
-        return dataset, length or 256
+        return dataset, [limit or WINDOW for _, limit in limits]
     parts = (dataset.train, dataset.validation, dataset.test)
-    sizes = [_sizes(part, tokenizer) for part in parts]
-    length = length or min(LONGEST, max(max(size) for size in sizes))
-    kept = [
-        [e for e, n in zip(part, size, strict=True) if n <= length] for part, size in zip(parts, sizes, strict=True)
+    sizes = [[_sizes(part, tokenizer) for part in parts] for tokenizer, _ in limits]
+    lengths = [
+        min(limit or LONGEST, max(max(size) for size in own)) for own, (_, limit) in zip(sizes, limits, strict=True)
     ]
-    notes = list(dataset.notes)
-    for name, part, left in zip(("training", "validation", "test"), parts, kept, strict=True):
+    bound = " or ".join(map(str, dict.fromkeys(lengths)))
+    notes, kept = list(dataset.notes), []
+    for number, (name, part) in enumerate(zip(("training", "validation", "test"), parts, strict=True)):
+        own = [each[number] for each in sizes]
+        fits = [all(size[i] <= length for size, length in zip(own, lengths, strict=True)) for i in range(len(part))]
+        left = [e for e, fit in zip(part, fits, strict=True) if fit]
         if not left:
-            raise UserError(f"No {name} row fits into {length} tokens.", "Raise --length.")
+            raise UserError(f"No {name} row fits into {bound} tokens.", "Raise --length.")
         if len(left) < len(part):
             notes.append(
-                f"{len(part) - len(left)} of {len(part)} {name} rows are longer than {length} tokens and were left out."
+                f"{len(part) - len(left)} of {len(part)} {name} rows are longer than {bound} tokens and were left out."
             )
+        kept.append(left)
     train, validation, test = kept
-    return replace(dataset, train=train, validation=validation, test=test, notes=notes), length
+    return replace(dataset, train=train, validation=validation, test=test, notes=notes), lengths
 
 
 def answer_length(dataset: Dataset, tokenizer: Tokenizer, longest: int) -> int:

@@ -43,7 +43,7 @@ from redraft.evaluation.result_cache import ResultCache, digest
 from redraft.evaluation.texts import GenerationRun, generate_texts
 from redraft.evaluation.timing import TimedCalls, time_in_turns
 from redraft.likelihood import bound
-from redraft.loading import load
+from redraft.loading import is_model, load
 from redraft.model import Model
 from redraft.train.logging import Event
 from redraft.train.loop import train
@@ -97,7 +97,7 @@ class Job:
 
         label = f"training {family}, seed {seed}" + ("" if dropout is None else f", dropout {dropout:g}")
         piece = {"kind": "train", **key}
-        if self.setup is not None and self.cache.get(piece) is not None and not (folder / "config.json").exists():
+        if self.setup is not None and self.cache.get(piece) is not None and not is_model(folder):
             self.log(f"{label}: the model was deleted, so it is trained again")
             self.cache.path(piece).unlink()
         value = self._piece(piece, label, work)
@@ -128,10 +128,10 @@ class Job:
         key = {"kind": "likelihood", **self._model_key(family, seed), "rows": self.prepared.likelihood_rows}
 
         def work() -> dict[str, Any]:
-            setup, plan, model = self._setup(), self.prepared.plan, self.model(family, seed)
-            rows = likelihood_rows(setup.dataset, plan.test_rows)
-            size = max(4096, plan.length + 1)
-            made = batches(tokenise(rows, model.tokenizer), model.tokenizer, plan.length, size, "skip")
+            setup, model, length = self._setup(), self.model(family, seed), self.prepared.length(family)
+            rows = likelihood_rows(setup.dataset, self.prepared.plan.test_rows)
+            size = max(4096, length + 1)
+            made = batches(tokenise(rows, model.tokenizer), model.tokenizer, length, size, "skip")
             objective = model.family.objective()
             found = bound(model.network, made, objective, model.spec, LIKELIHOOD_SAMPLES, 0, setup.device)
             return {
@@ -163,7 +163,7 @@ class Job:
                 if task == "classification":
                     texts["the most common label"] = baselines.most_common(targets, len(prompts))
             else:
-                others = make_items(rows, setup.tokenizer, len(prompts), False, plan.new_tokens)
+                others = make_items(rows, setup.first.tokenizer, len(prompts), False, plan.new_tokens)
                 people = [item.references[0] for item in others]
             bits = model.bits_per_byte(scored)
             return {"texts": texts, "human_texts": people, "order": model.order, "bits_per_byte": bits}
@@ -198,14 +198,14 @@ class Job:
             "kind": "texts",
             **self._model_key(setting.family, seed),
             "setting": dataclasses.asdict(config),
-            "new_tokens": plan.new_tokens,
+            "new_tokens": self.prepared.new_tokens(config.family),
             "items": digest(prompts),
         }
         late = optional and time.monotonic() > self.deadline - (plan.reserve if part == "validation" else 0.0)
 
         def work() -> dict[str, Any]:
             model = self.model(config.family, seed)
-            return dataclasses.asdict(generate_texts(model, prompts, config, plan.new_tokens, most))
+            return dataclasses.asdict(generate_texts(model, prompts, config, key["new_tokens"], most))
 
         stage = "constrained test" if constrained else part
         value = self._piece(key, f"{stage}: {setting.label}, seed {seed}", work, NO_TIME if late else "")
@@ -233,20 +233,21 @@ class Job:
     ) -> None:
         seed, plan, study = self.seeds[0], self.prepared.plan, self.prepared.study
         prompts = [item.prompt for item in self.prepared.test]
+        limits = [self.prepared.new_tokens(setting.family) for setting in settings]
         key = {
             "kind": "timing",
             "models": [self._model_key(family, seed) for family in study.families],
             "settings": [dataclasses.asdict(setting) for setting in settings],
             "batch": batch,
             "calls": plan.timed_calls,
-            "new_tokens": plan.new_tokens,
+            "new_tokens": limits if len({*limits}) > 1 else plan.new_tokens,
             "items": digest(prompts),
         }
 
         def work() -> dict[str, Any]:
             runners = [(self.model(setting.family, seed), setting) for setting in settings]
             until = time.monotonic() + TIMING_SHARE * (self.deadline - time.monotonic())
-            timed = time_in_turns(runners, prompts, batch, plan.timed_calls, plan.new_tokens, until)
+            timed = time_in_turns(runners, prompts, batch, plan.timed_calls, limits, until)
             entries = [dataclasses.asdict(one) for one in timed]
             return {"entries": entries, "device": str(self._setup().device), "threads": torch.get_num_threads()}
 

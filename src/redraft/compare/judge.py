@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from redraft.compare.measurements import Measurements
+from redraft.compare.measurements import Measurements, same_tokens
 from redraft.compare.results import (
     Alternative,
     BaselineChoice,
@@ -138,7 +138,7 @@ def _evidence(measured: Measurements, row: SettingResult, first: SettingResult, 
         metric=metric.label.removesuffix(" %"),
         quality=tested,
         speedups=speedups,
-        compute=ours / theirs if ours and theirs else None,
+        compute=ours / theirs if ours and theirs and same_tokens(measured.starts) else None,
         alternatives=[one for one in found if one.batch in faster],
         labels={name: setting.label for name, setting in measured.settings.items()},
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -61,6 +61,35 @@ class DataSummary:
     paired: bool  # prompts and answers; else plain text
     validation_items: int
     test_items: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a family's models were trained from, and how the family reads the texts."""
+
+    family: str
+    checkpoint: str
+    was: str  # family of the checkpoint; if it is another one, the checkpoint was converted
+    curriculum: dict[str, Any]  # how attention changed in a conversion; empty: at once
+    lora_rank: int  # 0: all weights were trained
+    parameters: int
+    tokenizer: str  # fingerprint
+    vocabulary: int
+    added: tuple[str, ...]  # special tokens that the checkpoint lacked
+    separated: bool  # a token stands between prompt and answer
+    length: int  # its tokens of the longest row
+    new_tokens: int  # limit of an output, in its tokens
+    tokens_per_token: float  # its tokens of a training row for each token of the baseline; the budget has this factor
+
+    @property
+    def converted(self) -> bool:
+        """Its family changed."""
+        return self.was != self.family
+
+
+def same_tokens(starts: Sequence[Start]) -> bool:
+    """Do all families read texts with the same tokens, so that counts of tokens can be compared?"""
+    return all(start.tokens_per_token == 1 for start in starts)
 
 
 @dataclass(frozen=True)
@@ -183,6 +212,7 @@ class Measurements:
     test: tuple[Item, ...]
     machine: Machine
     command: str = ""
+    starts: tuple[Start, ...] = ()  # one for each family; empty: trained from scratch
     missing: list[Missing] = field(default_factory=list)
     training: list[TrainingRun] = field(default_factory=list)
     likelihoods: list[RowLikelihoods] = field(default_factory=list)

@@ -47,9 +47,8 @@ class Plan:
 
     def lines(self, study: Study) -> list[str]:
         """The plan in words, a line for each stage."""
-        start = (
-            f"fine-tuned from {', '.join(study.bases.values())}" if study.bases else f"from scratch at {self.preset}"
-        )
+        sources = ", ".join(dict.fromkeys(study.bases.values()))
+        start = f"starting from {sources}" if sources else f"from scratch at {self.preset}"
         runs = f"{len(study.families)} families x {study.seeds} seed{'s' if study.seeds > 1 else ''}"
         runs += f" x {len(study.dropouts)} dropout rates" if study.dropouts else ""
         sizes = ", ".join(map(str, study.batch_sizes))

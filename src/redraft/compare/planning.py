@@ -22,6 +22,7 @@ from redraft.presets import shape as shape_of
 from redraft.train.logging import Event
 from redraft.train.loop import train
 
+PROBE_MINUTES = 0.3  # of a short training run of a large checkpoint
 EQUAL = 0.01  # largest relative difference in parameters between families
 PROBE_UPDATES, PROBE_TOKENS = 12, 2048  # updates of a short training run; tokens of its updates, at first
 
@@ -44,20 +45,20 @@ class Planner:
         setup, study = self.setup, self.setup.study
         tokens = study.budget_tokens or int(study.passes * setup.pass_tokens)
         sizes = () if study.preset or study.bases else self._equal() or SIZES
-        preset = study.preset or (largest(tokens, setup.tokenizer.vocab_size, sizes) if tokens and sizes else "")
+        preset = study.preset or (largest(tokens, setup.first.tokenizer.vocab_size, sizes) if tokens and sizes else "")
         draft = Plan(
             tokens=tokens,
             preset=preset,
-            vocab_size=setup.tokenizer.vocab_size,
-            length=setup.length,
-            new_tokens=setup.new_tokens,
+            vocab_size=setup.first.tokenizer.vocab_size,
+            length=setup.first.length,
+            new_tokens=setup.first.new_tokens,
             test_rows=len(setup.test),
             validation_rows=len(setup.validation),
             timed_calls=study.timed_calls,
             train=self._table(max(tokens, 1)),
             settings=tuple(setup.settings()),
         )
-        if preset or study.bases:
+        if preset:
             self.check_parameters(preset)
         return draft if tokens else self._measured(draft, sizes)
 
@@ -69,24 +70,29 @@ class Planner:
         found = self.cache.get(key)
         if found is None:
             self.log("measuring the speed of this machine")
-            rows = len(setup.dataset.validation)
-            workload = Workload(setup.validation, setup.pass_tokens / len(setup.dataset.train), rows)
-            made = time_budget.fit_plan(study, draft, self._probe(draft), workload, self._table, self.begun, sizes)
-            self.check_parameters(made.preset)
+            workload = Workload(
+                items=setup.validation,
+                row_tokens=setup.pass_tokens / len(setup.dataset.train),
+                validation_rows=len(setup.dataset.validation),
+                new_tokens={family: reading.new_tokens for family, reading in setup.readings.items()},
+            )
+            limited = time_budget.limited(study, setup.large)
+            made = time_budget.fit_plan(limited, draft, self._probe(draft), workload, self._table, self.begun, sizes)
+            if made.preset:
+                self.check_parameters(made.preset)
             found = dataclasses.asdict(made)
             self.cache.put(key, found)
         return config.build(Plan, found, "plan")
 
     def check_parameters(self, preset: str) -> None:
-        """Families are compared at equal size.
+        """Families that are trained from scratch are compared at equal size.
 
         Raises:
             UserError: two networks differ by more than 1 % in parameters.
         """
         counts, odd = self._counts(preset)
         if odd:
-            base, bases = self.setup.study.baseline, self.setup.study.bases
-            equal = [] if bases else self._equal()
+            base, equal = self.setup.study.baseline, self._equal()
             remedy = "Compare models of equal size: use one preset, without options that add parameters to one of them."
             raise UserError(
                 f"'{odd}' has {counts[odd]:,} parameters and '{base}' {counts[base]:,}, more than 1 % apart.",
@@ -105,8 +111,6 @@ class Planner:
 
     def _parameters(self, family: str, preset: str) -> int:
         setup = self.setup
-        if family in setup.bases:
-            return setup.bases[family].parameters
         spec = setup.spec(family)
         shape = shape_of(preset, spec.tokens.vocab_size, setup.study.network)
         shape = replace(
@@ -122,16 +126,18 @@ class Planner:
     def _table(self, tokens: int) -> dict[str, Any]:
         setup = self.setup
         width = max((base.width for base in setup.bases.values()), default=256)
-        return training_table(setup.study, tokens, setup.pass_tokens, setup.length, setup.dataset.paired, width)
+        return training_table(setup.study, tokens, setup.pass_tokens, setup.first.length, setup.dataset.paired, width)
 
     def _probe(self, draft: Plan) -> time_budget.Measure:
         """A function that trains for a few updates and returns the speed and the model."""
         setup = self.setup
-        usual = {"batch_tokens": max(PROBE_TOKENS, setup.length + 1)}
+        smallest = setup.first.length + 1
+        usual = {"batch_tokens": smallest if setup.large else max(PROBE_TOKENS, smallest)}
+        logged = 1 if setup.large else 4
 
         def probe(family: str, preset: str, pace: Mapping[str, Any]) -> Probe:
-            short: dict[str, Any] = {**draft.train, "log_every": 4, "validation_rows": 2, "validate_every": 0}
-            short |= usual | dict(pace)
+            short: dict[str, Any] = {**draft.train, "log_every": logged, "validation_rows": 2, "validate_every": 0}
+            short |= usual | dict(pace) | ({"minutes": PROBE_MINUTES} if setup.large else {})
             short["tokens"] = PROBE_UPDATES * short["batch_tokens"] * short.get("accumulate", 1)
             folder, begin = setup.out / "plan" / f"{family}-{preset}", time.perf_counter()
             laps: list[tuple[int, float]] = [(0, 0.0)]  # tokens so far, and seconds of the updates since the last
@@ -149,6 +155,6 @@ class Planner:
             overhead = time.perf_counter() - begin - sum(seconds for _, seconds in laps)
             steady = laps[1:] if len(laps) > 2 else laps  # the first update warms up
             speed = (steady[-1][0] - steady[0][0]) / sum(seconds for _, seconds in steady[1:])
-            return Probe(speed, max(0.0, overhead), model)
+            return Probe(speed / setup.scale(family), max(0.0, overhead), model)
 
         return probe

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redraft.compare.measurements import DataSummary, Machine, Measurements
+from redraft.compare.measurements import DataSummary, Machine, Measurements, Start
 from redraft.compare.plan import Plan
 from redraft.compare.record import load_typed, to_plain
 from redraft.compare.study import Study
@@ -77,6 +77,7 @@ class Prepared:
     test: tuple[Item, ...]
     models: tuple[ModelKey, ...]
     likelihood_rows: str  # hash of the test rows that are scored
+    starts: tuple[Start, ...] = ()  # checkpoints, one for each family; empty: trained from scratch
     failures: dict[str, str] = dataclasses.field(default_factory=dict)  # piece -> why it could not be measured
 
     @classmethod
@@ -114,4 +115,13 @@ class Prepared:
             test=self.test,
             machine=self.machine,
             command=self.command,
+            starts=self.starts,
         )
+
+    def length(self, family: str) -> int:
+        """The longest row in a family's tokens."""
+        return next((start.length for start in self.starts if start.family == family), self.plan.length)
+
+    def new_tokens(self, family: str) -> int:
+        """The limit of an output in a family's tokens."""
+        return next((start.new_tokens for start in self.starts if start.family == family), self.plan.new_tokens)

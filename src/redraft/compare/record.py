@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from redraft.compare.measurements import DataSummary, Machine, Missing, TrainingRun
+from redraft.compare.measurements import DataSummary, Machine, Missing, Start, TrainingRun
 from redraft.compare.plan import Plan
 from redraft.compare.results import (
     BaselineChoice,
@@ -62,6 +62,7 @@ class Record:
     samples: tuple[Sample, ...]
     service: ServiceResult | None
     constraint_study: ConstraintStudy | None
+    starts: tuple[Start, ...] = ()  # checkpoints, one for each family; empty: trained from scratch
 
     @classmethod
     def load(cls, path: str | Path) -> Record:

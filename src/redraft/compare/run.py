@@ -109,6 +109,7 @@ def begin(study: Study, log: Log, command: str = "") -> Job:
             for dropout in study.dropouts or (None,)
         ),
         likelihood_rows=digest([(e.prompt, e.target) for e in rows]),
+        starts=setup.starts(),
     )
     prepared.save(out)
     if study.constraint:
@@ -116,7 +117,7 @@ def begin(study: Study, log: Log, command: str = "") -> Job:
         log(f"constraint: {share:.0f} % of the test references satisfy it")
     for line in plan.lines(study):
         log(line)
-    deadline = time_budget.deadline(study, begun)
+    deadline = time_budget.deadline(time_budget.limited(study, setup.large), begun)
     return Job(prepared, setup, cache, out, log, deadline, prepared.measurements())
 
 

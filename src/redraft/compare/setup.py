@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import torch
 
 from redraft.canvas import make_canvas
 from redraft.compare import data
+from redraft.compare.bases import Base
 from redraft.compare.data import Dataset
 from redraft.compare.grid import grid
-from redraft.compare.measurements import DataSummary
+from redraft.compare.measurements import DataSummary, Start
 from redraft.compare.plan import Plan, vocabulary
 from redraft.compare.study import Study
 from redraft.data.tokenizer import Tokenizer
@@ -24,52 +25,40 @@ from redraft.errors import UserError
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.items import Item, make_items
 from redraft.families import build_family
-from redraft.files import disk_error, read_json, write_atomically
-from redraft.gguf_file import is_gguf
-from redraft.loading import family_of, load, resolve
+from redraft.files import disk_error, write_atomically
 from redraft.registry import find
 from redraft.train.recipe import Recipe
 from redraft.types import Spec
 
 PASS_ROWS = 4000  # rows from which the tokens of a pass are estimated
+LARGE, ADAPTER_RANK = 50_000_000, 16  # checkpoints with this many weights get adapters of this rank
+COUNTED = ("tokens", "batch_tokens", "validate_every", "save_every_tokens")  # fields of [train] that count tokens
 
 
 @dataclass(frozen=True)
-class Base:
-    """Facts about a checkpoint to fine-tune. Its weights are not kept."""
+class Reading:
+    """How one family reads the texts of a study."""
 
-    family: str
-    table: Mapping[str, Any]  # of the family, as the checkpoint's own file has it
-    parameters: int
-    width: int
-    longest: int  # positions
     tokenizer: Tokenizer
-
-    @classmethod
-    def read(cls, name_or_path: str) -> Base:
-        """Load the checkpoint once and keep the facts."""
-        model = load(name_or_path, "cpu")
-        shape = model.network.config
-        folder = resolve(name_or_path)
-        own = {} if is_gguf(folder) else read_json(folder / "config.json")
-        table = own.get("family") or family_of(name_or_path)  # a public checkpoint has no family of its own
-        return cls(
-            model.family_name, table, model.network.parameter_count, shape.dim, shape.max_length, model.tokenizer
-        )
+    length: int  # its tokens of the longest row
+    new_tokens: int  # limit of an output, in its tokens
+    pass_tokens: int  # of one pass over the training rows, prompt and target, estimated from the first rows
 
 
 @dataclass
 class Setup:
-    """The prepared data and models of a study."""
+    """The prepared data and models of a study.
+
+    Families whose checkpoints have different tokenizers read the same rows. Their limits and budgets are in tokens of
+    their own, so that they are the same in passes over the data. The numbers of a plan are in the baseline's tokens.
+    """
 
     study: Study
     out: Path
     device: torch.device
     dataset: Dataset
-    bases: dict[str, Base]  # checkpoints to fine-tune, by family; empty: from scratch
-    tokenizer: Tokenizer
-    length: int  # tokens of the longest row
-    new_tokens: int  # limit of an output
+    bases: dict[str, Base]  # checkpoints to start from, by family; empty: from scratch
+    readings: dict[str, Reading]  # by family
     validation: list[Item]
     test: list[Item]
 
@@ -81,41 +70,92 @@ class Setup:
             UserError: unsuitable checkpoints, rows that can't be used, a full disk.
         """
         out = Path(study.out)
-        bases = {family: Base.read(path) for family, path in study.bases.items()}
-        tokenizer = _shared_tokenizer(study, bases) if bases else _tokenizer(study, raw, out)
-        fitted, length = data.fit_length(raw, tokenizer, study.length or _longest(bases))
+        bases = _bases(study)
+        own = None if bases else _tokenizer(study, raw, out)
+        tokenizers = {family: own or bases[family].tokenizer for family in study.families}
+        readers = _readers(tokenizers, raw)
+        limits = [(tokenizers[each[0]], min(_limit(study, bases.get(family)) for family in each)) for each in readers]
+        fitted, lengths = data.fit_length(raw, limits)
         parts = {"train": fitted.train, "validation": fitted.validation, "test": fitted.test}
         try:
             for name, rows in parts.items():
                 data.write_rows(rows, out / "data" / f"{name}.jsonl")
         except OSError as error:
             raise disk_error(error, out) from None
-        new_tokens = study.max_new_tokens or data.answer_length(fitted, tokenizer, length)
+        readings: dict[str, Reading] = {}
+        for each, length in zip(readers, lengths, strict=True):
+            one = _reading(study, fitted, tokenizers[each[0]], length)
+            readings |= {family: replace(one, tokenizer=tokenizers[family]) for family in each}
+        first = readings[study.baseline]
+        made = fitted.paired, first.new_tokens
         return cls(
             study=study,
             out=out,
             device=device,
             dataset=fitted,
             bases=bases,
-            tokenizer=tokenizer,
-            length=length,
-            new_tokens=new_tokens,
-            validation=make_items(fitted.validation, tokenizer, study.validation_rows, fitted.paired, new_tokens),
-            test=make_items(fitted.test, tokenizer, study.test_rows, fitted.paired, new_tokens),
+            readings=readings,
+            validation=make_items(fitted.validation, first.tokenizer, study.validation_rows, *made),
+            test=make_items(fitted.test, first.tokenizer, study.test_rows, *made),
         )
+
+    @property
+    def first(self) -> Reading:
+        """How the baseline reads the texts."""
+        return self.readings[self.study.baseline]
 
     @cached_property
     def hash(self) -> str:
         """Hash of all rows."""
         return self.dataset.hash
 
-    @cached_property
+    @property
     def pass_tokens(self) -> int:
-        """Tokens of one pass over the training rows, prompt and target, estimated from the first rows."""
-        rows = self.dataset.train[:PASS_ROWS]
-        texts = [text for e in rows for text in (e.prompt, e.target) if text is not None]
-        count = len(texts) + sum(map(len, self.tokenizer.encode_batch(texts)))
-        return max(1, count * len(self.dataset.train) // len(rows))
+        """Tokens of the baseline in one pass over the training rows."""
+        return self.first.pass_tokens
+
+    def scale(self, family: str) -> float:
+        """Tokens of a family for each token of the baseline: 1 with the same tokenizer."""
+        return self.readings[family].pass_tokens / self.first.pass_tokens
+
+    @property
+    def large(self) -> bool:
+        """Large checkpoints are trained on a CPU: an update takes seconds."""
+        return self.device.type == "cpu" and self._largest >= LARGE
+
+    @property
+    def _largest(self) -> int:
+        """Weights of the largest checkpoint; 0 without checkpoints."""
+        return max((base.parameters for base in self.bases.values()), default=0)
+
+    @property
+    def lora_rank(self) -> int:
+        """Rank of the adapters that are trained on checkpoints; 0: all weights are trained, or there are none."""
+        if self.study.lora_rank is not None:
+            return self.study.lora_rank
+        return ADAPTER_RANK if self._largest >= LARGE else 0
+
+    def starts(self) -> tuple[Start, ...]:
+        """What a record says about the checkpoints."""
+        return tuple(
+            Start(
+                family=family,
+                checkpoint=self.study.bases[family],
+                was=base.was,
+                curriculum=dict(base.curriculum),
+                lora_rank=self.lora_rank,
+                parameters=base.parameters,
+                tokenizer=reading.tokenizer.fingerprint,
+                vocabulary=reading.tokenizer.vocab_size,
+                added=tuple(reading.tokenizer.added),
+                separated=bool(reading.tokenizer.around_prompt[1]),
+                length=reading.length,
+                new_tokens=reading.new_tokens,
+                tokens_per_token=self.scale(family),
+            )
+            for family, reading in self.readings.items()
+            if (base := self.bases.get(family)) is not None
+        )
 
     def summary(self, plan: Plan) -> DataSummary:
         """What a record says about the data."""
@@ -133,42 +173,56 @@ class Setup:
         )
 
     def family(self, name: str) -> dict[str, Any]:
-        """A family's table: that of the checkpoint, if there is one, with the study's options on top."""
-        own = self.bases[name].table if name in self.bases else {"name": name}
-        return {**own, **self.study.family_options.get(name, {})}
+        """A family's table: that of its checkpoint, if there is one, with the study's options on top."""
+        if name in self.bases:
+            return dict(self.bases[name].table)
+        return {"name": name, **self.study.family_options.get(name, {})}
 
     def spec(self, name: str) -> Spec:
         """The specification of a family's models."""
-        spec: Spec = build_family(self.family(name))[1].spec(self.tokenizer)
+        spec: Spec = build_family(self.family(name))[1].spec(self.readings[name].tokenizer)
         return spec
 
     def recipe(self, plan: Plan, family: str, seed: int, dropout: float | None = None) -> Recipe:
-        """The recipe of one model. All families have the same recipe, apart from the family itself.
+        """The recipe of one model. All families have the same recipe, apart from the family and its tokens.
 
         Args:
             dropout: None takes the plan's.
         """
         folder, base = self.out.resolve(), self.study.bases.get(family)
         columns = {"input": "input", "target": "target"} if self.dataset.paired else {"text": "text"}
-        tables = {
+        reading = self.readings[family]
+        tables: dict[str, Any] = {
             "data": {
                 "source": str(folder / "data" / "train.jsonl"),
                 "validation": str(folder / "data" / "validation.jsonl"),
-                "length": plan.length,
+                "length": reading.length,
                 **columns,
             },
             "tokenizer": {"kind": "file", "path": str(folder / "tokenizer")},
             "model": {"from": base} if base else {"network": self.study.network, "preset": plan.preset},
             "family": self.family(family),
-            "train": {**plan.train, "seed": seed, **({} if dropout is None else {"dropout": dropout})},
+            "train": {**self._train(plan, family), "seed": seed, **({} if dropout is None else {"dropout": dropout})},
         }
+        if base:
+            tables["lora"] = {"rank": self.lora_rank, "alpha": 2.0 * self.lora_rank} if self.lora_rank else None
+            tables["curriculum"] = dict(self.bases[family].curriculum)
         return Recipe.of(tables, f"recipe of {family}", folder=str(folder))
+
+    def _train(self, plan: Plan, family: str) -> dict[str, Any]:
+        """The plan's [train] in a family's own tokens."""
+        scale, table = self.scale(family), dict(plan.train)
+        if scale == 1:
+            return table
+        table |= {name: max(1, round(scale * table[name])) for name in COUNTED if table.get(name)}
+        longest = self.readings[family].length + (not self.dataset.paired)
+        return {**table, "batch_tokens": max(table["batch_tokens"], longest)}
 
     def key(self, plan: Plan, family: str, seed: int, dropout: float | None = None) -> dict[str, Any]:
         """Everything that a trained model depends on, independent of where its files are."""
         tables = self.recipe(plan, family, seed, dropout).tables()
-        tables["data"] = {"hash": self.hash, "length": plan.length}
-        tables["tokenizer"] = self.tokenizer.fingerprint
+        tables["data"] = {"hash": self.hash, "length": self.readings[family].length}
+        tables["tokenizer"] = self.readings[family].tokenizer.fingerprint
         return {"family": family, "seed": seed, "recipe": tables}
 
     def settings(self) -> list[DecodingConfig]:
@@ -182,7 +236,7 @@ class Setup:
                 causal=spec.network.attention.kind == "causal",
                 predicts_length=spec.network.length_head,
                 paired=self.dataset.paired,
-                longest=self.new_tokens,
+                longest=self.readings[family].new_tokens,
                 drafts=spec.family.drafter is not None,
                 block=spec.network.attention.block,
                 samplers=self._samplers(family, spec),
@@ -222,26 +276,48 @@ def _tokenizer(study: Study, raw: Dataset, out: Path) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def _shared_tokenizer(study: Study, bases: Mapping[str, Base]) -> Tokenizer:
-    """The tokenizer of the checkpoints to fine-tune.
+def _bases(study: Study) -> dict[str, Base]:
+    """The checkpoints of a study, by family.
 
     Raises:
-        UserError: a family has no checkpoint or one of another family, or tokenizers differ.
+        UserError: a family has none, or one that can't become a model of the family.
     """
-    unnamed = [family for family in study.families if family not in study.bases]
+    unnamed = [family for family in study.families if study.bases and family not in study.bases]
     if unnamed:
-        raise UserError(f"There is no checkpoint to fine-tune for '{unnamed[0]}'.", "Name one for each family.")
-    for family, base in bases.items():
-        if base.family != family:
-            raise UserError(
-                f"'{study.bases[family]}' is a model of family '{base.family}', not '{family}'.",
-                "Name a checkpoint of the right family.",
-            )
-    if len({base.tokenizer.fingerprint for base in bases.values()}) > 1:
-        raise UserError("The checkpoints to fine-tune have different tokenizers.", "Use a pair with one tokenizer.")
-    return bases[study.baseline].tokenizer
+        raise UserError(
+            f"There is no checkpoint to fine-tune for '{unnamed[0]}'.",
+            "Name one for each family, or an autoregressive one, from which the others are converted.",
+        )
+    options = study.family_options
+    return {family: Base.read(path, family, options.get(family, {})) for family, path in study.bases.items()}
 
 
-def _longest(bases: Mapping[str, Base]) -> int:
-    """The longest row that every checkpoint accepts; 0 without checkpoints."""
-    return min(data.LONGEST, min(base.longest for base in bases.values()) - 1) if bases else 0
+def _limit(study: Study, base: Base | None) -> int:
+    """The longest row that a family accepts; 0: every row."""
+    limits = [study.length] if study.length else [data.LONGEST] if base is not None else []
+    return min([*limits, *([] if base is None else [base.longest])], default=0)
+
+
+def _readers(tokenizers: Mapping[str, Tokenizer], raw: Dataset) -> list[list[str]]:
+    """The families in groups that read texts alike: with the same ids, whatever special tokens were added."""
+    texts = [text for e in raw.train[:PASS_ROWS] for text in (e.prompt, e.target) if text is not None]
+    found: list[tuple[Tokenizer, list[list[int]], list[str]]] = []
+    for family, tokenizer in tokenizers.items():
+        same = next((each for first, _, each in found if first.fingerprint == tokenizer.fingerprint), None)
+        if same is None:
+            ids = tokenizer.encode_batch(texts)
+            same = next((each for _, theirs, each in found if theirs == ids), [])
+            if not same:
+                found.append((tokenizer, ids, same))
+        same.append(family)
+    return [each for _, _, each in found]
+
+
+def _reading(study: Study, fitted: Dataset, tokenizer: Tokenizer, length: int) -> Reading:
+    """How a tokenizer reads the rows."""
+    rows = fitted.train[:PASS_ROWS]
+    texts = [text for e in rows for text in (e.prompt, e.target) if text is not None]
+    count = len(texts) + sum(map(len, tokenizer.encode_batch(texts)))
+    pass_tokens = max(1, count * len(fitted.train) // len(rows))
+    new_tokens = study.max_new_tokens or data.answer_length(fitted, tokenizer, length)
+    return Reading(tokenizer, length, new_tokens, pass_tokens)

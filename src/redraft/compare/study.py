@@ -35,7 +35,17 @@ class Study:
         ("autoregressive", "masked"), "Model families to compare; the first is the baseline."
     )
     family_options: dict[str, dict[str, Any]] = setting({}, "Fields of a family, by its name.", reach=())
-    bases: dict[str, str] = setting({}, "Checkpoint to fine-tune, by family. Empty: train from scratch.", reach=())
+    bases: dict[str, str] = setting(
+        {},
+        "Checkpoint to start from, by family; an autoregressive one is converted. Empty: train from scratch.",
+        reach=(),
+    )
+    lora_rank: int | None = setting(
+        None,
+        "Train adapters of this rank (LoRA) on the checkpoints of all families; 0 trains all weights. Unset: adapters "
+        "if the largest checkpoint has 50M parameters or more.",
+        least=0,
+    )
 
     budget_tokens: int = setting(0, "Training tokens of each model, prompt and target.", least=0, unit="tokens")
     passes: float = setting(0.0, "Budget instead: passes over the training rows.", least=0)
@@ -101,6 +111,8 @@ class Study:
             raise UserError("Dropout is set twice.", "Give either --dropout or --set dropout=.")
         for kind, text in self.constraint.items():
             find("constraints", kind).of(text).automaton()  # raises for a mistake in it, before any training
+        if self.lora_rank and not self.bases:
+            raise UserError("Adapters need checkpoints to adapt.", "Name one with --from, or leave out --lora-rank.")
         for name in (*self.family_options, *self.bases):
             if name not in self.families:
                 raise UserError(

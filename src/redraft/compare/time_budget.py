@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from redraft import runtime
@@ -24,6 +24,7 @@ from redraft.evaluation.items import Item
 from redraft.model import Model
 
 DEFAULT_MINUTES = 8.5  # if no budget is given
+LARGE_MINUTES = 55.0  # if no budget is given, and large checkpoints are trained on a CPU
 EVALUATION = 0.35  # share of the minutes that decoding may take
 SLACK = 0.85  # share of the minutes that is planned for: one measurement is not exact
 FEWEST_TEST, FEWEST_VALIDATION = 100, 50
@@ -32,6 +33,7 @@ CHECKING = 0.15  # validation may take this share of the training time; otherwis
 FEWEST_CHECKED = 16
 REPORTING = 8.0  # seconds of analysis and writing
 CONSTRAINED = 1.5  # rough ratio of decoding time with a constraint to decoding time without
+EXTRAPOLATED = 5.0  # seconds of a batch from which decoding with more steps is not timed but extrapolated
 UPDATE = 3.0  # an update takes the time of this many forward passes over the same tokens
 PACE = ("batch_tokens", "dropout")  # fields of [train] that affect speed and depend on the budget
 
@@ -42,7 +44,7 @@ Table = Callable[[int], dict[str, Any]]  # training tokens -> the recipe's [trai
 class Probe:
     """Measurements from a short training run of one family at one size."""
 
-    speed: float  # training tokens per second
+    speed: float  # training tokens per second, in tokens of the baseline
     overhead: float  # seconds of a run beside its updates: reading, building, writing
     model: Model
 
@@ -62,6 +64,7 @@ class Workload:
     items: Sequence[Item]  # validation items to time decoding with
     row_tokens: float  # mean tokens of a row, prompt and target
     validation_rows: int  # available for validation in training
+    new_tokens: Mapping[str, int] = field(default_factory=dict)  # limit of an output by family; else the plan's
 
 
 def fit_plan(
@@ -79,15 +82,14 @@ def fit_plan(
     timing of the whole grid, and the report.
 
     Args:
-        draft: the plan before measuring; a preset in it is kept.
+        study: with its minutes (``limited``). draft: the plan before measuring; a preset in it is kept.
         measure: trains for a few updates.
         begun: time.monotonic() when the study began.
         sizes: presets to choose from.
     Raises:
         UserError: the minutes are too few for any comparison.
     """
-    minutes = study.minutes or DEFAULT_MINUTES
-    total = minutes * 60 * SLACK
+    total = study.minutes * 60 * SLACK
     left = total - (time.monotonic() - begun)
     fixed = draft.preset or study.bases
     size, probes = _choose_size(study, draft, measure, left * (1 - EVALUATION), [draft.preset] if fixed else sizes)
@@ -105,7 +107,7 @@ def fit_plan(
     tokens = _affordable(budget - checks, probes, study.runs)
     if tokens < FEWEST_TOKENS:
         raise UserError(
-            f"{minutes:g} minutes allow only {max(tokens, 0):,} training tokens for each model on this machine.",
+            f"{study.minutes:g} minutes allow only {max(tokens, 0):,} training tokens for each model on this machine.",
             "Give more --minutes, use fewer seeds or steps, or fine-tune with --from.",
         )
     updates = study.runs * sum(tokens / one.speed + one.overhead for one in probes.values())
@@ -192,10 +194,18 @@ def within(plan: Plan, study: Study, costs: Costs, seconds: float) -> Plan:
     return plan
 
 
+def limited(study: Study, large: bool) -> Study:
+    """The study with its minutes, also where no budget was given.
+
+    Args:
+        large: it trains large checkpoints on a CPU.
+    """
+    return replace(study, minutes=LARGE_MINUTES if large else DEFAULT_MINUTES) if study.unlimited else study
+
+
 def deadline(study: Study, begun: float) -> float:
     """time.monotonic() after which optional work is left out; infinite with a budget of tokens or passes."""
-    minutes = study.minutes or (DEFAULT_MINUTES if study.unlimited else 0.0)
-    return begun + 60 * minutes * 0.95 if minutes else float("inf")
+    return begun + 60 * study.minutes * 0.95 if study.minutes else float("inf")
 
 
 def _affordable(seconds: float, probes: Mapping[str, Probe], runs: int) -> int:
@@ -230,13 +240,30 @@ def _decoding_costs(study: Study, draft: Plan, probes: Mapping[str, Probe], work
     most, items = max(study.batch_sizes), workload.items
 
     def seconds(count: int) -> dict[str, float]:
-        found = {}
+        found: dict[str, float] = {}
+        lines: dict[DecodingConfig, list[tuple[int, float]]] = {}  # by what settings share apart from their steps
         for setting in draft.settings:
-            found[setting.id] = _batch_seconds(probes[setting.family].model, setting, items[:count], draft.new_tokens)
+            one, limit = probes[setting.family], workload.new_tokens.get(setting.family, draft.new_tokens)
+            rest = replace(setting, options={k: v for k, v in setting.options.items() if k != "steps"})
+            known = lines.setdefault(rest, [])
+            guess = _on_line(known, setting.steps)
+            if guess is None or guess < EXTRAPOLATED:
+                guess = _batch_seconds(one.model, setting, items[:count], limit)
+                known.append((setting.steps or 0, guess))
+            found[setting.id] = guess
         return found
 
+    most = min(most, len(items))
     row = sum(one.reading(workload.row_tokens, LIKELIHOOD_SAMPLES) for one in probes.values())
-    return Costs(seconds(most), seconds(1), min(most, len(items)), row)
+    return Costs(seconds(most), seconds(1), most, row)
+
+
+def _on_line(known: Sequence[tuple[int, float]], steps: int | None) -> float | None:
+    """Seconds of more steps on the line through the last two that were timed; None with fewer."""
+    if steps is None or len(known) < 2:
+        return None
+    (first, before), (last, after) = known[-2:]
+    return after + max(0.0, after - before) * (steps - last) / (last - first) if last > first else None
 
 
 def _batch_seconds(model: Model, setting: DecodingConfig, items: Sequence[Item], new_tokens: int) -> float:

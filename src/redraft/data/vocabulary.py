@@ -17,7 +17,6 @@ from redraft.files import write_atomically
 from redraft.gguf_file import is_gguf
 
 NONE = -1  # the id of a special token that the checkpoint lacks
-_MASK = "<|mask|>"
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -109,17 +108,27 @@ class Vocabulary(Tokenizer):
         If end-of-text is missing, the separator serves as one (BERT). With ``mask``, a missing mask token is added,
         with the first id after those of the tokenizer.
         """
-        ids, found = self.ids, Vocabulary(self.ids, self.folder)
-        if ids.eos < 0 and ids.sep >= 0:
-            ids = replace(ids, eos=ids.sep)
-        if mask and ids.mask < 0:
-            number = ids.size
+        found = self._with([])
+        if self.ids.eos < 0 and self.ids.sep >= 0:
+            found._number(replace(self.ids, eos=self.ids.sep))
+        return found._with(["mask"]) if mask and self.ids.mask < 0 else found
+
+    def _with(self, keys: Sequence[str]) -> Vocabulary:
+        """A copy with these special tokens, with the first ids after those of the tokenizer."""
+        ids, found = self.ids, Vocabulary(self.ids)
+        found.folder, found.names, found.added = self.folder, self.names, self.added
+        if self._backend is not None:
+            found._backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+            found._backend.encode_special_tokens = True
+        for key in keys:
+            number, name = ids.size, f"<|{key}|>"
             if found._backend is not None:
                 number = max(found._backend.get_vocab(with_added_tokens=True).values()) + 1
-                found._backend.add_special_tokens([tokenizers.AddedToken(_MASK, special=True, normalized=False)])
-                found.names, found.added = {**found.names, "mask": _MASK}, ("mask",)
-            forbidden = (*ids.forbidden, number)
-            ids = replace(ids, mask=number, size=max(ids.size, number + 1), forbidden=forbidden)
+                found._backend.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
+                found.names, found.added = {**found.names, key: name}, (*found.added, key)
+            ids = replace(
+                ids, **{key: number}, size=max(ids.size, number + 1), forbidden=tuple(sorted({*ids.forbidden, number}))
+            )
         found._number(ids)
         return found
 
@@ -138,18 +147,9 @@ class Vocabulary(Tokenizer):
         return self._backend
 
     def with_special_tokens(self, extras: Sequence[str]) -> Tokenizer:
-        """This vocabulary, after checking that it has these tokens of ``EXTRAS``.
-
-        Raises:
-            UserError: the checkpoint lacks one of them.
-        """
+        """This vocabulary with these tokens of ``EXTRAS``; missing ones are added after those of the tokenizer."""
         missing = [key for key in extras if getattr(self.ids, key) < 0]
-        if missing:
-            raise UserError(
-                f"The files of this checkpoint don't name a {missing[0]} token, which the family needs.",
-                f"Name it in tokenizer_config.json: {missing[0]}_token.",
-            )
-        return self
+        return self._with(missing) if missing else self
 
     def has(self, key: str) -> bool:
         """Does this special token (``"mask"``) exist?"""
@@ -168,7 +168,7 @@ class Vocabulary(Tokenizer):
         if self.added or older:
             write_atomically(Path(folder) / "tokenizer.json", self.backend.to_str(pretty=True))
             named = _read(self.folder, "tokenizer_config.json")
-            named |= {"mask_token": _MASK} if self.added else {}
+            named |= {f"{key}_token": self.names[key] for key in self.added}
             if older:  # the tokenizer.json replaces the Python code of the checkpoint
                 name = str(named["tokenizer_class"])
                 named = {**named, "tokenizer_class": _OLDER[name][0] if name in _OLDER else name}

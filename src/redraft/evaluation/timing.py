@@ -78,22 +78,24 @@ def time_in_turns(
     prompts: Sequence[str],
     batch: int,
     calls: int,
-    new_tokens: int,
+    new_tokens: int | Sequence[int],
     until: float = float("inf"),
 ) -> list[TimedCalls]:
     """Seconds and completion tokens of every call of every configuration. Call i has the same prompts for all.
 
     Args:
         runners: models with their configurations.
+        new_tokens: the limit of an output, for all of them or one for each.
         until: time.monotonic() after which no further turn begins, once there have been ``FEWEST_CALLS``.
     """
     speeds = [Speed(batch) for _ in runners]
+    limits = [new_tokens] * len(runners) if isinstance(new_tokens, int) else new_tokens
     for turn in range(-1, calls):  # the first turn is a warm-up and is not counted
         if turn >= FEWEST_CALLS and time.monotonic() > until:
             break
         asked = [prompts[(max(turn, 0) * batch + i) % len(prompts)] for i in range(batch)]
-        for (model, config), speed in zip(runners, speeds, strict=True):
-            settings = model.settings(max_new_tokens=new_tokens, **config.generation())
+        for (model, config), limit, speed in zip(runners, limits, speeds, strict=True):
+            settings = model.settings(max_new_tokens=limit, **config.generation())
 
             def call(model: Model = model, settings: Any = settings, asked: Sequence[str] = asked) -> int:
                 drafting = model.start(asked, settings)

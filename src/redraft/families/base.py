@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from redraft.data.tokenizer import Tokenizer
@@ -11,6 +12,14 @@ from redraft.objectives.base import Objective, TrainingPhase
 from redraft.registry import Registered
 from redraft.samplers.base import Sampler
 from redraft.types import Spec
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How a study trains an autoregressive checkpoint into a family (``compare.bases``)."""
+
+    refused: str = ""  # why no autoregressive checkpoint can become one of this family; empty: it can
+    curriculum: Mapping[str, Any] = field(default_factory=dict)  # [curriculum] of the recipe; empty: at once
 
 
 class Family(Registered, ABC):
@@ -37,6 +46,11 @@ class Family(Registered, ABC):
     def prompt_encoder(self) -> bool:
         """The prompt never attends to the answer (see ``types.AttentionPattern``)."""
         return False
+
+    @property
+    def conversion(self) -> Conversion:
+        """How an autoregressive checkpoint becomes one of this family."""
+        return Conversion()
 
     @abstractmethod
     def spec(self, tokenizer: Tokenizer) -> Spec:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.families.base import Family
+from redraft.families.base import Conversion, Family
 from redraft.families.shared.vocabulary import vocabulary
 from redraft.noise.absorbing import Absorbing
 from redraft.objectives.masked import Masked as Objective
@@ -69,6 +69,15 @@ class Masked(Family):
         if self.self_condition and (self.autoregressive or type(self) is not Masked):
             other = "an autoregressive loss" if self.autoregressive else f"family {name}"
             raise UserError(f"Self-conditioning can't be combined with {other}.", "Leave out self_condition.")
+
+    @property
+    def conversion(self) -> Conversion:
+        """Attention opens over the first fifth of training (DiffuLLaMA, arXiv:2410.17891; measured in ``docs/log.md``).
+
+        Objectives with a clean copy of the text, or with rollouts, have no curriculum.
+        """
+        at_once = self.autoregressive > 0 or any(phase.objective.needs_rollout for phase in self.phases())
+        return Conversion(curriculum={} if at_once else {"name": "anneal", "until": 0.2})
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         return Spec(

@@ -16,6 +16,8 @@ def summary(record: Record) -> str:
     rows, runs = record.data.rows, record.training
     size = f"Models of {quantity(runs[0].parameters).strip()} parameters, " if runs else "Models "
     how = "fine-tuned" if record.study.bases else "trained from scratch"
+    if any(start.converted for start in record.starts):
+        how = "fine-tuned or converted"
     return (
         f"{record.data.source}: {rows['train']:,} training rows, {record.data.test_items:,} test items. "
         f"{size}{how} on {quantity(record.plan.tokens).strip()} tokens each. {record.created[:10]}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from redraft.compare.format import memory, quantity, seconds
+from redraft.compare.measurements import same_tokens
 from redraft.compare.record import Record
 from redraft.compare.report import Cell, Content, Row, Section, Table
 from redraft.compare.results import SettingResult, Speed, Work
@@ -39,6 +40,11 @@ def _lead(record: Record, priced: bool) -> str:
         f"completion token. Memory is the peak{process} while generating; beside it is how much of it was new. "
         f"Speed-up is the ratio of median latencies to {reference}."
     )
+    if not same_tokens(record.starts):
+        text += (
+            " The families have different tokenizers, so tokens per text and per second and compute per token can't "
+            "be compared between them; latencies can."
+        )
     if priced:
         price = record.study.price_per_hour
         text += f" Cost assumes a machine at {price:g} per hour that is always busy."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from redraft.compare import plots
 from redraft.compare.format import clock, memory, quantity
-from redraft.compare.measurements import TrainingRun
+from redraft.compare.measurements import Start, TrainingRun, same_tokens
 from redraft.compare.record import Record
 from redraft.compare.report import Block, Cell, Content, Panel, Panels, Row, Section, Table
 from redraft.compare.sections.common import colour, family_label, verdict_cell, verdict_word
@@ -17,14 +17,48 @@ def runs(record: Record) -> Section | None:
     columns = ["family", "seed", "parameters", "tokens", "passes", "compute", "time", "tokens/s", "peak\nmemory"]
     columns.append("validation,\nbits per byte")
     blocks: list[Block] = [Table(columns, [Row(_cells(record, run)) for run in record.training])]
-    panels = [panel for panel in (plots.learning(record), likelihood(record)) if panel is not None]
+    panels = [panel for panel in (starts(record), plots.learning(record), likelihood(record)) if panel is not None]
     blocks += [Panels(panels)] if panels else []
+    equal = "data, tokenizer, network size, optimizer and training tokens"
+    if not same_tokens(record.starts):
+        equal = "rows, optimizer and passes over the data; tokens are those of its own tokenizer"
     lead = (
-        "All families had the same data, tokenizer, network size, optimizer and training tokens. The model with the "
-        "best validation loss was kept, so each family is measured at its own best stopping point. Equal tokens are "
-        "not equal work: compute and time are shown beside them."
+        f"All families had the same {equal}. The model with the best validation loss was kept, so each family is "
+        "measured at its own best stopping point. Equal tokens are not equal work: compute and time are shown beside "
+        "them."
     )
     return Section("Training", blocks, lead)
+
+
+def starts(record: Record) -> Panel | None:
+    """What each family had seen before."""
+    body = [
+        Row(
+            [
+                Cell(start.family, colour=colour(record, start.family)),
+                start.checkpoint,
+                start.was,
+                _conversion(start),
+                f"adapters of rank {start.lora_rank}" if start.lora_rank else "all weights",
+                f"{start.vocabulary:,}" + (f" (added: {', '.join(start.added)})" if start.added else ""),
+            ]
+        )
+        for start in record.starts
+    ]
+    if not body:
+        return None
+    columns = ["family", "checkpoint", "trained before as", "conversion", "trained", "vocabulary"]
+    return Panel("Starting checkpoints", Table(columns, body), "What each family was before it was trained here.")
+
+
+def _conversion(start: Start) -> str:
+    """How attention changed."""
+    if not start.converted:
+        return "none"
+    if not start.curriculum:
+        return "at once"
+    options = ", ".join(f"{key} {value}" for key, value in start.curriculum.items() if key != "name")
+    return f"{start.curriculum['name']} ({options})" if options else str(start.curriculum["name"])
 
 
 def _cells(record: Record, run: TrainingRun) -> list[Content]:
