@@ -46,8 +46,9 @@ def compare(
         --families autoregressive,masked,block,hybrid
 
     Every family gets the same budget; quality, latency, compute and memory are measured. Without a budget the study
-    is planned to end within ten minutes (an hour, if checkpoints of 50M parameters or more are trained on a CPU). With --constraint the chosen settings are also measured under it: how many
-    texts are valid with and without, and what that costs. OUT gets report.html, report.md and results.json.
+    is planned to end within ten minutes (an hour, if checkpoints of 50M parameters or more are trained on a CPU).
+    With --constraint the chosen settings are also measured under it: how many texts are valid with and without, and
+    what that costs. OUT gets report.html, report.md and results.json.
     """
     from redraft import config
     from redraft.compare.checkpoints import choose_bases

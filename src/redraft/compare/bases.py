@@ -24,7 +24,7 @@ class Base:
 
     was: str  # family of the checkpoint
     table: Mapping[str, Any]  # [family] of the models that are trained from it
-    curriculum: Mapping[str, Any]  # [curriculum] of a conversion; empty: none, or at once
+    curricula: tuple[str, ...]  # curricula that suit its conversion
     parameters: int
     width: int
     longest: int  # tokens of a row of training
@@ -45,7 +45,7 @@ class Base:
             UserError: the checkpoint can't be read, or can't become one of the family.
         """
         model = outline(name_or_path)
-        was, curriculum = model.family_name, {}
+        was = model.family_name
         if was == family:
             file = resolve(name_or_path) / "config.json"
             own = read_json(file).get("family") if file.is_file() else None
@@ -54,13 +54,12 @@ class Base:
         else:
             model = _converted(model, name_or_path, family, options)
             table = {"name": family, **to_mapping(model.family)}
-            curriculum = dict(model.family.conversion.curriculum)
         shape, built = model.network.config, build_family(table)[1]
         rest = built.spec(model.tokenizer).network.attention.block - 1  # of an answer's last block
         return cls(
             was=was,
             table=table,
-            curriculum=curriculum,
+            curricula=built.conversion.curricula if was != family else (),
             parameters=model.network.parameter_count,
             width=shape.dim,
             longest=shape.max_length - max(1, rest, built.spare),

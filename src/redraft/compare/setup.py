@@ -135,6 +135,11 @@ class Setup:
             return self.study.lora_rank
         return ADAPTER_RANK if self._largest >= LARGE else 0
 
+    def curriculum(self, family: str) -> dict[str, Any]:
+        """How the attention of a family changes in its conversion; empty: at once, or no conversion."""
+        wanted = self.study.curriculum
+        return dict(wanted) if wanted.get("name") in self.bases[family].curricula else {}
+
     def starts(self) -> tuple[Start, ...]:
         """What a record says about the checkpoints."""
         return tuple(
@@ -142,7 +147,7 @@ class Setup:
                 family=family,
                 checkpoint=self.study.bases[family],
                 was=base.was,
-                curriculum=dict(base.curriculum),
+                curriculum=self.curriculum(family),
                 lora_rank=self.lora_rank,
                 parameters=base.parameters,
                 tokenizer=reading.tokenizer.fingerprint,
@@ -206,7 +211,7 @@ class Setup:
         }
         if base:
             tables["lora"] = {"rank": self.lora_rank, "alpha": 2.0 * self.lora_rank} if self.lora_rank else None
-            tables["curriculum"] = dict(self.bases[family].curriculum)
+            tables["curriculum"] = self.curriculum(family)
         return Recipe.of(tables, f"recipe of {family}", folder=str(folder))
 
     def _train(self, plan: Plan, family: str) -> dict[str, Any]:

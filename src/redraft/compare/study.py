@@ -46,6 +46,12 @@ class Study:
         "if the largest checkpoint has 50M parameters or more.",
         least=0,
     )
+    curriculum: dict[str, Any] = setting(
+        {},
+        "A field of the curriculum with which attention changes while checkpoints are converted: name=anneal, then "
+        "until=0.2. Families that it does not suit, and all if unset, change at once.",
+        metavar="KEY=VALUE",
+    )
 
     budget_tokens: int = setting(0, "Training tokens of each model, prompt and target.", least=0, unit="tokens")
     passes: float = setting(0.0, "Budget instead: passes over the training rows.", least=0)
@@ -113,11 +119,20 @@ class Study:
             find("constraints", kind).of(text).automaton()  # raises for a mistake in it, before any training
         if self.lora_rank and not self.bases:
             raise UserError("Adapters need checkpoints to adapt.", "Name one with --from, or leave out --lora-rank.")
+        if self.curriculum:
+            self._check_curriculum()
         for name in (*self.family_options, *self.bases):
             if name not in self.families:
                 raise UserError(
                     f"There are options for the family '{name}', which is not compared.", "Add it to --families."
                 )
+
+    def _check_curriculum(self) -> None:
+        from redraft.curricula import build_curriculum  # imports torch
+
+        if not self.bases:
+            raise UserError("A curriculum is for conversions.", "Name a checkpoint with --from, or leave it out.")
+        build_curriculum(self.curriculum)
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any]) -> Study:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from redraft.data.tokenizer import Tokenizer
@@ -19,7 +19,7 @@ class Conversion:
     """How a study trains an autoregressive checkpoint into a family (``compare.bases``)."""
 
     refused: str = ""  # why no autoregressive checkpoint can become one of this family; empty: it can
-    curriculum: Mapping[str, Any] = field(default_factory=dict)  # [curriculum] of the recipe; empty: at once
+    curricula: tuple[str, ...] = ()  # curricula that can change its attention gradually
 
 
 class Family(Registered, ABC):

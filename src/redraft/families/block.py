@@ -7,7 +7,7 @@ from typing import Literal
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.families.base import Family
+from redraft.families.base import Conversion, Family
 from redraft.families.shared.vocabulary import vocabulary
 from redraft.noise.absorbing import Absorbing
 from redraft.noise.schedules.linear import Linear
@@ -34,16 +34,23 @@ class Block(Family):
     search: bool = False  # choose rate_min and rate_max by the variance of the validation loss
     weight: Literal["bound", "uniform"] = "bound"
     prompt_encoder: bool = True
+    shift: Literal[0, 1] = 0  # 1: position p is predicted at p - 1, as in models converted from autoregressive ones
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.block < 1:
             raise UserError(f"family block: block = {self.block} must be at least 1.")
 
+    @property
+    def conversion(self) -> Conversion:
+        return Conversion(curricula=("blocks",))
+
     def spec(self, tokenizer: Tokenizer) -> Spec:
         return Spec(
             tokens=vocabulary(tokenizer),
-            network=NetworkFacts(attention=AttentionPattern("block", self.block), prompt_encoder=self.prompt_encoder),
+            network=NetworkFacts(
+                attention=AttentionPattern("block", self.block), prompt_encoder=self.prompt_encoder, shift=self.shift
+            ),
             family=FamilyFacts(schedule=Linear(), process=Absorbing()),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from redraft.data.tokenizer import EXTRAS, Tokenizer
-from redraft.families.base import Family
+from redraft.families.base import Conversion, Family
 from redraft.families.shared.vocabulary import vocabulary
 from redraft.noise.absorbing import Absorbing
 from redraft.objectives.expand import Expand as Objective
@@ -43,6 +43,10 @@ class Expand(Family):
     @property
     def initial_length(self) -> int:
         return self.start
+
+    @property
+    def conversion(self) -> Conversion:
+        return Conversion(curricula=("anneal", "blocks"))
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         tokenizer = tokenizer.with_special_tokens(self.specials)

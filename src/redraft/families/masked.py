@@ -72,12 +72,9 @@ class Masked(Family):
 
     @property
     def conversion(self) -> Conversion:
-        """Attention opens over the first fifth of training (DiffuLLaMA, arXiv:2410.17891; measured in ``docs/log.md``).
-
-        Objectives with a clean copy of the text, or with rollouts, have no curriculum.
-        """
+        """Objectives with a clean copy of the text, or with rollouts, have no curriculum."""
         at_once = self.autoregressive > 0 or any(phase.objective.needs_rollout for phase in self.phases())
-        return Conversion(curriculum={} if at_once else {"name": "anneal", "until": 0.2})
+        return Conversion(curricula=() if at_once else ("anneal", "blocks"))
 
     def spec(self, tokenizer: Tokenizer) -> Spec:
         return Spec(

@@ -35,6 +35,10 @@ class Block(Objective[MaskedBatch]):
         search: at each validation, select the interval of ``INTERVALS`` with the lowest variance of the loss.
         weight: what is minimised. ``bound``: the terms above. ``uniform``: the mean over the batch's masked tokens.
 
+    **Shift.** In a network that was autoregressive, position p is predicted at p - 1 (``spec.network.shift``; Fast-dLLM
+    v2, Wu et al. 2025, arXiv:2509.26328). The first token of a block is then predicted at the last position of the
+    block before it: in the clean stream, as in generation, where that block is finished.
+
     **End of answers.** An answer is padded with end-of-text tokens to the end of its last block. Their nats are part
     of the bound.
     """
@@ -77,17 +81,23 @@ class Block(Objective[MaskedBatch]):
         pos = torch.arange(length, device=batch.ids.device).expand(rows, length)
         group = blocks.groups(batch, spec.network.attention, spec)
         last = group.masked_fill(~batch.valid, -1).amax(1, keepdim=True)
+        opening = hidden & _opens_block(batch, spec, group)
         clean = blocks.clean_stream(
-            batch, spec, spec.network.attention, (group < last).sum(1)
-        )  # the last block is never looked back on
-        chosen = hidden.flatten().nonzero().squeeze(1)
+            batch,
+            spec,
+            spec.network.attention,
+            (group < last).sum(1),  # the last block is never looked back on
+            torch.where(opening, pos, -1) if spec.network.shift else None,
+        )
+        noisy = hidden & ~opening
+        chosen = torch.cat([each.flatten().nonzero().squeeze(1) for each in (noisy, opening)])
         bound = weight.flatten()[chosen].float()
         flat = torch.full_like(bound, tokens / max(len(chosen), 1))
         return MaskedBatch(
             request=Forward(
                 tokens=batch.ids.masked_fill(hidden, spec.tokens.mask_id),
                 positions=torch.where(batch.valid, pos, -1),
-                targets=torch.where(hidden, pos, -1),
+                targets=torch.where(noisy, pos, -1),
                 attention=spec.network.attention,
                 prompt=batch.prompt if spec.network.prompt_encoder else None,
                 extra=() if clean is None else (clean,),
@@ -110,6 +120,19 @@ class Block(Objective[MaskedBatch]):
             tokens=prepared.tokens,
             is_bound=True,
         )
+
+
+def _opens_block(batch: Batch, spec: Spec, group: Tensor) -> Tensor:
+    """[B, L] bool: positions that are predicted at the last position of the block before them, in the clean stream.
+
+    The last position of an isolated prompt is in the noisy stream.
+    """
+    opens = torch.zeros_like(batch.target)
+    if spec.network.shift:
+        opens[:, 1:] = group[:, 1:] != group[:, :-1]
+        if spec.network.prompt_encoder and batch.prompt is not None:
+            opens &= torch.arange(opens.shape[1], device=opens.device) > batch.prompt[:, None]
+    return opens
 
 
 # The intervals of the paper's grid (widths 0.5 to 0.9), and the whole of (0, 1].
