@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from redraft.limits import MAX_ROWS, MAX_STEPS
 from redraft.options import check, setting
 
 Weights = Literal["float32", "bfloat16", "int8"]
@@ -27,7 +28,7 @@ class Settings:
         None,
         "Number of denoising steps, for samplers with a fixed number of steps.",
         least=1,
-        request_most=1 << 16,
+        most=MAX_STEPS,
         tries=(1, 2, 4, 8, 16, 32, 64, 128, 256),
     )
     sampler: str | None = setting(None, "Name of the sampler (see: redraft models --samplers).")
@@ -43,7 +44,7 @@ class Settings:
         1,
         "Number of output lengths to try per prompt; the sequence with the highest log-likelihood is kept.",
         least=1,
-        request_most=256,
+        most=MAX_ROWS,
         tries=(1, 2, 4),
     )
     length: Literal["auto", "head", "typical", "search", "fixed"] = setting(

@@ -73,7 +73,7 @@ def client(folders: dict[str, Path]) -> Iterator[Any]:
 
     from redraft.serve.app import create_app
 
-    with TestClient(create_app(server_config(folders))) as opened:
+    with TestClient(create_app(server_config(folders)), base_url="http://localhost") as opened:
         yield opened
 
 

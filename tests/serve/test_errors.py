@@ -89,7 +89,9 @@ def test_an_internal_error_has_the_same_format(folders: dict[str, Path], monkeyp
 
     monkeypatch.setattr(responses.CompletionResponse, "complete", broken)
     only = {"text-masked": folders["text-masked"]}
-    with TestClient(create_app(server_config(only)), raise_server_exceptions=False) as opened:
+    with TestClient(
+        create_app(server_config(only)), base_url="http://localhost", raise_server_exceptions=False
+    ) as opened:
         answer = opened.post("/v1/completions", json=ROUTES["/v1/completions"])
         assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
         assert "secret" not in answer.text

@@ -42,7 +42,7 @@ def server(families: dict[str, Path]) -> Iterator[Any]:
 
     from redraft.serve.app import create_app
 
-    with TestClient(create_app(server_config(families))) as opened:
+    with TestClient(create_app(server_config(families)), base_url="http://localhost") as opened:
         yield opened
 
 

@@ -20,7 +20,7 @@ def app_with(folders: dict[str, Path], **changes: Any) -> Any:
     from redraft.serve.app import create_app
 
     few = {"text-masked": folders["text-masked"]}
-    return TestClient(create_app(server_config(few, **changes)))
+    return TestClient(create_app(server_config(few, **changes)), base_url="http://localhost")
 
 
 def test_api_keys_protect_everything_but_the_page_and_health(folders: dict[str, Path]) -> None:
@@ -138,7 +138,7 @@ def test_public_checkpoints_are_served_with_token_ids_under_any_name(tmp_path: P
     from redraft.serve.app import create_app
     from redraft.serve.config import ServerConfig
 
-    with TestClient(create_app(ServerConfig(models, device="cpu"))) as opened:
+    with TestClient(create_app(ServerConfig(models, device="cpu")), base_url="http://localhost") as opened:
         told = opened.get("/v1/models").json()["data"]
         assert [(one["id"], one["family"], one["infill"]) for one in told] == [
             ("mine", "autoregressive", False),

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from redraft.limits import check_options
 from redraft.registry import Registered
 from redraft.types import Request
 
@@ -15,12 +16,18 @@ from redraft.types import Request
 class CachePolicy(Registered, ABC):
     """Decides which positions of a request run; the network reads the others from the key-value store.
 
-    Subclasses are frozen dataclasses whose fields are their options.
+    Subclasses are frozen dataclasses whose fields are their options, declared with ``redraft.options.setting``.
+
+    Raises:
+        UserError: an option is out of its range.
     """
 
     exact: ClassVar[bool] = False  # stored keys and values equal those that a new pass would compute
     watched_layer: ClassVar[int | None] = None  # layer whose values it compares between passes (-1: the last)
     tries: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # values of its options that ``tune`` tries
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     @abstractmethod
     def narrow(self, request: Request, stored: np.ndarray, shift: int, moved: np.ndarray | None = None) -> Request:

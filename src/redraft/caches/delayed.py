@@ -8,6 +8,8 @@ import numpy as np
 
 from redraft.caches.base import CachePolicy
 from redraft.caches.shared import narrowing
+from redraft.limits import MAX_STEPS
+from redraft.options import setting
 from redraft.types import Request
 
 
@@ -20,7 +22,9 @@ class Delayed(CachePolicy):
     positions run.
     """
 
-    refresh: int = 8
+    refresh: int = setting(
+        8, "Steps after which all positions run again; 0: never.", least=0, most=MAX_STEPS, unit="steps"
+    )
 
     tries = {"refresh": (4, 8, 16)}
 

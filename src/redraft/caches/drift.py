@@ -8,6 +8,8 @@ import numpy as np
 
 from redraft.caches.base import CachePolicy
 from redraft.caches.shared import narrowing
+from redraft.limits import MAX_SCALE, MAX_STEPS
+from redraft.options import setting
 from redraft.types import Request
 
 
@@ -31,8 +33,10 @@ class Drift(CachePolicy):
     before the pass, so the network is unchanged.
     """
 
-    drift: float = 0.1
-    refresh: int = 0
+    drift: float = setting(0.1, "Change of the values at which all positions run again.", least=0, most=MAX_SCALE)
+    refresh: int = setting(
+        0, "Steps after which all positions run again; 0: never.", least=0, most=MAX_STEPS, unit="steps"
+    )
 
     watched_layer = -1  # the last layer: drift grows with depth (Elastic-Cache, figure 1)
     tries = {"drift": (0.02, 0.1, 0.5)}

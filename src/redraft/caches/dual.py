@@ -8,6 +8,8 @@ import numpy as np
 
 from redraft.caches.base import CachePolicy
 from redraft.caches.shared import narrowing
+from redraft.limits import MAX_STEPS
+from redraft.options import setting
 from redraft.types import Request
 
 
@@ -20,7 +22,9 @@ class Dual(CachePolicy):
     ``refresh`` > 0 also runs all positions every ``refresh`` steps.
     """
 
-    refresh: int = 0
+    refresh: int = setting(
+        0, "Steps after which all positions run again; 0: never.", least=0, most=MAX_STEPS, unit="steps"
+    )
 
     def narrow(self, request: Request, stored: np.ndarray, shift: int, moved: np.ndarray | None = None) -> Request:
         """Keep only the block, in rows whose other stored tokens are unchanged."""

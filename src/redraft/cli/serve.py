@@ -78,15 +78,28 @@ def _server() -> Callable[[ServerConfig, Callable[[str], None]], None]:
 def read_keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
     """API keys from the options, a file and the environment, without duplicates.
 
+    A file or a variable without a key is an error: a server that was meant to ask for keys must not start without any.
+
     Raises:
-        UserError: the file can't be read.
+        UserError: the file can't be read, or a source of keys has none.
     """
-    keys = [*(given or []), *os.environ.get("REDRAFT_API_KEY", "").split()]
+    keys = list(given or [])
+    variable = os.environ.get("REDRAFT_API_KEY")
+    if variable is not None:
+        keys += _some(variable.split(), "REDRAFT_API_KEY", "Set a key, or unset the variable to serve without keys.")
     if file is not None:
+        remedy = "Give a file with one key per line."
         try:
-            keys += file.read_text(encoding="utf-8").split()
+            text = file.read_text(encoding="utf-8-sig")
         except OSError as error:
-            raise UserError(
-                f"--api-key-file: can't read '{file}': {error.strerror}.", "Give a file with one key per line."
-            ) from None
+            raise UserError(f"--api-key-file: can't read '{file}': {error.strerror}.", remedy) from None
+        except UnicodeDecodeError:
+            raise UserError(f"--api-key-file: '{file}' is not UTF-8 text.", remedy) from None
+        keys += _some(text.split(), f"--api-key-file '{file}'", remedy)
     return tuple(dict.fromkeys(keys))
+
+
+def _some(keys: list[str], source: str, remedy: str) -> list[str]:
+    if not keys:
+        raise UserError(f"{source} contains no API key.", remedy)
+    return keys

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from redraft.constraints.automata.byte_automaton import ByteAutomaton
-from redraft.constraints.automata.regex import from_regex
+from redraft.constraints.automata.patterns import UnsupportedPattern
+from redraft.constraints.automata.regex import from_node
 from redraft.constraints.shared.json_compiler import Compiler
 from redraft.constraints.shared.kind import Kind
 from redraft.errors import UserError
+
+_REMEDY = "Give strings and arrays smaller bounds, or describe fewer levels and properties."
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class JsonSchema(Kind):
     - A value that the schema does not describe has at most two nested levels; strings use only short escapes.
     - A number has up to 15 digits before and after its point, and 6 after it if it has bounds.
 
-    The schema is compiled to a regular expression. Recursion, ``not``, ``uniqueItems`` and other keywords that this
+    The schema is compiled to a finite automaton. Recursion, ``not``, ``uniqueItems`` and other keywords that this
     can't express are errors; no keyword is ignored.
     """
 
@@ -54,4 +57,7 @@ class JsonSchema(Kind):
             UserError: the schema is not valid or not supported.
         """
         schema = json.loads(self.schema)
-        return from_regex(Compiler(schema).value(schema, "#", ()))
+        try:
+            return from_node(Compiler(schema).value(schema, "#", ()))
+        except UnsupportedPattern as error:
+            raise UserError(f"json_schema: the schema can't be compiled: {error}.", _REMEDY) from None

@@ -232,6 +232,11 @@ class Tokenizer:
                 lengths[i] = len(self.backend.decode([i]).encode())
         return lengths
 
+    @property
+    def has_token_bytes(self) -> bool:
+        """Is the text the concatenation of the bytes of its tokens (``token_bytes``)?"""
+        return bool(self._decoders & {"ByteLevel", "ByteFallback", "Metaspace"})
+
     @cached_property
     def token_bytes(self) -> tuple[builtins.bytes | None, ...]:
         """The bytes that each id adds to a text, for vocabularies whose text is the concatenation of its tokens' bytes.
@@ -242,7 +247,7 @@ class Tokenizer:
             UserError: another kind of vocabulary (WordPiece), where the bytes of a token depend on its neighbours.
         """
         kinds = self._decoders
-        if not kinds & {"ByteLevel", "ByteFallback", "Metaspace"}:
+        if not self.has_token_bytes:
             raise UserError(
                 "The bytes of a single token are not defined for this kind of tokenizer (WordPiece or another).",
                 "Constraints need a byte-level or SentencePiece vocabulary.",

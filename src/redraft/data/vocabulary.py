@@ -146,6 +146,11 @@ class Vocabulary(Tokenizer):
             )
         return self._backend
 
+    @property
+    def has_token_bytes(self) -> bool:
+        """Is there a tokenizer, and is a text the concatenation of the bytes of its tokens?"""
+        return self._backend is not None and super().has_token_bytes
+
     def with_special_tokens(self, extras: Sequence[str]) -> Tokenizer:
         """This vocabulary with these tokens of ``EXTRAS``; missing ones are added after those of the tokenizer."""
         missing = [key for key in extras if getattr(self.ids, key) < 0]

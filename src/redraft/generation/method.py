@@ -27,13 +27,18 @@ def build_method(model: Model, settings: Settings) -> Method:
     Raises:
         UserError: a name or option is unknown, or this model doesn't support it.
     """
-    sampler = _sampler(model, settings)
+    sampler = build_sampler(model, settings)
     if _predicts_vectors(model) and settings.guidance not in (None, "classifier_free"):
         raise UserError(f"Guidance '{settings.guidance}' needs predictions of tokens.", "Use classifier_free.")
     return Method(sampler, _cache(settings), _guidance(model, settings), build_constraint(model, settings))
 
 
-def _sampler(model: Model, settings: Settings) -> Sampler:
+def build_sampler(model: Model, settings: Settings) -> Sampler:
+    """The sampler of the settings, wrapped as this model needs it.
+
+    Raises:
+        UserError: its name or an option is unknown or out of range.
+    """
     default, spec = model.family.sampler(), model.spec
     kind: Any = type(default) if settings.sampler is None else find("samplers", settings.sampler)
     own = config.to_mapping(default) if settings.sampler is None else {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from redraft.limits import check_options
 from redraft.registry import Registered
 from redraft.types import Canvas, Request, Spec
 
@@ -14,8 +15,14 @@ from redraft.types import Canvas, Request, Spec
 class GuidanceOptions(Registered, ABC):
     """A guidance method with its options.
 
-    Subclasses are frozen dataclasses whose fields are their options.
+    Subclasses are frozen dataclasses whose fields are their options, declared with ``redraft.options.setting``.
+
+    Raises:
+        UserError: an option is out of its range.
     """
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     @abstractmethod
     def with_tokenizer(self, tokenizer: Any) -> Guidance:

@@ -14,6 +14,7 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError, suggest
 from redraft.guidance.base import Guidance, GuidanceOptions
 from redraft.guidance.shared.bag_of_words import BagOfTokens
+from redraft.options import setting
 from redraft.types import FREE, Canvas, Request
 
 
@@ -36,7 +37,7 @@ class Classifier(GuidanceOptions):
     value: str
     text: str = "text"
     label: str = "label"
-    strength: float = 1.0
+    strength: float = setting(1.0, "Strength; 0 is off.", least=-1000, most=1000)
     order: Literal["exact", "first"] = "exact"
 
     def with_tokenizer(self, tokenizer: Tokenizer) -> TrainedClassifier:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError
 from redraft.guidance.base import Guidance, GuidanceOptions
 from redraft.guidance.shared.condition import without_prompt
+from redraft.options import setting
 from redraft.types import Canvas, Request, SelfConditioning, Spec
 
 
@@ -28,11 +28,7 @@ class ClassifierFree(GuidanceOptions, Guidance):
     the pass without the prompt gets no previous prediction, because that was computed with the prompt.
     """
 
-    scale: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.scale < float("inf"):
-            raise UserError(f"scale = {self.scale} must be a number of at least 0.", "1 is off.")
+    scale: float = setting(2.0, "Strength; 1 is off, 0 ignores the prompt.", least=0, most=1000)
 
     def with_tokenizer(self, tokenizer: Any) -> ClassifierFree:
         return self

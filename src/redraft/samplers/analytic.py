@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError
+from redraft.limits import MAX_STEPS
 from redraft.noise.uniform import alphabet
+from redraft.options import setting
 from redraft.runtime import inverse_cdf
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common, ranking, uniform_noise
@@ -33,15 +34,13 @@ class Analytic(Sampler):
       is ``Posterior``. Temperature and top-p apply to the last step, which samples from p(x_0).
     """
 
-    steps: int = 16
+    steps: int = setting(16, "Number of denoising steps.", least=1, most=MAX_STEPS)
 
     retracts = True
     tries = {"steps": (4, 8, 16, 32)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         common.check_noise(spec)
-        if self.steps < 1:
-            raise UserError(f"steps = {self.steps} must be at least 1.")
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
         return uniform_noise.requests_for_open(canvas, spec, self._time(canvas.step, spec))

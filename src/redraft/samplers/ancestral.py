@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError
+from redraft.limits import MAX_STEPS
+from redraft.options import setting
 from redraft.runtime import keyed_uniform
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common
@@ -30,18 +31,14 @@ class Ancestral(Sampler):
     no forward pass, and only the revealed positions are predicted.
     """
 
-    steps: int = 64
-    eps: float = 0.0  # the grid ends at eps instead of 0; its last step still reveals all (MDLM, Dream)
+    steps: int = setting(64, "Number of denoising steps.", least=1, most=MAX_STEPS)
+    eps: float = setting(0.0, "Time at which the grid ends; its last step writes all.", least=0, below=1)
 
     tries = {"steps": (8, 16, 32, 64)}
     order_by = "noise"
 
     def start(self, canvas: Canvas, spec: Spec) -> AncestralState:
         common.check_diffusion(spec)
-        if self.steps < 1:
-            raise UserError(f"steps = {self.steps} must be at least 1.")
-        if not 0 <= self.eps < 1:
-            raise UserError(f"eps = {self.eps} must lie in [0, 1).")
         return AncestralState(torch.full_like(canvas.step, -1))
 
     def _next(self, canvas: Canvas, spec: Spec, grid_step: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
+from redraft.limits import MAX_ROWS
+from redraft.options import setting
 from redraft.samplers.base import Sampler
 from redraft.types import FREE, SEALED, Canvas, Drawing, Output, Request, Spec, Step
 
@@ -19,8 +21,10 @@ class Autoregressive(Sampler):
     arXiv:1609.08144, without coverage): finished hypotheses stay in the beam and compete with the live ones.
     """
 
-    beams: int = 1
-    length_penalty: float = 1.0
+    beams: int = setting(1, "Number of sequences that beam search keeps; 1 is off.", least=1, most=MAX_ROWS)
+    length_penalty: float = setting(
+        1.0, "Power of the length by which beam search divides log-probabilities.", least=-10, most=10
+    )
 
     exact = True
     tries = {"beams": (1, 2, 4)}
@@ -30,8 +34,6 @@ class Autoregressive(Sampler):
         return self.beams
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
-        if self.beams < 1:
-            raise UserError(f"beams = {self.beams} must be at least 1.")
         if self.beams > 1 and bool((canvas.sampling.temperature > 0).any()):
             raise UserError(
                 "Beam search keeps the likeliest sequences and does not sample.", "Set temperature 0, or beams 1."

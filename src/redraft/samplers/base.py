@@ -7,20 +7,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from redraft.limits import MAX_POSITIONS, check_options
+from redraft.options import setting
 from redraft.registry import Registered
 from redraft.types import Canvas, Output, Request, Spec, Step
 
 State = Any  # state of a sampler between steps: None, a tensor [B, ...] or a dataclass of these
 
 
+def block_option() -> int:
+    """The option ``block`` of a sampler."""
+    words = "Size of the blocks that are generated one after the other; 0: the whole sequence is one block."
+    return setting(0, words, least=0, most=MAX_POSITIONS, unit="positions")
+
+
 class Sampler(Registered, ABC):
     """A rule that changes the canvas. It reads the canvas and never calls a network.
 
     Each iteration of the loop calls ``plan``, runs the requests, samples tokens from the answers, and calls ``apply``.
-    Subclasses are frozen dataclasses whose fields are their options.
+    Subclasses are frozen dataclasses whose fields are their options, declared with ``redraft.options.setting``.
+
+    Raises:
+        UserError: an option is out of its range.
     """
 
     tries: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # values of its options that ``tune`` tries
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     @property
     def block_size(self) -> int:

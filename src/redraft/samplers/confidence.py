@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError, suggest
-from redraft.samplers.base import Sampler
+from redraft.limits import MAX_STEPS
+from redraft.options import setting
+from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common, ranking
 from redraft.types import DRAFT, FREE, PAD, SEALED, Canvas, Output, Request, Spec, Step
 
@@ -33,11 +34,13 @@ class Confidence(Sampler):
     for confidence and peak (Dream's ``alg_temp``).
     """
 
-    steps: int = 16
+    steps: int = setting(16, "Number of denoising steps.", least=1, most=MAX_STEPS)
     order: str = "confidence"
-    block: int = 0
-    schedule: str = "linear"
-    position_temperature: float = 0.0
+    block: int = block_option()
+    schedule: str = setting("linear", "How many positions each step writes.", choices=("linear", "cosine"))
+    position_temperature: float = setting(
+        0.0, "Temperature of the choice of positions; 0 takes the best.", least=0, most=100
+    )
 
     tries = {"order": ("confidence", "margin", "entropy"), "schedule": ("linear", "cosine")}
 
@@ -49,12 +52,7 @@ class Confidence(Sampler):
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         common.check_diffusion(spec)
-        common.check_block(self.block)
         ranking.check(self.order)
-        if self.schedule not in ("linear", "cosine"):
-            raise UserError(f"Unknown schedule '{self.schedule}'.", suggest(self.schedule, ("linear", "cosine")))
-        if not 0 <= self.position_temperature < math.inf:
-            raise UserError(f"position_temperature = {self.position_temperature} must be a number of at least 0.")
         common.check_steps(self.steps, canvas, spec)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError
-from redraft.samplers.base import Sampler
+from redraft.limits import MAX_SCALE
+from redraft.options import setting
+from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common
 from redraft.types import Canvas, Output, Request, Spec, Step
 
@@ -36,23 +37,16 @@ class Credit(Sampler):
     position.
     """
 
-    threshold: float = 0.9
-    strength: float = 0.7
-    decay: float = 0.8
-    gain: float = 0.2
-    block: int = 0
+    threshold: float = setting(0.9, "Confidence above which a position is written.", above=0, most=1)
+    strength: float = setting(0.7, "Weight of the credit.", least=0, most=MAX_SCALE)
+    decay: float = setting(0.8, "Share of the credit that remains after a pass.", least=0, below=1)
+    gain: float = setting(0.2, "Power of the probability that a token gains as credit.", above=0, most=1)
+    block: int = block_option()
 
     tries = {"threshold": (0.5, 0.7, 0.9), "strength": (0.35, 0.7, 1.4)}
 
     def start(self, canvas: Canvas, spec: Spec) -> CreditState:
         common.check_diffusion(spec)
-        common.check_block(self.block)
-        for name in ("threshold", "gain"):
-            common.check_share(name, getattr(self, name))
-        if not 0 <= self.decay < 1:
-            raise UserError(f"decay = {self.decay} must lie in [0, 1).")
-        if not 0 <= self.strength < math.inf:
-            raise UserError(f"strength = {self.strength} must be a number of at least 0.")
         return CreditState(torch.zeros(*canvas.ids.shape, spec.tokens.vocab_size))
 
     def plan(self, canvas: Canvas, state: CreditState, spec: Spec) -> list[Request]:

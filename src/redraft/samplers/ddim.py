@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from redraft.errors import UserError
+from redraft.limits import MAX_POSITIONS, MAX_STEPS
 from redraft.noise import gaussian
+from redraft.options import setting
 from redraft.samplers.shared import vector_diffusion
 from redraft.types import Canvas, Output, Request, Spec
 
@@ -22,13 +23,11 @@ class Ddim(vector_diffusion.VectorSampler):
     passes; latent models then decode their vectors, ``slice`` tokens of each row per pass.
     """
 
-    steps: int = 16
-    eta: float = 0.0
-    slice: int = 256
+    steps: int = setting(16, "Number of denoising steps.", least=1, most=MAX_STEPS)
+    eta: float = setting(0.0, "0 is deterministic, 1 is ancestral sampling.", least=0, most=1)
+    slice: int = setting(256, "Tokens of each row that a pass decodes.", least=1, most=MAX_POSITIONS, unit="tokens")
 
     def start(self, canvas: Canvas, spec: Spec) -> vector_diffusion.VectorState:
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta = {self.eta} must lie in [0, 1].")
         return super().start(canvas, spec)
 
     def advance(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError
+from redraft.limits import MAX_POSITIONS, MAX_STEPS
 from redraft.noise import gaussian
+from redraft.options import setting
 from redraft.samplers.shared import vector_diffusion
 from redraft.types import Canvas, Output, Request, Spec
 
@@ -25,13 +26,11 @@ class DpmSolver(vector_diffusion.VectorSampler):
     their vectors, ``slice`` tokens of each row per pass.
     """
 
-    steps: int = 16
-    order: int = 2
-    slice: int = 256
+    steps: int = setting(16, "Number of denoising steps.", least=1, most=MAX_STEPS)
+    order: int = setting(2, "Order of the solver.", choices=(1, 2))
+    slice: int = setting(256, "Tokens of each row that a pass decodes.", least=1, most=MAX_POSITIONS, unit="tokens")
 
     def start(self, canvas: Canvas, spec: Spec) -> vector_diffusion.VectorState:
-        if self.order not in (1, 2):
-            raise UserError(f"order = {self.order} must be 1 or 2.")
         return super().start(canvas, spec)
 
     def advance(

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from redraft.canvas import joined
 from redraft.errors import UserError
+from redraft.limits import MAX_POSITIONS
+from redraft.options import setting
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common
 from redraft.samplers.shared.common import length_request
@@ -40,7 +42,7 @@ class DraftVerify(Sampler):
     it was trained for both (family ``hybrid``).
     """
 
-    block: int = 8
+    block: int = setting(8, "Number of tokens that are drafted at once.", least=1, most=MAX_POSITIONS, unit="tokens")
 
     exact = True
     retracts = True  # only drafts, never sealed tokens
@@ -52,8 +54,6 @@ class DraftVerify(Sampler):
                 "This sampler needs a diffusion model that drafts for an autoregressive one.",
                 "Name one with --drafter (Model.draft_with), or use a model of family hybrid.",
             )
-        if self.block < 1:
-            raise UserError(f"block = {self.block} must be at least 1.")
         return DraftVerifyState(torch.zeros_like(canvas.step))
 
     def plan(self, canvas: Canvas, state: DraftVerifyState, spec: Spec) -> list[Request]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
+from redraft.options import setting
 from redraft.samplers.confidence import Confidence
 from redraft.types import Canvas, Request, Spec
 
@@ -23,14 +24,12 @@ class Dream(Confidence):
     """
 
     order: str = "entropy"
-    eps: float = 1e-3
+    eps: float = setting(1e-3, "Time at which the grid ends; its last step writes all.", least=0, below=1)
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         super().start(canvas, spec)
         if self.block:
             raise UserError("The sampler dream does not support blocks.", "Use the sampler confidence with a block.")
-        if not 0 <= self.eps < 1:
-            raise UserError(f"eps = {self.eps} must lie in [0, 1).")
 
     def count(self, canvas: Canvas, request: Request) -> Tensor:
         """[R] number of positions to write at this step."""

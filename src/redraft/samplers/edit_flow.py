@@ -11,6 +11,8 @@ from torch import Tensor
 
 from redraft.canvas import extent
 from redraft.errors import UserError
+from redraft.limits import MAX_SCALE, MAX_STEPS
+from redraft.options import setting
 from redraft.runtime import inverse_cdf, keyed_uniform
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common
@@ -38,9 +40,9 @@ class EditFlow(Sampler):
     Tokens are drafts until the sequence is finished, because they may be replaced or deleted.
     """
 
-    steps: int = 16
-    order: Literal["surest", "leap"] = "surest"
-    stop: float = 0.5
+    steps: int = setting(16, "Number of denoising steps.", least=1, most=MAX_STEPS)
+    order: Literal["surest", "leap"] = setting("surest", "How the edits of a step are chosen.")
+    stop: float = setting(0.5, "Expected number of edits below which a sequence is finished.", least=0, most=MAX_SCALE)
 
     retracts = True
 
@@ -51,10 +53,6 @@ class EditFlow(Sampler):
                 "This sampler needs a diffusion model of family 'edit', which predicts rates of edits.",
                 "Remove the sampler option to use the model's default.",
             )
-        if self.steps < 1:
-            raise UserError(f"steps = {self.steps} must be at least 1.")
-        if self.stop < 0:
-            raise UserError(f"stop = {self.stop} must be at least 0.")
         return torch.zeros_like(canvas.step, dtype=torch.bool)
 
     def plan(self, canvas: Canvas, state: Tensor, spec: Spec) -> list[Request]:

@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 
-from redraft.errors import UserError
-from redraft.samplers.base import Sampler
+from redraft.limits import MAX_SCALE
+from redraft.options import setting
+from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common, ranking
 from redraft.types import Canvas, Output, Request, Spec, Step
 
@@ -25,9 +26,11 @@ class EntropyBound(Sampler):
     written. ``block`` as in ``Confidence``.
     """
 
-    gamma: float = 0.1
+    gamma: float = setting(
+        0.1, "Bound on the joint dependence of the tokens of a pass, in nats.", least=0, most=MAX_SCALE
+    )
     order: str = "entropy"
-    block: int = 0
+    block: int = block_option()
 
     tries = {"gamma": (0.1, 0.5, 2.0, 4.0)}
 
@@ -39,10 +42,7 @@ class EntropyBound(Sampler):
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         common.check_diffusion(spec)
-        common.check_block(self.block)
         ranking.check(self.order)
-        if not self.gamma >= 0:
-            raise UserError(f"gamma = {self.gamma} must be at least 0.")
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
         return common.requests_for(canvas, spec, common.free_in_block(canvas, self.block, spec), self.block)

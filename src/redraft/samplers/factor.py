@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from redraft.errors import UserError
-from redraft.samplers.base import Sampler
+from redraft.limits import MAX_SCALE
+from redraft.options import setting
+from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common
 from redraft.types import Canvas, Output, Request, Spec, Step
 
@@ -25,16 +26,13 @@ class Factor(Sampler):
     ``block`` as in ``Confidence``.
     """
 
-    factor: float = 1.0
-    block: int = 0
+    factor: float = setting(1.0, "Bound on (n + 1) (1 - p) for n tokens of a pass.", above=0, most=MAX_SCALE)
+    block: int = block_option()
 
     tries = {"factor": (0.5, 1.0, 2.0, 4.0)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         common.check_diffusion(spec)
-        common.check_block(self.block)
-        if not self.factor > 0:
-            raise UserError(f"factor = {self.factor} must be above 0.")
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
         return common.requests_for(canvas, spec, common.free_in_block(canvas, self.block, spec), self.block)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.samplers.base import Sampler
+from redraft.options import setting
+from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common
 from redraft.types import Canvas, Output, Request, Spec, Step
 
@@ -24,18 +25,16 @@ class Hierarchical(Sampler):
     ``Confidence``.
     """
 
-    threshold: float = 0.9
-    low: float = 0.6
-    block: int = 0
+    threshold: float = setting(0.9, "Confidence above which a position is written.", above=0, most=1)
+    low: float = setting(0.6, "Confidence above which the best position of a stretch is written.", least=0, most=1)
+    block: int = block_option()
 
     tries = {"threshold": (0.5, 0.7, 0.9), "low": (0.3, 0.5)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         common.check_diffusion(spec)
-        common.check_block(self.block)
-        common.check_share("threshold", self.threshold)
-        if not 0 <= self.low <= self.threshold:
-            raise UserError(f"low = {self.low} must lie between 0 and threshold = {self.threshold}.")
+        if self.low > self.threshold:
+            raise UserError(f"low = {self.low} must be at most threshold = {self.threshold}.")
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
         return common.requests_for(canvas, spec, common.free_in_block(canvas, self.block, spec), self.block)

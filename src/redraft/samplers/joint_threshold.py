@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError
-from redraft.samplers.base import Sampler
+from redraft.options import setting
+from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common
 from redraft.types import DRAFT, FREE, SEALED, Canvas, Output, Request, Spec, Step
 
@@ -35,21 +35,15 @@ class JointThreshold(Sampler):
     also be trained to predict unmasked positions; predictions of a network trained on masks alone say little there.
     """
 
-    threshold: float = 0.7
-    edit: float = 0.5
-    rounds: int = 16
-    block: int = 0
+    threshold: float = setting(0.7, "Confidence above which a position is written.", above=0, most=1)
+    edit: float = setting(0.5, "Confidence above which another token replaces a written one.", least=0, most=1)
+    rounds: int = setting(16, "Passes over a block that has no free position left.", least=1, most=1000, unit="passes")
+    block: int = block_option()
 
     retracts = True
 
     def start(self, canvas: Canvas, spec: Spec) -> JointThresholdState:
         common.check_diffusion(spec)
-        common.check_block(self.block)
-        common.check_share("threshold", self.threshold)
-        if not 0 <= self.edit <= 1:
-            raise UserError(f"edit = {self.edit} must lie in [0, 1].")
-        if self.rounds < 1:
-            raise UserError(f"rounds = {self.rounds} must be at least 1.")
         return JointThresholdState(torch.zeros(canvas.ids.shape), torch.zeros_like(canvas.step))
 
     def plan(self, canvas: Canvas, state: JointThresholdState, spec: Spec) -> list[Request]:

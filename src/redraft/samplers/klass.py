@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError
-from redraft.samplers.base import Sampler
+from redraft.limits import MAX_POSITIONS, MAX_SCALE
+from redraft.options import setting
+from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common
 from redraft.types import Canvas, Output, Request, Spec, Step
 
@@ -38,23 +39,20 @@ class Klass(Sampler):
     The state has a distribution for each position: 4 V bytes, which is 0.5 MB with a vocabulary of 128,000.
     """
 
-    threshold: float = 0.9
-    kl: float = 0.01  # nats
-    history: int = 2
-    least: int = 1
-    block: int = 0
+    threshold: float = setting(0.9, "Confidence above which a position is written.", above=0, most=1)
+    kl: float = setting(
+        0.01, "Divergence between passes below which a prediction is stable.", above=0, most=MAX_SCALE, unit="nats"
+    )
+    history: int = setting(2, "Number of stable passes that a position needs.", least=1, most=1000, unit="passes")
+    least: int = setting(
+        1, "Positions that are written if none is stable.", least=1, most=MAX_POSITIONS, unit="positions"
+    )
+    block: int = block_option()
 
     tries = {"threshold": (0.5, 0.7, 0.9), "kl": (0.01, 0.1), "history": (1, 2)}
 
     def start(self, canvas: Canvas, spec: Spec) -> KlassState:
         common.check_diffusion(spec)
-        common.check_block(self.block)
-        common.check_share("threshold", self.threshold)
-        if not self.kl > 0:
-            raise UserError(f"kl = {self.kl} must be above 0 nats.")
-        for name in ("history", "least"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)} must be at least 1.")
         shape = canvas.ids.shape
         return KlassState(
             torch.zeros(*shape, spec.tokens.vocab_size), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)

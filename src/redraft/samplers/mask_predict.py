@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redraft.limits import MAX_STEPS
+from redraft.options import setting
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common
 from redraft.types import DRAFT, FREE, SEALED, Canvas, Output, Request, Spec, Step
@@ -28,7 +30,7 @@ class MaskPredict(Sampler):
     Unlike ``Confidence``, it can replace tokens that do not fit together.
     """
 
-    steps: int = 10
+    steps: int = setting(10, "Number of denoising steps.", least=1, most=MAX_STEPS)
 
     retracts = True
     tries = {"steps": (1, 2, 4, 6, 10)}

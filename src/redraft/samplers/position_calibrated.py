@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.samplers.base import Sampler
+from redraft.limits import MAX_SCALE, MAX_STEPS
+from redraft.options import setting
+from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.confidence import Confidence
 from redraft.samplers.shared import common
 from redraft.types import Canvas, Output, Request, Spec, Step
@@ -41,23 +42,18 @@ class PositionCalibrated(Sampler):
     ``Confidence``.
     """
 
-    steps: int = 16
-    decay: float = 0.25
-    cap: float = 10.0
+    steps: int = setting(16, "Number of denoising steps.", least=1, most=MAX_STEPS)
+    decay: float = setting(0.25, "Decay of the score with the distance from the beginning.", least=0, most=MAX_SCALE)
+    cap: float = setting(10.0, "Largest score without decay.", above=0, most=MAX_SCALE)
     frequencies: str = ""
-    block: int = 0
+    block: int = block_option()
 
     tries = {"decay": (0.0, 0.25)}
     files = ("frequencies",)
 
     def start(self, canvas: Canvas, spec: Spec) -> PositionCalibratedState:
         common.check_diffusion(spec)
-        common.check_block(self.block)
         common.check_steps(self.steps, canvas, spec)
-        if not 0 <= self.decay < math.inf:
-            raise UserError(f"decay = {self.decay} must be a number of at least 0.")
-        if not self.cap > 0:
-            raise UserError(f"cap = {self.cap} must be above 0.")
         rows = len(canvas.ids)
         if not self.frequencies:
             return PositionCalibratedState(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redraft.limits import MAX_STEPS
+from redraft.options import setting
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import uniform_noise
 from redraft.types import Canvas, Output, Request, Spec, Step
@@ -20,13 +22,13 @@ class Posterior(Sampler):
     Tokens may change until the last step, so there may be more steps than tokens.
     """
 
-    steps: int = 16
+    steps: int = setting(16, "Number of denoising steps.", least=1, most=MAX_STEPS)
 
     retracts = True
     tries = {"steps": (4, 8, 16, 32)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
-        uniform_noise.check(spec, self.steps)
+        uniform_noise.check(spec)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
         return uniform_noise.requests_for_open(canvas, spec, self._time(canvas.step))

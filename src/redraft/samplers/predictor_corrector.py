@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError, suggest
+from redraft.limits import MAX_STEPS
 from redraft.noise.uniform import alphabet
+from redraft.options import setting
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common, uniform_noise
 from redraft.types import Canvas, Output, Request, Spec, Step
@@ -30,22 +31,16 @@ class PredictorCorrector(Sampler):
     with the lowest log-probability relative to the best other token, which sharpens it like a low temperature.
     """
 
-    steps: int = 16
-    corrections: int = 1
-    share: float = 0.1
-    order: Literal["margin", "random"] = "margin"
+    steps: int = setting(16, "Number of denoising steps.", least=1, most=MAX_STEPS)
+    corrections: int = setting(1, "Corrector passes after each step.", least=0, most=100, unit="passes")
+    share: float = setting(0.1, "Share of the open tokens that a corrector pass samples again.", above=0, most=1)
+    order: Literal["margin", "random"] = setting("margin", "Which tokens a corrector pass samples again.")
 
     retracts = True
     tries = {"steps": (4, 8, 16), "corrections": (1, 2)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
-        uniform_noise.check(spec, self.steps)
-        if self.corrections < 0:
-            raise UserError(f"corrections = {self.corrections} must be at least 0.")
-        if not 0 < self.share <= 1:
-            raise UserError(f"share = {self.share} must lie in (0, 1].")
-        if self.order not in ("margin", "random"):
-            raise UserError(f"Unknown order '{self.order}'.", suggest(self.order, ("margin", "random")))
+        uniform_noise.check(spec)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
         step, correcting = self._predictor_step(canvas.step)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError
+from redraft.limits import MAX_SCALE
+from redraft.options import setting
 from redraft.samplers.confidence import Confidence
 from redraft.samplers.shared import common
 from redraft.types import Canvas, Output, Request, Spec
@@ -23,15 +24,14 @@ class Prophet(Confidence):
     positions of a short answer at a known place; here all positions count.
     """
 
-    early: float = 7.5
-    middle: float = 5.0
-    late: float = 2.5
+    early: float = setting(
+        7.5, "Gap at which all free positions are written, in the first third.", least=0, most=MAX_SCALE
+    )
+    middle: float = setting(5.0, "The gap in the second third of the steps.", least=0, most=MAX_SCALE)
+    late: float = setting(2.5, "The gap in the last third of the steps.", least=0, most=MAX_SCALE)
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         super().start(canvas, spec)
-        for name in ("early", "middle", "late"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} = {getattr(self, name)} must be at least 0.")
 
     def chosen(self, canvas: Canvas, request: Request, out: Output) -> Tensor:
         """[R, W] bool: positions to write at this step."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError, suggest
+from redraft.errors import UserError
+from redraft.limits import MAX_STEPS
+from redraft.options import setting
 from redraft.runtime import keyed_uniform
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common
@@ -51,27 +53,19 @@ class ReMDM(Sampler):
     no forward pass, and only the written positions are predicted.
     """
 
-    steps: int = 64
-    strategy: str = "cap"
-    eta: float = 0.04
-    t_on: float = 0.55
-    t_off: float = 0.05
-    alpha_on: float = 0.9
+    steps: int = setting(64, "Number of denoising steps.", least=1, most=MAX_STEPS)
+    strategy: str = setting("cap", "How the probability of masking again is set.", choices=_STRATEGIES)
+    eta: float = setting(0.04, "Largest probability of masking again.", least=0, most=1)
+    t_on: float = setting(0.55, "Time at which the loop begins.", above=0, below=1)
+    t_off: float = setting(0.05, "Time at which the loop ends.", above=0, below=1)
+    alpha_on: float = setting(0.9, "Share of written positions in the loop.", above=0, below=1)
 
     retracts = True
 
     def start(self, canvas: Canvas, spec: Spec) -> ReMDMState:
         common.check_diffusion(spec)
-        if self.steps < 1:
-            raise UserError(f"steps = {self.steps} must be at least 1.")
-        if self.strategy not in _STRATEGIES:
-            raise UserError(f"Unknown strategy '{self.strategy}'.", suggest(self.strategy, _STRATEGIES))
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta = {self.eta} must lie in [0, 1].")
-        if not 0 < self.t_off < self.t_on < 1:
-            raise UserError(f"t_off = {self.t_off} and t_on = {self.t_on} must satisfy 0 < t_off < t_on < 1.")
-        if not 0 < self.alpha_on < 1:
-            raise UserError(f"alpha_on = {self.alpha_on} must lie in (0, 1).")
+        if self.t_off >= self.t_on:
+            raise UserError(f"t_off = {self.t_off} must be below t_on = {self.t_on}.")
         none = torch.zeros_like(canvas.ids, dtype=torch.bool)
         first = ReMDMState(torch.zeros_like(canvas.step) - 1, none, none, none, torch.zeros(canvas.ids.shape))
         return self._advance(canvas.seed, canvas.status == FREE, none, spec, first)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError
-from redraft.samplers.base import Sampler
+from redraft.limits import MAX_SCALE
+from redraft.options import setting
+from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common
 from redraft.types import Canvas, Output, Request, Spec, Step
 
@@ -37,23 +38,18 @@ class SlowFast(Sampler):
     network always reads the whole sequence, and only the targets are limited. ``block`` as in ``Confidence``.
     """
 
-    reach: float = 0.3
-    threshold: float = 0.9
-    explore: int = 6
-    spread: float = 1.0
-    block: int = 0
+    reach: float = setting(0.3, "Confidence up to which a stretch reaches.", above=0, most=1)
+    threshold: float = setting(0.9, "Confidence above which a position is written.", above=0, most=1)
+    explore: int = setting(6, "Passes of the slow phase.", least=1, most=1000, unit="passes")
+    spread: float = setting(
+        1.0, "Standard deviation of two estimates below which the slow phase ends.", least=0, most=MAX_SCALE
+    )
+    block: int = block_option()
 
     tries = {"threshold": (0.5, 0.7, 0.9)}
 
     def start(self, canvas: Canvas, spec: Spec) -> SlowFastState:
         common.check_diffusion(spec)
-        common.check_block(self.block)
-        common.check_share("reach", self.reach)
-        common.check_share("threshold", self.threshold)
-        if self.explore < 1:
-            raise UserError(f"explore = {self.explore} must be at least 1.")
-        if not self.spread >= 0:
-            raise UserError(f"spread = {self.spread} must be at least 0.")
         zero = torch.zeros_like(canvas.step)
         return SlowFastState(zero, zero - 1, zero)
 

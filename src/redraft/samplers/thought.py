@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redraft.limits import MAX_STEPS
+from redraft.options import setting
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common
 from redraft.types import FREE, SEALED, Canvas, Output, Request, Spec, Step
@@ -21,7 +23,7 @@ class Thought(Sampler):
     n tokens, the most confident first. For a model without such tokens, the whole sequence is one thought.
     """
 
-    steps: int = 4
+    steps: int = setting(4, "Number of denoising steps.", least=1, most=MAX_STEPS)
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         common.check_diffusion(spec)

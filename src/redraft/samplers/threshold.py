@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from redraft.errors import UserError
-from redraft.samplers.base import Sampler
+from redraft.limits import MAX_POSITIONS
+from redraft.options import setting
+from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common
 from redraft.types import Canvas, Output, Request, Spec, Step
 
@@ -19,18 +20,14 @@ class Threshold(Sampler):
     few passes, hard ones more. ``block`` as in ``Confidence``.
     """
 
-    threshold: float = 0.9
-    block: int = 0
-    least: int = 1
+    threshold: float = setting(0.9, "Confidence above which a position is written.", above=0, most=1)
+    block: int = block_option()
+    least: int = setting(1, "Positions that a pass writes at least.", least=1, most=MAX_POSITIONS, unit="positions")
 
     tries = {"threshold": (0.5, 0.7, 0.9)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         common.check_diffusion(spec)
-        common.check_block(self.block)
-        common.check_share("threshold", self.threshold)
-        if self.least < 1:
-            raise UserError(f"least = {self.least} must be at least 1.")
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
         return common.requests_for(canvas, spec, common.free_in_block(canvas, self.block, spec), self.block)

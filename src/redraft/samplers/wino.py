@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from redraft.samplers.base import Sampler
+from redraft.options import setting
+from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common
 from redraft.types import DRAFT, FREE, SEALED, Canvas, Output, QueryMask, Request, Spec, Step
 
@@ -39,18 +40,15 @@ class Wino(Sampler):
     not attend to other shadows; in the authors' code it does. ``block`` as in ``Confidence``.
     """
 
-    threshold: float = 0.6
-    verify: float = 0.9
-    block: int = 0
+    threshold: float = setting(0.6, "Confidence above which a position is written.", above=0, most=1)
+    verify: float = setting(0.9, "Confidence below which a written token is masked again.", above=0, most=1)
+    block: int = block_option()
 
     retracts = True
     tries = {"threshold": (0.4, 0.6, 0.8), "verify": (0.6, 0.9)}
 
     def start(self, canvas: Canvas, spec: Spec) -> WinoState:
         common.check_diffusion(spec)
-        common.check_block(self.block)
-        common.check_share("threshold", self.threshold)
-        common.check_share("verify", self.verify)
         return WinoState(torch.zeros(canvas.ids.shape), torch.full_like(canvas.step, -1), torch.zeros_like(canvas.step))
 
     def plan(self, canvas: Canvas, state: WinoState, spec: Spec) -> list[Request]:

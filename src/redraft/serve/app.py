@@ -66,13 +66,14 @@ def create_app(config: ServerConfig, on_ready: Callable[[], None] | None = None)
     _add_model_routes(app, service)
     _add_generation_routes(app, service)
     app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")
+    app.add_middleware(RequestGuard, config=config)
     if config.cors:
         from fastapi.middleware.cors import CORSMiddleware
 
+        # Outside of the guard: browsers send preflights without a key, and read errors only with the header.
         app.add_middleware(
             CORSMiddleware, allow_origins=list(config.cors), allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    app.add_middleware(RequestGuard, config=config)
     return app
 
 
@@ -108,12 +109,14 @@ async def _unload_idle(service: Service) -> None:
 
 
 def _add_operation_routes(app: FastAPI, service: Service) -> None:
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> JSONResponse:
         """Status 200 while the server accepts requests, 503 while it shuts down."""
         status = "draining" if service.draining else "ok"
         return JSONResponse({"status": status, "version": __version__}, 503 if service.draining else 200)
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", tags=["operation"])
     async def metrics() -> Response:
         """Metrics in Prometheus format."""
@@ -121,12 +124,14 @@ def _add_operation_routes(app: FastAPI, service: Service) -> None:
 
 
 def _add_model_routes(app: FastAPI, service: Service) -> None:
+    @app.head("/v1/models", include_in_schema=False)
     @app.get("/v1/models", tags=["models"])
     async def models() -> dict[str, Any]:
         """All models of this server, with their properties."""
         return {"object": "list", "data": [entry.describe() for entry in service.pool.entries.values()]}
 
-    @app.get("/v1/models/{name}", tags=["models"], responses={404: _ERRORS[404]})
+    # A name may contain a slash, as those of the hub do.
+    @app.get("/v1/models/{name:path}", tags=["models"], responses={404: _ERRORS[404]})
     async def model(name: str) -> dict[str, Any]:
         """One model."""
         return service.find(name).describe()

@@ -80,8 +80,10 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if any(len(key) < _SHORTEST_KEY for key in self.api_keys):
+        if any(len(key.strip()) < _SHORTEST_KEY for key in self.api_keys):
             raise UserError(f"An API key needs at least {_SHORTEST_KEY} characters.", "Choose a longer one.")
+        if any(key.split() != [key] for key in self.api_keys):
+            raise UserError("An API key contains a space or a line break.", "Choose one without.")
 
     @property
     def loopback(self) -> bool:

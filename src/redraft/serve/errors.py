@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,6 +13,7 @@ from starlette.routing import Mount, Route
 
 from redraft.errors import UserError
 from redraft.serve.jobs import Failed, RequestOutcome
+from redraft.serve.schema import FIELDS
 from redraft.serve.settings_schema import in_request_terms
 from redraft.serve.telemetry import logger
 
@@ -89,17 +90,51 @@ async def _internal_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _invalid_body(_: Request, error: RequestValidationError) -> JSONResponse:
     """The first mistake in a request body, and the field that it is in."""
-    first: Mapping[str, Any] = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    message = first["msg"].removeprefix("Value error, ")
+    path, message, first = _first_mistake(error)
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", message)
         message, path = f"The request body is not valid JSON: {reason}.", []
     elif not path and first["type"] in ("missing", "model_attributes_type"):
         message = "The request body must be a JSON object with the header 'Content-Type: application/json'."
-    elif path and first["type"] != "value_error":
+    elif path and first["type"] == "value_error":
+        message = f"{'.'.join(path)}: {message}" if len(path) > 1 else message
+    elif path:
         message = f"{'.'.join(path)}: {message[0].lower()}{message[1:]}."
     return JSONResponse(error_body(message, "invalid_request_error", param=path[0] if path else None), 400)
+
+
+def _first_mistake(error: RequestValidationError) -> tuple[list[str], str, Mapping[str, Any]]:
+    """The field of the first mistake, its description, and pydantic's record of it.
+
+    A field with several types has an error for each of them. The one of the type that fits counts; if none fits, all of
+    them do.
+    """
+    found = [(_path(one["loc"], error.body), one) for one in error.errors()]
+    same = [each for each in found if each[0][:1] == found[0][0][:1]]
+    fitting = [each for each in same if not each[1]["type"].endswith("_type")]
+    path, first = max(fitting or same, key=lambda each: len(each[0]))
+    messages = [first["msg"]] if fitting else [one["msg"] for each, one in same if each == path]
+    more = [message.removeprefix("Input should be ") for message in messages[1:]]
+    message = " or ".join(dict.fromkeys([messages[0], *more]))
+    return path, message.removeprefix("Value error, ").replace(" after validation", ""), first
+
+
+def _path(location: Sequence[Any], body: Any) -> list[str]:
+    """The path to a field in a request body, without pydantic's names of alternatives, such as ``list[str]``."""
+    path, value = [], body
+    for part in location[1:] if location[:1] in (("body",), ("query",), ("path",)) else location:
+        if (
+            isinstance(value, dict)
+            and part in value
+            or isinstance(value, list)
+            and isinstance(part, int)
+            and part < len(value)
+        ):
+            value = value[part]
+        elif part not in FIELDS:
+            continue
+        path.append(str(part))
+    return path
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:

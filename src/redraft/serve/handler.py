@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 
 from redraft.errors import UserError
@@ -23,7 +21,7 @@ from redraft.serve.event_queue import EventQueue
 from redraft.serve.incremental_text import GeneratedText
 from redraft.serve.jobs import Event, Failed, Finished, Job, Rejected
 from redraft.serve.model_pool import ModelEntry, ModelPool
-from redraft.serve.responses import ResponseBuilder
+from redraft.serve.responses import ResponseBuilder, to_json
 from redraft.serve.telemetry import Metrics, logger
 
 MakeBuilder = Callable[[ModelEntry], ResponseBuilder]
@@ -149,7 +147,8 @@ class RequestHandler:
             if isinstance(event, Failed):
                 raise ApiError.of(event)
             self._collect(event)
-        return JSONResponse(builder.complete(self._texts()), headers={"X-Request-Id": self.id})
+        body = to_json(builder.complete(self._texts()))
+        return Response(body, media_type="application/json", headers={"X-Request-Id": self.id})
 
     async def _stream(self, builder: ResponseBuilder, event: Event) -> AsyncIterator[dict[str, str]]:
         """Server-sent events, beginning with the chunk for ``event``."""
@@ -249,4 +248,4 @@ class RequestHandler:
 
 
 def _data(chunk: dict[str, Any]) -> dict[str, str]:
-    return {"data": json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))}
+    return {"data": to_json(chunk)}

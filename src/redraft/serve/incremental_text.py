@@ -30,11 +30,19 @@ class Span:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of the answer with its log-probability at the time when it was generated."""
+    """A token with its log-probability at the time when it was generated."""
 
-    text: str
+    data: bytes  # what it adds to the text; it may be a part of a character
     log_p: float | None  # None for a token that was given
-    alternatives: tuple[tuple[str, float], ...] = ()  # the most probable tokens at that position, with log_p
+    alternatives: tuple[Token, ...] = ()  # the most probable tokens at that position
+
+    @property
+    def text(self) -> str:
+        """Its text; bytes that are not whole characters as OpenAI writes them, such as ``bytes:\\xf0\\x9f``."""
+        try:
+            return self.data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.data)
 
 
 @dataclass
@@ -276,7 +284,7 @@ class IncrementalDecoder:
         return self._ids[:low]
 
     def _tokens(self, row: int, count: int) -> list[Token]:
-        canvas, decode = self.run.canvas, self.run.tokenizer.decode
+        canvas = self.run.canvas
         found: list[Token] = []
         for at in range(self.span.begin, self._at):
             token = int(canvas.ids[row, at])
@@ -284,9 +292,21 @@ class IncrementalDecoder:
                 continue
             log_p = float(self._log_p[row, at])
             recorded = self._top.get((row, at), ([], []))
-            alternatives = tuple((decode([other]), value) for value, other in zip(*recorded, strict=True))
-            found.append(Token(decode([token]), None if math.isnan(log_p) else log_p, alternatives))
+            alternatives = tuple(
+                Token(self._bytes_of(other), value)
+                for value, other in zip(*recorded, strict=True)
+                if value > -math.inf  # a constraint excludes the others
+            )
+            found.append(Token(self._bytes_of(token), None if math.isnan(log_p) else log_p, alternatives))
         return found
+
+    def _bytes_of(self, token: int) -> bytes:
+        """The bytes that a token adds to the text."""
+        tokenizer = self.run.tokenizer
+        data = None
+        if tokenizer.has_token_bytes and token < tokenizer.vocab_size:  # the network may have more columns
+            data = tokenizer.token_bytes[token]
+        return tokenizer.decode([token]).encode() if data is None else data
 
     def _holes(self) -> list[str]:
         """The text of each hole."""

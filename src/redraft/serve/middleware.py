@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -16,7 +17,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "testserver")
+_LOCAL_HOST = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 _PROTECTED = ("/metrics", "/openapi.json", "/docs")  # and everything below /v1
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -50,7 +51,7 @@ class RequestGuard:
             return
         headers = dict(scope["headers"])
         send = _with_security_headers(send)
-        if self.config.loopback and _host(headers) not in _LOCAL_HOSTS:
+        if self.config.loopback and not _LOCAL_HOST.fullmatch(headers.get(b"host", b"localhost")):
             message = "This server accepts requests to localhost only."
             await _respond(send, 421, error_body(message, "invalid_request_error"))
             return
@@ -106,11 +107,6 @@ class RequestGuard:
 
 class _BodyTooLarge(BaseException):
     """Not an ``Exception``, so that parsers which catch those don't answer instead."""
-
-
-def _host(headers: dict[bytes, bytes]) -> str:
-    name = headers.get(b"host", b"localhost").decode("latin-1").lower()
-    return name.split("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
 
 
 def _declared_length(headers: dict[bytes, bytes]) -> int:

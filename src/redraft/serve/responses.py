@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
+import json
+import math
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from redraft.generation.method import build_method
+from redraft.generation.method import build_sampler
 from redraft.options import echo
 from redraft.samplers.base import unwrapped
 from redraft.serve import schema
-from redraft.serve.incremental_text import GeneratedText
+from redraft.serve.incremental_text import GeneratedText, Token
 from redraft.serve.requests import GenerationRequest
 
+_IMPOSSIBLE = -9999.0  # OpenAI's log-probability of what can't be generated
 Frame = dict[str, Any]  # a picture of the canvas: see ``IncrementalDecoder.frame``
 
 
@@ -69,7 +73,7 @@ class ResponseBuilder:
     def settings(self) -> dict[str, Any]:
         """The settings that were used. Offline generation with the same settings gives the same text."""
         used = self.generation.settings
-        sampler = unwrapped(build_method(self.generation.model, used).sampler)
+        sampler = unwrapped(build_sampler(self.generation.model, used))
         return {**echo(used, "http"), "sampler": sampler.name, "options": dict(vars(sampler))}
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -104,17 +108,15 @@ class CompletionResponse(ResponseBuilder):
         assert isinstance(self.request, schema.CompletionRequest)
         if self.request.logprobs is None:
             return {"logprobs": None}
-        tokens = [token for token in text.tokens if token.log_p is not None]
-        offsets, at = [], 0
-        for token in tokens:
-            offsets.append(at)
-            at += len(token.text)
+        places = [at for at, token in enumerate(text.tokens) if token.log_p is not None]
+        tokens, offsets = [text.tokens[at] for at in places], _offsets(text)
+        alternatives = [{one.text: _finite(one.log_p) for one in reversed(token.alternatives)} for token in tokens]
         return {
             "logprobs": {
                 "tokens": [token.text for token in tokens],
-                "token_logprobs": [token.log_p for token in tokens],
-                "top_logprobs": [dict(one.alternatives) or None for one in tokens] if self.request.logprobs else None,
-                "text_offset": offsets,
+                "token_logprobs": [_finite(token.log_p) for token in tokens],
+                "top_logprobs": [one or None for one in alternatives] if self.request.logprobs else None,
+                "text_offset": [offsets[at] for at in places],
             }
         }
 
@@ -147,7 +149,7 @@ class ChatResponse(ResponseBuilder):
         if not self.request.logprobs:
             return {"logprobs": None}
         content = [
-            {**_logprob(token.text, token.log_p), "top_logprobs": [_logprob(*other) for other in token.alternatives]}
+            {**_logprob(token), "top_logprobs": [_logprob(other) for other in token.alternatives]}
             for token in text.tokens
             if token.log_p is not None
         ]
@@ -173,9 +175,42 @@ class InfillResponse(ResponseBuilder):
 
 def _statistics(text: GeneratedText) -> dict[str, Any]:
     """Forward passes, log-probability and number of tokens of a sequence."""
-    return {"redraft": {"nfe": text.nfe, "log_probability": text.score, "tokens": text.new_tokens}}
+    score = text.score if math.isfinite(text.score) else None
+    return {"redraft": {"nfe": text.nfe, "log_probability": score, "tokens": text.new_tokens}}
 
 
-def _logprob(text: str, log_p: float) -> dict[str, Any]:
-    """A token with its log-probability. A token that is only a part of a character has no bytes."""
-    return {"token": text, "logprob": log_p, "bytes": None if "\ufffd" in text else list(text.encode())}
+def _logprob(token: Token) -> dict[str, Any]:
+    """A token with its log-probability and its bytes."""
+    return {"token": token.text, "logprob": _finite(token.log_p), "bytes": list(token.data)}
+
+
+def _finite(log_p: float | None) -> float | None:
+    """A log-probability as JSON can express it: OpenAI's -9999.0 stands for an impossible token."""
+    return None if log_p is None or math.isnan(log_p) else max(log_p, _IMPOSSIBLE)
+
+
+def _offsets(text: GeneratedText) -> list[int]:
+    """Where each token begins in the text: the index of the character to which its first byte belongs."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    offsets, whole = [], ""
+    for token in text.tokens:
+        offsets.append(len(whole))
+        whole += decoder.decode(token.data)
+    dropped = whole.startswith(" ") and not text.text.startswith(" ")  # SentencePiece's first space
+    return [min(max(offset - dropped, 0), len(text.text)) for offset in offsets]
+
+
+def to_json(body: dict[str, Any]) -> str:
+    """The text of a response body. JSON has no infinity and no NaN; they become null."""
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_infinities(body), ensure_ascii=False, separators=(",", ":"))
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinities(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -34,8 +35,9 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Int = Annotated[int, CONVERSIONS[int]]
 Count = Annotated[int, Field(ge=1, le=1 << 20), CONVERSIONS[int]]
 _StopText = Annotated[str, Field(min_length=1, max_length=200)]
-# Seeds leave room for the further answers, which get seed + 1, seed + 2 ...
-Seed = Annotated[int, Field(gt=-(1 << 61), lt=1 << 61), CONVERSIONS[int]]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63), CONVERSIONS[int]]
+_SEED_RANGE = 1 << 62  # of seeds that leave room for the further answers, which get seed + 1, seed + 2 ...
+_DEPTH = 100  # nested levels of a request body
 # Settings that are fields of the request itself.
 if TYPE_CHECKING:
     MaxTokens = int | None
@@ -45,15 +47,19 @@ else:
     MaxTokens, Temperature, TopP = (optional(SETTINGS[name]) for name in ("max_new_tokens", "temperature", "top_p"))
 
 
-def check_unicode(value: Any) -> None:
-    """Check all strings of a JSON value.
+def check_values(value: Any) -> None:
+    """Check all values of a request body, at every level.
 
     Raises:
-        ValueError: a string is not valid Unicode.
+        ValueError: a string is not valid Unicode, a number is not finite, or the nesting is too deep.
     """
-    pending = [value]
+    pending = [(value, 0)]
     while pending:
-        one = pending.pop()
+        one, depth = pending.pop()
+        if depth > _DEPTH:
+            raise ValueError(f"The request body has more than {_DEPTH} nested levels.")
+        if isinstance(one, float) and not math.isfinite(one):
+            raise ValueError(f"The request body contains {one}, which is not a finite number.")
         if isinstance(one, str):
             try:
                 one.encode()
@@ -61,9 +67,9 @@ def check_unicode(value: Any) -> None:
                 code = ord(one[error.start])
                 raise ValueError(f"The request body is not valid Unicode: it contains U+{code:04X}.") from None
         elif isinstance(one, dict):
-            pending += [*one.keys(), *one.values()]
+            pending += [(part, depth + 1) for part in (*one.keys(), *one.values())]
         elif isinstance(one, list):
-            pending += one
+            pending += [(part, depth + 1) for part in one]
 
 
 class StreamOptions(Strict):
@@ -98,7 +104,7 @@ class _Request(Strict):
         """Accept unsupported fields that ask for nothing, and reject unknown ones. null means unset."""
         if not isinstance(value, dict):
             return value
-        check_unicode(value)
+        check_values(value)
         found: dict[str, Any] = {}
         moved: dict[str, Any] = {}
         for key, one in value.items():
@@ -129,6 +135,8 @@ class _Request(Strict):
         """The generation settings that the request sets."""
         values = vars(self)
         shared = {name: values[field] for name, field in OPENAI_NAMES.items() if values[field] is not None}
+        if self.seed is not None:  # every seed of 64 bits is accepted; the response names the one that was used
+            shared["seed"] = (self.seed + _SEED_RANGE // 2) % _SEED_RANGE - _SEED_RANGE // 2
         return {**self.redraft.settings(), **shared}
 
 
@@ -197,11 +205,19 @@ class Message(Strict):
 
     model_config = ConfigDict(extra="ignore", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(min_length=1)]
+    content: str | Annotated[list[Part], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check_content(self) -> Message:
+        if self.content is None and self.role != "assistant":  # an assistant that called tools may have said nothing
+            raise ValueError(f"A message with the role '{self.role}' needs a content: a text or a list of parts.")
+        return self
 
     @property
     def text(self) -> str:
         """The content as one text."""
+        if self.content is None:
+            return ""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
@@ -255,6 +271,14 @@ class InfillRequest(_Request):
         if self.max_tokens is not None:
             raise ValueError("'max_tokens' has no effect here: the holes define the number of tokens. Leave it out.")
         return self
+
+
+# Names of fields, to tell them from the names of alternatives in pydantic's errors.
+FIELDS = frozenset(
+    name
+    for model in (CompletionRequest, ChatRequest, InfillRequest, Message, Part, ResponseFormat, JsonSchema, Table)
+    for name in model.model_fields
+)
 
 
 class ErrorDetail(BaseModel):

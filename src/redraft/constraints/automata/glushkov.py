@@ -1,96 +1,185 @@
 """From a pattern to a deterministic automaton over classes of characters.
 
 The position automaton (Glushkov 1961; McNaughton and Yamada 1960) of the pattern is made deterministic by the subset
-construction.
+construction. Both count their work and stop when it would take more than a few seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from redraft.constraints.automata.patterns import Chain, Choice, Node, Ranges, Repeat, Set, UnsupportedPattern
+from redraft.constraints.automata.byte_automaton import MAX_STATES
+from redraft.constraints.automata.patterns import (
+    Chain,
+    Choice,
+    Listed,
+    Members,
+    Node,
+    Ranges,
+    Repeat,
+    Set,
+    UnsupportedPattern,
+)
 
 MAX_POSITIONS = 50_000  # character sets of a pattern once its repetitions are written out
-MAX_STEPS = 4_000_000  # steps of the subset construction: seconds
+MAX_WORK = 20_000_000  # elements of the sets of positions that are read or written: seconds
+
+Positions = frozenset[int]
+_NONE: Positions = frozenset()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is known of a part of a pattern: may it be empty, and its possible first and last positions."""
+
+    empty: bool
+    first: Positions = _NONE
+    last: Positions = _NONE
 
 
 @dataclass
-class _Positions:
-    """The position automaton of a pattern. Character sets are positions; sets of positions are bits of an integer."""
+class _Budget:
+    """Counts work, so that its bound does not depend on the speed of the machine."""
 
-    sets: list[Ranges]
-    follow: list[int]
+    left: int = MAX_WORK
 
-    def build(self, node: Node) -> tuple[bool, int, int]:
-        """Add a node. Returns whether it matches the empty text, and its possible first and last positions."""
+    def spend(self, work: int) -> None:
+        """Raises UnsupportedPattern if nothing is left."""
+        self.left -= work
+        if self.left < 0:
+            raise UnsupportedPattern("it is too large", "Give its repetitions smaller bounds.")
+
+
+@dataclass
+class _PositionAutomaton:
+    """The position automaton of a pattern. Its positions are the character sets of the pattern.
+
+    Fields:
+        follow: the sets of positions that may follow each position. The sets are shared, and never copied.
+    """
+
+    budget: _Budget
+    sets: list[Ranges] = field(default_factory=list)
+    follow: list[list[Positions]] = field(default_factory=list)
+
+    def build(self, node: Node) -> _Part:
+        """Add a node.
+
+        Raises:
+            UnsupportedPattern: the pattern is too large.
+        """
+        self.budget.spend(1)
         if isinstance(node, Set):
-            if not node.ranges:
-                return False, 0, 0
-            if len(self.sets) >= MAX_POSITIONS:
-                raise UnsupportedPattern("it is too large", "Give its repetitions smaller bounds.")
-            self.sets.append(node.ranges)
-            self.follow.append(0)
-            bit = 1 << (len(self.sets) - 1)
-            return False, bit, bit
+            return self.one(node)
         if isinstance(node, Choice):
             built = [self.build(part) for part in node.parts]
-            return any(b[0] for b in built), _union(b[1] for b in built), _union(b[2] for b in built)
+            return _Part(
+                any(part.empty for part in built),
+                self.union(part.first for part in built),
+                self.union(part.last for part in built),
+            )
         if isinstance(node, Repeat):
             return self.repeat(node)
+        if isinstance(node, Listed):
+            return self.listed(node)
+        if isinstance(node, Members):
+            return self.members(node)
         assert isinstance(node, Chain)
-        done = True, 0, 0
+        done = _Part(True)
         for part in node.parts:
             done = self.chain(done, self.build(part))
         return done
 
-    def chain(self, a: tuple[bool, int, int], b: tuple[bool, int, int]) -> tuple[bool, int, int]:
-        """The combination of ``a`` followed by ``b``."""
-        self.join(a[2], b[1])
-        return a[0] and b[0], a[1] | b[1] if a[0] else a[1], a[2] | b[2] if b[0] else b[2]
+    def one(self, node: Set) -> _Part:
+        """A character of a set."""
+        if not node.ranges:
+            return _Part(False)
+        if len(self.sets) >= MAX_POSITIONS:
+            raise UnsupportedPattern("it is too large", "Give its repetitions smaller bounds.")
+        own = frozenset((len(self.sets),))
+        self.sets.append(node.ranges)
+        self.follow.append([])
+        return _Part(False, own, own)
 
-    def join(self, last: int, first: int) -> None:
+    def union(self, parts: Iterable[Positions]) -> Positions:
+        """The union of some sets of positions."""
+        held = [part for part in parts if part]
+        if len(held) < 2:
+            return held[0] if held else _NONE
+        self.budget.spend(sum(map(len, held)))
+        return _NONE.union(*held)
+
+    def join(self, last: Positions, first: Positions) -> None:
         """Let the positions ``first`` follow the positions ``last``."""
-        for position in _bits(last):
-            self.follow[position] |= first
+        if first:
+            self.budget.spend(len(last))
+            for position in last:
+                self.follow[position].append(first)
 
-    def repeat(self, node: Repeat) -> tuple[bool, int, int]:
-        """x{2,4} is x x (x (x)?)?, and x{2,} is x x*."""
-        done, part = (True, 0, 0), (True, 0, 0)
-        for _ in range(node.low):
+    def chain(self, a: _Part, b: _Part) -> _Part:
+        """The combination of ``a`` followed by ``b``."""
+        self.join(a.last, b.first)
+        first = self.union((a.first, b.first)) if a.empty else a.first
+        last = self.union((a.last, b.last)) if b.empty else b.last
+        return _Part(a.empty and b.empty, first, last)
+
+    def repeat(self, node: Repeat) -> _Part:
+        """x{2,4} is x x (x (x)?)?, and x{2,} is x x*. If x may be empty, x{2,4} is the same as x{0,4}."""
+        done = part = self.build(node.part) if node.high != 0 else _Part(True)
+        low = 0 if part.empty else node.low
+        for _ in range(low - 1):
             part = self.build(node.part)
             done = self.chain(done, part)
         if node.high is None:
-            if node.low == 0:
-                part = self.build(node.part)
-                done = True, part[1], part[2]
-            self.join(part[2], part[1])
-            return done
-        first, last = 0, 0  # of the optional copies, each of which needs the one before it
-        for count in range(node.high - node.low):
+            self.join(part.last, part.first)
+            return _Part(True, done.first, done.last) if low == 0 else done
+        begin, first = (done, part.first) if low else (_Part(True), part.first)
+        lasts = [] if low else [part.last]
+        for count in range(max(low, 1), node.high):
             before, part = part, self.build(node.part)
-            if count == 0:
-                first = part[1]
-            else:
-                self.join(before[2], part[1])
-            last |= part[2]
-        return self.chain(done, (True, first, last))
+            if low and count == low:
+                first = part.first
+            else:  # each optional copy needs the one before it
+                self.join(before.last, part.first)
+            lasts.append(part.last)
+        return self.chain(begin, _Part(True, first, self.union(lasts))) if lasts else begin
 
+    def listed(self, node: Listed) -> _Part:
+        """x (, x)*: an unbounded list needs one copy of its item, so that nested lists don't double at every level."""
+        if node.high == 0:
+            return _Part(True)
+        done = item = self.build(node.item)
+        count = 1
+        ends = [item.last] if count >= node.low else []
+        while node.high is None and count < node.low or node.high is not None and count < node.high:
+            separator = self.build(node.separator)
+            self.join(item.last, separator.first)
+            item = self.build(node.item)
+            self.join(separator.last, item.first)
+            count += 1
+            ends += [item.last] if count >= node.low else []
+        if node.high is None:
+            separator = self.build(node.separator)
+            self.join(item.last, separator.first)
+            self.join(separator.last, item.first)
+        return _Part(node.low == 0, done.first, self.union(ends))
 
-def _union(masks: Iterator[int]) -> int:
-    found = 0
-    for mask in masks:
-        found |= mask
-    return found
-
-
-def _bits(mask: int) -> Iterator[int]:
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low
+    def members(self, node: Members) -> _Part:
+        """Members in order, some of which may be left out: one copy of each, and a separator after each."""
+        built = [self.build(part) for part in node.parts]
+        needed = [at for at, required in enumerate(node.required) if required]
+        for at, part in enumerate(built[:-1]):
+            separator = self.build(node.separator)
+            self.join(part.last, separator.first)
+            until = next((index for index in needed if index > at), len(built) - 1)
+            self.join(separator.last, self.union(each.first for each in built[at + 1 : until + 1]))
+        lead = needed[0] if needed else len(built) - 1
+        end = needed[-1] if needed else 0
+        first = self.union(part.first for part in built[: lead + 1])
+        return _Part(not needed, first, self.union(part.last for part in built[end:]))
 
 
 def determinise(node: Node) -> tuple[np.ndarray, np.ndarray, list[Ranges]]:
@@ -101,43 +190,67 @@ def determinise(node: Node) -> tuple[np.ndarray, np.ndarray, list[Ranges]]:
     Raises:
         UnsupportedPattern: the automaton would be too large.
     """
-    positions = _Positions([], [])
-    empty, first, last = positions.build(node)
+    budget = _Budget()
+    positions = _PositionAutomaton(budget)
+    whole = positions.build(node)
     sets = sorted(set(positions.sets))
-    classes, members = _classes(sets)
-    reads = [0] * len(classes)  # the positions that read a character of each class
-    by_set = {ranges: [k for k, held in enumerate(members) if at in held] for at, ranges in enumerate(sets)}
-    for position, ranges in enumerate(positions.sets):
-        for k in by_set[ranges]:
-            reads[k] |= 1 << position
+    classes, of_set = _classes(sets, budget)
+    number = {ranges: at for at, ranges in enumerate(sets)}
+    set_of = [number[ranges] for ranges in positions.sets]
     # A state is the set of positions that may come next, and whether the text may end here.
-    known = {(first, empty): 0}
-    queue, moves, work = [(first, empty)], [], 0
+    known = {(whole.first, whole.empty): 0}
+    queue, moves = [(whole.first, whole.empty)], []
     for following, _ in queue:
-        row = []
-        for readers in reads:
-            now = following & readers
-            if not now:
-                row.append(-1)
-                continue
-            after = 0
-            for position in _bits(now):
-                after |= positions.follow[position]
-            state = after, bool(now & last)
+        row = np.full(len(classes), -1, dtype=np.int32)
+        for columns, readers in _by_class(following, set_of, of_set, budget):
+            after = _after(readers, positions.follow, budget)
+            state = after, not whole.last.isdisjoint(readers)
             if state not in known:
                 known[state] = len(known)
                 queue.append(state)
-            row.append(known[state])
-            work += 1 + now.bit_count()
-        moves.append(row)
-        if work > MAX_STEPS:
+            row[columns] = known[state]
+        budget.spend(100 + len(classes))  # of one state
+        if len(known) > MAX_STATES:
             raise UnsupportedPattern("it is too large", "Give its repetitions smaller bounds.")
+        moves.append(row)
     accept = np.array([final for _, final in queue])
     return np.array(moves, dtype=np.int32).reshape(len(queue), len(classes)), accept, classes
 
 
-def _classes(sets: list[Ranges]) -> tuple[list[Ranges], list[frozenset[int]]]:
-    """The classes of characters that are in the same sets, and the sets of each class.
+def _by_class(
+    following: Positions, set_of: Sequence[int], of_set: Sequence[np.ndarray], budget: _Budget
+) -> list[tuple[list[int] | np.ndarray, Positions | list[int]]]:
+    """The classes of characters that lead on, in groups with the same positions that read them, by first class."""
+    budget.spend(len(following))
+    by_set: dict[int, list[int]] = {}
+    for position in following:
+        by_set.setdefault(set_of[position], []).append(position)
+    if len(by_set) == 1:
+        ((one, held),) = by_set.items()
+        return [(of_set[one], held)]
+    readers: dict[int, list[int]] = {}  # of each class: the sets that contain it
+    for one in sorted(by_set):
+        budget.spend(len(of_set[one]))
+        for column in of_set[one].tolist():
+            readers.setdefault(column, []).append(one)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for column in sorted(readers):
+        groups.setdefault(tuple(readers[column]), []).append(column)
+    return [(columns, [at for one in key for at in by_set[one]]) for key, columns in groups.items()]
+
+
+def _after(readers: Iterable[int], follow: Sequence[Sequence[Positions]], budget: _Budget) -> Positions:
+    """The positions that may follow after some positions."""
+    budget.spend(sum(len(follow[position]) for position in readers))
+    parts = {id(part): part for position in readers for part in follow[position]}
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    budget.spend(sum(map(len, parts.values())))
+    return _NONE.union(*parts.values())
+
+
+def _classes(sets: list[Ranges], budget: _Budget) -> tuple[list[Ranges], list[np.ndarray]]:
+    """The classes of characters that are in the same sets, and the classes of each set.
 
     Characters in no set are left out.
     """
@@ -152,6 +265,11 @@ def _classes(sets: list[Ranges]) -> tuple[list[Ranges], list[frozenset[int]]]:
     for edge, following in zip(edges, [*edges[1:], 0], strict=False):  # after the last edge no set is open
         for number in change[edge]:
             held ^= {number}
+        budget.spend(len(held))
         if held:
             found.setdefault(frozenset(held), []).append((edge, following - 1))
-    return [tuple(ranges) for ranges in found.values()], list(found)
+    of_set: list[list[int]] = [[] for _ in sets]
+    for column, members in enumerate(found):
+        for number in members:
+            of_set[number].append(column)
+    return [tuple(ranges) for ranges in found.values()], [np.array(columns, dtype=np.int64) for columns in of_set]

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-LAST_CODE_POINT = 0x10FFFF
-
-Ranges = tuple[tuple[int, int], ...]  # code points (first, last), ascending and disjoint
+from redraft.constraints.automata import case_folding
+from redraft.constraints.automata.case_folding import LAST_CODE_POINT, Ranges, joined
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,34 @@ class Repeat:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """``low`` to ``high`` items with separators between them; ``high`` None: no upper bound. No item is empty."""
+
+    item: Any
+    separator: Any
+    low: int
+    high: int | None
+
+
+@dataclass(frozen=True)
+class Members:
+    """Parts in order with separators between them. Those that are not ``required`` may be left out. None is empty."""
+
+    parts: tuple[Any, ...]
+    required: tuple[bool, ...]
+    separator: Any
+
+
+@dataclass(frozen=True)
 class Anchor:
     """The beginning or the end of the text (``^`` or ``$``)."""
 
     begin: bool
 
 
-Node = Set | Chain | Choice | Repeat | Anchor
+Node = Set | Chain | Choice | Repeat | Listed | Members | Anchor
+_DEPTH = 100  # nested groups of a pattern
+_LONGEST = 100_000  # characters of a pattern
 
 
 class UnsupportedPattern(Exception):
@@ -80,6 +100,8 @@ def parse(pattern: str, narrow: bool = False) -> Node:
     """
     from re import _parser  # type: ignore[attr-defined]
 
+    if len(pattern) > _LONGEST:
+        raise UnsupportedPattern(f"it is too large ({len(pattern)} characters)", f"Use at most {_LONGEST}.")
     try:
         tree = _parser.parse(pattern)
     except re.error as error:
@@ -87,7 +109,12 @@ def parse(pattern: str, narrow: bool = False) -> Node:
         raise UnsupportedPattern(f"it is not a valid regular expression ({error})", remedy) from None
     except (OverflowError, RecursionError) as error:
         raise UnsupportedPattern(f"it is too large ({error})", "Use fewer parts and repetitions.") from None
-    return _Reader(narrow).sequence(tree, tree.state.flags)
+    return _Reader(narrow).sequence(tree, tree.state.flags, 0)
+
+
+def text(literal: str) -> Node:
+    """The pattern of one text."""
+    return Chain(tuple(Set(((ord(character), ord(character)),)) for character in literal))
 
 
 @dataclass(frozen=True)
@@ -96,22 +123,24 @@ class _Reader:
 
     narrow: bool
 
-    def sequence(self, items: Any, flags: int) -> Node:
-        parts = [self.item(str(name), value, flags) for name, value in items]
+    def sequence(self, items: Any, flags: int, depth: int) -> Node:
+        if depth > _DEPTH:
+            raise UnsupportedPattern(f"it has more than {_DEPTH} nested groups", "Write it with fewer.")
+        parts = [self.item(str(name), value, flags, depth + 1) for name, value in items]
         return parts[0] if len(parts) == 1 else Chain(tuple(parts))
 
-    def item(self, name: str, value: Any, flags: int) -> Node:
+    def item(self, name: str, value: Any, flags: int, depth: int) -> Node:
         if name in ("LITERAL", "NOT_LITERAL", "IN"):
             return self.characters(name, value, flags)
         if name == "ANY":
             return Set(((0, LAST_CODE_POINT),) if flags & re.DOTALL else ((0, 9), (11, LAST_CODE_POINT)))
         if name == "BRANCH":
-            return Choice(tuple(self.sequence(part, flags) for part in value[1]))
+            return Choice(tuple(self.sequence(part, flags, depth) for part in value[1]))
         if name == "SUBPATTERN":
-            return self.sequence(value[3], (flags | value[1]) & ~value[2])
+            return self.sequence(value[3], (flags | value[1]) & ~value[2], depth)
         if name in ("MAX_REPEAT", "MIN_REPEAT"):
             low, high, part = value
-            return Repeat(self.sequence(part, flags), int(low), None if str(high) == "MAXREPEAT" else int(high))
+            return Repeat(self.sequence(part, flags, depth), int(low), None if str(high) == "MAXREPEAT" else int(high))
         if name == "AT" and str(value) in ("AT_BEGINNING", "AT_BEGINNING_STRING", "AT_END", "AT_END_STRING"):
             return Anchor("BEGINNING" in str(value))
         names = {"AT": "word boundaries", "ASSERT": "look-around", "ASSERT_NOT": "look-around"}
@@ -124,16 +153,17 @@ class _Reader:
         items = value if name == "IN" else [("LITERAL", value)]
         negated = name == "NOT_LITERAL" or str(items[0][0]) == "NEGATE"
         found: list[tuple[int, int]] = []
+        categories: list[tuple[int, int]] = []
         for kind, item in items:
             if str(kind) == "LITERAL":
                 found.append((item, item))
             elif str(kind) == "RANGE":
                 found.append(item)
             elif str(kind) == "CATEGORY":
-                found += self.category(str(item), bool(flags & re.ASCII), negated)
-        ranges = joined(found)
+                categories += self.category(str(item), bool(flags & re.ASCII), negated)
         if flags & re.IGNORECASE:
-            ranges = _either_case(ranges)
+            found = list(case_folding.either_case(joined(found), bool(flags & re.ASCII)))
+        ranges = joined([*found, *categories])
         return Set(inverted(ranges) if negated else ranges)
 
     def category(self, name: str, ascii_only: bool, negated: bool) -> Ranges:
@@ -153,26 +183,6 @@ def _category(letter: str, everything: bool) -> Ranges:
         "s": str.isspace,
     }
     return joined([(c, c) for c in range(LAST_CODE_POINT + 1 if everything else 128) if tests[letter](chr(c))])
-
-
-def _either_case(ranges: Ranges) -> Ranges:
-    """The characters and their other case; sets of more than 5,000 characters stay as they are."""
-    if sum(last - first + 1 for first, last in ranges) > 5_000:
-        return ranges
-    characters = [chr(c) for first, last in ranges for c in range(first, last + 1)]
-    others = [other for one in characters for other in (one.lower(), one.upper()) if len(other) == 1]
-    return joined([*ranges, *((ord(other), ord(other)) for other in others)])
-
-
-def joined(ranges: Sequence[tuple[int, int]]) -> Ranges:
-    """The union of some ranges: sorted and disjoint."""
-    found: list[tuple[int, int]] = []
-    for first, last in sorted(ranges):
-        if found and first <= found[-1][1] + 1:
-            found[-1] = found[-1][0], max(found[-1][1], last)
-        else:
-            found.append((first, last))
-    return tuple(found)
 
 
 def inverted(ranges: Ranges) -> Ranges:
@@ -223,25 +233,12 @@ def _descendants(parts: Sequence[Node]) -> Iterator[Node]:
             yield from _descendants([part.part])
 
 
-def restricted(node: Node, ranges: Ranges) -> Node:
-    """The same pattern over fewer characters."""
+def with_sets(node: Node, change: Callable[[Ranges], Node]) -> Node:
+    """The same pattern with every set of characters replaced."""
     if isinstance(node, Set):
-        return Set(common(node.ranges, ranges))
+        return change(node.ranges)
     if isinstance(node, Repeat):
-        return Repeat(restricted(node.part, ranges), node.low, node.high)
-    if isinstance(node, Anchor):
-        return node
-    return type(node)(tuple(restricted(part, ranges) for part in node.parts))
-
-
-def to_regex(node: Node) -> str:
-    """A regular expression for a node."""
-    if isinstance(node, Set):
-        shown = "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in node.ranges)
-        return f"[{shown}]" if shown else r"[^\s\S]"
-    if isinstance(node, Repeat):
-        return f"(?:{to_regex(node.part)}){{{node.low},{'' if node.high is None else node.high}}}"
-    if isinstance(node, Anchor):
-        return "^" if node.begin else "$"
-    parts = [to_regex(part) for part in node.parts]
-    return f"(?:{'|'.join(parts)})" if isinstance(node, Choice) else "".join(parts)
+        return Repeat(with_sets(node.part, change), node.low, node.high)
+    if isinstance(node, Chain | Choice):
+        return type(node)(tuple(with_sets(part, change) for part in node.parts))
+    return node

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from redraft.constraints.automata.byte_automaton import ByteAutomaton
 from redraft.constraints.automata.glushkov import determinise
-from redraft.constraints.automata.patterns import UnsupportedPattern, parse, without_anchors
+from redraft.constraints.automata.patterns import Node, UnsupportedPattern, parse, without_anchors
 from redraft.constraints.automata.utf8 import over_bytes
 from redraft.errors import UserError
 
@@ -22,7 +22,17 @@ def from_regex(pattern: str) -> ByteAutomaton:
             is too large, or matches no text.
     """
     try:
-        return over_bytes(*determinise(without_anchors(parse(pattern), None)))
+        return from_node(without_anchors(parse(pattern), None))
     except UnsupportedPattern as error:
         shown = repr(pattern if len(pattern) <= 60 else pattern[:57] + "...")
         raise UserError(f"The regular expression {shown} can't be compiled: {error}.", error.remedy) from None
+
+
+def from_node(node: Node) -> ByteAutomaton:
+    """The language of a pattern without anchors.
+
+    Raises:
+        UnsupportedPattern: it is too large.
+        UserError: its automaton over bytes is too large, or it matches no text.
+    """
+    return over_bytes(*determinise(node))

@@ -10,7 +10,7 @@ import numpy as np
 from redraft.constraints.automata.byte_automaton import ByteAutomaton
 from redraft.errors import UserError
 
-MAX_ENTRIES = 200_000_000  # of the table of moves
+MAX_ENTRIES = 40_000_000  # of the table of moves; building it takes some 30 bytes for each
 
 
 @dataclass(frozen=True, eq=False)

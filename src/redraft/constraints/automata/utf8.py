@@ -27,7 +27,7 @@ def over_bytes(moves: np.ndarray, accept: np.ndarray, classes: list[Ranges]) -> 
         for child in set(entries[entries >= 0].tolist()):
             below[at] |= below[child]
         below[at, -2 - np.unique(entries[entries < -1])] = True
-    number = np.full((len(moves), len(tree)), -1, dtype=np.int64)  # of each state of the result
+    number = np.full((len(moves), len(tree)), -1, dtype=np.int32)  # of each state of the result
     number[:, root] = np.arange(len(moves))
     states, nodes_at = [np.arange(len(moves))], [np.full(len(moves), root)]
     count = len(moves)
@@ -39,7 +39,7 @@ def over_bytes(moves: np.ndarray, accept: np.ndarray, classes: list[Ranges]) -> 
             states.append(live[first])
             nodes_at.append(np.full(len(first), node))
             count += len(first)
-    check_size(count)
+            check_size(count)
     state, node_at = np.concatenate(states), np.concatenate(nodes_at)
     nodes = np.stack(tree)[node_at]  # [states, 256]
     table = np.full(nodes.shape, -1, dtype=np.int64)

@@ -1,24 +1,15 @@
-"""JSON Schemas as regular expressions of the JSON texts that they accept."""
+"""JSON Schemas as patterns of the JSON texts that they accept."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from redraft.constraints.shared.json_values import (
-    COMMA,
-    DEPTH,
-    any_value,
-    count,
-    listed,
-    number,
-    pair,
-    string,
-    times,
-)
+from redraft.constraints.automata.patterns import Chain, Choice, Listed, Members, Node, Repeat, text
+from redraft.constraints.shared.json_disjoint import Comparison
+from redraft.constraints.shared.json_values import COMMA, DEPTH, any_value, count, inside, number, pair, string
 from redraft.errors import UserError, suggest
 
 # Keywords that don't change which values are accepted.
@@ -26,6 +17,7 @@ _SILENT = {
     "$schema", "$id", "$comment", "$defs", "$anchor", "definitions", "title", "description", "default", "examples",
     "example", "deprecated", "readOnly", "writeOnly", "strict", "name",
 }  # fmt: skip
+MAX_DEPTH = 100  # parts of the path to a schema
 _BY_TYPE: Mapping[str, set[str]] = {
     "string": {"minLength", "maxLength", "pattern", "format"},
     "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
@@ -39,15 +31,19 @@ _BY_TYPE: Mapping[str, set[str]] = {
 
 @dataclass(frozen=True)
 class Compiler:
-    """Compiles a schema to a regular expression of its JSON texts.
+    """Compiles a schema to a pattern of its JSON texts.
+
+    A part to which several references lead is compiled once and shared; its copies are counted when the pattern
+    becomes an automaton.
 
     Fields:
         root: the whole schema, in which references are resolved.
     """
 
     root: Any
+    _referred: dict[str, Node] = field(default_factory=dict)
 
-    def value(self, schema: Any, path: str, above: tuple[str, ...]) -> str:
+    def value(self, schema: Any, path: str, above: tuple[str, ...]) -> Node:
         """The values of a schema.
 
         Args:
@@ -56,6 +52,8 @@ class Compiler:
         Raises:
             UserError: a schema that is not valid or not supported.
         """
+        if len(above) + path.count("/") > MAX_DEPTH:
+            raise UserError(f"json_schema: more than {MAX_DEPTH} nested levels.", "Write it with fewer.")
         if schema is True or schema == {}:
             return any_value(DEPTH)
         if schema is False:
@@ -68,7 +66,7 @@ class Compiler:
                 return read(schema, path, above)
         return self._typed(schema, path, above)
 
-    def _combiners(self) -> dict[str, Callable[[Mapping[str, Any], str, tuple[str, ...]], str]]:
+    def _combiners(self) -> dict[str, Callable[[Mapping[str, Any], str, tuple[str, ...]], Node]]:
         return {
             "$ref": self._reference,
             "const": lambda schema, path, above: self._constants([schema["const"]], schema, path),
@@ -78,57 +76,24 @@ class Compiler:
             "allOf": self._all,
         }
 
-    def _either(self, branches: Any, path: str, above: tuple[str, ...]) -> str:
+    def _either(self, branches: Any, path: str, above: tuple[str, ...]) -> Node:
         if not isinstance(branches, list) or not branches:
             raise UserError(f"json_schema: {path} is not a list of schemas.", "Write [{...}, {...}].")
-        return "(?:" + "|".join(self.value(branch, f"{path}/{at}", above) for at, branch in enumerate(branches)) + ")"
+        return Choice(tuple(self.value(branch, f"{path}/{at}", above) for at, branch in enumerate(branches)))
 
-    def _one(self, schema: Mapping[str, Any], path: str, above: tuple[str, ...]) -> str:
+    def _one(self, schema: Mapping[str, Any], path: str, above: tuple[str, ...]) -> Node:
         """oneOf is the same as anyOf if no value can satisfy two branches."""
         branches = schema["oneOf"]
-        if isinstance(branches, list) and len(branches) > 1:
-            kinds = [self._kinds(branch) for branch in branches]
-            apart = all(not a & b for at, a in enumerate(kinds) for b in kinds[at + 1 :])
-            if not apart and not self._distinguishable(branches):
-                raise UserError(
-                    f"json_schema: {path}/oneOf has several branches that the same value may satisfy.", "Use anyOf."
-                )
-        return self._either(branches, f"{path}/oneOf", above)
+        found = self._either(branches, f"{path}/oneOf", above)  # also checks every branch
+        overlap = Comparison(lambda name: self._resolve(name, path)).overlap(branches)
+        if overlap is not None:
+            raise UserError(
+                f"json_schema: the branches {overlap[0]} and {overlap[1]} of {path}/oneOf may accept the same value.",
+                "Use anyOf.",
+            )
+        return found
 
-    def _kinds(self, schema: Any) -> set[str]:
-        """Types that a value of this schema may have."""
-        if isinstance(schema, Mapping) and "$ref" in schema:
-            schema = self._resolve(schema["$ref"], "#")
-        if not isinstance(schema, Mapping):
-            return set(_BY_TYPE)
-        if "enum" in schema or "const" in schema:
-            return {_type_of(value) for value in schema.get("enum", [schema.get("const")])}
-        named = schema.get("type", list(_BY_TYPE))
-        return {"number" if name == "integer" else name for name in ([named] if isinstance(named, str) else named)}
-
-    def _distinguishable(self, branches: list[Any]) -> bool:
-        """Do objects in every branch require a property whose constants differ from branch to branch?"""
-        seen: list[dict[str, set[str]]] = []
-        for branch in branches:
-            if isinstance(branch, Mapping) and "$ref" in branch:
-                branch = self._resolve(branch["$ref"], "#")
-            if not isinstance(branch, Mapping) or branch.get("type") != "object":
-                return False
-            fixed = {}
-            for key, part in branch.get("properties", {}).items():
-                if (
-                    key in branch.get("required", [])
-                    and isinstance(part, Mapping)
-                    and ("const" in part or "enum" in part)
-                ):
-                    fixed[key] = {json.dumps(value) for value in part.get("enum", [part.get("const")])}
-            seen.append(fixed)
-        common = set.intersection(*(set(fixed) for fixed in seen))
-        return any(
-            sum(len(fixed[key]) for fixed in seen) == len(set().union(*(f[key] for f in seen))) for key in common
-        )
-
-    def _all(self, schema: Mapping[str, Any], path: str, above: tuple[str, ...]) -> str:
+    def _all(self, schema: Mapping[str, Any], path: str, above: tuple[str, ...]) -> Node:
         parts = schema["allOf"]
         if not isinstance(parts, list) or len(parts) != 1:
             raise UserError(
@@ -136,7 +101,7 @@ class Compiler:
             )
         return self.value(parts[0], f"{path}/allOf/0", above)
 
-    def _reference(self, schema: Mapping[str, Any], path: str, above: tuple[str, ...]) -> str:
+    def _reference(self, schema: Mapping[str, Any], path: str, above: tuple[str, ...]) -> Node:
         name = schema["$ref"]
         if name in above:
             chain = " -> ".join([*above[above.index(name) :], name])
@@ -144,7 +109,10 @@ class Compiler:
                 f"json_schema: {path} is recursive ({chain}), which is not supported.",
                 "Write out as many levels as you need.",
             )
-        return self.value(self._resolve(name, path), name, (*above, name))
+        target = self._resolve(name, path)
+        if name not in self._referred:
+            self._referred[name] = self.value(target, name, (*above, name))
+        return self._referred[name]
 
     def _resolve(self, name: Any, path: str) -> Any:
         if not isinstance(name, str) or not name.startswith("#"):
@@ -160,7 +128,7 @@ class Compiler:
             found = found[part]
         return found
 
-    def _constants(self, values: Any, schema: Mapping[str, Any], path: str) -> str:
+    def _constants(self, values: Any, schema: Mapping[str, Any], path: str) -> Node:
         if not isinstance(values, list) or not values:
             raise UserError(f"json_schema: {path}/enum is empty or not a list.", "Write at least one value.")
         if "type" in schema:
@@ -172,9 +140,9 @@ class Compiler:
                 raise UserError(
                     f"json_schema: {path}/enum has no value of type {schema['type']}.", "Change the type or the values."
                 )
-        return "(?:" + "|".join(re.escape(json.dumps(value, ensure_ascii=False)) for value in values) + ")"
+        return Choice(tuple(text(json.dumps(value, ensure_ascii=False)) for value in values))
 
-    def _typed(self, schema: Mapping[str, Any], path: str, above: tuple[str, ...]) -> str:
+    def _typed(self, schema: Mapping[str, Any], path: str, above: tuple[str, ...]) -> Node:
         named = schema.get("type")
         if named is None:
             fitting = [name for name, words in _BY_TYPE.items() if words & set(schema)]
@@ -188,19 +156,18 @@ class Compiler:
             if name not in _BY_TYPE:
                 raise UserError(f"json_schema: {path} has the unknown type {name!r}.", suggest(str(name), _BY_TYPE))
         _check(schema, {"type"}.union(*(_BY_TYPE[name] for name in names)), path)
-        readers: dict[str, Callable[[], str]] = {
+        readers: dict[str, Callable[[], Node]] = {
             "string": lambda: string(schema, path),
             "integer": lambda: number(schema, path, whole=True),
             "number": lambda: number(schema, path, whole=False),
-            "boolean": lambda: "(?:true|false)",
-            "null": lambda: "null",
+            "boolean": lambda: Choice((text("true"), text("false"))),
+            "null": lambda: text("null"),
             "array": lambda: self._array(schema, path, above),
             "object": lambda: self._object(schema, path, above),
         }
-        parts = [readers[name]() for name in names]
-        return parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})"
+        return Choice(tuple(readers[name]() for name in names))
 
-    def _array(self, schema: Mapping[str, Any], path: str, above: tuple[str, ...]) -> str:
+    def _array(self, schema: Mapping[str, Any], path: str, above: tuple[str, ...]) -> Node:
         low, high = count(schema, "minItems", path) or 0, count(schema, "maxItems", path)
         first = schema.get("prefixItems", [])
         if not isinstance(first, list):
@@ -210,9 +177,9 @@ class Compiler:
         heads = [self.value(part, f"{path}/prefixItems/{at}", above) for at, part in enumerate(first)]
         rest = schema.get("items", True)
         nothing = rest is False or (high is not None and high <= len(heads))
-        item = (
-            "" if nothing else self.value(rest, f"{path}/items", above) if "items" in schema else any_value(DEPTH - 1)
-        )
+        item = None
+        if not nothing:
+            item = self.value(rest, f"{path}/items", above) if "items" in schema else any_value(DEPTH - 1)
         if nothing:
             high = min(len(heads), len(heads) if high is None else high)
             if high < low:
@@ -220,17 +187,19 @@ class Compiler:
                     f"json_schema: {path} requires {low} items but allows only {high}.", "Change minItems or items."
                 )
         if not heads:
-            return rf"\[{listed(item, low, high)}\]" if item else r"\[\]"
+            return inside("[", Chain(()) if item is None else Listed(item, COMMA, low, high), "]")
         # After the last item of prefixItems comes any number of items. Each part needs the one before it.
         left = None if high is None else high - len(heads)
-        tail = "" if not item else f"(?:{COMMA}{item}){times(max(low - len(heads), 0), left)}"
+        tail: Node = Chain(())
+        if item is not None:
+            tail = Repeat(Chain((COMMA, item)), max(low - len(heads), 0), left)
         for at in range(min(len(heads), len(heads) if high is None else high) - 1, -1, -1):
-            tail = (COMMA if at else "") + heads[at] + tail
+            tail = Chain((*([COMMA] if at else []), heads[at], tail))
             if low <= at:
-                tail = f"(?:{tail})?"
-        return rf"\[{tail}\]"
+                tail = Repeat(tail, 0, 1)
+        return inside("[", tail, "]")
 
-    def _object(self, schema: Mapping[str, Any], path: str, above: tuple[str, ...]) -> str:
+    def _object(self, schema: Mapping[str, Any], path: str, above: tuple[str, ...]) -> Node:
         known, required = schema.get("properties", {}), schema.get("required", [])
         more = schema.get("additionalProperties", True)
         if not isinstance(known, Mapping) or not isinstance(required, list):
@@ -246,53 +215,32 @@ class Compiler:
             )
         parts = {key: self.value(part, f"{path}/properties/{key}", above) for key, part in known.items()}
         for key in missing:
-            parts[key] = (
-                any_value(DEPTH - 1) if more is True else self.value(more, f"{path}/additionalProperties", above)
-            )
+            parts[key] = self._additional(more, path, above)
         low, high = count(schema, "minProperties", path) or 0, count(schema, "maxProperties", path)
         if not parts:
-            if more is False:
-                value = ""
-            else:
-                value = (
-                    any_value(DEPTH - 1) if more is True else self.value(more, f"{path}/additionalProperties", above)
-                )
             if low > 1:
                 raise UserError(
                     f"json_schema: {path}/minProperties {low} is not supported without properties: names may repeat.",
                     "Name the properties.",
                 )
-            if not value and low:
+            if more is False and low:
                 raise UserError(
                     f"json_schema: {path} requires {low} properties but allows none.", "Change additionalProperties."
                 )
-            return rf"\{{{listed(pair(None, value), low, high)}\}}" if value else r"\{\}"
+            if more is False:
+                return text("{}")
+            return inside("{", Listed(pair(None, self._additional(more, path, above)), COMMA, low, high), "}")
         if low > len(required) or (high is not None and high < len(parts)):
             raise UserError(
                 f"json_schema: {path}: minProperties and maxProperties are not supported together with properties.",
                 "Name the required properties in required.",
             )
-        return rf"\{{{_sequence({key: pair(key, part) for key, part in parts.items()}, set(required))}\}}"
+        members = tuple(pair(key, part) for key, part in parts.items())
+        return inside("{", Members(members, tuple(key in required for key in parts), COMMA), "}")
 
-    def _additional(self, schema: Any, path: str, above: tuple[str, ...]) -> str:
+    def _additional(self, schema: Any, path: str, above: tuple[str, ...]) -> Node:
         """The value of a property that ``properties`` does not name; ``schema``: of additionalProperties."""
         return any_value(DEPTH - 1) if schema is True else self.value(schema, f"{path}/additionalProperties", above)
-
-
-def _sequence(parts: Mapping[str, str], required: set[str]) -> str:
-    """Members in order, separated by commas. Those that are not required may be left out."""
-    keys = list(parts)
-    lead = next((at for at, key in enumerate(keys) if key in required), len(keys))
-    if lead < len(keys):
-        before = "".join(f"(?:{parts[key]}{COMMA})?" for key in keys[:lead])
-        return before + parts[keys[lead]] + _following(parts, keys[lead + 1 :], required)
-    firsts = [parts[key] + _following(parts, keys[at + 1 :], required) for at, key in enumerate(keys)]
-    return f"(?:{'|'.join(firsts)})?"
-
-
-def _following(parts: Mapping[str, str], keys: list[str], required: set[str]) -> str:
-    """Members after another member."""
-    return "".join(f"{COMMA}{parts[key]}" if key in required else f"(?:{COMMA}{parts[key]})?" for key in keys)
 
 
 def _check(schema: Mapping[str, Any], known: set[str], path: str) -> None:

@@ -1,22 +1,37 @@
-"""Regular expressions for JSON values: strings, numbers, lists of members, and any value."""
+"""Patterns for JSON values: strings, numbers, members of objects, and any value."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from redraft.constraints.automata import patterns
+from redraft.constraints.automata.case_folding import Ranges
+from redraft.constraints.automata.patterns import Chain, Choice, Listed, Node, Repeat, Set, text
 from redraft.constraints.shared import numbers
 from redraft.errors import UserError, suggest
 
 DEPTH = 2  # levels of arrays and objects inside a value that the schema does not describe
-_CHARACTERS = r'[^"\\\x00-\x1f]'
-_CHARACTER = rf'(?:{_CHARACTERS}|\\["\\/bfnrt])'
-COMMA = ", ?"
-_PLAIN = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x10FFFF))  # no quote, backslash or control character
-_ANYTHING = patterns.Repeat(patterns.Set(_PLAIN), 0, None)
+_PLAIN: Ranges = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x10FFFF))  # no quote, backslash or control character
+_ESCAPES = {
+    '"': '"',
+    "\\": "\\",
+    "\b": "b",
+    "\f": "f",
+    "\n": "n",
+    "\r": "r",
+    "\t": "t",
+}  # character -> after a backslash
+_CHARACTER = Choice((Set(_PLAIN), Chain((text("\\"), Set(patterns.joined([(ord(c), ord(c)) for c in '"\\/bfnrt']))))))
+_ANYTHING = Repeat(Set(_PLAIN), 0, None)
+QUOTE = text('"')
+_SPACE = Repeat(text(" "), 0, 1)
+COMMA = Chain((text(","), _SPACE))
+_COLON = Chain((text(":"), _SPACE))
+_LONGEST_PATTERN = 10_000  # characters
+MAX_NUMBER = 10**15  # of bounds
 _MONTHS = "(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
 _DATE = f"[0-9]{{4}}-(?:{_MONTHS}|02-(?:0[1-9]|1[0-9]|2[0-8]))"
 _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
@@ -31,35 +46,35 @@ _FORMATS = {
 }
 
 
-def pair(key: str | None, value: str) -> str:
+@lru_cache(maxsize=256)
+def regex(pattern: str) -> Node:
+    """A regular expression as a pattern."""
+    return patterns.without_anchors(patterns.parse(pattern), None)
+
+
+def pair(key: str | None, value: Node) -> Node:
     """A member of an object; ``key`` None: any name."""
-    name = string({}, "") if key is None else re.escape(json.dumps(key, ensure_ascii=False))
-    return f"{name}: ?{value}"
+    name = string({}, "") if key is None else text(json.dumps(key, ensure_ascii=False))
+    return Chain((name, _COLON, value))
 
 
-def listed(item: str, low: int, high: int | None) -> str:
-    """``low`` to ``high`` items, separated by commas; ``high`` None: no upper bound."""
-    if high == 0:
-        return ""
-    more = f"{item}(?:{COMMA}{item}){times(max(low - 1, 0), None if high is None else high - 1)}"
-    return more if low else f"(?:{more})?"
+def inside(opening: str, value: Node, closing: str) -> Node:
+    """A pattern in brackets."""
+    return Chain((text(opening), value, text(closing)))
 
 
-def times(low: int, high: int | None) -> str:
-    """The suffix for ``low`` to ``high`` repetitions; ``high`` None: no upper bound."""
-    return f"{{{low},{'' if high is None else high}}}"
-
-
-def any_value(depth: int) -> str:
+@lru_cache(maxsize=8)
+def any_value(depth: int) -> Node:
     """Any value with at most ``depth`` nested levels."""
-    scalar = f"{string({}, '')}|{number({}, '', whole=False)}|true|false|null"
+    scalars = [string({}, ""), number({}, "", whole=False), text("true"), text("false"), text("null")]
     if depth <= 0:
-        return f"(?:{scalar})"
+        return Choice(tuple(scalars))
     inner = any_value(depth - 1)
-    return rf"(?:{scalar}|\[{listed(inner, 0, None)}\]|\{{{listed(pair(None, inner), 0, None)}\}})"
+    array, members = Listed(inner, COMMA, 0, None), Listed(pair(None, inner), COMMA, 0, None)
+    return Choice((*scalars, inside("[", array, "]"), inside("{", members, "}")))
 
 
-def string(schema: Mapping[str, Any], path: str) -> str:
+def string(schema: Mapping[str, Any], path: str) -> Node:
     """Strings of a schema.
 
     Raises:
@@ -77,24 +92,40 @@ def string(schema: Mapping[str, Any], path: str) -> str:
         if "pattern" in schema or schema["format"] not in _FORMATS:
             hint = suggest(str(schema["format"]), _FORMATS)
             raise UserError(f"json_schema: {path}: format {schema['format']!r} is not supported.", hint)
-        return f'"{_FORMATS[schema["format"]]}"'
+        return inside('"', regex(_FORMATS[schema["format"]]), '"')
     if "pattern" in schema:
         if not isinstance(schema["pattern"], str):
             raise UserError(f"json_schema: {path}/pattern is not a text.", "Write a regular expression in quotes.")
-        return f'"{_inside(schema["pattern"], path)}"'
-    return f'"{_CHARACTER}{times(low, high) if low or high is not None else "*"}"'
+        return inside('"', _part(schema["pattern"], path), '"')
+    return inside('"', Repeat(_CHARACTER, low, high), '"')
 
 
-def _inside(pattern: str, path: str) -> str:
-    """A pattern that may match any part of a string, as one for whole strings of characters that need no escape."""
+def _part(pattern: str, path: str) -> Node:
+    """A pattern that may match any part of a string, as one for whole JSON strings."""
+    if len(pattern) > _LONGEST_PATTERN:
+        raise UserError(
+            f"json_schema: {path}/pattern has {len(pattern)} characters.", f"At most {_LONGEST_PATTERN} are allowed."
+        )
     try:
-        found = patterns.restricted(patterns.without_anchors(patterns.parse(pattern, narrow=True), _ANYTHING), _PLAIN)
+        whole = patterns.without_anchors(patterns.parse(pattern, narrow=True), _ANYTHING)
     except patterns.UnsupportedPattern as error:
         raise UserError(f"json_schema: {path}/pattern {pattern!r} can't be compiled: {error}.", error.remedy) from None
-    return patterns.to_regex(found)
+    return patterns.with_sets(whole, _escaped)
 
 
-def number(schema: Mapping[str, Any], path: str, whole: bool) -> str:
+def _escaped(ranges: Ranges) -> Node:
+    """A set of characters in a JSON string: those that need no escape, or if there are none, the escapes of the others.
+
+    So a pattern that asks for a quote or a backslash gets it, and one that only admits it is followed without.
+    """
+    plain = patterns.common(ranges, _PLAIN)
+    if plain:
+        return Set(plain)
+    needed = [code for first, last in ranges for code in range(first, last + 1) if chr(code) in _ESCAPES]
+    return Choice(tuple(text("\\" + _ESCAPES[chr(code)]) for code in needed))
+
+
+def number(schema: Mapping[str, Any], path: str, whole: bool) -> Node:
     """Numbers of a schema; ``whole``: integers.
 
     Raises:
@@ -104,7 +135,8 @@ def number(schema: Mapping[str, Any], path: str, whole: bool) -> str:
     high, below = _bound(schema, "maximum", "exclusiveMaximum", path, min)
     if low is None and high is None:
         digits = f"-?(?:0|[1-9][0-9]{{0,{numbers.MAX_DIGITS - 1}}})"
-        return digits + ("" if whole else rf"(?:\.[0-9]{{1,{numbers.MAX_DIGITS}}})?(?:[eE][+-]?[0-9]{{1,2}})?")
+        rest = "" if whole else rf"(?:\.[0-9]{{1,{numbers.MAX_DIGITS}}})?(?:[eE][+-]?[0-9]{{1,2}})?"
+        return regex(digits + rest)
     if whole:
         least = None if low is None else int(low // 1) + (low % 1 > 0 or above)
         most = None if high is None else int(high // 1) - (high % 1 == 0 and below)
@@ -117,7 +149,7 @@ def number(schema: Mapping[str, Any], path: str, whole: bool) -> str:
         found = numbers.decimals(low, high, above, below)
     if not found:
         raise UserError(f"json_schema: {path}: no number lies between its bounds.", "Widen the bounds.")
-    return found
+    return regex(found)
 
 
 def _bound(
@@ -130,6 +162,8 @@ def _bound(
             value = schema[name]
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UserError(f"json_schema: {path}/{name} is not a number: {value!r}.", "Write a number.")
+            if not abs(value) <= MAX_NUMBER:
+                raise UserError(f"json_schema: {path}/{name} must be between -10^15 and 10^15.", "Leave it out.")
             found.append((value, strict))
     if not found:
         return None, False

@@ -185,26 +185,12 @@ def check_noise(spec: Spec) -> None:
         )
 
 
-def check_block(block: int) -> None:
-    """Raises UserError if ``block`` is negative."""
-    if block < 0:
-        raise UserError(f"block = {block} must be at least 0.", "With 0, the whole sequence is one block.")
-
-
-def check_share(name: str, value: float, least: float = 0.0) -> None:
-    """Raises UserError if a probability is outside (``least``, 1]."""
-    if not least < value <= 1:
-        raise UserError(f"{name} = {value} must lie in ({least:g}, 1].")
-
-
 def check_steps(steps: int, canvas: Canvas, spec: Spec) -> None:
-    """Raises UserError if there are no steps, or more steps than positions to generate.
+    """Raises UserError if there are more steps than positions to generate.
 
     Positions that a predicted length removed still contain masks. They count, so that a short answer is not an error,
     and so does the end-of-text token of a predicted length.
     """
-    if steps < 1:
-        raise UserError(f"steps = {steps} must be at least 1.")
     answer = torch.arange(canvas.ids.shape[1]) >= canvas.prompt[:, None]
     final_eos = answer & (canvas.status == GIVEN) & (canvas.ids == spec.tokens.eos_id)
     most = int(((canvas.ids == spec.tokens.mask_id).sum(1) + final_eos.any(1)).max())

@@ -15,8 +15,8 @@ from redraft.types import DRAFT, SEALED, Canvas, NoiseStream, Output, Request, S
 _COMPONENT, _TOKENS, _ORDER = NoiseStream.ORDER, NoiseStream.KIND, NoiseStream.CHOICE
 
 
-def check(spec: Spec, steps: int) -> None:
-    """Raises UserError if the model has another kind of noise or output, or if there are no steps."""
+def check(spec: Spec) -> None:
+    """Raises UserError if the model has another kind of noise or output."""
     common.check_noise(spec)
     if spec.masks:
         raise UserError(
@@ -27,8 +27,6 @@ def check(spec: Spec, steps: int) -> None:
         raise UserError(
             "This sampler needs predictions of tokens; this model predicts scores.", "Use the sampler analytic."
         )
-    if steps < 1:
-        raise UserError(f"steps = {steps} must be at least 1.")
 
 
 def requests_for_open(canvas: Canvas, spec: Spec, time: Tensor) -> list[Request]:

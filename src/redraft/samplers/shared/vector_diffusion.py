@@ -47,9 +47,7 @@ class VectorSampler(Sampler):
     retracts = True
 
     def start(self, canvas: Canvas, spec: Spec) -> VectorState:
-        if self.slice < 1:
-            raise UserError(f"slice = {self.slice} must be at least 1.")
-        return start(canvas, spec, self.steps)
+        return start(canvas, spec)
 
     def plan(self, canvas: Canvas, state: VectorState, spec: Spec) -> list[Request]:
         return plan(canvas, state, spec, self.steps, self.slice)
@@ -71,16 +69,14 @@ class VectorSampler(Sampler):
         """The vectors after the step and the predicted clean ones, [R, W, Z] each."""
 
 
-def start(canvas: Canvas, spec: Spec, steps: int) -> VectorState:
+def start(canvas: Canvas, spec: Spec) -> VectorState:
     """Vectors of pure noise.
 
     Raises:
-        UserError: the model is of another kind, there are no steps, or the answer contains given text although each
-            vector stands for several tokens.
+        UserError: the model is of another kind, or the answer contains given text although each vector stands for
+            several tokens.
     """
     facts = continuous(spec)
-    if steps < 1:
-        raise UserError(f"steps = {steps} must be at least 1.")
     if facts.ratio > 1:
         given = canvas.status == GIVEN
         column = torch.arange(canvas.ids.shape[1])
