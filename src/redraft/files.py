@@ -85,7 +85,42 @@ def disk_error(error: OSError, path: Path) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         what = f"The disk of '{path}' has no space left; existing files are unchanged."
         return UserError(what, "Free some space, then run the command again.")
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+        return UserError(f"Can't write '{path}': {error.strerror}.", "Move away what is there, or choose another path.")
     return UserError(f"Can't write '{path}': {error.strerror}.", "Check its permissions, or choose another path.")
+
+
+@contextmanager
+def exclusive(path: Path, held: str) -> Iterator[None]:
+    """Hold the lock file ``path``. The system releases it when the process ends, however it ends.
+
+    Args:
+        held: what is said if another process holds it.
+    Raises:
+        UserError: another process holds it, or the file can't be written.
+    """
+    import fcntl
+
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise disk_error(error, path) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(held, "Wait for it, or choose another --out.") from None
+        except OSError as error:  # a file system without locks
+            raise disk_error(error, path) from None
+        yield
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -100,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"File '{path}' does not exist.", "Check the path.") from None
     except OSError as error:
         raise UserError(f"Can't read '{path}': {error.strerror}.", "Check its permissions.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, deep nesting
         raise UserError(f"'{path}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
     if not isinstance(values, dict):
         raise UserError(f"'{path}' holds a JSON {type(values).__name__} instead of an object.", "Write {...}.")

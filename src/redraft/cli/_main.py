@@ -139,7 +139,7 @@ def _strict(value: Any) -> Any:
 
 def _interrupted(arguments: Sequence[str]) -> int:
     if arguments[0] in verb_names() and find_verb(arguments[0]).resumes:
-        typer.echo("Stopped. The same command continues from here.", err=True)
+        typer.echo("Stopped. The same command continues from what has been saved.", err=True)
     return _INTERRUPTED
 
 

@@ -31,14 +31,26 @@ def run(recipe: Recipe, out: Path, device: str, as_json: bool) -> dict[str, Any]
     from redraft.train.setup import texts
 
     log(str(describe_data(texts(recipe))))
-    if sys.stderr.isatty() and not as_json:
-        with Progress() as progress:
-            result = train(recipe, out, device=device, on_event=progress)
-    else:
-        result = train(recipe, out, device=device, on_event=lambda event: log(describe(event)))
+    try:
+        if sys.stderr.isatty() and not as_json:
+            with Progress() as progress:
+                result = train(recipe, out, device=device, on_event=progress)
+        else:
+            result = train(recipe, out, device=device, on_event=lambda event: log(describe(event)))
+    except KeyboardInterrupt:
+        log(_continuation(out))
+        raise
     if not as_json:
         typer.echo(f"The model is in {out}. Try: redraft generate --model {out} --prompt TEXT")
     return {"model": str(out), **dataclasses.asdict(result)}
+
+
+def _continuation(out: Path) -> str:
+    """From where an interrupted run continues."""
+    from redraft.train.checkpoint import checkpoints, step_of
+
+    saved = checkpoints(out / "train")
+    return f"The last checkpoint is that of step {step_of(saved[-1])}." if saved else "There is no checkpoint yet."
 
 
 def recipe_of(values: Mapping[str, Any], where: str, overrides: list[str] | None, folder: str = "") -> Recipe:

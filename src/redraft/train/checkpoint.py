@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.files import atomic_folder
+from redraft.files import atomic_folder, remove
 
 _KEEP = 2
 
@@ -38,7 +38,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping
 
     final = folder / f"checkpoint-{step:09d}"
     for leftover in folder.glob(".checkpoint-*"):  # of a run killed while saving
-        shutil.rmtree(leftover)
+        remove(leftover)
     with atomic_folder(final) as new:
         weights = new / "state.safetensors"
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, weights)
@@ -55,6 +55,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(p for p in folder.glob("checkpoint-*") if p.is_dir())
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint folder."""
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def load_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

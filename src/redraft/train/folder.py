@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.files import disk_error, write_atomically
-from redraft.train import checkpoint
+from redraft.files import disk_error, exclusive, read_json, write_atomically
+from redraft.train import checkpoint, divergence
 from redraft.train.recipe import Recipe
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]  # what ``State.pack`` returned
@@ -26,19 +26,41 @@ def locked(work: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it, or the folder can't be created.
     """
-    import fcntl
-
-    try:
+    with own_files(work):
         work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(error, work) from None
-    with (work / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            what = f"Another process is training in '{work.parent}'."
-            raise UserError(what, "Wait for it, or choose another --out.") from None
+        with exclusive(work / "lock", f"Another process is training in '{work.parent}'."):
+            yield
+
+
+@contextmanager
+def own_files(work: Path) -> Iterator[None]:
+    """Name the file of a run's folder that can't be read or written.
+
+    Raises:
+        UserError: a folder in place of a file, a disk that is full or read-only, no permission.
+    """
+    try:
         yield
+    except OSError as error:
+        place = Path(str(error.filename)) if error.filename else work
+        if not place.is_relative_to(work.parent):
+            raise
+        raise disk_error(error, place) from None
+
+
+def finished(work: Path) -> Any:
+    """The result of a finished run, as a ``loop.Result``'s fields; None if the run isn't finished.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = work / "result.json"
+    if not path.exists():
+        return None
+    try:
+        return read_json(path)
+    except UserError as error:
+        raise UserError(error.what, f"Delete {path}: the same command then writes it again.") from None
 
 
 def last_checkpoint(recipe: Recipe, work: Path) -> Saved | None:
@@ -49,18 +71,42 @@ def last_checkpoint(recipe: Recipe, work: Path) -> Saved | None:
     """
     path = work / "recipe.toml"
     if checkpoint.checkpoints(work):
-        changes = recipe.difference(tomllib.loads(path.read_text(encoding="utf-8")))
-        if changes:
+        changes = recipe.difference(_recorded(path), str(path))
+        if changes and divergence.has_diverged(work) and _tames(changes):
+            _keep_old_recipe(path)
+            write_atomically(path, recipe.to_toml())
+        elif changes:
             raise UserError(
                 f"'{work.parent}' holds a run with another recipe ({'; '.join(changes)}).",
                 "Restore these settings to resume it, or choose another --out.",
             )
+        divergence.forget(work)
         return checkpoint.load_latest(work)
     if any((work.parent / name).exists() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"'{work.parent}' holds a model and no run to resume.", "Choose another --out.")
     shutil.rmtree(work / "tokenizer", ignore_errors=True)  # of a run killed before its first checkpoint
     write_atomically(path, recipe.to_toml())
     return None
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """The tables of the run's own recipe."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = f"'{path}', the recipe of this run, can't be read ({error})."
+        raise UserError(what, f"Restore it, or delete the folder {path.parent} to start again.") from None
+
+
+def _tames(changes: list[str]) -> bool:
+    """Are these only changes that may keep a loss finite? They are lines such as ``train.lr: 0.1 -> 0.01``."""
+    return all(change.partition(":")[0] in divergence.TAMING for change in changes)
+
+
+def _keep_old_recipe(path: Path) -> None:
+    """Keep the recipe of the steps up to the last checkpoint beside the new one."""
+    step = checkpoint.step_of(checkpoint.checkpoints(path.parent)[-1])
+    write_atomically(path.with_name(f"recipe-until-step-{step}.toml"), path.read_text(encoding="utf-8"))
 
 
 def check_data(recorded: str, sha256: str) -> None:

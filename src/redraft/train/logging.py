@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from redraft.errors import UserError
 from redraft.files import write_atomically
 
 
@@ -24,7 +25,9 @@ class Event:
         progress    doing, done, of (batches), progress, loss, seconds (of this start), eta_seconds: where the run is,
                     after ten seconds without an event. Loss and time left are None while unknown. Not written to files
         validation  nats_per_token, nats_error (one standard error), bits_per_byte, bits_error, is_bound, rows, passes,
-                    best
+                    best (so far), number (1: the first), and of the best one best_step, best_nats
+        overfitting best_step, best_nats, nats_per_token (of the last validation), validations (since the best one),
+                    kept (the best weights are saved): the validation has become worse. Before ``done``
         objective   the fields chosen for the objective by the variance of its loss
         phase       number, of (how many), objective: a phase begins, in families that are trained in several
         checkpoint  path
@@ -44,8 +47,12 @@ class MetricsFile:
     """``metrics.jsonl``: the events of a run as JSON lines in order, without duplicates after a restart."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Open for appending. Lines that a killed run wrote past ``step``, the step it resumes from, are dropped."""
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        """Open for appending. Lines that a killed run wrote past ``step``, the step it resumes from, are dropped.
+
+        Raises:
+            UserError: a line that is not an event, though it is complete.
+        """
+        kept = [line for number, line in enumerate(_lines(path), 1) if _step(path, number, line) <= step]
         write_atomically(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -65,6 +72,18 @@ def _lines(path: Path) -> list[str]:
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
     return [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+
+
+def _step(path: Path, number: int, line: str) -> int:
+    """The step of a line."""
+    try:
+        found = json.loads(line)["step"]
+        if isinstance(found, int):
+            return found
+    except (ValueError, KeyError, RecursionError):
+        pass
+    what = f"{path}:{number} is damaged: it is not an event of this run."
+    raise UserError(what, "Delete this line, or the file: only the curve of the earlier steps is lost.")
 
 
 class TensorBoard:
@@ -116,7 +135,7 @@ class Progress:
     def __call__(self, event: Event) -> None:
         if event.kind in ("update", "progress"):
             self._bar.update(self._task, completed=event.values["progress"], line=describe(event))
-        elif event.kind in ("start", "phase", "validation", "objective", "done"):
+        elif event.kind in ("start", "phase", "validation", "objective", "overfitting", "done"):
             self._console.print(describe(event), markup=False, highlight=False)
             if event.kind == "start":
                 self._bar.update(self._task, line="first update")
@@ -143,7 +162,13 @@ def describe(event: Event) -> str:
         bound = "<=" if v["is_bound"] else "="
         return (
             f"step {event.step}  validation {bound} {v['nats_per_token']:.4f} +- {v['nats_error']:.4f} nats/token, "
-            f"{v['bits_per_byte']:.4f} +- {v['bits_error']:.4f} bits/byte{'  (best)' if v['best'] else ''}"
+            f"{v['bits_per_byte']:.4f} +- {v['bits_error']:.4f} bits/byte{_rank(v)}"
+        )
+    if event.kind == "overfitting":
+        remedy = "the weights of that step are saved" if v["kept"] else "train for less, or --set train.keep_best=true"
+        return (
+            f"overfitting: the validation was best at step {v['best_step']} ({v['best_nats']:.4f} nats/token) and rose "
+            f"to {v['nats_per_token']:.4f}; {remedy}"
         )
     if event.kind == "objective":
         chosen = ", ".join(f"{name} = {value}" for name, value in v.items())
@@ -153,6 +178,13 @@ def describe(event: Event) -> str:
     if event.kind == "done":
         return f"done: {event.step} updates, {event.tokens:,} tokens in {_clock(v['seconds'])}"
     return f"{event.kind} at step {event.step}"
+
+
+def _rank(v: dict[str, Any]) -> str:
+    """A validation among the others: nothing to say of the first one."""
+    if v["number"] == 1 or "best_step" not in v:
+        return ""
+    return "  (best so far)" if v["best"] else f"  (best: {v['best_nats']:.4f} at step {v['best_step']})"
 
 
 def _describe_progress(event: Event) -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from redraft import runtime
+from redraft import config, runtime
 from redraft.curricula import build_curriculum
 from redraft.errors import UserError
 from redraft.evaluation.memory import peak_resident
@@ -27,15 +25,19 @@ from redraft.objectives.base import Objective, TrainingPhase
 from redraft.objectives.shared.vocabulary import backward
 from redraft.train import checkpoint, folder, optim, schedules, validation
 from redraft.train.device import to_device
+from redraft.train.divergence import check_finite
 from redraft.train.ema import Ema
 from redraft.train.folder import Saved
+from redraft.train.interrupt import Interrupt
 from redraft.train.logging import Event, Watcher
 from redraft.train.phases import Phases
+from redraft.train.process import process_settings, use_bfloat16
 from redraft.train.recipe import Recipe
 from redraft.train.reporter import Reporter
 from redraft.train.setup import Parts, prepare
 from redraft.train.state import State, Window
 from redraft.train.throughput import Meter, Peak
+from redraft.train.validation import Progress, crossed
 from redraft.types import Batch, Prepared
 
 
@@ -65,6 +67,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
         on_event: called with every ``Event``; events ``progress`` come from another thread (``Reporter``).
     Raises:
         UserError: wrong recipe or data, a damaged checkpoint, another run in ``out``, or a loss that is not finite.
+        KeyboardInterrupt: after Ctrl-C, when the current update has been saved.
     """
     begun = time.monotonic()
     work, where = Path(out) / "train", runtime.device(device)
@@ -72,25 +75,28 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
         # 1. Set up: take the folder, resume from its last checkpoint if there is one, build the parts.
         stack.enter_context(folder.locked(work))
         saved = folder.last_checkpoint(recipe, work)
-        if (work / "result.json").exists():
-            return Result(**json.loads((work / "result.json").read_text(encoding="utf-8")))
-        stack.enter_context(_process_settings(recipe.train.threads, recipe.train.seed, where))
+        if (result := folder.finished(work)) is not None:
+            return config.build(Result, result, f"{work / 'result.json'} (delete it to have it written again)")
+        stack.enter_context(process_settings(recipe.train.threads, recipe.train.seed, where))
         reporter = stack.enter_context(Reporter(work, on_event))
         run = _Run(recipe, Path(out), where, reporter, saved, begun)
+        interrupt = stack.enter_context(Interrupt())
 
         while run.spent < 1.0 or not run.state.step:  # at least one update, however short the minutes
             # 2. Update the weights.
-            tokens_before = run.state.tokens
+            before = Progress(run.state.tokens, run.spent)
             run.update()
             last = run.spent >= 1.0
 
             # 3. Report, validate and save a checkpoint now and then. Only here does the host wait for the device.
             if last or run.state.step == 1 or run.state.step % recipe.train.log_every == 0:
                 run.report()
-            if run.parts.validation and not last and _crossed(recipe.train.validate_every, tokens_before, run):
+            if not last and run.validation_is_due(before):
                 run.validate()
-            if last or run.save_is_due() or _crossed(recipe.train.save_every_tokens, tokens_before, run):
+            if last or interrupt.requested or run.save_is_due(before):
                 run.save()
+            if interrupt.requested:
+                raise KeyboardInterrupt
 
         # 4. Finish: validate, and write the model where redraft.load finds it.
         return run.finish()
@@ -113,7 +119,7 @@ class _Run:
         if self.curriculum is not None:
             self.phases.check_curriculum(parts.model.family_name)
         self.networks: dict[str, nn.Module] = {"main": self.state.network} | self._teacher()
-        self.bfloat16 = saved[1]["bfloat16"] if saved else _bfloat16(self.table.dtype, where)
+        self.bfloat16 = saved[1]["bfloat16"] if saved else use_bfloat16(self.table.dtype, where)
         self.cost = self.parts.model.network.forward_cost()
         self.peak = Peak(where, torch.bfloat16 if self.bfloat16 else torch.float32)
         if saved:  # after everything else that may draw random numbers
@@ -225,9 +231,7 @@ class _Run:
         state = self.state
         loss, norm, targets = state.window.pack()
         state.window = Window()
-        if not math.isfinite(loss):
-            what = f"The loss is not finite at step {state.step}."
-            raise UserError(what, "Lower train.lr, or lengthen train.warmup.")
+        check_finite(self.work, state.step, self.table.lr, {"loss": loss}, {})
         tokens, flops = self.meter.lap(state.tokens, state.flops)
         if self.peak.is_due(flops):
             with self.meter.pause():
@@ -272,17 +276,29 @@ class _Run:
         event = validation.validate(self.state, self.parts, self.objective, batches, can_be_best, keep)
         self.reporter.report(event)
 
-    def save_is_due(self) -> bool:
-        """Has it been long enough since the last checkpoint?"""
-        return time.monotonic() - self.saved_at >= self.table.save_every_seconds
+    def validation_is_due(self, before: Progress) -> bool:
+        """Is there a validation after the update that began at ``before``? The last one is in ``finish``."""
+        now = Progress(self.state.tokens, self.spent)
+        rows, every = self.parts.validation, self.table.validate_every
+        return bool(rows) and validation.is_due(rows, every, before, now, self.state.validations)
+
+    def save_is_due(self, before: Progress) -> bool:
+        """Has it been long enough since the last checkpoint, after the update that began at ``before``?"""
+        late = time.monotonic() - self.saved_at >= self.table.save_every_seconds
+        return late or crossed(self.table.save_every_tokens, before.tokens, self.state.tokens)
 
     def save(self) -> None:
-        """Save a checkpoint, and return freed memory to the system."""
+        """Save a checkpoint, and return freed memory to the system.
+
+        Raises:
+            UserError: the loss or a weight is not finite, or the disk is full. Earlier checkpoints stay.
+        """
         state = self.state
         state.seconds = self.seconds
         with self.meter.pause():
             self.reporter.doing("saving a checkpoint")
             tensors, values = state.pack()
+            check_finite(self.work, state.step, self.table.lr, {"loss": values["window"][0]}, tensors)
             values |= {"data_sha256": self.parts.data_sha256, "bfloat16": self.bfloat16}
             path = checkpoint.save(self.work, state.step, tensors, values)
             self.reporter.report(Event("checkpoint", state.step, state.tokens, {"path": str(path)}))
@@ -296,6 +312,8 @@ class _Run:
         state = self.state
         if self.parts.validation:
             self._score(can_be_best=True)
+            if (warning := validation.overfitting(self.state)) is not None:
+                self.reporter.report(Event("overfitting", state.step, state.tokens, warning))
         self.reporter.doing("saving the model")
         self._save_model()
         state.seconds = self.seconds
@@ -341,28 +359,3 @@ def _fresh_state(recipe: Recipe, parts: Parts, where: torch.device) -> State:
         noise=torch.Generator().manual_seed(table.seed),
         device=where,
     )
-
-
-@contextmanager
-def _process_settings(threads: int, seed: int, where: torch.device) -> Iterator[None]:
-    """The process settings of a run: threads, memory, torch's generator (for dropout). The caller's are restored."""
-    before = torch.get_num_threads()
-    memory = runtime.keep_freed_memory() if where.type == "cpu" else nullcontext()
-    with memory, torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        torch.manual_seed(seed)
-        if threads:
-            torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-
-def _bfloat16(dtype: str, where: torch.device) -> bool:
-    """Compute in bfloat16? ``auto``: if it pays. A resumed run keeps its first answer."""
-    return dtype == "bfloat16" or (dtype == "auto" and runtime.bfloat16_is_faster(where))
-
-
-def _crossed(every: int, tokens_before: int, run: _Run) -> bool:
-    """Did the last update pass a multiple of ``every`` tokens? 0 is never."""
-    return every > 0 and run.state.tokens // every > tokens_before // every

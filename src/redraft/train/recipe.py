@@ -86,12 +86,12 @@ class Recipe:
         """The resolved recipe as TOML, which ``Recipe.load`` reads."""
         return dump_toml(self.tables())
 
-    def difference(self, other: Mapping[str, Any]) -> list[str]:
+    def difference(self, other: Mapping[str, Any], where: str = "the recipe of the run") -> list[str]:
         """``["train.lr: 0.001 -> 0.002", ...]``: what changes from the tables of another run to this recipe.
 
         Keys that either leaves out have their defaults, so that a run can be resumed after new settings were added.
         """
-        new, old = _flat(self._whole()), _flat(Recipe.of(other, "the recipe of the run")._whole())
+        new, old = _flat(self._whole()), _flat(Recipe.of(other, where)._whole())
         keys = sorted((new.keys() | old.keys()) - _FREE)
         return [f"{k}: {old.get(k, 'unset')} -> {new.get(k, 'unset')}" for k in keys if old.get(k) != new.get(k)]
 

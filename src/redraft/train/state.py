@@ -31,6 +31,8 @@ class State:
     window: Window = field(default_factory=lambda: Window())
     latest: dict[str, Any] | None = None  # values of the last validation ...
     best: dict[str, Any] | None = None  # ... and of the best so far
+    validations: int = 0  # how many there were ...
+    worse: int = 0  # ... and how many of them after the best one
     best_weights: dict[str, Tensor] = field(default_factory=dict)  # the best weights, if they are to be kept
     objective: dict[str, Any] = field(default_factory=dict)  # fields of the objective that training has chosen
     trainable: frozenset[str] = field(init=False)  # names of the parameters that the run changes, in any stage
@@ -72,6 +74,7 @@ class State:
             "flops": self.flops,
             "seconds": self.seconds,
             "best": self.best,
+            "validations": [self.validations, self.worse],
             "ema_updates": self.ema.updates if self.ema else 0,
             "window": self.window.pack(),
             "loader": self.loader.state_dict(),
@@ -99,6 +102,7 @@ class State:
             torch.cuda.set_rng_state(tensors["random.device"], self.device)
         self.step, self.tokens, self.flops = values["step"], values["tokens"], values["flops"]
         self.seconds, self.best, self.objective = values["seconds"], values["best"], values.get("objective", {})
+        self.validations, self.worse = values.get("validations", (0, 0))
         self.window.unpack(values["window"], self.device)
         self.loader.load_state_dict(values["loader"])
 

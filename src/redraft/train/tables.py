@@ -199,8 +199,13 @@ class TrainTable:
     recompute: bool = setting(False, "Activation checkpointing: less memory, about a third more time.", reach=())
     threads: int = setting(0, "CPU threads; 0 keeps the process's setting.", least=0, reach=())
     seed: int = setting(0, "Random seed; the same seed gives the same model.", least=0, reach=_CLI)
-    validate_every: int = setting(
-        0, "Interval between validations; 0: only at the end.", least=0, unit="tokens", reach=()
+    validate_every: int | None = setting(
+        None,
+        "Interval between validations; 0: only at the end. Unset: an eighth of the budget, or more where validations "
+        "would take more than a tenth of the operations.",
+        least=0,
+        unit="tokens",
+        reach=(),
     )
     validation_rows: int = setting(512, "Most validation rows used.", least=0, unit="rows", reach=())
     keep_best: bool = setting(False, "Save the weights of the best validation instead of the last.", reach=())

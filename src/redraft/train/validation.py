@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from redraft import config
@@ -14,6 +16,9 @@ from redraft.train.setup import Parts
 from redraft.train.state import State
 from redraft.types import Batch
 
+_SHARES, _MOST_COST = 8, 0.1  # validations over a run, and their largest share of its operations
+_SAMPLES = 4  # forward passes for each row
+_RISE = 0.005  # a smaller rise of the validation, as a share of its value, is not called overfitting
 _SEARCH_BATCHES = 2  # validation batches on which variants of an objective are compared
 
 
@@ -28,7 +33,7 @@ def validate(
         keep_best: keep a copy of the weights if they are the best so far.
     """
     with state.ema.applied(state.network) if state.ema else nullcontext():
-        found = bound(state.network, batches, objective, parts.model.spec, device=state.device)
+        found = bound(state.network, batches, objective, parts.model.spec, samples=_SAMPLES, device=state.device)
         values = {
             "nats_per_token": found.nats_per_token,
             "nats_error": found.nats_per_token_stderr,
@@ -39,12 +44,68 @@ def validate(
             "passes": state.loader.epochs,
         }
         state.latest = {**values, "step": state.step}
-        best = can_be_best and (state.best is None or values["nats_per_token"] < state.best["nats_per_token"])
+        nats = found.nats_per_token
+        best = can_be_best and math.isfinite(nats) and (state.best is None or nats < state.best["nats_per_token"])
+        state.validations += 1
+        state.worse = 0 if best or state.best is None else state.worse + 1
         if best:
             state.best = state.latest
             if keep_best:
                 state.best_weights = {name: t.detach().cpu().clone() for name, t in state.trained().items()}
-    return Event("validation", state.step, state.tokens, {**values, "best": best})
+    values |= {"best": best, "number": state.validations}
+    if state.best is not None:
+        values |= {"best_step": state.best["step"], "best_nats": state.best["nats_per_token"]}
+    return Event("validation", state.step, state.tokens, values)
+
+
+def overfitting(state: State) -> dict[str, Any] | None:
+    """Whether the validation has become worse since the best one: the values of an event, or None.
+
+    All validations use the same rows and the same noise. A rise counts if it exceeds both its Monte-Carlo error and
+    ``_RISE`` of the value.
+    """
+    best, latest = state.best, state.latest
+    if not state.worse or best is None or latest is None:
+        return None
+    least = max(math.hypot(best["nats_error"], latest["nats_error"]), _RISE * best["nats_per_token"])
+    if latest["nats_per_token"] - best["nats_per_token"] <= least:
+        return None
+    return {
+        "best_step": best["step"],
+        "best_nats": best["nats_per_token"],
+        "nats_per_token": latest["nats_per_token"],
+        "validations": state.worse,
+        "kept": bool(state.best_weights),
+    }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    tokens: int
+    spent: float  # share of the budget
+
+
+def is_due(rows: Sequence[Batch], every: int | None, before: Progress, now: Progress, done: int) -> bool:
+    """Is there a validation after the update that led from ``before`` to ``now``?
+
+    Args:
+        rows: validation rows. every: tokens between validations; 0: none; None: at every eighth of the budget, unless
+            the ``done`` ones and this one would take more than a tenth of the operations so far.
+    """
+    if every is not None:
+        return crossed(every, before.tokens, now.tokens)
+    if int(now.spent * _SHARES) == int(before.spent * _SHARES):
+        return False
+    tokens = sum(int(batch.valid.sum()) for batch in rows)
+    cost = tokens * _SAMPLES / 3  # in tokens of training, which takes three times as much as a forward pass
+    return (done + 1) * cost <= _MOST_COST * now.tokens
+
+
+def crossed(every: int, before: int, now: int) -> bool:
+    """Is there a multiple of ``every`` above ``before`` and up to ``now``? 0 has no multiples."""
+    return every > 0 and now // every > before // every
 
 
 def steadiest(state: State, parts: Parts, objective: Objective[Any]) -> Objective[Any] | None:
