@@ -1,4 +1,4 @@
-"""Constraints of every size: honest schemas compile, whatever would explode is refused, and case is ignored as by re."""
+"""Constraints of every size: honest schemas compile, what would explode is refused, and case is ignored as by re."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def test_repetitions_of_parts_that_may_be_empty_stay_small() -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["[^a-z\u4e00-\u9fff]", "[a-z\u4e00-\u9fff]", "[^k]", "[^s]", "k", r"\w", r"[^\W]", "(?a)[a-z]", "(?a)k", "ß", "İ", "ı"]
-    + ["[Σ-ω]", "[^\u1c80-\uffff]", "[\U00010400-\U00010420]", "[\ufb05]", r"[\d\u212a]", "[\u0390-\u03b0]"],
+    ["[^a-z\u4e00-\u9fff]", "[a-z\u4e00-\u9fff]", "[^k]", "[^s]", "k", r"\w", r"[^\W]", "(?a)[a-z]", "(?a)k", "ß", "İ"]
+    + ["ı", "[Σ-ω]", "[^\u1c80-\uffff]", "[\U00010400-\U00010420]", "[\ufb05]", r"[\d\u212a]", "[\u0390-\u03b0]"],
 )  # fmt: skip
 def test_case_is_ignored_as_python_does(pattern: str) -> None:
     node, expected = patterns.parse(f"(?i){pattern}"), re.compile(f"(?i){pattern}")

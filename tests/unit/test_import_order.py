@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "redraft"
 # pairs in APART.
 TIERS = [
     {"errors"},
-    {"options", "registry"},
+    {"options", "registry", "limits"},
     {"types", "lora", "settings", "keyword_settings", "config", "files", "gguf_file", "hub", "shipped", "runtime"},
     {"data", "noise", "models", "weights"},
     {"presets", "canvas", "samplers", "guidance", "caches", "constraints"},
