@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,14 @@ class DriftQuery:
     complete: np.ndarray  # [R] bool: the request computes everything that it reads, except for what precedes it
 
 
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros [...]. On a CPU, memory is taken when it is first written (numpy's zeros are calloc's, torch's are
+    written): every slot has room for the whole context, and most sequences are far shorter."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
 class KeyValueStore:
     """Keys and values of every layer in one tensor [2, slots, kv_heads, positions, head_dim], allocated once.
 
@@ -55,7 +64,7 @@ class KeyValueStore:
         dtype: torch.dtype,
     ) -> None:
         shape = (2, slots, kv_heads, positions + 1, head_dim)
-        self.pairs = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.pairs = [_zeros(shape, device, dtype) for _ in range(layers)]
         self.tokens = np.full((slots, positions), -1, dtype=np.int64)
         self.positions, self.device = positions, device
         self.moved = np.zeros(slots)
