@@ -19,6 +19,7 @@ from redraft.files import read_json
 from redraft.lora import Lora
 from redraft.model import Model
 from redraft.models.parts import lora as parts
+from redraft.models.parts.frozen import freeze
 from redraft.saving import (
     ADAPTER_CONFIG,
     ADAPTER_ORIGIN,
@@ -88,13 +89,19 @@ def read(folder: str | Path) -> Adapter:
     )
 
 
-def attach(model: Model, lora: Lora, base: str) -> None:
+def attach(model: Model, lora: Lora, base: str, packing: str = "") -> None:
     """Add adapters to a model. From then on only they are trained and saved.
+
+    The frozen weights stay in the type that the model has; adapters and hidden states are float32.
 
     Args:
         base: the name or path under which the base model can be loaded again.
+        packing: pack the matrices of the blocks: ``int8`` or ``nf4``.
+    Raises:
+        UserError: ``lora.targets`` matches no matrix, or nf4 does not run here.
     """
     parts.attach(model.network, lora, public_names(model))
+    freeze(model.network, packing)
     model.adapter, model.base = lora, base
 
 
@@ -130,7 +137,7 @@ def merge(model: Model, adapter: Adapter) -> Model:
         if place is None or a is None or b is None:
             what = "lacks one of the two matrices of" if place is not None else "adapts a module this model lacks:"
             raise UserError(f"{folder / ADAPTER_WEIGHTS} {what} '{name}'.", _WRONG_MODEL)
-        whole = weights[place.name]
+        whole = weights[place.name] if place.at is None else weights[place.name][place.at]
         part = whole[place.start : place.start + place.rows] if place.rows is not None else whole
         if (b.shape[0], a.shape[1]) != part.shape or a.shape[0] != b.shape[1]:
             found, wanted = [b.shape[0], a.shape[1]], list(part.shape)

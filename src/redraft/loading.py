@@ -143,6 +143,16 @@ def outline(name_or_path: str | Path) -> Model:
     return model if found.origin is None else adapters.converted(model, found.origin)
 
 
+def stored_dtype(name_or_path: str | Path) -> torch.dtype:
+    """The type in which a model's weights are stored. They are not read.
+
+    Raises:
+        UserError: as for ``load``.
+    """
+    folder = resolve(name_or_path)
+    return stored_dtype(adapters.read(folder).base) if adapters.is_adapter(folder) else _open(folder, None)[1].dtype
+
+
 def family_of(name_or_path: str | Path) -> dict[str, Any]:
     """The family of a checkpoint, as a recipe's table. The weights are not read.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from redraft.options import check, setting
 
 ALL = "all-linear"
+PACKINGS = ("int8", "nf4")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,15 @@ class Lora:
         reach=("cli",),
     )
 
+    base_dtype: str = setting(
+        "auto",
+        "Type of the frozen weights in memory. auto: that of the checkpoint's files. int8 and nf4 pack the matrices of "
+        "the blocks (nf4 needs redraft[lowbit]).",
+        choices=("auto", "float32", "bfloat16", *PACKINGS),
+        flag="--base-dtype",
+        reach=("cli",),
+    )
+
     def __post_init__(self) -> None:
         check(self)
 
@@ -53,6 +63,11 @@ class Lora:
     def scale(self) -> float:
         """The factor of B A."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    @property
+    def packing(self) -> str:
+        """``int8`` or ``nf4``; empty: the frozen weights are not packed."""
+        return self.base_dtype if self.base_dtype in PACKINGS else ""
 
     def takes(self, name: str) -> bool:
         """Does a module of this name get an adapter?"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from torch import Tensor
 from redraft.errors import UserError
 
 STORAGES = ("float32", "bfloat16", "int8")
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I8": torch.int8}
+_OPEN_BYTES = 1 << 27  # of a safetensors file, read while it is open
 _SCALE = ".int8_scale"
 _REMEDY = "Check that config.json and the weights are of the same model."
 
@@ -109,13 +112,34 @@ class Files:
         """Bytes on disk."""
         return sum(shard.stat().st_size for shard in self.shards)
 
-    def __iter__(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-        """Names, each with a function that reads the tensor. One shard is open at a time."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of most of the weights, by the headers; float32 if they are stored as integers."""
+        counts: Counter[torch.dtype] = Counter()
         for shard in self.shards:
             with self._open(shard) as opened:
-                for name in self.names:
-                    if self.where[name] == shard:
+                for name in (name for name in self.names if self.where[name] == shard):
+                    counts[_dtype(opened, name)] += 1
+        found = counts.most_common(1)[0][0]
+        return found if found.is_floating_point else torch.float32
+
+    def __iter__(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        """Names, each with a function that reads the tensor. One shard is open at a time.
+
+        Read pages of a mapped file count as this process's memory until it is closed. A large shard is therefore
+        closed and opened again between tensors.
+        """
+        for shard in self.shards:
+            for group in self._groups([name for name in self.names if self.where[name] == shard]):
+                with self._open(shard) as opened:
+                    for name in group:
                         yield name, partial(self._read, opened, shard, name)
+
+    def _groups(self, names: list[str]) -> list[list[str]]:
+        """The names of one shard, split into groups so that one group has about ``_OPEN_BYTES``."""
+        parts = 1 if self.pickled or not names else -(-self.where[names[0]].stat().st_size // _OPEN_BYTES)
+        size = max(1, -(-len(names) // parts))
+        return [names[begin : begin + size] for begin in range(0, len(names), size)]
 
     def get(self, name: str) -> Tensor:
         """Read one tensor, in its stored shape [...].
@@ -251,6 +275,13 @@ class _Pickled:
 
     def get_tensor(self, name: str) -> Tensor:
         return self.tensors[name]
+
+
+def _dtype(opened: Any, name: str) -> torch.dtype:
+    """The type of a stored tensor; of a safetensors file by its header."""
+    if isinstance(opened, _Pickled):
+        return opened.tensors[name].dtype
+    return _DTYPES.get(opened.get_slice(name).get_dtype(), torch.float32)
 
 
 def _is_zip(path: Path) -> bool:

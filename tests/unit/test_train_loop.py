@@ -199,7 +199,7 @@ def test_fine_tuning_starts_from_the_checkpoint(whole: tuple[Path, Result], tmp_
 
 
 def test_recomputing_activations_changes_nothing_but_memory(tmp_path: Path, whole: tuple[Path, Result]) -> None:
-    train(recipe("train.recompute=true"), tmp_path / "run", device="cpu")
+    train(recipe("train.activation_checkpointing=full"), tmp_path / "run", device="cpu")
     assert [line.get("loss") for line in curve(tmp_path / "run")] == [line.get("loss") for line in curve(whole[0])]
 
 

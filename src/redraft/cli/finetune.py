@@ -8,7 +8,9 @@ from redraft.cli import _training as t
 from redraft.cli._common import Device, Json
 from redraft.cli._options import Options, listed
 from redraft.cli._verbs import verb
+from redraft.errors import UserError
 from redraft.lora import ALL, Lora
+from redraft.options import declared
 from redraft.train.tables import CurriculumTable, DataTable, FamilyTable, ModelTable, TrainTable
 
 LEARNING_RATE, PASSES = 3e-4, 3.0
@@ -64,6 +66,9 @@ def finetune(
 def _lora(given: dict[str, Any]) -> dict[str, Any] | None:
     """The table ``[lora]``; None without ``--lora-rank``: all weights are trained."""
     if "rank" not in given:
+        if given:
+            option = declared(Lora)[next(iter(given))].option
+            raise UserError(f"{option} needs an adapter.", "Add --lora-rank 8.")
         return None
     targets = given.get("targets", ALL)
     if targets != ALL and not set(targets) & set("*+?()[]|^$\\{}"):  # a list of names, not a regular expression

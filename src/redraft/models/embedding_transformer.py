@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from redraft.models import transformer
 from redraft.models.parts.denoiser import Denoiser
+from redraft.models.parts.packed import linear
 from redraft.models.parts.store import KeyValueView
 from redraft.types import Forward, VectorQuery
 
@@ -54,4 +55,4 @@ class EmbeddingTransformer(Denoiser):
             ids = torch.zeros(len(request.positions), int(request.positions.max()) + 2, dtype=torch.int64)
             ids.scatter_(1, torch.where(request.positions < 0, ids.shape[1] - 1, request.positions), request.tokens)
             return F.embedding(ids[row, request.targets[row, column]].to(self.device), self.table())
-        return F.linear(self.states(request, store), self.embedding.weight)
+        return linear(self.states(request, store), self.embedding.weight)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from redraft.errors import UserError
 from redraft.models.parts.attention import Attention, attention_context, rotary_positions
@@ -14,6 +13,7 @@ from redraft.models.parts.backbone import EVERY, Backbone, gather_targets
 from redraft.models.parts.block import Block
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.mlp import Activation, Mlp
+from redraft.models.parts.packed import linear
 from redraft.models.parts.store import KeyValueView
 from redraft.types import Forward
 
@@ -81,4 +81,4 @@ class Gpt(Backbone):
 
     def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
         """Hidden states [n, D] -> logits [n, V]."""
-        return F.linear(states, self.embedding.weight) if self.head is None else self.head(states)
+        return linear(states, self.embedding.weight) if self.head is None else self.head(states)

@@ -12,6 +12,7 @@ from redraft.errors import UserError
 from redraft.models import transformer
 from redraft.models.parts.autoencoder import Autoencoder
 from redraft.models.parts.denoiser import Denoiser
+from redraft.models.parts.packed import linear
 from redraft.models.parts.store import KeyValueView
 from redraft.types import Forward, VectorQuery
 
@@ -66,7 +67,7 @@ class LatentTransformer(Denoiser):
     def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         query = request.find(VectorQuery)
         if query is None:
-            return F.linear(self.states(request, store), self.embedding.weight)
+            return linear(self.states(request, store), self.embedding.weight)
         if query.kind == "encode":
             return self._encode(request)
         if query.kind == "decode":
@@ -81,7 +82,7 @@ class LatentTransformer(Denoiser):
             out: Tensor = self.write(states)
             return out
         place = is_length.nonzero()[:, 0].to(self.device)
-        lengths = F.linear(states[place], self.embedding.weight[: self.config.max_length + 1])
+        lengths = linear(states[place], self.embedding.weight[: self.config.max_length + 1])
         wide = max(self.config.width, lengths.shape[1])
         whole = F.pad(self.write(states), (0, wide - self.config.width))
         return whole.index_copy(0, place, F.pad(lengths, (0, wide - lengths.shape[1]), value=-torch.inf).to(whole))

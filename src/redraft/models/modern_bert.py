@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from redraft.errors import UserError
 from redraft.models.parts.attention import Attention, attention_context
@@ -15,6 +14,7 @@ from redraft.models.parts.block import Block
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.mlp import Activation, GatedMlp, activate
+from redraft.models.parts.packed import linear
 from redraft.models.parts.positions import rotary_table
 from redraft.models.parts.store import KeyValueView
 from redraft.types import Forward
@@ -106,4 +106,4 @@ class ModernBert(Backbone):
 
     def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
         """Hidden states [n, D] -> logits [n, V]."""
-        return F.linear(states, self.embedding.weight if self.head is None else self.head.weight, self.bias)
+        return linear(states, self.embedding.weight if self.head is None else self.head.weight, self.bias)

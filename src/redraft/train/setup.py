@@ -20,6 +20,7 @@ from redraft.families import build_family
 from redraft.files import atomic_folder
 from redraft.generation.answer_lengths import AnswerLengths
 from redraft.loading import load as load_model
+from redraft.loading import stored_dtype
 from redraft.model import Model
 from redraft.presets import shape as preset
 from redraft.train.recipe import Recipe
@@ -58,8 +59,8 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
     if recipe.lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.train.seed)
-            adapters.attach(model, recipe.lora, recipe.start)
-    model.network.recompute = recipe.train.recompute
+            adapters.attach(model, recipe.lora, recipe.start, recipe.lora.packing)
+    model.network.activation_checkpointing = recipe.train.checkpointing  # type: ignore[assignment] # its choices
     if recipe.train.compile:  # block by block: the rest depends on the data
         for block in model.network.all_blocks():
             block.compile(dynamic=True)
@@ -111,7 +112,7 @@ def _start(recipe: Recipe) -> Model:
     """The checkpoint to start from, converted to the recipe's family."""
     if recipe.model.config:
         raise UserError("[model] has both 'from' and 'config'.", "Remove one: a checkpoint brings its own shape.")
-    found = load_model(recipe.start, device="cpu")
+    found = load_model(recipe.start, device="cpu", dtype=_base_dtype(recipe))
     conditioned = found.network.config.self_conditioning
     model = convert_family(found, recipe.family)
     if recipe.lora is not None and model.spec.network.self_conditioning and not conditioned:
@@ -120,6 +121,14 @@ def _start(recipe: Recipe) -> Model:
             "Train all weights: leave out [lora].",
         )
     return model
+
+
+def _base_dtype(recipe: Recipe) -> torch.dtype:
+    """The type in which a checkpoint is loaded: float32 if it is trained, and as ``Lora.base_dtype`` says if frozen."""
+    if recipe.lora is None:
+        return torch.float32
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return named.get(recipe.lora.base_dtype) or stored_dtype(recipe.start)
 
 
 def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, paired: bool) -> tuple[Model, int]:

@@ -196,7 +196,14 @@ class TrainTable:
         reach=(),
     )
     compile: bool = setting(False, "Use torch.compile: faster updates after some ten seconds of compiling.", reach=())
-    recompute: bool = setting(False, "Activation checkpointing: less memory, about a third more time.", reach=())
+    activation_checkpointing: str = setting(
+        "auto",
+        "Activations that are computed again in the backward pass, to save memory. selective: all but those of large "
+        "matrix products (few per cent more time). full: each block (about a third more time). auto: as little as the "
+        "machine's memory allows.",
+        choices=("auto", "none", "selective", "full"),
+        reach=(),
+    )
     threads: int = setting(0, "CPU threads; 0 keeps the process's setting.", least=0, reach=())
     seed: int = setting(0, "Random seed; the same seed gives the same model.", least=0, reach=_CLI)
     validate_every: int | None = setting(
@@ -212,6 +219,11 @@ class TrainTable:
     save_every_seconds: float = setting(120.0, "Interval between checkpoints.", least=0, unit="seconds", reach=())
     save_every_tokens: int = setting(0, "Interval between checkpoints; 0 is off.", least=0, unit="tokens", reach=())
     log_every: int = setting(20, "Interval between reports.", least=1, unit="updates", reach=())
+
+    @property
+    def checkpointing(self) -> str:
+        """``activation_checkpointing``, where ``auto`` has not been resolved by a memory plan: none."""
+        return "none" if self.activation_checkpointing == "auto" else self.activation_checkpointing
 
     def __post_init__(self) -> None:
         _check(self, "train")

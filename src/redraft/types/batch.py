@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -45,7 +45,8 @@ class Prepared:
         target positions overrides this method.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.shared}
-        return replace(self, **{name: t[begin:end] for name, t in values.items() if isinstance(t, Tensor) and t.ndim})
+        cut: dict[str, Any] = {name: t[begin:end] for name, t in values.items() if isinstance(t, Tensor) and t.ndim}
+        return replace(self, **cut)
 
 
 @dataclass

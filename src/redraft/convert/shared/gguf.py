@@ -214,6 +214,12 @@ class GgufFiles(Files):
         """Bytes of all tensors as they are read."""
         return self._size
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32 if all matrices are; else bfloat16, which is finer than the steps of quantised weights."""
+        exact = all(self.file.types[name].name == "F32" for name, one in self.file.stored.items() if len(one.shape) > 1)
+        return torch.float32 if exact else torch.bfloat16
+
     def _open(self, shard: Path) -> AbstractContextManager[Any]:
         return nullcontext(self)
 

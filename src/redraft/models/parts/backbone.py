@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from redraft.models.parts.attention import Attention, AttentionContext
+from redraft.models.parts.checkpointing import Checkpointing, checkpointed
 from redraft.models.parts.flops import ForwardCost, matrix_entries
+from redraft.models.parts.packed import packed_in
 from redraft.models.parts.store import KeyValueStore, KeyValueView
 from redraft.models.parts.time import Modulation
 from redraft.registry import Registered
@@ -35,7 +36,8 @@ class Backbone(Registered, nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.recompute = False  # activation checkpointing: a second forward pass saves memory
+        self.activation_checkpointing: Checkpointing = "none"
+        self.stream: torch.dtype | None = None  # type of the hidden states; None: that of the weights
 
     def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         """Flat logits [N, V] in the order of ``request.targets >= 0``."""
@@ -66,7 +68,7 @@ class Backbone(Registered, nn.Module):
     @property
     def parameter_count(self) -> int:
         """Number of weights."""
-        return sum(p.numel() for p in self.parameters())
+        return sum(p.numel() for p in self.parameters()) + sum(matrix.numel() for matrix in packed_in(self))
 
     def forward_cost(self) -> ForwardCost:
         """Operations of a forward pass per unit of work, computed from the shapes of the weights."""
@@ -100,20 +102,24 @@ class Backbone(Registered, nn.Module):
             attention.kv_heads,
             attention.head_dim,
             self.device,
-            self.embedding.weight.dtype,
+            self.stream or self.embedding.weight.dtype,
         )
 
     def embed(self, request: Forward) -> Tensor:
         """Embeddings [R, Q, D] of the tokens of a request, of both streams if there are two."""
-        return F.embedding(request.streams[0].to(self.device), self.embedding.weight)
+        return self.widened(F.embedding(request.streams[0].to(self.device), self.embedding.weight))
+
+    def widened(self, x: Tensor) -> Tensor:
+        """Embeddings [...] in the type of the hidden states."""
+        return x if self.stream is None else x.to(self.stream)
 
     def run(
         self, x: Tensor, context: AttentionContext, condition: Tensor | None = None, blocks: nn.ModuleList | None = None
     ) -> Tensor:
         """Run hidden states [R, Q, D] through ``blocks`` (None: the network's own) -> [R, Q, D]."""
         for block in self.blocks if blocks is None else blocks:
-            if self.recompute and self.training:
-                x = checkpoint(block, x, context, condition, use_reentrant=False)
+            if self.training:
+                x = checkpointed(self.activation_checkpointing, block, x, context, condition)
             else:
                 x = block(x, context, condition)
         return x

@@ -65,7 +65,7 @@ class Denoiser(Backbone):
 
     def embed(self, request: Forward) -> Tensor:
         """Inputs [R, Q, D] of the blocks, from tokens and vectors."""
-        x = F.embedding(request.tokens.to(self.device), self.embedding.weight)
+        x = self.widened(F.embedding(request.tokens.to(self.device), self.embedding.weight))
         query = request.find(VectorQuery)
         if query is not None and query.vectors is not None and query.noisy is not None:
             vector = self.read(query.vectors.to(x))

@@ -6,7 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from redraft.models.parts.packed import linear
 
 
 class EditRates(nn.Module):
@@ -29,8 +30,8 @@ class EditRates(nn.Module):
         log_size = math.log(embedding.shape[0])
         return torch.cat(
             [
-                F.linear(x + self.insert(x), embedding) + (insert - log_size),
-                F.linear(x, embedding) + (substitute - log_size),
+                linear(x + self.insert(x), embedding) + (insert - log_size),
+                linear(x, embedding) + (substitute - log_size),
                 delete,
             ],
             -1,

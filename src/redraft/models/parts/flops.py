@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from redraft.models.parts.moe import MixtureOfExperts
+from redraft.models.parts.packed import packed_in
 from redraft.types import CleanStream, Forward, Prepared, QueryMask, VectorQuery
 
 
@@ -85,6 +86,7 @@ def matrix_entries(*modules: nn.Module) -> int:
     found = 0
     for module in modules:
         found += sum(weight.numel() for weight in module.parameters() if weight.ndim == 2)
+        found += sum(matrix.numel() for matrix in packed_in(module) if len(matrix.shape) == 2)
         if isinstance(module, MixtureOfExperts):
             total = module.experts_gate_up.numel() + module.experts_down.numel()
             found += total * module.experts.active // module.experts.count

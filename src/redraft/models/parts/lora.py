@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from redraft.errors import UserError, suggest
 from redraft.lora import Lora
+from redraft.models.parts.moe import MixtureOfExperts
+from redraft.models.parts.packed import Packed, linear, packed_in, product_dtype
 from redraft.weights import TensorMap
 
 
@@ -27,25 +29,24 @@ class Part:
     rows: int
 
 
-class Adapted(nn.Linear):
-    """y = W x + b, plus scale B_i (A_i x) in the rows of each part i. B starts at zero, so y is unchanged at first."""
+class LowRank(nn.Module):
+    """scale B_i (A_i x) in the rows of each part i: [..., in] -> [..., out]. B starts at zero, and so does the sum."""
 
-    def __init__(self, base: nn.Linear, lora: Lora, parts: list[Part]) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+    def __init__(self, weight: Tensor, lora: Lora, parts: list[Part]) -> None:
+        super().__init__()
+        self.out_features, wide = weight.shape
         self.parts, self.rank = sorted(parts, key=lambda part: part.start), lora.rank
         self.scale, self.dropout = lora.scale, lora.dropout
-        rows = sum(part.rows for part in parts)
-        self.lora_a = nn.Parameter(base.weight.new_empty(len(parts) * lora.rank, base.in_features))  # A_1 .. A_n
-        self.lora_b = nn.Parameter(base.weight.new_zeros(rows, lora.rank))  # B_1 .. B_n
+        rows, device = sum(part.rows for part in parts), weight.device
+        self.lora_a = nn.Parameter(torch.empty(len(parts) * lora.rank, wide, device=device))  # A_1 .. A_n
+        self.lora_b = nn.Parameter(torch.zeros(rows, lora.rank, device=device))  # B_1 .. B_n
         for part in self.lora_a.split(lora.rank):
             nn.init.kaiming_uniform_(part.data, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight, self.bias)
-        inner = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)
-        return y + self.scale * self._spread(inner)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        return self.scale * self._spread(F.linear(x, self.lora_a))
 
     def _spread(self, inner: Tensor) -> Tensor:
         """Multiply each part of [..., n rank] by its B -> [..., out]; rows without a part are zero."""
@@ -66,18 +67,68 @@ class Adapted(nn.Linear):
         """Every part with its A [rank, in] and B [rows, rank]."""
         yield from zip(self.parts, self.lora_a.split(self.rank), self._b(), strict=True)
 
+    def merge_into(self, weight: Tensor) -> None:
+        """Add the adapter to its matrix [out, in]."""
+        for part, a, b in self.pairs():
+            add(weight[part.start : part.start + part.rows], self.scale, a, b)
 
-def parts_of(network: nn.Module, places: Mapping[str, TensorMap]) -> dict[str, list[Part]]:
-    """The matrices in a network's blocks that can be adapted: module path -> its parts with their public names."""
-    found: dict[str, list[Part]] = {}
+
+class Adapted(LowRank):
+    """y = W x + b, plus the adapter."""
+
+    weight: nn.Parameter | Packed
+    bias: nn.Parameter | None
+
+    def __init__(self, base: nn.Linear, lora: Lora, parts: list[Part]) -> None:
+        super().__init__(base.weight, lora, parts)
+        self.in_features, self.bias = base.in_features, base.bias
+        self.weight = base.weight  # type: ignore[assignment] # a parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(product_dtype(x))  # once for both
+        return linear(x, self.weight, self.bias) + super().forward(x)
+
+
+class AdaptedExperts(MixtureOfExperts):
+    """A mixture whose experts have adapters, some or all: those of expert e are ``gate_up_lora[str(e)]`` ..."""
+
+    def __init__(self, base: MixtureOfExperts) -> None:
+        nn.Module.__init__(self)
+        self.experts, self.router, self.balance, self.shared = base.experts, base.router, base.balance, base.shared
+        self.experts_gate_up, self.experts_down = base.experts_gate_up, base.experts_down
+        self.gate_up_lora, self.down_lora = nn.ModuleDict(), nn.ModuleDict()
+
+    def gate_up(self, x: Tensor, expert: int) -> Tensor:
+        """Gate and up of one expert, [T, D] -> [T, 2 H]."""
+        return self._added(self.gate_up_lora, expert, x, super().gate_up(x, expert))
+
+    def down(self, x: Tensor, expert: int) -> Tensor:
+        """The output of one expert, [T, H] -> [T, D]."""
+        return self._added(self.down_lora, expert, x, super().down(x, expert))
+
+    @staticmethod
+    def _added(adapters: nn.ModuleDict, expert: int, x: Tensor, y: Tensor) -> Tensor:
+        return y + adapters[str(expert)](x) if str(expert) in adapters else y
+
+
+Place = tuple[str, int | None]  # path of a matrix in the network, and the expert that it belongs to
+
+
+def parts_of(network: nn.Module, places: Mapping[str, TensorMap]) -> dict[Place, list[Part]]:
+    """The matrices in a network's blocks that can be adapted, with their parts and these parts' public names.
+
+    Not the routers of experts: they are small, and a change of theirs moves tokens to other experts.
+    """
+    found: dict[Place, list[Part]] = {}
     for public, place in places.items():
-        if not (public.endswith(".weight") and place.name.startswith("blocks.") and place.name.endswith(".weight")):
+        if not (public.endswith(".weight") and place.name.startswith("blocks.")):
             continue
-        path = place.name.removesuffix(".weight")
-        module = network.get_submodule(path)
-        if isinstance(module, nn.Linear) and place.at is None:
-            rows = module.out_features if place.rows is None else place.rows
-            found.setdefault(path, []).append(Part(public.removesuffix(".weight"), place.start, rows))
+        weight = network.get_parameter(place.name)
+        owner = network.get_submodule(place.name.rpartition(".")[0])
+        plain = isinstance(owner, nn.Linear) and place.at is None and not place.name.endswith(".router.weight")
+        if plain or (isinstance(owner, MixtureOfExperts) and weight.ndim == 3):
+            rows = weight.shape[-2] if place.rows is None else place.rows
+            found.setdefault((place.name, place.at), []).append(Part(public.removesuffix(".weight"), place.start, rows))
     return found
 
 
@@ -89,11 +140,10 @@ def attach(network: nn.Module, lora: Lora, places: Mapping[str, TensorMap]) -> N
     """
     found, count = parts_of(network, places), 0
     network.requires_grad_(False)
-    for path, parts in found.items():
+    for (name, expert), parts in found.items():
         chosen = [part for part in parts if lora.takes(part.name)]
         if chosen:
-            parent, _, name = path.rpartition(".")
-            setattr(network.get_submodule(parent), name, Adapted(network.get_submodule(path), lora, chosen))  # type: ignore[arg-type]
+            _adapt(network, name, expert, lora, chosen)
             count += len(chosen)
     if not count:
         known = sorted({part.name.rpartition(".")[2] for parts in found.values() for part in parts})
@@ -104,9 +154,26 @@ def attach(network: nn.Module, lora: Lora, places: Mapping[str, TensorMap]) -> N
         )
 
 
-def adapted(network: nn.Module) -> Iterator[Adapted]:
-    """The matrices with adapters."""
-    return (module for module in network.modules() if isinstance(module, Adapted))
+def _adapt(network: nn.Module, name: str, expert: int | None, lora: Lora, parts: list[Part]) -> None:
+    """Add adapters to some parts of one matrix."""
+    path, _, kind = name.rpartition(".")
+    parent, _, own = path.rpartition(".")
+    module = network.get_submodule(path)
+    if expert is None:
+        assert isinstance(module, nn.Linear)
+        setattr(network.get_submodule(parent), own, Adapted(module, lora, parts))
+        return
+    assert isinstance(module, MixtureOfExperts)
+    if not isinstance(module, AdaptedExperts):
+        module = AdaptedExperts(module)
+        setattr(network.get_submodule(parent), own, module)
+    adapters = module.gate_up_lora if kind == "experts_gate_up" else module.down_lora
+    adapters[str(expert)] = LowRank(network.get_parameter(name)[expert], lora, parts)
+
+
+def adapted(network: nn.Module) -> Iterator[LowRank]:
+    """The adapters of a network."""
+    return (module for module in network.modules() if isinstance(module, LowRank))
 
 
 @torch.no_grad()
@@ -115,12 +182,25 @@ def add(weight: Tensor, scale: float, a: Tensor, b: Tensor) -> None:
     weight.add_((scale * (b.float() @ a.float())).to(weight.dtype).to(weight.device))
 
 
+@torch.no_grad()
 def merge(network: nn.Module) -> None:
-    """Merge every adapter into its matrix: the same function up to rounding, without extra cost at inference."""
-    for path, module in [(path, module) for path, module in network.named_modules() if isinstance(module, Adapted)]:
-        for part, a, b in module.pairs():
-            add(module.weight[part.start : part.start + part.rows], module.scale, a, b)
-        plain = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
-        plain.weight, plain.bias = module.weight, module.bias
-        parent, _, name = path.rpartition(".")
-        setattr(network.get_submodule(parent), name, plain)
+    """Merge every adapter into its matrix: the same function up to rounding, without extra cost at inference.
+
+    Raises:
+        ValueError: the matrices are packed, and so can't be changed.
+    """
+    if next(packed_in(network), None) is not None:
+        raise ValueError("The base is packed. Load it again in floating point and merge the saved adapter.")
+    for path, module in list(network.named_modules()):
+        if isinstance(module, Adapted):
+            module.merge_into(module.weight)  # type: ignore[arg-type] # not packed
+            plain = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+            plain.weight, plain.bias = module.weight, module.bias  # type: ignore[assignment]
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, plain)
+        elif isinstance(module, AdaptedExperts):
+            pairs = ((module.gate_up_lora, module.experts_gate_up), (module.down_lora, module.experts_down))
+            for adapters, weight in pairs:
+                for expert, adapter in adapters.items():
+                    adapter.merge_into(weight[int(expert)])  # type: ignore[operator]
+                adapters.clear()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from redraft.errors import UserError
 from redraft.models.parts.mlp import SwiGLU
+from redraft.models.parts.packed import Packed, linear
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Experts:
 class MixtureOfExperts(nn.Module):
     """sum over the chosen experts e of w_e down_e(silu(gate_e x) * up_e x), plus the shared expert."""
 
+    experts_gate_up: nn.Parameter | Packed  # [E, 2 H, D]
+    experts_down: nn.Parameter | Packed  # [E, D, H]
+
     def __init__(self, dim: int, experts: Experts) -> None:
         super().__init__()
         self.experts = experts
@@ -71,10 +75,18 @@ class MixtureOfExperts(nn.Module):
         sizes = torch.bincount(chosen.flatten(), minlength=self.experts.count).tolist()
         for expert, (part, share) in enumerate(zip(token.split(sizes), weight.split(sizes), strict=True)):
             if len(part):
-                gate, up = F.linear(flat[part], self.experts_gate_up[expert]).chunk(2, -1)
-                y = F.linear(F.silu(gate) * up, self.experts_down[expert])
+                gate, up = self.gate_up(flat[part], expert).chunk(2, -1)
+                y = self.down(F.silu(gate) * up, expert)
                 total = total.index_add(0, part, y * share[:, None])
         return total.view_as(x)
+
+    def gate_up(self, x: Tensor, expert: int) -> Tensor:
+        """Gate and up of one expert, [T, D] -> [T, 2 H]."""
+        return linear(x, self.experts_gate_up[expert])
+
+    def down(self, x: Tensor, expert: int) -> Tensor:
+        """The output of one expert, [T, H] -> [T, D]."""
+        return linear(x, self.experts_down[expert])
 
     def route(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states [T, D] -> weights and indices of the chosen experts, [T, active] each; at least float32."""

@@ -13,24 +13,26 @@ class _RMSNorm(torch.autograd.Function):
     """Hand-written forward and backward: on CPUs, autograd takes about three times as many passes over memory.
 
     With n = x / rms(x): dx = (g w - n mean(g w n)) / rms(x), dw = sum(g n).
+    x may be bfloat16, as under autocast; the sums are float32.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = (norm.square_() / x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, scale, weight)
-        return (x * scale).mul_(weight)
+        return (x * scale).mul_(weight).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, scale, weight = ctx.saved_tensors
         normal = x * scale
-        product = grads[0] * normal
-        d_weight = product.flatten(0, -2).sum(0)
+        grad = grads[0].float()
+        product = grad * normal
+        d_weight = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
         mean = torch.mv(product.flatten(0, -2), weight).div_(-x.shape[-1]).view_as(scale)
-        d_x = normal.mul_(mean).addcmul_(grads[0], weight).mul_(scale)
-        return d_x, d_weight, None
+        d_x = normal.mul_(mean).addcmul_(grad, weight).mul_(scale)
+        return d_x.to(x.dtype), d_weight, None
 
 
 class RMSNorm(nn.Module):
@@ -42,7 +44,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled() and x.dtype == self.weight.dtype == torch.float32:
+        if x.device.type == "cpu" and torch.is_grad_enabled() and self.weight.dtype == torch.float32:
             result: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
             return result
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from redraft.models.parts.backbone import EVERY, Backbone
 from redraft.models.parts.edits import EditRates
 from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.norms import RMSNorm
+from redraft.models.parts.packed import linear
 from redraft.models.parts.self_conditioning import SelfConditioningProjection
 from redraft.models.parts.time import Modulation, TimeEmbedding
 from redraft.types import Forward, SelfConditioning
@@ -76,7 +76,7 @@ class Readout(Backbone):
         if self.edits is not None:
             rates: Tensor = self.edits(states, self.embedding.weight)
             return rates
-        return F.linear(states, self.embedding.weight) if self.head is None else self.head(states)
+        return linear(states, self.embedding.weight) if self.head is None else self.head(states)
 
     @property
     def logit_width(self) -> int:

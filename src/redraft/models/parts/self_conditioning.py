@@ -32,4 +32,4 @@ class SelfConditioningProjection(nn.Module):
             per_sample_weights=weight.flatten(0, 1).to(embedding.device, embedding.dtype),
             mode="sum",
         )
-        return F.linear(mean, self.weight).view(*positions.shape, -1)
+        return F.linear(mean.to(self.weight.dtype), self.weight).view(*positions.shape, -1)
