@@ -353,7 +353,7 @@ def _fresh_state(recipe: Recipe, parts: Parts, where: torch.device) -> State:
     table, network = recipe.train, parts.model.network
     return State(
         network=network.train(),
-        optimizer=optim.adamw(network, table.lr, table.betas, table.weight_decay),
+        optimizer=optim.build(table.optimizer, network, table.lr, table.betas, table.weight_decay),
         ema=Ema(network, table.ema) if table.ema else None,
         loader=parts.loader,
         noise=torch.Generator().manual_seed(table.seed),

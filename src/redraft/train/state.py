@@ -58,9 +58,13 @@ class State:
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors [...] for safetensors and plain values for JSON."""
         tensors = {f"model.{name}": t for name, t in self.trained().items()}
+        numbers: dict[str, int] = {}
         for name, parameter in self.network.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer.{name}.{key}"] = value
+                if isinstance(value, Tensor):  # copied where parameters share it, as the code books of 8 bits
+                    tensors[f"optimizer.{name}.{key}"] = value.clone() if key.startswith("qmap") else value
+                else:
+                    numbers[f"optimizer.{name}.{key}"] = value
         if self.ema is not None:
             tensors |= {f"ema.{name}": t for name, t in self.ema.tensors().items()}
         tensors |= {f"best.{name}": t for name, t in self.best_weights.items()}
@@ -79,6 +83,7 @@ class State:
             "window": self.window.pack(),
             "loader": self.loader.state_dict(),
             "objective": self.objective,
+            "optimizer": numbers,
         }
         return tensors, values
 
@@ -89,8 +94,10 @@ class State:
             own.copy_(tensors[f"model.{name}"])
         for name, parameter in self.network.named_parameters():
             prefix = f"optimizer.{name}."
-            kept = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-            self.optimizer.state[parameter] = {key: t.to(self.device) for key, t in kept.items()}
+            kept = {key.removeprefix(prefix): t.to(self.device) for key, t in tensors.items() if key.startswith(prefix)}
+            plain = values.get("optimizer", {}).items()
+            kept |= {key.removeprefix(prefix): value for key, value in plain if key.startswith(prefix)}
+            self.optimizer.state[parameter] = kept
         if self.ema is not None:
             self.ema.updates = values["ema_updates"]
             for name, shadow in self.ema.shadow.items():

@@ -171,6 +171,12 @@ class TrainTable:
     )
     batch_tokens: int = setting(4096, "Size of a batch, which is one forward pass.", least=1, unit="tokens", reach=())
     accumulate: int = setting(1, "Batches per update.", least=1, reach=())
+    optimizer: str = setting(
+        "adamw",
+        "adamw, or adamw8bit: its two moments in 8 bits instead of 32 (needs redraft[lowbit]).",
+        choices=("adamw", "adamw8bit"),
+        reach=(),
+    )
     lr: float = setting(1e-3, "Peak learning rate.", least=0, reach=_CLI)
     schedule: str = setting("cosine", "Learning-rate schedule after the warm-up.", choices=SCHEDULES, reach=())
     warmup: float = setting(
