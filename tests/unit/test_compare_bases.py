@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import tokenizers
 import torch
 
 from redraft.compare import run as runs
+from redraft.compare import setup as setups
+from redraft.compare import time_budget
 from redraft.compare.bases import Base
 from redraft.compare.checkpoints import find_bases
 from redraft.compare.record import Record
@@ -107,6 +110,22 @@ def test_one_autoregressive_checkpoint_is_converted_for_every_other_family(base:
     assert "converted from an autoregressive checkpoint" in text and "adapters of rank 4" in text
     assert Record.load(tmp_path / "out" / "results.json") == found
     assert replace(runs.render(tmp_path / "out"), created=found.created) == found
+
+
+def test_a_study_of_large_checkpoints_is_planned_for_an_hour(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the checkpoint is named. A tiny one counts as large here."""
+    monkeypatch.setattr(setups, "LARGE", 1000)
+    monkeypatch.setattr(setups, "ADAPTED", 1000)
+    given = study(tmp_path, find_bases([str(base)], ["autoregressive", "masked"]), budget_tokens=0)
+    begun = runs.begin(replace(given, steps=(), batch_sizes=(), train={"threads": 1}), lambda line: None)
+    plan, held = begun.prepared.plan, begun.prepared.study
+    assert held.batch_sizes == setups.LARGE_BATCH_SIZES and held.minutes == 0.0  # as it was given
+    assert {s.steps for s in plan.settings if s.family == "masked"} <= {*setups.LARGE_STEPS}
+    assert plan.total_seconds <= 60 * time_budget.LARGE_MINUTES and plan.tokens > 0
+    assert {start.lora_rank for start in begun.prepared.starts} == {setups.ADAPTER_RANK}
+    assert begun.deadline > time.monotonic() + 60 * time_budget.DEFAULT_MINUTES
 
 
 def test_all_weights_are_trained_from_a_small_checkpoint(base: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from redraft.errors import UserError
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.items import Item
 
-STUDY = Study(data="x", minutes=10.0)
+STUDY = Study(data="x", minutes=10.0, batch_sizes=(1, 32))
 SETTINGS = (
     DecodingConfig("autoregressive", family="autoregressive"),
     *(

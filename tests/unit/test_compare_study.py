@@ -31,7 +31,6 @@ def study(**fields: Any) -> Study:
         ({"budget_tokens": 5, "minutes": 1.0}, "More than one budget"),
         ({"seeds": 0}, "seeds = 0"),
         ({"steps": (0, 4)}, "steps = 0"),
-        ({"steps": ()}, "steps is empty"),
         ({"margin": -1.0}, "margin = -1.0"),
         ({"dropouts": (0.1, 1.0)}, "dropouts = 1.0"),
         ({"dropouts": (0.1, 0.1)}, "twice"),
@@ -75,7 +74,14 @@ def test_the_grid_is_steps_by_sampler_by_block_by_candidates() -> None:
 
 def test_an_unknown_sampler_is_named() -> None:
     with pytest.raises(UserError, match="confidence"):
-        grid(study(samplers=("confidense",)), "masked", causal=False, predicts_length=True, paired=True, longest=9)
+        grid(
+            study(samplers=("confidense",), steps=(2,)),
+            "masked",
+            causal=False,
+            predicts_length=True,
+            paired=True,
+            longest=9,
+        )
 
 
 def test_labels_are_for_people() -> None:

@@ -59,7 +59,10 @@ def grid(
 def _options(study: Study, sampler: str, block: int, longest: int) -> list[dict[str, int]]:
     """Steps and block lengths of one sampler, where it has these options."""
     known = {field.name for field in fields(find("samplers", sampler))}
-    steps = [count for count in study.steps if count <= (block or longest)] if "steps" in known else [None]
+    steps: list[int | None] = [None]
+    if "steps" in known:
+        most = block or longest
+        steps = [count for count in study.steps if count <= most] or [most]
     blocks = [size for size in study.blocks if size < longest] if "block" in known and not block else [None]
     found = []
     for count in steps:
@@ -72,7 +75,7 @@ def _options(study: Study, sampler: str, block: int, longest: int) -> list[dict[
 def thin(settings: Sequence[DecodingConfig], baseline: str) -> list[DecodingConfig]:
     """About half of the grid: every other number of steps of each family, the largest kept.
 
-    If no steps can be left out, only settings with one output length are kept.
+    If no steps can be left out, only settings with one output length are kept; after that, those without beam search.
     """
     steps: dict[str, list[int]] = {}
     for count, family in sorted({(s.steps, s.family) for s in settings if s.steps is not None}):
@@ -80,7 +83,8 @@ def thin(settings: Sequence[DecodingConfig], baseline: str) -> list[DecodingConf
     kept = {family: found[::-1][::2] if len(found) > 2 else found for family, found in steps.items()}
     if kept != steps:
         return [s for s in settings if s.steps is None or s.steps in kept[s.family]]
-    return [s for s in settings if s.family == baseline or s.candidates == 1]
+    single = [s for s in settings if s.family == baseline or s.candidates == 1]
+    return single if len(single) < len(settings) else [s for s in settings if s.options.get("beams", 1) == 1]
 
 
 def core(settings: Sequence[DecodingConfig], baseline: str) -> list[DecodingConfig]:

@@ -15,6 +15,7 @@ from redraft.presets import preset as shape_of
 
 SIZES = ("1m", "3m", "7m", "25m", "125m")
 TOKENS_PER_PARAMETER = 5.0  # the largest preset with at least this many training tokens is chosen
+ADAPTER_RATE = 1e-3  # learning rate of adapters
 CHECK_SAMPLES, LIKELIHOOD_SAMPLES = 4, 8  # noise draws per row of a bound, in training and on test rows
 
 
@@ -84,11 +85,12 @@ def largest(tokens: int, vocab_size: int, sizes: Sequence[str] = SIZES) -> str:
 
 
 def training_table(
-    study: Study, tokens: int, pass_tokens: int, length: int, paired: bool, width: int = 256
+    study: Study, tokens: int, pass_tokens: int, length: int, paired: bool, width: int = 256, adapters: bool = False
 ) -> dict[str, Any]:
     """Fields of the recipe's [train], the same for every family.
 
-    The learning rate falls with the width of the widest network (Yang et al. 2022, arXiv:2203.03466). Small budgets
+    The learning rate falls with the width of the widest network (Yang et al. 2022, arXiv:2203.03466). Adapters have one
+    of their own: W x + scale B A x changes little while B, which starts at zero, is small. Small budgets
     get small batches, for about a thousand updates. More than five passes over the data get dropout. The model with
     the best validation loss is kept, so each family is measured at its own best stopping point.
     """
@@ -97,7 +99,7 @@ def training_table(
     table: dict[str, Any] = {
         "tokens": tokens,
         "batch_tokens": max(batch, longest),
-        "lr": 1.5e-3 * min(1.0, 256 / width),
+        "lr": ADAPTER_RATE if adapters else 1.5e-3 * min(1.0, 256 / width),
         "dropout": 0.1 if tokens > 5 * pass_tokens else 0.0,
         "keep_best": True,
         "validate_every": max(1, tokens // 8),

@@ -126,7 +126,8 @@ class Planner:
     def _table(self, tokens: int) -> dict[str, Any]:
         setup = self.setup
         width = max((base.width for base in setup.bases.values()), default=256)
-        return training_table(setup.study, tokens, setup.pass_tokens, setup.first.length, setup.dataset.paired, width)
+        size = setup.pass_tokens, setup.first.length, setup.dataset.paired
+        return training_table(setup.study, tokens, *size, width, adapters=setup.lora_rank > 0)
 
     def _probe(self, draft: Plan) -> time_budget.Measure:
         """A function that trains for a few updates and returns the speed and the model."""

@@ -90,6 +90,7 @@ def begin(study: Study, log: Log, command: str = "") -> Job:
     raw = load_dataset(study)
     log(f"task     {raw.choice.name}: {raw.choice.reason}")
     setup = Setup.prepare(study, raw, device)
+    study = setup.study
     plan = Planner(setup, cache, log, begun).plan()
     rows = likelihood_rows(setup.dataset, plan.test_rows)
     prepared = Prepared(

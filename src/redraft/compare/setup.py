@@ -31,7 +31,10 @@ from redraft.train.recipe import Recipe
 from redraft.types import Spec
 
 PASS_ROWS = 4000  # rows from which the tokens of a pass are estimated
-LARGE, ADAPTER_RANK = 50_000_000, 16  # checkpoints with this many weights get adapters of this rank
+LARGE = 50_000_000  # weights of a checkpoint whose updates take seconds on a CPU
+ADAPTED, ADAPTER_RANK = 300_000_000, 16  # checkpoints with this many weights get adapters of this rank
+STEPS, BATCH_SIZES = (1, 2, 4, 8, 16), (1, 32)  # that a study tries unless it names others ...
+LARGE_STEPS, LARGE_BATCH_SIZES = (4, 8, 16), (1, 8)  # ... and with large checkpoints on a CPU
 COUNTED = ("tokens", "batch_tokens", "validate_every", "save_every_tokens")  # fields of [train] that count tokens
 
 
@@ -53,7 +56,7 @@ class Setup:
     their own, so that they are the same in passes over the data. The numbers of a plan are in the baseline's tokens.
     """
 
-    study: Study
+    study: Study  # with the steps and batch sizes that it tries
     out: Path
     device: torch.device
     dataset: Dataset
@@ -89,7 +92,7 @@ class Setup:
         first = readings[study.baseline]
         made = fitted.paired, first.new_tokens
         return cls(
-            study=study,
+            study=_with_defaults(study, device, bases),
             out=out,
             device=device,
             dataset=fitted,
@@ -121,19 +124,14 @@ class Setup:
     @property
     def large(self) -> bool:
         """Large checkpoints are trained on a CPU: an update takes seconds."""
-        return self.device.type == "cpu" and self._largest >= LARGE
-
-    @property
-    def _largest(self) -> int:
-        """Weights of the largest checkpoint; 0 without checkpoints."""
-        return max((base.parameters for base in self.bases.values()), default=0)
+        return self.device.type == "cpu" and _largest(self.bases) >= LARGE
 
     @property
     def lora_rank(self) -> int:
         """Rank of the adapters that are trained on checkpoints; 0: all weights are trained, or there are none."""
         if self.study.lora_rank is not None:
             return self.study.lora_rank
-        return ADAPTER_RANK if self._largest >= LARGE else 0
+        return ADAPTER_RANK if _largest(self.bases) >= ADAPTED else 0
 
     def curriculum(self, family: str) -> dict[str, Any]:
         """How the attention of a family changes in its conversion; empty: at once, or no conversion."""
@@ -295,6 +293,21 @@ def _bases(study: Study) -> dict[str, Base]:
         )
     options = study.family_options
     return {family: Base.read(path, family, options.get(family, {})) for family, path in study.bases.items()}
+
+
+def _largest(bases: Mapping[str, Base]) -> int:
+    """Weights of the largest checkpoint; 0 without checkpoints."""
+    return max((base.parameters for base in bases.values()), default=0)
+
+
+def _with_defaults(study: Study, device: torch.device, bases: Mapping[str, Base]) -> Study:
+    """The study with the steps and batch sizes that it tries if it names none."""
+    large = device.type == "cpu" and _largest(bases) >= LARGE
+    return replace(
+        study,
+        steps=study.steps or (LARGE_STEPS if large else STEPS),
+        batch_sizes=study.batch_sizes or (LARGE_BATCH_SIZES if large else BATCH_SIZES),
+    )
 
 
 def _limit(study: Study, base: Base | None) -> int:

@@ -42,8 +42,8 @@ class Study:
     )
     lora_rank: int | None = setting(
         None,
-        "Train adapters of this rank (LoRA) on the checkpoints of all families; 0 trains all weights. Unset: adapters "
-        "if the largest checkpoint has 50M parameters or more.",
+        "Train adapters of this rank (LoRA) on the checkpoints of all families; 0 trains all weights. Unset: rank 16 "
+        "if the largest checkpoint has 300M parameters or more, else all weights.",
         least=0,
     )
     curriculum: dict[str, Any] = setting(
@@ -71,7 +71,12 @@ class Study:
         below=1,
     )
 
-    steps: tuple[int, ...] = setting((1, 2, 4, 8, 16), "Numbers of denoising steps to try.", least=1, nonempty=True)
+    steps: tuple[int, ...] = setting(
+        (),
+        "Numbers of denoising steps to try. Unset: 1, 2, 4, 8 and 16; 4, 8 and 16 for checkpoints of 50M parameters or "
+        "more on a CPU.",
+        least=1,
+    )
     samplers: tuple[str, ...] = setting((), "Samplers of diffusion families to try. Unset: what suits the task.")
     blocks: tuple[int, ...] = setting((0,), "Block lengths to try; 0 decodes without blocks.", least=0, unit="tokens")
     candidates: tuple[int, ...] = setting(
@@ -94,7 +99,11 @@ class Study:
     )
     test_rows: int = setting(500, "Largest number of test rows.", least=2, unit="rows")
     validation_rows: int = setting(200, "Largest number of validation rows.", least=2, unit="rows")
-    batch_sizes: tuple[int, ...] = setting((1, 32), "Batch sizes to time.", least=1, nonempty=True)
+    batch_sizes: tuple[int, ...] = setting(
+        (),
+        "Batch sizes to time. Unset: 1 and 32; 1 and 8 for checkpoints of 50M parameters or more on a CPU.",
+        least=1,
+    )
     timed_calls: int = setting(12, "Timed calls of each setting at each batch size.", least=2)
     price_per_hour: float = setting(0.0, "Price of this machine per hour, to report cost.", least=0)
     service: ExternalService | None = setting(None, "A service with OpenAI's interface to compare with.")

@@ -21,6 +21,7 @@ from redraft.compare.study import Study
 from redraft.errors import UserError
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.items import Item
+from redraft.evaluation.timing import FEWEST_CALLS
 from redraft.model import Model
 
 DEFAULT_MINUTES = 8.5  # if no budget is given
@@ -175,7 +176,7 @@ class Costs:
 
 
 def within(plan: Plan, study: Study, costs: Costs, seconds: float) -> Plan:
-    """Reduce timed calls, then rows, then the grid, until decoding fits into the time."""
+    """Reduce timed calls, then rows, then the grid, then calls again, until decoding fits into the time."""
     while costs.of(plan, study) > seconds:
         fewer = thin(plan.settings, study.baseline)
         if plan.timed_calls > 6:
@@ -189,6 +190,8 @@ def within(plan: Plan, study: Study, costs: Costs, seconds: float) -> Plan:
             )
         elif len(fewer) < len(plan.settings):
             plan = replace(plan, settings=tuple(fewer))
+        elif plan.timed_calls > FEWEST_CALLS:
+            plan = replace(plan, timed_calls=FEWEST_CALLS)
         else:
             return plan
     return plan
