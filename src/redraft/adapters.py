@@ -14,6 +14,7 @@ from torch import Tensor
 
 from redraft import config as configs
 from redraft.conversion import convert_family
+from redraft.data.templates import template_of
 from redraft.errors import UserError
 from redraft.files import read_json
 from redraft.lora import Lora
@@ -128,6 +129,7 @@ def merge(model: Model, adapter: Adapter) -> Model:
     folder, origin = adapter.folder, adapter.origin
     if origin is not None:
         model = converted(model, origin)
+    model.tokenizer.chat_template = template_of(folder) or model.tokenizer.chat_template
     state, places = _weights(folder), public_names(model)
     weights = dict(model.network.named_parameters())
     known = {peft_name(model.network, name.removesuffix(".weight")): place for name, place in places.items()}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from redraft import config, models, weights
+from redraft.data.templates import CHAT_TEMPLATE
 from redraft.data.vocabulary import Vocabulary
 from redraft.files import atomic_folder, write_atomically
 from redraft.generation.answer_lengths import AnswerLengths
@@ -114,6 +115,8 @@ def _save_adapter(model: Model, adapter: lora.Lora, folder: Path, card: str) -> 
     with atomic_folder(folder) as new:
         _write_json(new / ADAPTER_CONFIG, _peft_config(model, adapter, modules))
         _write_json(new / ADAPTER_ORIGIN, config.to_mapping(origin))
+        if model.tokenizer.chat_template is not None:
+            write_atomically(new / CHAT_TEMPLATE, model.tokenizer.chat_template)
         if card:
             write_atomically(new / "README.md", card)
         save_file(state, str(new / ADAPTER_WEIGHTS), metadata={"format": "pt"})

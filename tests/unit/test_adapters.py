@@ -144,7 +144,7 @@ def write(path: Path, pairs: bool) -> Path:
 def recipe(start: Path, data: Path, pairs: bool, lora: dict[str, Any] | None, *overrides: str) -> Recipe:
     columns = {"input": "input", "target": "target"} if pairs else {"text": "text"}
     tables: dict[str, Any] = {
-        "data": {"source": str(data), "length": 32, **columns},
+        "data": {"source": str(data), "length": 32, "fractions": [0.9, 0.05, 0.05], **columns},
         "model": {"from": str(start)},
         "family": loading.family_of(start),
         "train": {

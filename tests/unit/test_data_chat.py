@@ -11,6 +11,8 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from redraft.data import chat
+from redraft.data.examples import Example
+from redraft.data.loader import tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.data.vocabulary import Ids, Vocabulary
 from redraft.errors import UserError
@@ -26,6 +28,11 @@ TEMPLATES = {
     "tools": "{% if tools is not none %}tools{% endif %}{% for m in messages %}"
     "{% if loop.index > 9 %}{% break %}{% endif %}"
     "{{ m | tojson }}<|end|>{% endfor %}{{ strftime_now('%Y') | length }}",
+    "generation": "{% for m in messages %}<|start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+    "{% set said = m.content %}{{ said }}<|end|>\n{% endgeneration %}{{ said }}{% else %}{{ m.content }}<|end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}",
+    "sorted": "{{ {'b': 1, 'a': 'ä'} | tojson(sort_keys=true, separators=(',', ':')) }}{{ [1] | tojson(true, 2) }}"
+    "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}",
 }
 TALKS: list[list[dict[str, str]]] = [
     [{"role": "user", "content": "Hello there"}],
@@ -99,6 +106,75 @@ def test_without_a_template() -> None:
 def test_a_template_that_raises_is_a_user_error(template: str) -> None:
     with pytest.raises(UserError, match="chat template"):
         chat.fill(TALKS[0], Tokenizer.bytes(), template)
+
+
+def conversation(*contents: str) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents)]
+
+
+def example(*contents: str, answer: str = "fine") -> Example:
+    turns = tuple((one["role"], one["content"]) for one in conversation(*contents))
+    return Example("\n".join(contents), answer, "f:1", turns=turns)
+
+
+@pytest.mark.parametrize("name", ["chatml", "inst", "generation"])
+def test_a_conversation_is_trained_in_the_form_in_which_it_is_asked(folder: Path, name: str) -> None:
+    (folder / "chat_template.jinja").write_text(TEMPLATES[name])
+    ours = Vocabulary(Ids(400, eos=1), folder)  # </s>
+    examples = [example("Hello there"), example("how", "are", "you <|end|>?", answer="user <|end|>")]
+    rows = tokenise(examples, ours)
+    assert rows.prompts is not None
+    for number, one in enumerate(examples):
+        asked, _ = chat.prompt(conversation(*(text for _, text in one.turns)), ours, True, ours.chat_template)
+        ids = rows.ids[rows.starts[number] : rows.starts[number + 1]].tolist()
+        assert ids[: rows.prompts[number]] == asked
+        assert ids[rows.prompts[number] :] == [*ours.encode(one.target), 1], "the loss is on the answer alone"
+
+
+def test_a_rendered_prompt_gives_the_ids_of_its_messages(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(TEMPLATES["chatml"])
+    ours = Vocabulary(Ids(400, eos=1, stop_ids=(3,)), folder)  # </s>, <|end|>
+    talk = conversation("Hello there", "user", "how are you?")
+    text = chat.fill(talk, ours, TEMPLATES["chatml"])
+    expected, _ = chat.prompt(talk, ours, True, TEMPLATES["chatml"])
+    (head, closed), targets = chat.example_ids([Example(text, "ok", "f:1"), Example(text, "ok<|end|>", "f:2")], ours)
+    assert head == closed == expected and targets == [[*ours.encode("ok"), 3]] * 2
+    # Anywhere else, the text of a marker is text, and this is said.
+    stray = [Example("what is <|start|>?", "a token", "f:1"), Example("hello", "you", "f:2")]
+    assert 2 not in chat.example_ids(stray, ours)[0][0]
+    assert chat.stray_markers([Example(text, "ok", "f:1")], ours) == ""
+    assert chat.stray_markers(stray, ours).startswith("1 rows hold the text of special tokens (<|start|>)")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_model_of_conversations_gets_a_template(folder: Path, tmp_path: Path, own: bool) -> None:
+    tokenizer = Tokenizer.bytes() if own else Vocabulary(Ids(400, eos=1), folder)
+    chat.adopt(tokenizer, [example("Hello there")])
+    assert tokenizer.chat_template is None, "single questions are pairs"
+    talk = ("Hello there", "user", "how are <sep> you?")
+    chat.adopt(tokenizer, [example(*talk), example("Hello there")])
+    saved = tmp_path / "model"
+    saved.mkdir()
+    tokenizer.save(saved)
+    again = Tokenizer.load(saved) if own else Vocabulary(Ids(400, eos=1), saved)
+    for contents in (talk, talk[:1]):
+        (head,), _ = chat.example_ids([example(*contents)], tokenizer)
+        assert chat.prompt(conversation(*contents), again, True, again.chat_template) == (head, ())
+        if own:
+            lines = [f"{one['role']}: {one['content']}" for one in conversation(*contents)]
+            assert head == tokenizer.encode_prompt("\n".join(lines) if len(lines) > 1 else contents[0])
+
+
+def test_what_a_model_does_not_get_is_said() -> None:
+    tokenizer = Tokenizer.bytes()
+    system, talk = [{"role": "system", "content": "be kind"}], conversation("a", "b", "c")
+    assert chat.left_out(talk[:1], tokenizer, True, None) == chat.left_out(system + talk, tokenizer, False, None) == ""
+    said = chat.left_out(system + talk, tokenizer, True, None)
+    assert "single questions" in said and said.endswith("the system message and 2 earlier messages")
+    users = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    assert chat.left_out(system + talk, tokenizer, True, users).endswith("chat template: the system message")
+    assert chat.forgotten([example("a"), example("a", "b", "c")], tokenizer).startswith("1 rows")
 
 
 def test_templates_by_name(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.data.columns import Columns, choose_columns
-from redraft.data.examples import Example, Examples, load, normalise, paired, read, split
+from redraft.data.examples import Example, Examples, key_text, load, normalise, paired, read, split
 from redraft.data.locate import resolve
 from redraft.data.report import describe
 from redraft.data.rows import Row
@@ -241,7 +241,18 @@ def test_chats(tmp_path: Path) -> None:
             chat_row("system:be brief", "user:a", "assistant:b", "user:c", "assistant:d"),
         ],
     )
-    assert taken(file) == [("hi", "hello"), ("system: be brief\nuser: a\nassistant: b\nuser: c", "d")]
+    assert taken(file) == [
+        ("hi", "hello"),
+        ("system: be brief\nuser: a", "b"),
+        ("system: be brief\nuser: a\nassistant: b\nuser: c", "d"),
+    ]
+    assert [len(example.turns) for example in read(file)] == [1, 2, 4]
+    assert len({key_text(example) for example in read(file)[1:]}) == 1, "a conversation is in one split"
+    more = read(jsonl(tmp_path / "more.jsonl", [chat_row("user:a", "assistant:b", "user:c")]))
+    assert (len(more), more.unanswered) == (1, 1)
+    weighted = chat_row("user:a", "assistant:b", "user:c", "assistant:d")
+    weighted["messages"][1]["weight"] = 0  # type: ignore[index]
+    assert [target for _, target in taken(jsonl(tmp_path / "weighted.jsonl", [weighted]))] == ["d"]
     with pytest.raises(UserError, match=":1: column 'messages' has no reply"):
         read(jsonl(tmp_path / "no.jsonl", [chat_row("user:hi")]))
 

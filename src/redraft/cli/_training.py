@@ -30,7 +30,10 @@ def run(recipe: Recipe, out: Path, device: str, as_json: bool) -> dict[str, Any]
     from redraft.train.loop import train
     from redraft.train.setup import texts
 
-    log(str(describe_data(texts(recipe))))
+    splits = texts(recipe)
+    chats = any(example.turns for example in splits.train)
+    log(str(describe_data(splits)))
+    del splits
     try:
         if sys.stderr.isatty() and not as_json:
             with Progress() as progress:
@@ -41,7 +44,8 @@ def run(recipe: Recipe, out: Path, device: str, as_json: bool) -> dict[str, Any]
         log(_continuation(out))
         raise
     if not as_json:
-        typer.echo(f"The model is in {out}. Try: redraft generate --model {out} --prompt TEXT")
+        how = "chat" if chats else "generate"
+        typer.echo(f"The model is in {out}. Try: redraft {how} --model {out}{'' if chats else ' --prompt TEXT'}")
     return {"model": str(out), **dataclasses.asdict(result)}
 
 

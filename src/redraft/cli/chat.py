@@ -46,17 +46,15 @@ def chat(
       redraft chat --model runs/mine --steps 8 --temperature 0.7
       echo "Where is my hat?" | redraft chat --model translate-en-de-masked --json
 
-    Messages are formatted with the model's chat template. docs/serving.md describes models without one. Options that
-    you leave out take the values of the model's generation_config.json.
+    Messages are formatted with the model's chat template. docs/serving.md describes models without one; which messages
+    such a model doesn't get is said. Options that you leave out take the values of the model's generation_config.json.
     """
-    from redraft.data.chat import template_of
-    from redraft.loading import load, resolve
+    from redraft.loading import load
     from redraft.serve.engine import Engine, EngineLimits
 
-    folder = resolve(model)
-    loaded = load(folder, device)
+    loaded = load(model, device)
     loaded.settings(**given)  # report a mistake before the first question
-    talk = _Talk(Engine(loaded, EngineLimits(rows=16)), template_of(folder), system, given, seed, pace)
+    talk = _Talk(Engine(loaded, EngineLimits(rows=16)), system, given, seed, pace)
     console = screen(as_json)
     interactive = sys.stdin.isatty() and not as_json
     if interactive:
@@ -79,13 +77,14 @@ class _Talk:
     def __init__(
         self,
         engine: Engine,
-        template: str | None,
         system: str | None,
         chosen: dict[str, Any],
         seed: int,
         pace: float,
     ) -> None:
-        self.engine, self.template, self.chosen, self.seed, self.pace = engine, template, chosen, seed, pace
+        self.engine, self.chosen, self.seed, self.pace = engine, chosen, seed, pace
+        self.template = engine.model.tokenizer.chat_template
+        self.told: set[str] = set()  # what was said about messages that are left out
         self.begin = [{"role": "system", "content": system}] if system else []
         self.messages = list(self.begin)
         self.turns: list[dict[str, Any]] = []
@@ -145,6 +144,13 @@ class _Talk:
         )
         self.seed += 1
 
+    def _tell(self, left_out: str) -> None:
+        """Say once which messages the model doesn't get."""
+        kind = "".join(letter for letter in left_out if not letter.isdigit()).replace("messages", "message")
+        if left_out and kind not in self.told:
+            self.told.add(kind)
+            log(left_out)
+
     def _answer(self, console: Console) -> tuple[GeneratedText, float]:
         from rich.live import Live
 
@@ -154,6 +160,7 @@ class _Talk:
 
         model = self.engine.model
         head, stops = conversations.prompt(self.messages, model.tokenizer, model.paired, self.template)
+        self._tell(conversations.left_out(self.messages, model.tokenizer, model.paired, self.template))
         room = model.network.config.max_length - len(head)
         if room < 1:
             raise UserError(f"The context is full: the conversation has {len(head)} tokens.", "Enter /clear.")

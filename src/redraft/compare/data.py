@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from redraft.compare.study import Study
-from redraft.data.examples import Columns, Example, load, normalise
+from redraft.data.chat import example_ids
+from redraft.data.examples import Columns, Example, key_text, load, normalise
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.evaluation.result_cache import digest
@@ -67,7 +68,7 @@ def load_dataset(study: Study) -> Dataset:
     skipped = sum(len(part.skipped) for _, part in splits.items())
     notes = [f"Rows of training, validation and test: {splits}."]
     notes += [f"{skipped} rows could not be read and were left out."] if skipped else []
-    known = {normalise(_key(example)) for example in train}
+    known = {normalise(key_text(example)) for example in train}
     chosen = splits.train.columns
     return Dataset(
         train=train,
@@ -77,7 +78,7 @@ def load_dataset(study: Study) -> Dataset:
         choice=infer_task(train[:TASK_ROWS], study.task),
         columns={k: v for k, v in vars(chosen).items() if v},
         notes=notes,
-        leaks=sum(normalise(_key(example)) in known for example in test),
+        leaks=sum(normalise(key_text(example)) in known for example in test),
     )
 
 
@@ -128,19 +129,16 @@ def write_rows(examples: Sequence[Example], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for example in examples:
-        pair: dict[str, Any] = {"text": example.target}
-        if example.prompt is not None:
-            pair = {"input": example.prompt, "target": example.target}
-        lines.append(json.dumps(pair, ensure_ascii=False))
+        row: dict[str, Any] = {"text": example.target}
+        if example.turns:  # only the last message is a target: the others are rows of their own
+            before = [{"role": role, "content": content, "weight": 0} for role, content in example.turns]
+            row = {"messages": [*before, {"role": "assistant", "content": example.target}]}
+        elif example.prompt is not None:
+            row = {"input": example.prompt, "target": example.target}
+        lines.append(json.dumps(row, ensure_ascii=False))
     write_atomically(path, "\n".join(lines) + "\n")
-
-
-def _key(example: Example) -> str:
-    return example.target if example.prompt is None else example.prompt
 
 
 def _sizes(part: Sequence[Example], tokenizer: Tokenizer) -> list[int]:
     """Tokens of each pair, separator and end-of-text included."""
-    prompts = tokenizer.encode_batch([e.prompt or "" for e in part])
-    targets = tokenizer.encode_batch([e.target for e in part])
-    return [len(p) + len(t) + 2 for p, t in zip(prompts, targets, strict=True)]
+    return [len(prompt) + len(target) for prompt, target in zip(*example_ids(part, tokenizer), strict=True)]

@@ -191,7 +191,7 @@ class Job:
 
     def _generate(self, part: Part, setting: DecodingConfig, seed: int, optional: bool, constrained: bool) -> None:
         items = self.prepared.test if part == "test" else self.prepared.validation
-        prompts, most = [item.prompt for item in items], max(self.prepared.study.batch_sizes)
+        prompts, most = [item.asked for item in items], max(self.prepared.study.batch_sizes)
         plan, constraint = self.prepared.plan, self.prepared.study.constraint
         config = constrained_config(setting, constraint) if constrained else setting
         key = {
@@ -232,7 +232,7 @@ class Job:
         self, label: str, batch: int, settings: Sequence[DecodingConfig], constrained: bool = False
     ) -> None:
         seed, plan, study = self.seeds[0], self.prepared.plan, self.prepared.study
-        prompts = [item.prompt for item in self.prepared.test]
+        prompts = [item.asked for item in self.prepared.test]
         limits = [self.prepared.new_tokens(setting.family) for setting in settings]
         key = {
             "kind": "timing",

@@ -20,6 +20,7 @@ from redraft.compare.grid import grid
 from redraft.compare.measurements import DataSummary, Start
 from redraft.compare.plan import Plan, vocabulary
 from redraft.compare.study import Study
+from redraft.data import chat
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.evaluation.decoding import DecodingConfig
@@ -76,6 +77,8 @@ class Setup:
         bases = _bases(study)
         own = None if bases else _tokenizer(study, raw, out)
         tokenizers = {family: own or bases[family].tokenizer for family in study.families}
+        for tokenizer in tokenizers.values():
+            chat.adopt(tokenizer, raw.train)
         readers = _readers(tokenizers, raw)
         limits = [(tokenizers[each[0]], min(_limit(study, bases.get(family)) for family in each)) for each in readers]
         fitted, lengths = data.fit_length(raw, limits)
@@ -194,6 +197,8 @@ class Setup:
         """
         folder, base = self.out.resolve(), self.study.bases.get(family)
         columns = {"input": "input", "target": "target"} if self.dataset.paired else {"text": "text"}
+        if self.dataset.train[0].turns:
+            columns = {}  # ``messages`` are recognised by their name
         reading = self.readings[family]
         tables: dict[str, Any] = {
             "data": {

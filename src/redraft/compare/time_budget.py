@@ -281,7 +281,7 @@ def _batch_seconds(model: Model, setting: DecodingConfig, items: Sequence[Item],
         longest = min(new_tokens, setting.steps)
     begin = time.perf_counter()
     settings = model.settings(max_new_tokens=longest, **setting.generation())
-    for _ in model.start([item.prompt for item in items], settings):
+    for _ in model.start([item.asked for item in items], settings):
         pass
     runtime.synchronise(model.network.device)
     return time.perf_counter() - begin

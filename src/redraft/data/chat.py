@@ -1,10 +1,12 @@
-"""Conversations as prompts, with or without a chat template.
+"""Conversations as token ids: one form of a conversation in training, evaluation, chat and server.
 
-A chat template in the model's folder (``chat_template.jinja``, or ``chat_template`` in tokenizer_config.json) is
-rendered as transformers does it. Without a template, the prompt depends on the training data of the model:
+If the tokenizer has a chat template (``chat_template.jinja`` in the model's folder, or ``chat_template`` in
+tokenizer_config.json), it is rendered as transformers does it (``data.templates``). A model without one that is trained
+on conversations of several turns gets one (``adopt``): lines ``role: content``. A model without a template was trained
+on something else:
 
-- pairs: the last user message is the prompt, exactly as in training. Earlier messages are left out, because the
-  training data had none.
+- pairs: the last user message is the prompt, exactly as in training. Other messages are left out, because the training
+  data had none (``left_out`` tells which).
 - plain text: the prompt is a transcript with one ``User: ...`` or ``Assistant: ...`` line for each message. System
   messages stay as they are. It ends with ``Assistant:``, and a new ``User:`` line ends the answer.
 """
@@ -14,44 +16,36 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from functools import lru_cache
 
-from redraft.data.gguf_tokenizer import read_part
+from redraft.data.examples import Example
+from redraft.data.templates import render, template_of
 from redraft.data.tokenizer import Tokenizer
-from redraft.errors import UserError, suggest
+from redraft.errors import UserError
+
+__all__ = [
+    "adopt",
+    "example_ids",
+    "fill",
+    "forgotten",
+    "left_out",
+    "prompt",
+    "stray_markers",
+    "template_of",
+    "transcript",
+]
 
 Conversation = Sequence[Mapping[str, str]]  # messages {"role": ..., "content": ...}
 _NEXT_USER = "\nUser:"
 _SPEAKERS = {"user": "User: ", "assistant": "Assistant: "}
-
-
-def template_of(folder: Path, name: str = "default") -> str | None:
-    """The chat template of a model folder or a GGUF file; None if it has none.
-
-    Args:
-        name: which template, if the folder has several.
-    Raises:
-        UserError: the file can't be read, or there is no template of that name.
-    """
-    config = folder / "tokenizer_config.json"
-    template, described = read_part(folder, "chat_template.jinja"), read_part(folder, config.name)
-    if template is not None:
-        return template.decode("utf-8")
-    if described is None:
-        return None
-    try:
-        found = json.loads(described).get("chat_template")
-    except ValueError as error:
-        raise UserError(f"'{config}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
-    if isinstance(found, list):  # several named templates
-        known = {str(one.get("name")): one.get("template") for one in found}
-        if name not in known and name != "default":
-            raise UserError(f"'{config}' has no chat template '{name}'.", suggest(name, known))
-        found = known.get(name)
-    return found if isinstance(found, str) else None
+_PROBE = ({"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"})
+# The form of a conversation in ``data.columns``: one message as it is, several as lines.
+_LINES = (
+    "{% if messages | length == 1 %}{{ messages[0]['content'] }}{% else %}{% for message in messages %}"
+    "{{ message['role'] + ': ' + message['content'] }}{% if not loop.last %}{{ '\n' }}{% endif %}"
+    "{% endfor %}{% endif %}"
+)
 
 
 def prompt(
@@ -70,8 +64,7 @@ def prompt(
     if template is None:
         text = transcript(messages, paired)
         return (tokenizer.encode_prompt(text), ()) if paired else (tokenizer.encode_opening(text), (_NEXT_USER,))
-    special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values() if token.special]
-    pattern = "|".join(re.escape(name) for name in sorted(special, key=len, reverse=True)) or "(?!)"
+    pattern = special_pattern(tokenizer)
     mark = f"\ue000{secrets.token_hex(8)}:{{}}\ue001"  # placeholder for the text of a special token inside a message
     hidden: list[str] = []
 
@@ -79,12 +72,33 @@ def prompt(
         hidden.append(found[0])
         return mark.format(len(hidden) - 1)
 
-    safe = [{**message, "content": re.sub(pattern, hide, message["content"])} for message in messages]
+    safe = [{**message, "content": pattern.sub(hide, message["content"])} for message in messages]
     text = fill(safe, tokenizer, template)
     ids: list[int] = []
-    for number, part in enumerate(re.split(mark.format(r"(\d+)"), text)):
+    for number, part in enumerate(re.split(mark.format(r"(\d+)"), text) if hidden else [text]):
         ids += tokenizer.encode(hidden[int(part)]) if number % 2 else tokenizer.encode_marked(part)
     return ids, ()
+
+
+def left_out(messages: Conversation, tokenizer: Tokenizer, paired: bool, template: str | None) -> str:
+    """Which messages ``prompt`` leaves out, in words; empty if none."""
+    if template is not None:
+        text = fill(messages, tokenizer, template)
+        lost = [one for one in messages if one["role"] != "assistant" and one["content"].strip() not in text]
+        why = "the model's chat template"
+    elif paired:
+        last = max((i for i, one in enumerate(messages) if one["role"] == "user"), default=-1)
+        lost = [one for i, one in enumerate(messages) if i != last]
+        why = "a model that was trained on single questions and answers"
+    else:
+        lost = []
+    if not lost:
+        return ""
+    systems = sum(one["role"] == "system" for one in lost)
+    parts = ["the system message"] * bool(systems)
+    if rest := len(lost) - systems:
+        parts.append(f"{rest} earlier message{'s' * (rest > 1)}")
+    return f"left out by {why}: {' and '.join(parts)}"
 
 
 def transcript(messages: Conversation, paired: bool, opened: bool = True) -> str:
@@ -106,33 +120,140 @@ def transcript(messages: Conversation, paired: bool, opened: bool = True) -> str
 
 
 def fill(messages: Conversation, tokenizer: Tokenizer, template: str, opened: bool = True) -> str:
-    """Render a chat template in the same environment as transformers.
+    """The text of a conversation, rendered by a chat template.
 
     Args:
         opened: end where the answer begins (``add_generation_prompt``).
     Raises:
         UserError: the template can't render these messages.
     """
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    return render(template, messages, tokenizer.names, opened)
 
-    def refuse(why: str) -> None:
-        raise UserError(f"The model's chat template rejects these messages: {why}.", "Change the messages.")
 
-    def as_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+@lru_cache(maxsize=8)
+def special_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """Finds the texts of special tokens, the longest first."""
+    special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values() if token.special]
+    return re.compile("|".join(re.escape(name) for name in sorted(special, key=len, reverse=True)) or "(?!)")
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+
+# ---- rows of data
+
+
+def adopt(tokenizer: Tokenizer, examples: Sequence[Example]) -> None:
+    """Give a tokenizer without a chat template one if the examples are conversations of several turns.
+
+    The template has the form of a row's prompt: lines ``role: content``, and what stands around the prompt of a pair.
+    It is saved with the model, so that chat and server ask in the form of training.
+    """
+    if tokenizer.chat_template is not None or all(len(example.turns) < 2 for example in examples):
+        return
+    before, after = (
+        "".join(str(tokenizer.backend.id_to_token(token)) for token in ids) for ids in tokenizer.around_prompt
     )
-    environment.filters["tojson"] = as_json
-    environment.globals |= {"raise_exception": refuse, "strftime_now": time.strftime}
-    names = {f"{key}_token": name for key, name in tokenizer.names.items()}
+    opening = after or "\nassistant:\n"  # without a separator, a line opens the answer
+    tokenizer.chat_template = f"{_quoted(before)}{_LINES}{_quoted(opening)}"
+
+
+def _quoted(text: str) -> str:
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
+
+
+def is_conversation(example: Example, tokenizer: Tokenizer) -> bool:
+    """Is an example a conversation: as messages, or as a prompt that a chat template rendered?"""
+    if example.turns or example.prompt is None or tokenizer.chat_template is None:
+        return bool(example.turns)
+    opening = _opening(tokenizer)
+    return bool(opening) and example.prompt.rstrip().endswith(opening)
+
+
+def example_ids(examples: Sequence[Example], tokenizer: Tokenizer) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids of the prompt and of the target of each example; for plain texts, the prompts are empty.
+
+    Conversations have the form of ``prompt``. The prompt of a pair that ends as the chat template opens an answer is a
+    rendered conversation, so its markers are special tokens; in any other text they are ordinary text.
+
+    Raises:
+        UserError: the template can't render a conversation.
+    """
+    plain = [example.prompt or "" for example in examples if not example.turns]
+    heads, before, after = iter(tokenizer.encode_batch(plain)), *tokenizer.around_prompt
+    targets = tokenizer.encode_batch([example.target for example in examples])
+    closing, prompts = _closing(tokenizer), []
+    for number, example in enumerate(examples):
+        end = tokenizer.answer_suffix
+        if example.turns:
+            messages = [{"role": role, "content": content} for role, content in example.turns]
+            head, _ = prompt(messages, tokenizer, True, tokenizer.chat_template)
+            end = closing or end
+        elif example.prompt is None:
+            head = next(heads)  # of an empty text
+        elif is_conversation(example, tokenizer):
+            next(heads)
+            head = tokenizer.encode_marked(example.prompt)
+            targets[number] = tokenizer.encode_marked(example.target)
+            ended = bool(targets[number]) and targets[number][-1] in _ends(tokenizer)
+            end = [] if ended else closing or end
+        else:
+            head = [*before, *next(heads), *after]
+        prompts.append(head)
+        targets[number] += end
+    return prompts, targets
+
+
+def forgotten(examples: Sequence[Example], tokenizer: Tokenizer) -> str:
+    """A warning about conversations of which a model without a chat template gets the last user message alone."""
+    rows = sum(len(example.turns) > 1 for example in examples) if tokenizer.chat_template is None else 0
+    if not rows:
+        return ""
+    return (
+        f"{rows:,} rows are conversations of several messages, and this model was trained on single questions and "
+        "answers: it gets the last user message alone."
+    )
+
+
+def stray_markers(examples: Sequence[Example], tokenizer: Tokenizer) -> str:
+    """A warning about special tokens that stand in the data as text; empty if there are none."""
+    if tokenizer.chat_template is None:
+        return ""
+    pattern, found, rows = special_pattern(tokenizer), set[str](), 0
+    for example in examples:
+        if is_conversation(example, tokenizer):
+            continue
+        names = [*pattern.findall(example.prompt or ""), *pattern.findall(example.target)]
+        found |= set(names)
+        rows += bool(names)
+    if not rows:
+        return ""
+    return (
+        f"{rows:,} rows hold the text of special tokens ({', '.join(sorted(found))}), which is read as ordinary text. "
+        "Write conversations as 'messages', or prompts as the chat template renders them."
+    )
+
+
+@lru_cache(maxsize=8)
+def _opening(tokenizer: Tokenizer) -> str:
+    """How the chat template opens an answer, without white space at its end; empty if it does so without a marker."""
+    assert tokenizer.chat_template is not None
     try:
-        return environment.from_string(template).render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=opened, **names
-        )
-    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-        raise UserError(
-            f"The model's chat template can't be rendered: {error}.", "Check chat_template in the model's folder."
-        ) from None
+        closed, opened = (fill(_PROBE[:1], tokenizer, tokenizer.chat_template, state) for state in (False, True))
+    except UserError:  # it asks for other messages
+        return ""
+    found = opened.removeprefix(closed).strip() if opened.startswith(closed) else ""
+    return found if special_pattern(tokenizer).search(found) else ""
+
+
+def _closing(tokenizer: Tokenizer) -> list[int]:
+    """The end-of-text token by which the chat template closes an answer; empty if it closes with no such token."""
+    if tokenizer.chat_template is None:
+        return []
+    try:
+        text = fill(_PROBE, tokenizer, tokenizer.chat_template, opened=False)
+    except UserError:
+        return []
+    ids = tokenizer.encode_marked(text.rpartition(_PROBE[1]["content"])[2])
+    return next(([token] for token in ids if token in _ends(tokenizer)), [])
+
+
+def _ends(tokenizer: Tokenizer) -> set[int]:
+    return {tokenizer.eos_id, *tokenizer.stop_ids} - {-1}

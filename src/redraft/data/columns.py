@@ -29,6 +29,7 @@ _PAIRS = (
     ("context", "target"),
 )
 _TEXTS = ("text", "content", "document")
+Turns = tuple[tuple[str, str], ...]  # role and content of each message
 _JSON_NAMES = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
@@ -37,8 +38,8 @@ class Columns:
     """Which columns to use: ``text``, or ``input`` and ``target``, or ``messages`` (a chat). All None: recognise them.
 
     ``input`` and ``target`` may join columns with a newline: ``"context+question"``. A dot reaches into a column:
-    ``"answers.0.text"``. In a chat, the last message of the assistant is the target, and the messages before it are the
-    prompt.
+    ``"answers.0.text"``. In a chat, each message of the assistant is a target, and the messages before it are its
+    prompt; a message with ``"weight": 0`` is no target.
     """
 
     text: str | None = None
@@ -82,20 +83,21 @@ def choose_columns(wanted: Columns, row: Row) -> Columns:
     return wanted
 
 
-def reader(columns: Columns) -> Callable[[Mapping[str, Any]], tuple[str | None, str]]:
-    """A function from the values of a row to (prompt, target), for columns from ``choose_columns``.
+def reader(columns: Columns) -> Callable[[Mapping[str, Any]], list[tuple[str | None, str, Turns]]]:
+    """A function from the values of a row to its examples (prompt, target, turns), for columns from ``choose_columns``.
 
-    The prompt is None for plain text. The function raises ``BadRow`` for a row that can't be used.
+    The prompt is None for plain text. A chat has several examples, with the messages before each target as ``turns``.
+    The function raises ``BadRow`` for a row that can't be used.
     """
     if columns.messages is not None:
         name = columns.messages
         return lambda values: _chat(values, name)
     if columns.text is not None:
         text = columns.text
-        return lambda values: (None, _filled(_text(values, text), text))
+        return lambda values: [(None, _filled(_text(values, text), text), ())]
     assert columns.input is not None and columns.target is not None
     prompt, target = columns.input, columns.target
-    return lambda values: (_join(values, prompt), _filled(_join(values, target), target))
+    return lambda values: [(_join(values, prompt), _filled(_join(values, target), target), ())]
 
 
 def _recognise(row: Row) -> Columns:
@@ -158,17 +160,26 @@ def _filled(text: str, name: str) -> str:
     return text
 
 
-def _chat(values: Mapping[str, Any], name: str) -> tuple[str, str]:
-    """The messages before the last reply of the assistant, and that reply.
+def unanswered(values: Mapping[str, Any], name: str) -> bool:
+    """Does a chat end with messages that no message of the assistant follows?"""
+    messages = values[name]
+    return bool(messages) and messages[-1].get("role") != "assistant"
+
+
+def _chat(values: Mapping[str, Any], name: str) -> list[tuple[str | None, str, Turns]]:
+    """Each message of the assistant, with the messages before it.
 
     One message before it is the prompt as it is; several become ``role: content`` lines.
     """
     messages = values.get(name)
     if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
         raise BadRow(f"column '{name}' is not a list of messages with role and content")
-    last = max((i for i, m in enumerate(messages) if m.get("role") == "assistant"), default=-1)
-    if last < 1:
+    turns = tuple((_text(m, "role"), _text(m, "content")) for m in messages)
+    found: list[tuple[str | None, str, Turns]] = []
+    for at, (role, content) in enumerate(turns):
+        if at and role == "assistant" and messages[at].get("weight", 1) != 0:
+            lines = "\n".join(f"{speaker}: {text}" for speaker, text in turns[:at])
+            found.append((turns[0][1] if at == 1 else lines, _filled(content, "content"), turns[:at]))
+    if not found:
         raise BadRow(f"column '{name}' has no reply of the assistant after another message")
-    before = [(_text(m, "role"), _text(m, "content")) for m in messages[:last]]
-    prompt = before[0][1] if len(before) == 1 else "\n".join(f"{role}: {content}" for role, content in before)
-    return prompt, _filled(_text(messages[last], "content"), "content")
+    return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from redraft.data.columns import BadRow, Columns, choose_columns, reader
+from redraft.data.columns import BadRow, Columns, Turns, choose_columns, reader, unanswered
 from redraft.data.locate import SPLITS, resolve, source_kind
 from redraft.errors import UserError
 
@@ -27,6 +27,7 @@ class Example:
     target: str
     where: str
     task: str = ""  # name of the task, if the source mixes several
+    turns: Turns = ()  # of a conversation: role and content of the messages before the target; ``prompt`` shows them
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Examples(Sequence[Example]):
     columns: Columns
     recognised: bool = False  # the columns were recognised by their names, not named by the user
     skipped: list[Skipped] = field(default_factory=list)
+    unanswered: int = 0  # conversations whose last messages have no answer, and are left out
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -206,7 +208,15 @@ def split(examples: Examples, fractions: tuple[float, ...], seed: int = 0) -> Sp
 
 
 def key_text(example: Example) -> str:
-    """The text that identifies an example: its prompt, or its text if it has no prompt."""
+    """The text that identifies an example: its prompt, or its text if it has no prompt.
+
+    For a conversation, it is what stands before the first answer, so that all examples of a conversation are in one
+    split.
+    """
+    if example.turns:
+        speakers = [role for role, _ in example.turns]
+        first = speakers.index("assistant") if "assistant" in speakers[1:] else len(speakers)
+        return "\n".join(content for _, content in example.turns[: first or 1])
     return example.target if example.prompt is None else example.prompt
 
 
@@ -232,21 +242,23 @@ def _read_files(files: list[str], columns: Columns | None, skip_bad_rows: bool) 
     rows = (row for file in files for row in source_kind(file).read(file))
     wanted = columns or Columns()
     chosen: Columns | None = None
-    read_row: Callable[[Mapping[str, Any]], tuple[str | None, str]] | None = None
+    read_row: Callable[[Mapping[str, Any]], list[tuple[str | None, str, Turns]]] | None = None
+    unfinished = 0
     examples: list[Example] = []
     skipped: list[Skipped] = []
     for row in rows:
-        problem, pair = row.problem, None
+        problem, found = row.problem, None
         if not problem:
             if read_row is None:
                 chosen = choose_columns(wanted, row)
                 read_row = reader(chosen)
             try:
-                pair = read_row(row.values)
+                found = read_row(row.values)
             except BadRow as error:
                 problem = str(error)
-        if pair is not None:
-            examples.append(Example(*pair, row.where, row.task))
+        if found is not None and chosen is not None:
+            examples += [Example(prompt, target, row.where, row.task, turns) for prompt, target, turns in found]
+            unfinished += chosen.messages is not None and unanswered(row.values, chosen.messages)
         elif skip_bad_rows:
             skipped.append(Skipped(row.where, problem))
         else:
@@ -256,7 +268,7 @@ def _read_files(files: list[str], columns: Columns | None, skip_bad_rows: bool) 
         left = f" ({len(skipped)} bad rows left out{first})" if skipped else ""
         raise UserError(f"'{', '.join(files)}' holds no rows{left}.", "Give a file with at least one good row.")
     assert chosen is not None
-    return Examples(examples, chosen, wanted == Columns(), skipped)
+    return Examples(examples, chosen, wanted == Columns(), skipped, unfinished)
 
 
 def unit_hash(text: str, seed: int) -> float:

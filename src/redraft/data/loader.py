@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from redraft.data.chat import example_ids
 from redraft.data.examples import Example
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
@@ -30,7 +31,7 @@ class Tokenised:
     """A corpus as one flat array of ids: ``n`` rows, ``T`` tokens, vocabulary size ``V``.
 
     Pairs: row ``i`` is prompt, sep, target, eos (or what the tokenizer of a public checkpoint has in place of sep and
-    eos). Texts: row ``i`` is a document and eos.
+    eos, or its chat template writes around messages). Texts: row ``i`` is a document and eos.
     """
 
     ids: np.ndarray  # [T] uint16 where the vocabulary allows, else int32
@@ -64,19 +65,13 @@ def tokenise(examples: Sequence[Example], tokenizer: Tokenizer) -> Tokenised:
         )
     pairs = paired.pop()
     ids, lengths, prompts = array("i"), array("q"), array("q")
-    before, after = tokenizer.around_prompt if pairs else ([], [])
-    suffix = tokenizer.answer_suffix
     for begin in range(0, len(examples), _CHUNK):
-        chunk = examples[begin : begin + _CHUNK]
-        targets = tokenizer.encode_batch([example.target for example in chunk])
-        heads = tokenizer.encode_batch([example.prompt or "" for example in chunk]) if pairs else [[]] * len(chunk)
-        for head, target in zip(heads, targets, strict=True):
+        for head, target in zip(*example_ids(examples[begin : begin + _CHUNK], tokenizer), strict=True):
             begin_at = len(ids)
             if pairs:
-                ids.extend([*before, *head, *after] or [tokenizer.bos_id])  # the first target token needs a context
+                ids.extend(head or [tokenizer.bos_id])  # the first target token needs a context
                 prompts.append(len(ids) - begin_at)
             ids.extend(target)
-            ids.extend(suffix)
             lengths.append(len(ids) - begin_at)
     flat = np.frombuffer(ids, dtype=np.int32).astype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
     texts = np.array([len(example.target.encode()) for example in examples], dtype=np.int64)

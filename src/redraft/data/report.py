@@ -64,6 +64,7 @@ class SplitReport:
     leaks: tuple[Leak, ...]
     skipped: tuple[Skipped, ...]
     tasks: tuple[TaskReport, ...] = ()  # if the source is a mixture
+    unanswered: int = 0  # conversations whose last messages have no answer
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def describe(splits: Splits, tokenizer: Tokenizer | None = None) -> Report:
                 leaks=() if name == "train" else tuple(_leaks(examples.rows, seen, exact)),
                 skipped=tuple(examples.skipped),
                 tasks=_tasks(examples.rows),
+                unanswered=examples.unanswered,
             )
         )
     return Report(splits.train.columns, splits.train.recognised, tuple(parts), str(splits))
@@ -181,6 +183,8 @@ def _lines(part: SplitReport) -> Iterable[str]:
         exact = sum(leak.exact for leak in part.leaks)
         named = _some([(leak.where, leak.train) for leak in part.leaks])
         yield f"  inputs that also occur in train: {len(part.leaks):,} rows, {exact:,} of them exactly equal ({named})"
+    if part.unanswered:
+        yield f"  conversations that end with a message without an answer, which is left out: {part.unanswered:,}"
     if part.skipped:
         yield f"  bad rows left out: {len(part.skipped):,}"
         yield from (f"    {bad.where}: {bad.reason}" for bad in part.skipped[:_SHOWN])

@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from redraft.data.gguf_tokenizer import read_part
+from redraft.data.templates import CHAT_TEMPLATE, template_of
 from redraft.errors import UserError
 from redraft.files import write_atomically
 
@@ -51,6 +52,7 @@ class Tokenizer:
     """
 
     stop_ids: tuple[int, ...] = ()
+    chat_template: str | None = None  # how conversations become text (``data.chat``); saved with the tokenizer
 
     def __init__(self, backend: tokenizers.Tokenizer, specials: Mapping[str, str] | None = None) -> None:
         """Wrap a backend.
@@ -129,14 +131,18 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the backend raises plain Exception
             raise UserError(f"'{file}' is not a valid tokenizer.json: {error}.", "Copy or download it again.") from None
-        return cls(backend, read_specials(file.parent))
+        made = cls(backend, read_specials(file.parent))
+        made.chat_template = template_of(file.parent)
+        return made
 
     def with_special_tokens(self, extras: Sequence[str]) -> Tokenizer:
         """The same tokenizer with these tokens of ``EXTRAS``; missing ones are appended as new ids."""
         if all(key in self.names for key in extras):
             return self
         named = {key: _own(key) for key in extras} | self.names
-        return Tokenizer(tokenizers.Tokenizer.from_str(self.backend.to_str()), named)
+        made = Tokenizer(tokenizers.Tokenizer.from_str(self.backend.to_str()), named)
+        made.chat_template = self.chat_template
+        return made
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, which transformers' AutoTokenizer can read, too."""
@@ -146,6 +152,8 @@ class Tokenizer:
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         write_atomically(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        if self.chat_template is not None:
+            write_atomically(folder / CHAT_TEMPLATE, self.chat_template)
 
     def has(self, key: str) -> bool:
         """Does this special token (``"mask"``) exist? Only public checkpoints may lack one (``data.vocabulary``)."""

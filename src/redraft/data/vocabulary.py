@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from redraft.data.gguf_tokenizer import read_part, read_tokenizer
+from redraft.data.templates import CHAT_TEMPLATE, template_of
 from redraft.data.tokenizer import EXTRAS, SPECIALS, Tokenizer, name_specials, read_specials
 from redraft.errors import UserError
 from redraft.files import write_atomically
@@ -22,7 +23,7 @@ _FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "vocab.json",
     "merges.txt",
     "vocab.txt",
@@ -92,6 +93,7 @@ class Vocabulary(Tokenizer):
             self._backend.no_truncation()
             self._backend.encode_special_tokens = True
         self.names = read_specials(folder) if folder is not None else {}
+        self.chat_template = template_of(folder) if folder is not None else None
 
     def _number(self, ids: Ids) -> None:
         self.ids, self.vocab_size, self.markers = ids, ids.size, ids.forbidden
@@ -117,6 +119,7 @@ class Vocabulary(Tokenizer):
         """A copy with these special tokens, with the first ids after those of the tokenizer."""
         ids, found = self.ids, Vocabulary(self.ids)
         found.folder, found.names, found.added = self.folder, self.names, self.added
+        found.chat_template = self.chat_template
         if self._backend is not None:
             found._backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
             found._backend.encode_special_tokens = True
@@ -169,6 +172,8 @@ class Vocabulary(Tokenizer):
         for name, content in parts.items():
             if content is not None:
                 write_atomically(Path(folder) / name, content)
+        if self.chat_template is not None and self.chat_template != template_of(self.folder):
+            write_atomically(Path(folder) / CHAT_TEMPLATE, self.chat_template)
         older = self._backend is not None and parts["tokenizer.json"] is None
         if self.added or older:
             write_atomically(Path(folder) / "tokenizer.json", self.backend.to_str(pretty=True))

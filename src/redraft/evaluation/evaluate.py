@@ -10,6 +10,7 @@ from operator import attrgetter
 from statistics import fmean
 from typing import Any
 
+from redraft.data.chat import forgotten, stray_markers
 from redraft.data.examples import Example
 from redraft.data.loader import batches, tokenise
 from redraft.errors import UserError
@@ -123,6 +124,9 @@ def evaluate(
     if len(together) > 1 and wanted.task is not None:
         what = f"The data hold {len(together)} tasks, not '{wanted.task}' alone."
         raise UserError(what, "Leave out --task.")
+    for warning in (forgotten(examples, model.tokenizer), stray_markers(examples, model.tokenizer)):
+        if warning:
+            log(warning)
     rows = min(wanted.rows, len(examples))
     overall = likelihood(model, sample(examples, wanted.rows), wanted.samples, settings.seed)
     if len(together) < 2:
@@ -168,7 +172,7 @@ def _one_task(
     """The result on the rows of one task, and its texts."""
     items = make_items(examples, model.tokenizer, wanted.rows, model.paired, settings.max_new_tokens)
     chosen = infer_task(examples, task)
-    heads = [prompt_ids(model, item.prompt) for item in items]  # as ids, because a row may have an empty prompt
+    heads = [prompt_ids(model, item.asked) for item in items]  # as ids, because a row may have an empty prompt
     prompts = [head for head in heads for _ in range(wanted.votes)]
     progress = _Progress(len(prompts), log)
     generated = model.generate(prompts, batch_size=wanted.batch_size, on_batch=progress, **dataclasses.asdict(settings))

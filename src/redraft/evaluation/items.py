@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from redraft.data.chat import example_ids, is_conversation
+from redraft.data.columns import Turns
 from redraft.data.examples import Example
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
@@ -24,6 +26,12 @@ class Item:
     references: tuple[str, ...]
     tokens: int  # of the first reference
     task: str = ""  # name of its task in a mixture
+    ids: tuple[int, ...] = ()  # of a conversation's prompt, in the form of training (``data.chat``)
+
+    @property
+    def asked(self) -> str | tuple[int, ...]:
+        """What a model is asked: the prompt's ids if they are given, else its text."""
+        return self.ids or self.prompt
 
 
 def make_items(
@@ -38,12 +46,17 @@ def make_items(
         UserError: no text is long enough to be cut.
     """
     if paired:
-        together: dict[tuple[str, str], list[str]] = {}
+        together: dict[tuple[str, str, Turns], list[Example]] = {}
         for example in examples:
-            together.setdefault((example.prompt or "", example.task), []).append(example.target)
+            together.setdefault((example.prompt or "", example.task, example.turns), []).append(example)
         chosen = sample(list(together.items()), most)
-        sizes = [len(ids) + 1 for ids in tokenizer.encode_batch([targets[0] for _, targets in chosen])]
-        return [Item(p, tuple(dict.fromkeys(t)), n, task) for ((p, task), t), n in zip(chosen, sizes, strict=True)]
+        heads, targets = example_ids([same[0] for _, same in chosen], tokenizer)
+        items = []
+        for ((prompt, task, _), same), head, target in zip(chosen, heads, targets, strict=True):
+            given = tuple(head) if is_conversation(same[0], tokenizer) else ()
+            size = len(target) + (not tokenizer.answer_suffix)
+            items.append(Item(prompt, tuple(dict.fromkeys(one.target for one in same)), size, task, given))
+        return items
     every = tokenizer.encode_batch([e.target for e in examples])
     long = [ids for ids in every if len(ids) >= 2 * PROMPT_TOKENS]
     whole = long or [ids for ids in every if len(ids) >= SHORTEST]

@@ -11,6 +11,7 @@ from redraft import models
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.memory import PeakMemory
 from redraft.generation.method import build_method
+from redraft.generation.prompts import Prompt
 from redraft.model import Model
 from redraft.samplers.base import unwrapped
 from redraft.settings import Settings
@@ -33,7 +34,7 @@ class GenerationRun:
 
 
 def generate_texts(
-    model: Model, prompts: Sequence[str], config: DecodingConfig, new_tokens: int, batch: int
+    model: Model, prompts: Sequence[Prompt], config: DecodingConfig, new_tokens: int, batch: int
 ) -> GenerationRun:
     """One text for each prompt, with the counts of the decode loop, and the seconds and bytes this took."""
     settings = model.settings(max_new_tokens=new_tokens, **config.generation())

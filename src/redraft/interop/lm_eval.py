@@ -77,7 +77,7 @@ class RedraftLM(LM):
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"  # the harness passes cuda:0 if no device is named
         self.model = redraft.load(pretrained, device, kind, mask_id)
-        self.template = chat.template_of(resolve(pretrained))
+        self.template = self.model.tokenizer.chat_template
         self.templated = False  # are contexts rendered by the template?
         self.pretrained, self.rows = pretrained, int(batch_size) if str(batch_size).isdigit() else 8
         self.max_gen_toks, self.samples, self.seed, self.check_greedy = max_gen_toks, samples, seed, check_greedy

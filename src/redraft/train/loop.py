@@ -158,6 +158,7 @@ class _Run:
             "trained": sum(p.numel() for p in network.parameters() if p.requires_grad),
             "rows": self.parts.rows,
             "skipped": self.parts.skipped,
+            "notes": list(self.parts.notes),
             "padding": self.parts.loader.padding_share(),
             "device": str(self.where),
             "dtype": "bfloat16" if self.bfloat16 else "float32",

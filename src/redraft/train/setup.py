@@ -11,9 +11,10 @@ import torch
 
 from redraft import adapters, config
 from redraft.conversion import convert_family, set_paired
+from redraft.data import chat
 from redraft.data.columns import Columns
 from redraft.data.examples import Example, Splits, load
-from redraft.data.loader import Loader, batches, tokenise
+from redraft.data.loader import Fit, Loader, batches, tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.families import build_family
@@ -40,6 +41,7 @@ class Parts:
     rows: int  # training rows
     skipped: int  # rows skipped because they can't be read or are too long, if the recipe allows it
     data_sha256: str  # of the training texts, in order
+    notes: tuple[str, ...] = ()  # what of the data is left out or read in another way than it may seem
 
 
 def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
@@ -53,6 +55,7 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
     splits = texts(recipe)
     start = _start(recipe) if recipe.model.from_ else None
     tokenizer = start.tokenizer if start else _tokenizer(recipe, splits.train, work / "tokenizer")
+    chat.adopt(tokenizer, splits.train.rows)
     training = tokenise(splits.train, tokenizer)
     model, length = _model(recipe, tokenizer, start, paired=training.prompts is not None)
     model.network.to(device).requires_grad_(True).set_dropout(recipe.train.dropout)
@@ -73,7 +76,19 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
     size = max(_VALIDATION_TOKENS, length + 1)
     checks = batches(tokenise(probe, tokenizer), tokenizer, length, size, data.too_long) if probe else []
     skipped = len(splits.train.skipped) + len(loader.fit.skipped)
-    return Parts(model, loader, checks, len(splits.train), skipped, _sha256(splits.train))
+    notes = (_too_long(loader.fit), chat.stray_markers(splits.train.rows, tokenizer))
+    told = tuple(note for note in notes if note)
+    return Parts(model, loader, checks, len(splits.train), skipped, _sha256(splits.train), told)
+
+
+def _too_long(fit: Fit) -> str:
+    """Which rows were left out or cut, in words; empty if none."""
+    parts = []
+    if fit.skipped:
+        parts.append(f"{len(fit.skipped):,} rows are too long and were left out (the first: {fit.skipped[0]})")
+    if fit.truncated:
+        parts.append(f"{len(fit.truncated):,} rows lost the beginning of their prompt (the first: {fit.truncated[0]})")
+    return "; ".join(parts)
 
 
 def texts(recipe: Recipe) -> Splits:

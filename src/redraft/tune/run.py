@@ -147,7 +147,7 @@ class Tuning:
         first = number * race.ROWS
         part = self.items[first : first + race.ROWS]
         seeded = replace(config, seed=self.settings.seed + first)
-        prompts, most = [item.prompt for item in part], self.settings.max_new_tokens
+        prompts, most = [item.asked for item in part], self.settings.max_new_tokens
         generated = generate_texts(self.model, prompts, seeded, most, self.study.batch_size)
         found = score(self.metric, generated.texts, part)
         work = {name: count for name, count in generated.work.items() if name != "passes"}
@@ -174,7 +174,7 @@ class Tuning:
 
     def _time(self, configs: Sequence[DecodingConfig], batch: int) -> Times:
         """Seconds and tokens of each call; each call runs every configuration on the same prompts in turn."""
-        prompts = [item.prompt for item in self.items]
+        prompts = [item.asked for item in self.items]
         runners = [(self.model, config) for config in configs]
         found = time_in_turns(runners, prompts, batch, self.study.calls, self.settings.max_new_tokens)
         return dict(zip(configs, found, strict=True))
@@ -237,7 +237,7 @@ class Tuning:
         for name, config in (("current", self.space.current()), ("winner", winner)):
             generated = generate_texts(
                 self.model,
-                [item.prompt for item in items],
+                [item.asked for item in items],
                 replace(config, seed=self.settings.seed),
                 self.settings.max_new_tokens,
                 self.study.batch_size,

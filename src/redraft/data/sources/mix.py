@@ -151,6 +151,11 @@ def _rows(part: Part, split: str, file: str, root: str | None) -> Examples:
             f"{file}: task '{part.name}' is plain text, and a mixture needs prompts and targets.",
             "Name its input and target columns, or set characters = 400 to cut it into pieces with a prompt each.",
         )
+    if any(len(example.turns) > 1 for example in found):
+        raise UserError(
+            f"{file}: task '{part.name}' holds conversations of several messages, and a mixture needs prompts.",
+            "Train on the conversations alone, or name its input and target columns.",
+        )
     if part.characters:
         return found.replace([piece for text in found for piece in _pieces(text, part.characters)], found.skipped)
     return found
