@@ -65,7 +65,7 @@ def test_tasks_are_known_by_name_or_recognised() -> None:
     rows += [Row(f"how good was film {i} in the end", ["good", "bad"][i % 2], "films") for i in range(60)]
     chosen = infer_task(rows)
     assert chosen.name == "mixture"
-    assert [(name, type(task).__name__) for name, task in chosen.task.parts] == [  # type: ignore[attr-defined]
+    assert [(name, type(task.task).__name__) for name, task in chosen.task.parts] == [  # type: ignore[attr-defined]
         ("translation-de", "Translation"),
         ("films", "Classification"),
     ]

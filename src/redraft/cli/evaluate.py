@@ -94,7 +94,7 @@ def _show_task(result: TaskResult) -> None:
     ):
         typer.echo(f"  {name:12} {sign} {value:.4f}" + (f" +- {error:.4f}" if one.is_bound else ""))
     for metric in result.metrics.values():
-        typer.echo(f"  {metric.label:12} {metric.value:.2f}  [{metric.low:.2f}, {metric.high:.2f}]")
+        typer.echo(f"  {metric.label:12} {metric.value:.2f}  [{metric.low:.2f}, {metric.high:.2f}]  {metric.signature}")
     typer.echo(f"  {result.inputs} texts as {result.task}: {result.task_reason}")
     typer.echo(
         f"  {result.settings['sampler']}, {result.nfe:.1f} passes per text, "

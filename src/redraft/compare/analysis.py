@@ -99,7 +99,9 @@ def _task(measured: Measurements) -> TaskInfo:
         reason=choice.reason,
         margin=measured.margin,
         primary=measured.primary.name,
-        metrics=tuple(MetricInfo(metric.name, metric.label, metric.better) for metric in measured.metrics),
+        metrics=tuple(
+            MetricInfo(metric.name, metric.label, metric.better, metric.signature) for metric in measured.metrics
+        ),
     )
 
 

@@ -75,7 +75,7 @@ def load_dataset(study: Study) -> Dataset:
         validation=validation,
         test=test,
         paired=paired,
-        choice=infer_task(train[:TASK_ROWS], study.task),
+        choice=infer_task(train[:TASK_ROWS], study.task, study.metric_options),
         columns={k: v for k, v in vars(chosen).items() if v},
         notes=notes,
         leaks=sum(normalise(key_text(example)) in known for example in test),

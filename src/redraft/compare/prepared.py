@@ -19,7 +19,7 @@ from redraft.errors import UserError
 from redraft.evaluation.items import Item
 from redraft.files import write_atomically
 from redraft.registry import find, names
-from redraft.tasks import Choice, Task
+from redraft.tasks import Choice, FittedTask, Task
 from redraft.tasks.mixture import Mixture
 
 FILE = "study.json"
@@ -32,23 +32,32 @@ class TaskName:
     name: str
     reason: str
     parts: dict[str, str]  # task of the mixture -> kind of task
+    options: dict[str, dict[str, Any]] = dataclasses.field(
+        default_factory=dict
+    )  # of the metrics of each part, or of ""
 
     @classmethod
     def of(cls, choice: Choice) -> TaskName:
         """The name of a task that was chosen."""
         task = choice.task
-        parts = {name: _kind(part) for name, part in task.parts} if isinstance(task, Mixture) else {}
-        return cls(choice.name, choice.reason, parts)
+        whole = dict(task.parts) if isinstance(task, Mixture) else {"": task}
+        options = {name: dict(part.options) for name, part in whole.items() if isinstance(part, FittedTask)}
+        parts = {name: _kind(part) for name, part in whole.items() if name}
+        return cls(choice.name, choice.reason, parts, options)
 
     def choice(self) -> Choice:
         """The task itself."""
         if self.parts:
-            parts = tuple((name, find("tasks", kind)()) for name, kind in self.parts.items())
+            parts = tuple((name, self._task(name, kind)) for name, kind in self.parts.items())
             return Choice(self.name, Mixture(parts), self.reason)
-        return Choice(self.name, find("tasks", self.name)(), self.reason)
+        return Choice(self.name, self._task("", self.name), self.reason)
+
+    def _task(self, part: str, kind: str) -> Task:
+        return FittedTask(find("tasks", kind)(), self.options.get(part, {}))
 
 
 def _kind(task: Task) -> str:
+    task = task.task if isinstance(task, FittedTask) else task
     return next(name for name in names("tasks") if find("tasks", name) is type(task))
 
 

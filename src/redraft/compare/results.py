@@ -20,6 +20,7 @@ class MetricInfo:
     name: str
     label: str
     better: int  # +1 higher is better, -1 lower is better, 0 neither
+    signature: str = ""  # how it was computed, in sacrebleu's form
 
 
 @dataclass(frozen=True)

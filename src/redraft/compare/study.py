@@ -10,6 +10,7 @@ from typing import Any
 from redraft import config
 from redraft.compare.external_service import ExternalService
 from redraft.errors import UserError
+from redraft.evaluation.config import Scoring
 from redraft.options import check, setting
 from redraft.registry import find
 
@@ -17,7 +18,7 @@ BUDGETS = ("budget_tokens", "passes", "minutes")
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Scoring):
     """Everything that a comparison depends on besides the machine.
 
     Zero and empty values are planned from the data and the budget. The first family is the baseline that the others
@@ -93,7 +94,6 @@ class Study:
         as_text=True,
     )
 
-    task: str | None = setting(None, "Task, such as translation. Unset: inferred from the data.", metavar="NAME")
     margin: float = setting(
         0.0, "Largest difference that counts as equal, in units of the task's first metric. Unset: the task's.", least=0
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from redraft.data.examples import SPLITS, Columns, Example, Splits, load, read, resolve
 from redraft.errors import UserError, suggest
@@ -48,7 +49,20 @@ class DataSource:
 
 
 @dataclass(frozen=True)
-class Evaluation(DataSource):
+class Scoring:
+    """How generated texts are scored, in ``evaluate``, ``tune`` and ``compare``."""
+
+    task: str | None = setting(None, "Task, such as translation. Unset: inferred from the data.", metavar="NAME")
+    metric_options: dict[str, Any] = setting(
+        {},
+        "An option of a metric, such as bleu.tokenize=zh. Unset: as the script of the references needs.",
+        flag="--metric-option",
+        metavar="METRIC.KEY=VALUE",
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation(Scoring, DataSource):
     """What ``redraft evaluate`` measures, besides the generation settings."""
 
     split: str = setting(
@@ -57,7 +71,6 @@ class Evaluation(DataSource):
     rows: int = setting(
         500, "Limit: largest number of rows, sampled from all; the same rows in every run.", least=1, unit="rows"
     )
-    task: str | None = setting(None, "Task, such as translation. Unset: inferred from the data.", metavar="NAME")
     votes: int = setting(
         1, "Solutions per prompt; the majority's final answer counts. Needs a temperature above 0.", least=1
     )

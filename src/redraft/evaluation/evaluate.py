@@ -24,7 +24,7 @@ from redraft.likelihood import bound
 from redraft.model import Model
 from redraft.options import echo
 from redraft.settings import Settings
-from redraft.tasks import infer_task
+from redraft.tasks import Choice, infer_parts
 
 Log = Callable[[str], None]
 
@@ -52,6 +52,7 @@ class MetricValue:
     low: float
     high: float
     label: str
+    signature: str  # how it was computed, in sacrebleu's form
 
 
 @dataclass(frozen=True)
@@ -121,22 +122,20 @@ def evaluate(
     together: dict[str, list[Example]] = {}
     for example in examples:
         together.setdefault(example.task, []).append(example)
-    if len(together) > 1 and wanted.task is not None:
-        what = f"The data hold {len(together)} tasks, not '{wanted.task}' alone."
-        raise UserError(what, "Leave out --task.")
+    choices = infer_parts(examples, wanted.task, wanted.metric_options)
     for warning in (forgotten(examples, model.tokenizer), stray_markers(examples, model.tokenizer)):
         if warning:
             log(warning)
     rows = min(wanted.rows, len(examples))
     overall = likelihood(model, sample(examples, wanted.rows), wanted.samples, settings.seed)
     if len(together) < 2:
-        result, lines = _one_task(model, examples, wanted, wanted.task, settings, overall, log)
+        result, lines = _one_task(model, examples, wanted, choices[""], settings, overall, log)
         return EvaluationResult(rows, overall, {"": result}, lines)
     tasks, texts = {}, []
     for name, part in together.items():
         log(f"task {name}")
         own = likelihood(model, sample(part, wanted.rows), wanted.samples, settings.seed)
-        tasks[name], lines = _one_task(model, part, wanted, infer_task(part).name, settings, own, log)
+        tasks[name], lines = _one_task(model, part, wanted, choices[name], settings, own, log)
         texts += [{"task": name, **line} for line in lines]
     return EvaluationResult(rows, overall, tasks, texts)
 
@@ -164,14 +163,13 @@ def _one_task(
     model: Model,
     examples: Sequence[Example],
     wanted: Evaluation,
-    task: str | None,
+    chosen: Choice,
     settings: Settings,
     own: Likelihood,
     log: Log,
 ) -> tuple[TaskResult, list[dict[str, Any]]]:
     """The result on the rows of one task, and its texts."""
     items = make_items(examples, model.tokenizer, wanted.rows, model.paired, settings.max_new_tokens)
-    chosen = infer_task(examples, task)
     heads = [prompt_ids(model, item.asked) for item in items]  # as ids, because a row may have an empty prompt
     prompts = [head for head in heads for _ in range(wanted.votes)]
     progress = _Progress(len(prompts), log)
@@ -187,7 +185,7 @@ def _one_task(
     for metric in chosen.task.metrics():
         score = metric.score([answer.text for answer in answers], [item.references for item in items])
         around = stats.interval(score.stats[None], metric.combine)
-        metrics[metric.name] = MetricValue(around.value, around.low, around.high, metric.label)
+        metrics[metric.name] = MetricValue(around.value, around.low, around.high, metric.label, metric.signature)
     tokens, passes = sum(len(one.ids) for one in generated), sum(one.nfe for one in generated)
     result = TaskResult(
         rows=min(wanted.rows, len(examples)),

@@ -8,15 +8,18 @@ Speed, memory and cost are measured in ``evaluation``, operations are counted in
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from redraft.errors import UserError
+from redraft.errors import UserError, suggest
+from redraft.registry import field_names
 
 Array = np.ndarray
 References = Sequence[str] | Sequence[Sequence[str]]
@@ -44,6 +47,22 @@ class Metric(ABC):
     label: str
     better: int = 1
 
+    @property
+    def signature(self) -> str:
+        """How the metric was computed, in sacrebleu's form: what two values must share to be comparable."""
+        return "|".join((self.name, *self.details(), "norm:nfc"))
+
+    def details(self) -> list[str]:
+        """The parts of the signature, ``KEY:VALUE``: by default the fields of the metric."""
+        return [f"{name}:{vars(self)[name]}" for name in field_names(self)]
+
+    def fitted(self, references: Sequence[str]) -> Self:
+        """The metric for the language of these references, where it depends on one."""
+        return self
+
+    def ready(self) -> None:  # noqa: B027 (most metrics have nothing to check)
+        """Check that the metric can be computed, before hours are spent on texts for it."""
+
     @abstractmethod
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
         """Sufficient statistics of each row, [rows, k] float64."""
@@ -57,19 +76,19 @@ class Metric(ABC):
         return self.combine(stats)
 
     def score(self, hypotheses: Sequence[str], references: References, tasks: Sequence[str] = ()) -> Score:
-        """Score texts against one or several references each.
+        """Score texts against one or several references each. All texts are normalised to Unicode's NFC.
 
         Args:
             tasks: task of each row, for metrics of a mixture (``tasks.mixture``).
         Raises:
             ValueError: different numbers of hypotheses and references, or none.
         """
-        several = [[r] if isinstance(r, str) else list(r) for r in references]
+        several = [[nfc(one) for one in ([r] if isinstance(r, str) else r)] for r in references]
         if len(several) != len(hypotheses):
             raise ValueError(f"{len(hypotheses)} hypotheses but {len(several)} references")
         if not several or not all(several):
             raise ValueError("every row needs a hypothesis and at least one reference")
-        stats = np.asarray(self.statistics(list(hypotheses), several), dtype=np.float64)
+        stats = np.asarray(self.statistics([nfc(text) for text in hypotheses], several), dtype=np.float64)
         return Score(float(self.combine(stats.sum(0))), self.row_values(stats), stats)
 
 
@@ -86,6 +105,37 @@ class Mean(Metric):
     @abstractmethod
     def row(self, hypothesis: str, references: Sequence[str]) -> float:
         """Value of one row, in [0, 1]."""
+
+
+def nfc(text: str) -> str:
+    """A text in Unicode's composed form: ``e`` and an accent become one character."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def with_options(metrics: Sequence[Metric], options: Mapping[str, Any]) -> list[Metric]:
+    """Metrics with other fields: ``{"bleu.tokenize": "zh"}``. A metric that no option names is unchanged.
+
+    Raises:
+        UserError: an option that is not METRIC.FIELD, no metric of that name, or no such field or value.
+    """
+    found = {metric.name: metric for metric in metrics}
+    for key, value in options.items():
+        name, _, field = key.partition(".")
+        if name not in found:
+            raise UserError(f"Metric option '{key}': the task has no metric '{name}'.", suggest(name, found))
+        metric = found[name]
+        fields = field_names(metric)
+        if field not in fields:
+            known = suggest(field, fields) if fields else "It has no options."
+            raise UserError(f"Metric option '{key}': '{name}' has no option '{field}'.", known)
+        if type(value) is not type(vars(metric)[field]) and not (
+            isinstance(value, int) and isinstance(vars(metric)[field], float)
+        ):
+            example = vars(metric)[field]
+            raise UserError(f"Metric option '{key}' = {value!r} is of the wrong type.", f"For example {key}={example}.")
+        changed: Any = metric
+        found[name] = dataclasses.replace(changed, **{field: value})
+    return list(found.values())
 
 
 def divide(a: Array, b: Array) -> Array:

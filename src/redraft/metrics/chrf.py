@@ -24,6 +24,10 @@ class Chrf(Metric):
     name = "chrf"
     label = "chrF"
 
+    def details(self) -> list[str]:
+        """As in sacrebleu's signature."""
+        return ["case:mixed", "eff:yes", f"nc:{self.order}", "nw:0", f"beta:{self.beta:g}", "space:no"]
+
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
         return np.stack([self._best(h, r) for h, r in zip(hypotheses, references, strict=True)])
 

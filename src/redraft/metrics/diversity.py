@@ -14,13 +14,15 @@ import numpy as np
 
 from redraft.errors import UserError
 from redraft.metrics import Array, Metric, divide
+from redraft.metrics.shared import scripts
 
 KINDS = ("distinct", "entropy", "repetition")
 
 
 @dataclass(frozen=True)
 class Diversity(Metric):
-    """One of three properties, each a mean over texts. Words are separated by white space.
+    """One of three properties, each a mean over texts. Words are separated by white space; in scripts
+    without spaces they are characters.
 
     distinct: number of different n-grams / number of n-grams, in per cent
     (Li et al. 2016, arXiv:1510.03055). repetition: 100 - distinct,
@@ -49,7 +51,7 @@ class Diversity(Metric):
         return "entropy, bits" if self.kind == "entropy" else f"{self.kind}-{self.order} %"
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
-        rows = [self._row(h.split()) for h in hypotheses]
+        rows = [self._row(scripts.split(h)) for h in hypotheses]
         return np.array([[0.0, 0.0] if v is None else [v, 1.0] for v in rows])
 
     def _row(self, words: list[str]) -> float | None:

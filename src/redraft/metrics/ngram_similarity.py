@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from redraft.metrics import Array, Metric, divide
+from redraft.metrics.shared import scripts
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class NgramSimilarity(Metric):
         return np.concatenate([ours, theirs], axis=1)
 
     def _counts(self, text: str) -> Array:
-        words = text.split()
+        words = scripts.split(text)
         joined = " ".join(words)
         views = (
             words,

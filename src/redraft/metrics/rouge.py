@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,17 +9,18 @@ import numpy as np
 
 from redraft.errors import UserError
 from redraft.metrics import Array, Mean, need
-
-# A word, or one character of a script written without spaces. On plain ASCII this is rouge-score's own tokenizer.
-_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+from redraft.metrics.shared import scripts
 
 
 class UnicodeTokenizer:
-    """Lower-cased words of any script. rouge-score's default tokenizer drops every letter outside a-z."""
+    """Lower-cased words of any script, with their marks; of scripts without spaces, characters.
+
+    rouge-score's default tokenizer drops every letter outside a-z. On plain ASCII the two are equal.
+    """
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text."""
-        return _TOKEN.findall(text.lower())
+        return scripts.words(text.lower())
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Rouge(Mean):
     @property
     def name(self) -> str:  # type: ignore[override]
         return self.variant.lower()
+
+    def details(self) -> list[str]:
+        """The words are those of ``metrics.shared.scripts``."""
+        return ["tok:words", "stem:no", "case:lower"]
 
     @property
     def label(self) -> str:  # type: ignore[override]

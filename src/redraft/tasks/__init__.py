@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from redraft.errors import UserError
-from redraft.metrics import Metric
+from redraft.errors import UserError, suggest
+from redraft.metrics import Metric, nfc, with_options
 from redraft.metrics.final_answer import final_answer
+from redraft.metrics.shared import scripts
 from redraft.registry import find, names
 
-_WORD = re.compile(r"[^\W_]+")  # letters and digits: ``"Teko",`` in JSON is Teko
+_LANGUAGE_ROWS = 2000  # rows from whose targets the language is seen
 
 
 class Pair(Protocol):
@@ -29,13 +29,13 @@ class Pair(Protocol):
 
 @dataclass(frozen=True)
 class DataProfile:
-    """Statistics of the data from which the task is inferred."""
+    """Statistics of the data from which the task is inferred. Words are counted as by ``metrics.shared.scripts``."""
 
     rows: int
     paired: bool
     prompt_words: float  # mean
     target_words: float  # mean
-    most_target_words: int
+    most_target_words: float
     distinct_targets: int
     shared: float  # mean share of a target's different words (letters and digits only) that are in its prompt too
     concluded: float = (
@@ -59,6 +59,32 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
+class FittedTask:
+    """A task whose metrics have options: those that the user gave, and those that the language of the data asks for."""
+
+    task: Task
+    options: Mapping[str, Any]  # as in ``metrics.with_options``
+
+    @property
+    def summary(self) -> str:
+        """That of the task."""
+        return self.task.summary
+
+    @property
+    def margin(self) -> float:
+        """That of the task."""
+        return self.task.margin
+
+    def metrics(self) -> list[Metric]:
+        """The metrics of the task, with the options."""
+        return with_options(self.task.metrics(), self.options)
+
+    def match(self, data: DataProfile) -> tuple[float, str]:
+        """As the task."""
+        return self.task.match(data)
+
+
+@dataclass(frozen=True)
 class Choice:
     """A task and the reason why it was chosen."""
 
@@ -75,10 +101,10 @@ def profile_data(examples: Sequence[Pair]) -> DataProfile:
     """
     if not examples:
         raise ValueError("no examples to look at")
-    words = [(len((e.prompt or "").split()), len(e.target.split())) for e in examples]
+    words = [(scripts.count(e.prompt or ""), scripts.count(e.target)) for e in examples]
     shared = []
     for e in examples:
-        ours, given = (set(_WORD.findall(text.lower())) for text in (e.target, e.prompt or ""))
+        ours, given = (set(scripts.words(text.lower())) for text in (e.target, e.prompt or ""))
         shared.append(len(ours & given) / len(ours) if ours else 0.0)
     return DataProfile(
         rows=len(examples),
@@ -86,7 +112,7 @@ def profile_data(examples: Sequence[Pair]) -> DataProfile:
         prompt_words=statistics.fmean(p for p, _ in words),
         target_words=statistics.fmean(t for _, t in words),
         most_target_words=max(t for _, t in words),
-        distinct_targets=len({e.target.strip() for e in examples}),
+        distinct_targets=len({nfc(e.target.strip()) for e in examples}),
         shared=statistics.fmean(shared),
         concluded=statistics.fmean(_concludes(e.target) for e in examples),
     )
@@ -97,26 +123,75 @@ def _concludes(target: str) -> bool:
     return number and ("####" in target or len(target.strip().splitlines()) > 1)
 
 
-def infer_task(examples: Sequence[Pair], name: str | None = None) -> Choice:
+def infer_task(
+    examples: Sequence[Pair], name: str | None = None, metric_options: Mapping[str, Any] | None = None
+) -> Choice:
     """The task of these examples: the named one, or else the one that matches best; for a mixture, one for each part.
 
-    The part of a mixture called ``translation`` or ``translation-de``, for example, is a translation task.
+    The part of a mixture called ``translation`` or ``translation-de``, for example, is a translation task. Its metrics
+    are those for the language of the targets.
 
+    Args:
+        metric_options: fields of metrics, ``{"bleu.tokenize": "zh"}``; in a mixture, of each part that has the metric.
     Raises:
-        UserError: there is no task of that name, or a task is named for a mixture.
+        UserError: there is no task of that name, a task is named for a mixture, a metric option is wrong, or a metric
+            needs something that is not installed.
     """
-    together: dict[str, list[Pair]] = {}
-    for example in examples:
-        together.setdefault(example.task, []).append(example)
-    if len(together) > 1:
-        if name is not None:
-            raise UserError(f"The data hold {len(together)} tasks, not '{name}' alone.", "Leave out --task.")
-        parts = {task: infer_task(rows) for task, rows in together.items()}
+    if len({example.task for example in examples}) > 1:
+        parts = infer_parts(examples, name, metric_options)
         reason = ", ".join(f"{task} as {part.name}" for task, part in parts.items())
         several = find("tasks", "mixture")(tuple((task, part.task) for task, part in parts.items()))
         return Choice("mixture", several, f"rows of {len(parts)} tasks: {reason}")
+    return _fitted(_infer(examples, name), examples, metric_options or {})
+
+
+def infer_parts(
+    examples: Sequence[Pair], name: str | None = None, metric_options: Mapping[str, Any] | None = None
+) -> dict[str, Choice]:
+    """The task of each part of a mixture; for other data one task, without a name. Arguments as ``infer_task``.
+
+    Raises:
+        UserError: as ``infer_task``.
+    """
+    given = metric_options or {}
+    together: dict[str, list[Pair]] = {}
+    for example in examples:
+        together.setdefault(example.task, []).append(example)
+    if len(together) < 2:
+        return {"": infer_task(examples, name, given)}
+    if name is not None:
+        raise UserError(f"The data hold {len(together)} tasks, not '{name}' alone.", "Leave out --task.")
+    parts = {task: _fitted(_infer(rows, None), rows, given, strict=False) for task, rows in together.items()}
+    known = {metric.name for part in parts.values() for metric in part.task.metrics()}
+    for key in given:
+        if key.partition(".")[0] not in known:
+            what = f"Metric option '{key}': no task of the mixture has a metric of this name."
+            raise UserError(what, suggest(key.partition(".")[0], known))
+    return parts
+
+
+def _fitted(choice: Choice, examples: Sequence[Pair], given: Mapping[str, Any], strict: bool = True) -> Choice:
+    """The choice with the options of its metrics: the given ones, and those for the language of the targets.
+
+    Args:
+        strict: raise an error for an option of a metric that the task doesn't have.
+    """
+    plain = choice.task.metrics()
+    known = {metric.name for metric in plain}
+    own = {key: value for key, value in given.items() if strict or key.partition(".")[0] in known}
+    options = dict(own)
+    targets = [example.target for example in examples[:_LANGUAGE_ROWS]]
+    for metric in with_options(plain, own):
+        fitted = metric.fitted(targets)
+        options |= {f"{metric.name}.{key}": value for key, value in vars(fitted).items() if value != vars(metric)[key]}
+        fitted.ready()
+    return Choice(choice.name, FittedTask(choice.task, options), choice.reason)
+
+
+def _infer(examples: Sequence[Pair], name: str | None) -> Choice:
     if name is not None:
         return Choice(name, find("tasks", name)(), "named by the user")
+    together = {example.task for example in examples}
     if together and (known := _kind(next(iter(together)))):
         return Choice(known, find("tasks", known)(), "its name in the mixture")
     data = profile_data(examples)

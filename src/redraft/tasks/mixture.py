@@ -41,6 +41,11 @@ class OfTask(Metric):
         self.name, self.label = f"{self.task}/{self.metric.name}", f"{self.task}: {self.metric.label}"
         self.better = self.metric.better
 
+    @property
+    def signature(self) -> str:
+        """That of the metric."""
+        return f"{self.name}|{self.metric.signature}"
+
     def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
         return self.metric.statistics(hypotheses, references)
 

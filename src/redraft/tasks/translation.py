@@ -17,10 +17,8 @@ class Translation:
     summary = "translation: BLEU and chrF"
     margin = 1.0  # BLEU points; people seldom notice smaller differences (Mathur et al. 2020, arXiv:2006.06264)
 
-    tokenize: str = "13a"  # sacrebleu's tokenizer: zh, ja-mecab, char ... for scripts without spaces
-
     def metrics(self) -> list[Metric]:
-        return [Bleu(self.tokenize), Chrf()]
+        return [Bleu(), Chrf()]
 
     def match(self, data: DataProfile) -> tuple[float, str]:
         if not data.paired or data.shared > 0.25 or not data.prompt_words:

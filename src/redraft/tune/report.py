@@ -49,7 +49,7 @@ def report(found: TuneResults) -> Report:
         kicker="redraft tune",
         lead=f"{found.task}, {found.rows:,} validation rows, {len(found.settings)} configurations, "
         f"{found.texts_generated:,} texts generated. Within {found.within:g} {found.label} of the best, the fastest at "
-        f"batch {found.batches[0]}.",
+        f"batch {found.batches[0]}. Metric: {found.signature or found.metric}.",
         sections=[Section("", _choice(found)), _fronts(found), _table(found), *_test(found)],
     )
 

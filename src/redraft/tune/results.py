@@ -91,6 +91,7 @@ class TuneResults:
     seconds: float
     written: str | None = None  # folder of the model whose settings were changed
     test: HeldOutResult | None = None
+    signature: str = ""  # how the metric was computed, in sacrebleu's form
     schema_version: int = SCHEMA_VERSION
 
     def find(self, name: str) -> TriedConfig:

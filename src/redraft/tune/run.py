@@ -72,7 +72,7 @@ class Tuning:
         self.model = load(self.name, self.device)
         check_kind(self.model, self.name, self.examples)
         self.settings = self.model.settings(max_new_tokens=study.max_new_tokens, seed=study.seed)
-        self.choice = infer_task(self.examples, study.task)
+        self.choice = infer_task(self.examples, study.task, study.metric_options)
         self.metric = self.choice.task.metrics()[0]
         found = self._items(self.examples, study.rows)
         # In random order, because a race begins with the first rows.
@@ -130,7 +130,7 @@ class Tuning:
         return {
             "model": weights_mark(resolve(self.name)),
             "rows": rows,
-            "metric": self.metric.name,
+            "metric": self.metric.signature,
             "settings": fixed,
             "batch": self.study.batch_size,
         }
@@ -209,6 +209,7 @@ class Tuning:
             task=self.choice.name,
             metric=self.metric.name,
             label=self.metric.label,
+            signature=self.metric.signature,
             better=self.metric.better,
             within=self.study.within,
             rows=len(self.items),

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from redraft.data.examples import Splits
 from redraft.errors import UserError
-from redraft.evaluation.config import DataSource
+from redraft.evaluation.config import DataSource, Scoring
 from redraft.options import setting
 
 
 @dataclass(frozen=True)
-class TuneStudy(DataSource):
+class TuneStudy(Scoring, DataSource):
     """Which decoding configurations are tried, on which rows, and how far behind the best the choice may be."""
 
     within: float = setting(
@@ -22,7 +22,6 @@ class TuneStudy(DataSource):
     rows: int = setting(
         256, "Largest number of rows, sampled from all; the same rows in every run.", least=1, unit="rows"
     )
-    task: str | None = setting(None, "Task, such as translation. Unset: inferred from the data.", metavar="NAME")
     max_new_tokens: int | None = setting(
         None, "Maximum number of new tokens. Unset: the model's own.", least=1, unit="tokens"
     )

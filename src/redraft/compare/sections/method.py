@@ -24,6 +24,7 @@ def method(record: Record) -> Section:
     facts = {
         "task": f"{record.task.name}: {record.task.reason}",
         "metric of the verdict": f"{record.task.label}, margin ±{record.task.margin:g}",
+        "metrics": "; ".join(metric.signature for metric in record.task.metrics if metric.signature),
         "data": f"{data.source} ({rows} rows), hash {data.hash}",
         "network": f"preset {plan.preset or 'of the checkpoints'}, vocabulary {plan.vocab_size:,}",
         "checkpoints": ", ".join(f"{family}: {path}" for family, path in study.bases.items()),

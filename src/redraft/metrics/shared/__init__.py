@@ -1,0 +1,1 @@
+"""What several metrics share: words of any script."""
