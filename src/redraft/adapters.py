@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class Adapter:
 
 def is_adapter(folder: str | Path) -> bool:
     """Does a folder hold an adapter and no whole model?"""
-    return (Path(folder) / ADAPTER_CONFIG).is_file() and not (Path(folder) / "config.json").is_file()
+    return os.path.isfile(Path(folder) / ADAPTER_CONFIG) and not os.path.isfile(Path(folder) / "config.json")
 
 
 def read(folder: str | Path) -> Adapter:
@@ -75,9 +76,9 @@ def read(folder: str | Path) -> Adapter:
             read nor known to have no effect must be off.
     """
     folder = Path(folder)
-    if not (folder / ADAPTER_CONFIG).is_file():
+    if not os.path.isfile(folder / ADAPTER_CONFIG):
         missing = f"The adapter folder '{folder}' does not exist."
-        what = f"'{folder}' is not an adapter: it has no {ADAPTER_CONFIG}." if folder.is_dir() else missing
+        what = f"'{folder}' is not an adapter: it has no {ADAPTER_CONFIG}." if os.path.isdir(folder) else missing
         raise UserError(what, "Give a folder written by `redraft finetune --lora-rank` or by peft.")
     file = folder / ADAPTER_CONFIG
     values = read_json(file)

@@ -98,7 +98,7 @@ def _read_toml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
         raise UserError(f"{path} extends itself.", "Change its line 'extends'.")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"The file '{path}' does not exist.", "Check the path.") from None
     except OSError as error:

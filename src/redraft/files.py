@@ -23,6 +23,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         UserError: the disk is full or the file is not writable; the old file stays unchanged.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
+    if not path.name:
+        raise UserError(f"Can't write '{path}': it is a folder.", "Name a file in it.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -33,6 +35,26 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
+        raise disk_error(error, path) from None
+
+
+def check_writable(path: Path, folder: bool = False) -> None:
+    """Check, before hours of work, that a file (or a folder) can be written; the folders above it are made.
+
+    Raises:
+        UserError: it can't, or the path is of the other kind.
+    """
+    place = path if folder else path.parent
+    try:
+        if not folder and (not path.name or path.is_dir()):
+            raise UserError(f"Can't write '{path}': it is a folder.", "Name a file in it.")
+        place.mkdir(parents=True, exist_ok=True)
+        trial = place / f".{path.name}.{os.getpid()}.tmp"  # the longest name that ``write_atomically`` needs
+        trial.touch()
+        trial.unlink()
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"Can't write '{path}': a part of it is a file.", "Choose another path.") from None
+    except OSError as error:
         raise disk_error(error, path) from None
 
 
@@ -130,7 +152,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing, unreadable, not valid JSON, or holds something other than an object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"File '{path}' does not exist.", "Check the path.") from None
     except OSError as error:

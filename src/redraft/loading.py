@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,12 +51,12 @@ def resolve(name_or_path: str | Path) -> Path:
     single = find_gguf(path)
     if single is not None:
         return single
-    if (path / "train" / "recipe.toml").is_file():
+    if os.path.isfile(path / "train" / "recipe.toml"):
         raise UserError(
             f"'{path}' holds an unfinished training run and no model yet.",
             "Run the same training command again: it resumes and writes the model there.",
         )
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(
             f"'{path}' is not a model folder: it has no config.json and no GGUF file.",
             "Give the --out folder of a training, a checkpoint folder, or a shipped model (see: redraft models).",
@@ -80,13 +82,15 @@ def stable_name(name_or_path: str | Path) -> str:
 
 def _on_hub(name_or_path: str | Path) -> bool:
     """Can it only be a name on the hub: OWNER/NAME, and no local path?"""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)) is not None and not Path(name_or_path).parent.exists()
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)) is not None and not os.path.exists(
+        Path(name_or_path).parent
+    )
 
 
 def _adapter_folder(name_or_path: str | Path) -> Path:
     """The folder of an adapter. A name on the hub is downloaded first."""
     folder = Path(name_or_path)
-    return hub.pull(str(name_or_path)) if not folder.is_dir() and _on_hub(name_or_path) else folder
+    return hub.pull(str(name_or_path)) if not os.path.isdir(folder) and _on_hub(name_or_path) else folder
 
 
 def load(
@@ -110,6 +114,7 @@ def load(
     """
     if adapter is not None:
         found = adapters.read(_adapter_folder(adapter))  # before the base model, which takes longer
+        _check_base(found, name_or_path)
         return adapters.merge(load(name_or_path, device, dtype, mask_id), found)
     folder = resolve(name_or_path)
     if adapters.is_adapter(folder):
@@ -151,6 +156,23 @@ def stored_dtype(name_or_path: str | Path) -> torch.dtype:
     """
     folder = resolve(name_or_path)
     return stored_dtype(adapters.read(folder).base) if adapters.is_adapter(folder) else _open(folder, None)[1].dtype
+
+
+def _check_base(adapter: adapters.Adapter, name_or_path: str | Path) -> None:
+    """Warn if an adapter was trained on another model than the one that it is merged into."""
+    if not adapter.base_name or _on_hub(adapter.base_name):
+        return  # nothing is downloaded for a comparison
+    try:
+        base, given = resolve(adapter.base_name), resolve(name_or_path)
+    except UserError:
+        return  # the base model isn't here, so nothing can be compared
+    if base.resolve() == given.resolve() or weights.same_files(base, given):
+        return
+    warnings.warn(
+        f"The adapter '{adapter.folder}' was trained on '{adapter.base_name}', not on '{name_or_path}': what it adds "
+        "may not suit this model.",
+        stacklevel=3,
+    )
 
 
 def family_of(name_or_path: str | Path) -> dict[str, Any]:

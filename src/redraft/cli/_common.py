@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from redraft.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,8 +38,32 @@ def screen(as_json: bool) -> Console:
 
 
 def read_text(text: str) -> str:
-    """The text of an option; ``-`` reads it from stdin, without the line ends at its end."""
-    return sys.stdin.read().rstrip("\n") if text == "-" else text
+    """The text of an option; ``-`` reads it from stdin, without the line ends at its end.
+
+    A byte order mark is dropped, and the line ends of Windows become those of data files.
+
+    Raises:
+        UserError: stdin is not UTF-8 text.
+    """
+    return _from_stdin(sys.stdin.read).rstrip("\n") if text == "-" else text
+
+
+def read_line() -> str | None:
+    """The next line of stdin without its end, as ``read_text`` reads it; None at the end of stdin.
+
+    Raises:
+        UserError: stdin is not UTF-8 text.
+    """
+    line = _from_stdin(sys.stdin.readline)
+    return line.removesuffix("\n") if line else None
+
+
+def _from_stdin(read: Callable[[], str]) -> str:
+    try:
+        return read().replace("\r\n", "\n").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError(f"Standard input is not UTF-8 text: it holds byte 0x{byte:02x}.", "Save it as UTF-8.") from None
 
 
 def listed(text: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -25,6 +26,8 @@ from redraft.cli._verbs import find_verb, find_verbs, verb_names
 from redraft.errors import UserError, suggest
 
 _BAD_INPUT, _INTERRUPTED = 2, 130
+# What is wrong with a path that the user gave, wherever it is used. A file that is missing may be a bug.
+_PATHS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -100,13 +103,16 @@ def main(argv: Sequence[str]) -> int:
     as_json = "--json" in arguments
     app = typer.Typer(cls=Verbs, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback()(_root)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not _unicode(stream):
+            stream.reconfigure(errors="replace")  # a text that the terminal can't show is no reason to lose it
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             result = get_command(app).main(arguments, prog_name="redraft", standalone_mode=False)
         if result == _INTERRUPTED:  # typer returns this after Ctrl-C within a verb
             return _interrupted(arguments)
         if as_json and isinstance(result, dict):
-            typer.echo(json.dumps(_strict(result), ensure_ascii=False))
+            typer.echo(json.dumps(_strict(result), ensure_ascii=not _unicode(sys.stdout)))
         sys.stdout.flush()
         if isinstance(result, dict):
             return int(result.get("ok") is False)
@@ -122,10 +128,25 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in _FULL:
+        if (known := _os_error(error)) is None:
             raise
+        return _refuse(known.what, known.remedy, as_json)
+
+
+def _os_error(error: OSError) -> UserError | None:
+    """An error of the operating system in words; None if it may be a bug."""
+    if error.errno in _PATHS and error.filename:
+        what = f"The path '{error.filename}' can't be used: {error.strerror}."
+        return UserError(what, "Check the path and its permissions.")
+    if error.errno in _FULL:
         place = f" while writing {error.filename}" if error.filename else ""
-        return _refuse(f"The disk is full{place}.", "Free some space and run the same command again.", as_json)
+        return UserError(f"The disk is full{place}.", "Free some space and run the same command again.")
+    return None
+
+
+def _unicode(stream: Any) -> bool:
+    """Can a stream write any character?"""
+    return str(stream.encoding).lower().replace("-", "").startswith("utf") if stream.encoding else True
 
 
 def _strict(value: Any) -> Any:

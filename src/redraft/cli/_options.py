@@ -236,7 +236,7 @@ def texts(pairs: list[str], option: str) -> dict[str, str]:
 
 def _file(name: str, option: str) -> str:
     try:
-        return Path(name).read_text(encoding="utf-8").removesuffix("\n")  # editors add it
+        return Path(name).read_text(encoding="utf-8-sig").removesuffix("\n")  # editors add it
     except OSError as error:
         what = f"{option}: can't read '{name}': {error.strerror}."
         raise UserError(what, "A value that begins with @ is the path of a file; write text without @.") from None

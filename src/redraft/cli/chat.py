@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redraft import config
-from redraft.cli._common import Device, Json, ModelName, Pace, log, screen
+from redraft.cli._common import Device, Json, ModelName, Pace, log, read_line, screen
 from redraft.cli._decoding import Decoding
 from redraft.cli._verbs import verb
 from redraft.errors import UserError
@@ -215,5 +215,4 @@ def _line(interactive: bool) -> str | None:
             return input("> ")
         except (EOFError, KeyboardInterrupt):
             return None
-    line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None
+    return read_line()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,13 +106,18 @@ def _check(wanted: Conversion, target: Path) -> None:
     """
     from redraft import hub
     from redraft.convert import writable
+    from redraft.files import check_writable
     from redraft.registry import names
 
     formats = ("redraft", *writable(), *names("families"))
     if wanted.to not in formats:
         raise UserError(f"--to: there is no format '{wanted.to}'.", suggest(wanted.to, formats))
-    if target.exists() and any(target.iterdir()):
+    if os.path.isdir(target) and any(target.iterdir()):
         raise UserError(f"'{target}' is not empty.", "Name a new folder.")
+    new = not os.path.exists(target)
+    check_writable(target, folder=True)
+    if new:
+        target.rmdir()
     if wanted.options and (wanted.to in writable() or wanted.to not in names("families")):
         raise UserError("--option sets the fields of a family.", "For example --to masked --option shift=0.")
     if wanted.to in writable() and wanted.storage == "int8":

@@ -47,8 +47,11 @@ def evaluate(
     from redraft.evaluation.config import Evaluation
     from redraft.evaluation.evaluate import evaluate as run
     from redraft.evaluation.items import check_kind
+    from redraft.files import check_writable, write_atomically
 
     wanted = Evaluation(**given)
+    if wanted.out is not None:
+        check_writable(wanted.out)
     examples = wanted.examples(log)
     loaded = redraft.load(model, device)
     how["sampler"] = pair(loaded, drafter, how.get("sampler"))
@@ -67,8 +70,6 @@ def evaluate(
         **found.to_mapping(),
     }
     if wanted.out is not None:
-        from redraft.files import write_atomically
-
         write_atomically(wanted.out, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in found.texts))
     if not as_json:
         typer.echo(f"{model} ({loaded.family_name}, {loaded.network.parameter_count / 1e6:.2f}M), {found.rows} rows")

@@ -37,12 +37,14 @@ def tune(
     that are unlikely to be chosen are eliminated early. The choice is written into the model's generation_config.json,
     which generate, evaluate and serve read. Test rows are used only with --test.
     """
+    from redraft.files import check_writable
     from redraft.tune import report
     from redraft.tune.run import Tuning
     from redraft.tune.saving import check_place, save_choice
     from redraft.tune.study import TuneStudy
 
     study = TuneStudy(**given)
+    check_writable(study.out, folder=True)
     place = None if dry_run else check_place(model, to)
     splits = study.load()
     job = Tuning(model, study, splits.validation, device, log)

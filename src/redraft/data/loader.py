@@ -117,7 +117,7 @@ def fit(data: Tokenised, length: int, too_long: str = "error") -> tuple[Tokenise
         raise UserError(
             f"{len(long)} of {len(data)} rows are longer than {length} tokens, the first at {data.where[first]} "
             f"({lengths[first]}), the longest of {lengths.max()}.",
-            "Raise the maximum length, or choose to skip such rows or to truncate their prompts.",
+            "Raise the maximum length ([data] length), or set [data] too_long to skip or truncate_prompt.",
         )
     if too_long == "skip":
         rows = np.flatnonzero(lengths <= length)

@@ -178,7 +178,7 @@ def unreadable(path: str, error: OSError) -> UserError:
         if broken := broken_link(path):
             return broken
         folder = Path(path).parent
-        near = [child.name for child in folder.iterdir()] if folder.is_dir() else []
+        near = [child.name for child in folder.iterdir()] if os.path.isdir(folder) else []
         hint = suggest(Path(path).name, near).partition("Known:")[0].strip()
         return UserError(f"File '{path}' does not exist.", hint or "Check the path.")
     return UserError(f"File '{path}' can't be read: {error.strerror or error}.", "Check its permissions.")

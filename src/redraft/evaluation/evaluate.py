@@ -16,7 +16,7 @@ from redraft.data.loader import batches, tokenise
 from redraft.errors import UserError
 from redraft.evaluation import stats
 from redraft.evaluation.config import Evaluation
-from redraft.evaluation.items import make_items, sample
+from redraft.evaluation.items import fitting, make_items, sample
 from redraft.evaluation.texts import resolved
 from redraft.evaluation.votes import majority_vote
 from redraft.generation.prompts import longest, prompt_ids
@@ -126,6 +126,7 @@ def evaluate(
     for warning in (forgotten(examples, model.tokenizer), stray_markers(examples, model.tokenizer)):
         if warning:
             log(warning)
+    examples = fitting(model, examples, settings.max_new_tokens, wanted.skip_bad_rows, log)
     rows = min(wanted.rows, len(examples))
     overall = likelihood(model, sample(examples, wanted.rows), wanted.samples, settings.seed)
     if len(together) < 2:

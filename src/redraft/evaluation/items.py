@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,12 @@ from redraft.data.columns import Turns
 from redraft.data.examples import Example
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
+from redraft.generation.prompts import longest
 from redraft.model import Model
 
 PROMPT_TOKENS = 32  # length of the prompt that is cut from a plain text
+_MARGIN = 64  # tokens that may stand around a prompt
+Log = Callable[[str], None]
 SHORTEST = 8  # a plain text with fewer tokens is not used
 
 
@@ -67,6 +70,43 @@ def make_items(
         (ids[:head], ids[head : head + new_tokens]) for ids, head in sample(list(zip(whole, heads, strict=True)), most)
     ]
     return [Item(tokenizer.decode(head), (tokenizer.decode(tail),), len(tail)) for head, tail in cut]
+
+
+def fitting(model: Model, examples: Sequence[Example], new_tokens: int, skip: bool, log: Log) -> list[Example]:
+    """The examples that fit into the model's context: the whole pair to score it, the prompt with ``new_tokens`` to
+    answer it. Plain texts always do: they are cut.
+
+    Args:
+        skip: leave out longer rows and tell ``log``; otherwise they are an error.
+    Raises:
+        UserError: a row is too long, or none fits.
+    """
+    context = model.network.config.max_length
+    scored = min(longest(model), context - 1)
+    # A token has at least one byte, apart from the few special ones, so most rows need not be tokenised.
+    most = min(scored, context - new_tokens) - _MARGIN
+    at = [
+        number
+        for number, example in enumerate(examples)
+        if example.prompt is not None
+        and (example.turns or len(example.prompt.encode()) + len(example.target.encode()) > most)
+    ]
+    long: dict[int, int] = {}
+    for number, head, target in zip(at, *example_ids([examples[i] for i in at], model.tokenizer), strict=True):
+        if len(head) + len(target) > scored or len(head) + new_tokens > context:
+            long[number] = max(len(head) + len(target), len(head) + new_tokens)
+    if not long:
+        return list(examples)
+    first = next(iter(long))
+    what = (
+        f"{len(long):,} of {len(examples):,} rows don't fit the model's context of {context} tokens with {new_tokens} "
+        f"new ones, the first: {examples[first].where} ({long[first]} tokens)"
+    )
+    if not skip or len(long) == len(examples):
+        remedy = "Lower --max-new-tokens, or leave such rows out with --skip-bad-rows."
+        raise UserError(f"{what}.", "Use a model with a longer context." if skip else remedy)
+    log(f"{what}; they were left out.")
+    return [example for number, example in enumerate(examples) if number not in long]
 
 
 def sample(rows: Sequence[Any], most: int) -> list[Any]:

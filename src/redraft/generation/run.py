@@ -14,6 +14,8 @@ from redraft.types import Canvas, Generation, Step
 if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
 
+_CONTEXT = 16  # tokens of the prompt that show whether a space follows it
+
 
 @dataclass
 class GenerationRun:
@@ -26,6 +28,7 @@ class GenerationRun:
     trace: list[Step] | None = None
     needs_length: bool = False  # the output length has not been chosen yet
     length_choice: LengthChoice | None = None  # how the output length is chosen; None: the length head predicts it
+    continues: bool = False  # the text goes on from the prompt, so that a space between them belongs to it
 
     def begin(self) -> GenerationRun:
         """Choose the output length, if the model chooses it. Iteration does everything else."""
@@ -47,6 +50,13 @@ class GenerationRun:
                 self.trace.append(step)
             yield step
 
+    def _text(self, row: int, ids: list[int]) -> str:
+        """The text of the new ids. SentencePiece and WordPiece drop the first space of what they decode."""
+        begin = int(self.canvas.prompt[row])
+        before = self.canvas.ids[row, max(0, begin - _CONTEXT) : begin].tolist() if self.continues else []
+        known, whole = self.tokenizer.decode(before), self.tokenizer.decode([*before, *ids])
+        return whole[len(known) :] if whole.startswith(known) else self.tokenizer.decode(ids)
+
     def results(self) -> list[Generation]:
         """The current sequences, one per prompt."""
         found = []
@@ -55,7 +65,7 @@ class GenerationRun:
             same = self.canvas.owner == self.canvas.owner[row]
             found.append(
                 Generation(
-                    text=self.tokenizer.decode(ids),
+                    text=self._text(row, ids),
                     ids=ids,
                     nfe=int(self.canvas.nfe[same].max()),
                     score=float(self.canvas.score[row]),

@@ -105,7 +105,9 @@ def _run(model: Model, rows: Rows, settings: Settings, keep_trace: bool) -> Gene
     elif length == "typical" and model.answer_lengths is not None:
         choice = TypicalLength(answer_suffix(model), model.answer_lengths)
     chooses, by_score = length in _CHOSEN, method.sampler.width == 1
-    return GenerationRun(canvas, Loop(networks, method, spec), model.tokenizer, by_score, trace, chooses, choice)
+    continues = not model.paired and method.constraint is None  # a constraint describes the text without that space
+    loop = Loop(networks, method, spec)
+    return GenerationRun(canvas, loop, model.tokenizer, by_score, trace, chooses, choice, continues)
 
 
 def _prepare(model: Model, rows: Rows, settings: Settings) -> tuple[Method, Spec, Canvas, str]:

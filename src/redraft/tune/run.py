@@ -18,7 +18,7 @@ from redraft.data.examples import Example
 from redraft.errors import UserError
 from redraft.evaluation import stats
 from redraft.evaluation.decoding import DecodingConfig
-from redraft.evaluation.items import Item, check_kind, make_items
+from redraft.evaluation.items import Item, check_kind, fitting, make_items
 from redraft.evaluation.machine import describe_machine
 from redraft.evaluation.result_cache import ResultCache, digest
 from redraft.evaluation.scores import score
@@ -72,6 +72,8 @@ class Tuning:
         self.model = load(self.name, self.device)
         check_kind(self.model, self.name, self.examples)
         self.settings = self.model.settings(max_new_tokens=study.max_new_tokens, seed=study.seed)
+        new_tokens = self.settings.max_new_tokens
+        self.examples = fitting(self.model, self.examples, new_tokens, study.skip_bad_rows, self.log)
         self.choice = infer_task(self.examples, study.task, study.metric_options)
         self.metric = self.choice.task.metrics()[0]
         found = self._items(self.examples, study.rows)

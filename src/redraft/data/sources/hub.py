@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ class Hub(Source):
     holds_splits = True
 
     def matches(self, path: str) -> bool:
-        return path.startswith("hub:") or any((Path(path.partition("#")[0]) / mark).is_file() for mark in _MARKS)
+        return path.startswith("hub:") or any(os.path.isfile(Path(path.partition("#")[0]) / mark) for mark in _MARKS)
 
     def splits(self, path: str, data_root: str | None = None) -> dict[str, str]:
         if "#" in path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -99,7 +100,7 @@ class Mix(Source):
 
     def matches(self, path: str) -> bool:
         file = path.partition("#")[0]
-        return super().matches(file) and Path(file).is_file()
+        return super().matches(file) and os.path.isfile(file)
 
     def splits(self, path: str, data_root: str | None = None) -> dict[str, str]:
         return {} if "#" in path else {name: f"{path}#{name}#{data_root or ''}" for name in SPLITS}

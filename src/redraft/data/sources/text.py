@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class Text(Source):
     suffixes = (".txt", ".text", ".md")
 
     def matches(self, path: str) -> bool:
-        return super().matches(path) or (Path(path).is_dir() and bool(self._files(path)))
+        return super().matches(path) or (os.path.isdir(path) and bool(self._files(path)))
 
     def read(self, path: str) -> Iterator[Row]:
         if Path(path).is_dir():
