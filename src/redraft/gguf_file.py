@@ -37,7 +37,7 @@ _AGAIN = "Copy or download the file again."
 
 def is_gguf(path: str | Path) -> bool:
     """Is this a file with the ending ``.gguf``?"""
-    return str(path).endswith(".gguf") and Path(path).is_file()
+    return str(path).endswith(".gguf") and os.path.isfile(path)
 
 
 def find_gguf(folder: Path) -> Path | None:
@@ -46,7 +46,7 @@ def find_gguf(folder: Path) -> Path | None:
     Raises:
         UserError: it holds several.
     """
-    found = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
+    found = sorted(folder.glob("*.gguf")) if os.path.isdir(folder) else []
     if len(found) > 1:
         listed = ", ".join(path.name for path in found)
         raise UserError(f"Folder '{folder}' holds {len(found)} GGUF files: {listed}.", "Give the path of one of them.")

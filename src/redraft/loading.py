@@ -30,7 +30,7 @@ from redraft.shipped import PACKAGED, check_installed, named_models
 
 def is_model(path: Path) -> bool:
     """Is it the folder of a model or of an adapter, or a GGUF file?"""
-    return (path / "config.json").is_file() or adapters.is_adapter(path) or is_gguf(path)
+    return os.path.isfile(path / "config.json") or adapters.is_adapter(path) or is_gguf(path)
 
 
 def resolve(name_or_path: str | Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,13 @@ def test_an_adapter_can_be_trained_further_by_another(tmp_path: Path) -> None:
     train(recipe(tmp_path / "one", data, False, {"rank": 3}), tmp_path / "two", device="cpu")
     base, one, two = (redraft.load(tmp_path / name, "cpu").logits(IDS) for name in ("base", "one", "two"))
     assert not torch.equal(base, one) and not torch.equal(one, two)
+    with pytest.warns(UserWarning, match="two' was trained on .*one', not on .*base'"):
+        redraft.load(tmp_path / "base", "cpu", adapter=tmp_path / "two")
+    shutil.copytree(tmp_path / "base", tmp_path / "copy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        redraft.load(tmp_path / "base", "cpu", adapter=tmp_path / "one")
+        redraft.load(tmp_path / "copy", "cpu", adapter=tmp_path / "one")
 
 
 def test_an_autoregressive_model_becomes_a_masked_one_by_an_adapter_alone(tmp_path: Path) -> None:

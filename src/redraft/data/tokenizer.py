@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from redraft.data.backends import read_tokenizer_json
 from redraft.data.gguf_tokenizer import read_part
 from redraft.data.templates import CHAT_TEMPLATE, template_of
 from redraft.errors import UserError
@@ -127,11 +128,7 @@ class Tokenizer:
                 f"There is no tokenizer at '{file}'.",
                 "Give a tokenizer.json or its folder; transformers' save_pretrained converts other formats to it.",
             )
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the backend raises plain Exception
-            raise UserError(f"'{file}' is not a valid tokenizer.json: {error}.", "Copy or download it again.") from None
-        made = cls(backend, read_specials(file.parent))
+        made = cls(read_tokenizer_json(file), read_specials(file.parent))
         made.chat_template = template_of(file.parent)
         return made
 

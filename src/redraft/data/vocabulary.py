@@ -10,6 +10,7 @@ from typing import Any
 
 import tokenizers
 
+from redraft.data.backends import read_tokenizer_json
 from redraft.data.gguf_tokenizer import read_part, read_tokenizer
 from redraft.data.templates import CHAT_TEMPLATE, template_of
 from redraft.data.tokenizer import EXTRAS, SPECIALS, Tokenizer, name_specials, read_specials
@@ -228,10 +229,7 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer | None:
         return read_tokenizer(folder)
     file = folder / "tokenizer.json"
     if file.is_file():
-        try:
-            return tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the backend raises plain Exception
-            raise UserError(f"'{file}' is corrupt: {error}.", "Copy or download it again.") from None
+        return read_tokenizer_json(file)
     if not any((folder / name).is_file() for name in _FILES):
         return None
     kind = str(_read(folder, "tokenizer_config.json").get("tokenizer_class"))
