@@ -193,8 +193,8 @@ def split(examples: Examples, fractions: tuple[float, ...], seed: int = 0) -> Sp
         )
     total = sum(fractions)
     if total in fractions:  # one split takes everything: no hash needed
-        none = examples.replace([])
-        return Splits(*(examples if share else none for share in fractions))
+        train, validation, test = (examples if share else examples.replace([]) for share in fractions)
+        return Splits(train, validation, test)
     rows: dict[str, list[Example]] = {name: [] for name in SPLITS}
     for example in examples:
         point = unit_hash(normalise(key_text(example)), seed) * total

@@ -53,9 +53,9 @@ def make_items(
         for example in examples:
             together.setdefault((example.prompt or "", example.task, example.turns), []).append(example)
         chosen = sample(list(together.items()), most)
-        heads, targets = example_ids([same[0] for _, same in chosen], tokenizer)
+        asked, targets = example_ids([same[0] for _, same in chosen], tokenizer)
         items = []
-        for ((prompt, task, _), same), head, target in zip(chosen, heads, targets, strict=True):
+        for ((prompt, task, _), same), head, target in zip(chosen, asked, targets, strict=True):
             given = tuple(head) if is_conversation(same[0], tokenizer) else ()
             size = len(target) + (not tokenizer.answer_suffix)
             items.append(Item(prompt, tuple(dict.fromkeys(one.target for one in same)), size, task, given))

@@ -11,6 +11,7 @@ import numpy as np
 
 from redraft import runtime
 from redraft.evaluation.decoding import DecodingConfig
+from redraft.generation.prompts import Prompt
 from redraft.metrics import Array
 from redraft.model import Model
 
@@ -75,7 +76,7 @@ class TimedCalls:
 
 def time_in_turns(
     runners: Sequence[tuple[Model, DecodingConfig]],
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     batch: int,
     calls: int,
     new_tokens: int | Sequence[int],

@@ -46,8 +46,15 @@ class DataProfile:
 class Task(Protocol):
     """A task: its metrics, and the data it is meant for."""
 
-    summary: str
-    margin: float  # default margin of the equivalence test, in units of the first metric
+    @property
+    def summary(self) -> str:
+        """What it is, and how it is scored."""
+        ...
+
+    @property
+    def margin(self) -> float:
+        """Default margin of the equivalence test, in units of the first metric."""
+        ...
 
     def metrics(self) -> list[Metric]:
         """Its metrics; the first one is the primary metric."""

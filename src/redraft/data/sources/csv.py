@@ -6,6 +6,7 @@ import csv
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain
+from typing import Literal
 
 from redraft.data.rows import EMPTY_LINE, Row, Source, check_names, lines, undecodable, without_final_empty_lines
 from redraft.errors import UserError
@@ -64,7 +65,7 @@ class _Records:
 
     def __init__(self, numbered: Iterator[tuple[int, str]], separator: str, quoted: bool) -> None:
         self.numbered, self.separator, self.columns = numbered, separator, 0
-        self.quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        self.quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
         self.waiting: deque[tuple[int, str]] = deque()  # lines that were read as part of a broken record
 
     def __iter__(self) -> _Records:
