@@ -159,12 +159,15 @@ def _quoted(text: str) -> str:
     return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
 
 
-def is_conversation(example: Example, tokenizer: Tokenizer) -> bool:
-    """Is an example a conversation: as messages, or as a prompt that a chat template rendered?"""
-    if example.turns or example.prompt is None or tokenizer.chat_template is None:
-        return bool(example.turns)
-    opening = _opening(tokenizer)
-    return bool(opening) and example.prompt.rstrip().endswith(opening)
+def is_rendered(text: str, tokenizer: Tokenizer) -> bool:
+    """Is the text of a prompt a conversation that the chat template rendered? It ends as the template opens answers."""
+    opening = _opening(tokenizer) if tokenizer.chat_template is not None else ""
+    return bool(opening) and text.rstrip().endswith(opening)
+
+
+def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of the prompt of a pair. In a rendered conversation, and nowhere else, markers are special tokens."""
+    return tokenizer.encode_marked(text) if is_rendered(text, tokenizer) else tokenizer.encode_prompt(text)
 
 
 def example_ids(examples: Sequence[Example], tokenizer: Tokenizer) -> tuple[list[list[int]], list[list[int]]]:
@@ -188,7 +191,7 @@ def example_ids(examples: Sequence[Example], tokenizer: Tokenizer) -> tuple[list
             end = closing or end
         elif example.prompt is None:
             head = next(heads)  # of an empty text
-        elif is_conversation(example, tokenizer):
+        elif is_rendered(example.prompt, tokenizer):
             next(heads)
             head = tokenizer.encode_marked(example.prompt)
             targets[number] = tokenizer.encode_marked(example.target)
@@ -218,7 +221,7 @@ def stray_markers(examples: Sequence[Example], tokenizer: Tokenizer) -> str:
         return ""
     pattern, found, rows = special_pattern(tokenizer), set[str](), 0
     for example in examples:
-        if is_conversation(example, tokenizer):
+        if example.turns or is_rendered(example.prompt or "", tokenizer):
             continue
         names = [*pattern.findall(example.prompt or ""), *pattern.findall(example.target)]
         found |= set(names)

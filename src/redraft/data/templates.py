@@ -16,8 +16,9 @@ CHAT_TEMPLATE = "chat_template.jinja"  # the file of a model folder
 
 
 def template_of(folder: Path, name: str = "default") -> str | None:
-    """The chat template of a model folder (``chat_template.jinja``, or in tokenizer_config.json) or a GGUF file; None if
-    it has none.
+    """The chat template of a model folder (``chat_template.jinja``, or in tokenizer_config.json) or of a GGUF file.
+
+    None if it has none.
 
     Args:
         name: which template, if the folder has several.

@@ -50,18 +50,21 @@ class Tokenizer:
         markers: ids that are never generated: all special tokens, except one that also serves as end-of-text.
         stop_ids: further ids that end a text, for public checkpoints that have several.
         added: special tokens that were appended to a foreign tokenizer.
+        chat_template: how conversations become text (``data.chat``); saved with the tokenizer.
     """
 
     stop_ids: tuple[int, ...] = ()
-    chat_template: str | None = None  # how conversations become text (``data.chat``); saved with the tokenizer
 
-    def __init__(self, backend: tokenizers.Tokenizer, specials: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, specials: Mapping[str, str] | None = None, chat_template: str | None = None
+    ) -> None:
         """Wrap a backend.
 
         Args:
             specials: texts of the special tokens by name (``"pad"``...). One that is not named is looked up by its
                 usual texts; if it is not found, it is appended.
         """
+        self.chat_template = chat_template
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # the backend's name for "treat them as ordinary text"
@@ -76,8 +79,7 @@ class Tokenizer:
         )
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.expand_id, self.delete_id = (_id(backend, names[key]) if key in names else -1 for key in EXTRAS)
-        markers = {_id(backend, name) for name in names.values()} - {self.eos_id}
-        self.markers: tuple[int, ...] = tuple(sorted(markers))
+        self.markers: tuple[int, ...] = tuple(sorted({_id(backend, name) for name in names.values()} - {self.eos_id}))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -128,18 +130,14 @@ class Tokenizer:
                 f"There is no tokenizer at '{file}'.",
                 "Give a tokenizer.json or its folder; transformers' save_pretrained converts other formats to it.",
             )
-        made = cls(read_tokenizer_json(file), read_specials(file.parent))
-        made.chat_template = template_of(file.parent)
-        return made
+        return cls(read_tokenizer_json(file), read_specials(file.parent), template_of(file.parent))
 
     def with_special_tokens(self, extras: Sequence[str]) -> Tokenizer:
         """The same tokenizer with these tokens of ``EXTRAS``; missing ones are appended as new ids."""
         if all(key in self.names for key in extras):
             return self
         named = {key: _own(key) for key in extras} | self.names
-        made = Tokenizer(tokenizers.Tokenizer.from_str(self.backend.to_str()), named)
-        made.chat_template = self.chat_template
-        return made
+        return Tokenizer(tokenizers.Tokenizer.from_str(self.backend.to_str()), named, self.chat_template)
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, which transformers' AutoTokenizer can read, too."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redraft.data.chat import example_ids, is_conversation
+from redraft.data.chat import example_ids
 from redraft.data.columns import Turns
 from redraft.data.examples import Example
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.generation.prompts import longest
+from redraft.generation.prompts import Prompt, longest
 from redraft.model import Model
 
 PROMPT_TOKENS = 32  # length of the prompt that is cut from a plain text
@@ -29,12 +29,12 @@ class Item:
     references: tuple[str, ...]
     tokens: int  # of the first reference
     task: str = ""  # name of its task in a mixture
-    ids: tuple[int, ...] = ()  # of a conversation's prompt, in the form of training (``data.chat``)
+    turns: tuple[tuple[str, str], ...] = ()  # of a conversation: role and content; ``prompt`` shows them
 
     @property
-    def asked(self) -> str | tuple[int, ...]:
-        """What a model is asked: the prompt's ids if they are given, else its text."""
-        return self.ids or self.prompt
+    def asked(self) -> Prompt:
+        """What a model is asked: the conversation, if it is one, else the prompt's text."""
+        return self.turns or self.prompt
 
 
 def make_items(
@@ -53,12 +53,11 @@ def make_items(
         for example in examples:
             together.setdefault((example.prompt or "", example.task, example.turns), []).append(example)
         chosen = sample(list(together.items()), most)
-        asked, targets = example_ids([same[0] for _, same in chosen], tokenizer)
+        _, targets = example_ids([same[0] for _, same in chosen], tokenizer)
         items = []
-        for ((prompt, task, _), same), head, target in zip(chosen, asked, targets, strict=True):
-            given = tuple(head) if is_conversation(same[0], tokenizer) else ()
+        for ((prompt, task, turns), same), target in zip(chosen, targets, strict=True):
             size = len(target) + (not tokenizer.answer_suffix)
-            items.append(Item(prompt, tuple(dict.fromkeys(one.target for one in same)), size, task, given))
+            items.append(Item(prompt, tuple(dict.fromkeys(one.target for one in same)), size, task, turns))
         return items
     every = tokenizer.encode_batch([e.target for e in examples])
     long = [ids for ids in every if len(ids) >= 2 * PROMPT_TOKENS]

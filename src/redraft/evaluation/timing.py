@@ -98,7 +98,7 @@ def time_in_turns(
         for (model, config), limit, speed in zip(runners, limits, speeds, strict=True):
             settings = model.settings(max_new_tokens=limit, **config.generation())
 
-            def call(model: Model = model, settings: Any = settings, asked: Sequence[str] = asked) -> int:
+            def call(model: Model = model, settings: Any = settings, asked: Sequence[Prompt] = asked) -> int:
                 drafting = model.start(asked, settings)
                 for _ in drafting:
                     pass

@@ -5,28 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from redraft.data import chat
+from redraft.data.columns import Turns
 from redraft.errors import UserError
 
 if TYPE_CHECKING:
     from redraft.model import Model
 
-Prompt = str | Sequence[int]  # a text, or token ids
+Prompt = str | Sequence[int] | Turns  # a text, token ids, or a conversation
 
 
 def prompt_ids(model: Model, prompt: Prompt) -> list[int]:
-    """The ids of a prompt as in training, with the separator or the beginning-of-text token. Ids are unchanged.
+    """The ids of a prompt as in training, with the separator or the beginning-of-text token. Ids are unchanged, and a
+    conversation has the form of ``data.chat.prompt``.
 
     Raises:
-        UserError: an id is not in the vocabulary.
+        UserError: an id is not in the vocabulary, or the chat template can't render a conversation.
     """
-    if not isinstance(prompt, str):
-        size = model.network.config.vocab_size
-        for token in prompt:
-            if not 0 <= token < size:
-                raise UserError(f"Prompt id {token} is not in the vocabulary of {size} tokens.")
-        return [int(token) for token in prompt]
     tokenizer = model.tokenizer
-    return tokenizer.encode_prompt(prompt) if model.paired else tokenizer.encode_opening(prompt)
+    if isinstance(prompt, str):
+        return chat.text_ids(prompt, tokenizer) if model.paired else tokenizer.encode_opening(prompt)
+    messages = [{"role": one[0], "content": one[1]} for one in prompt if isinstance(one, tuple)]
+    if messages:
+        return chat.prompt(messages, tokenizer, model.paired, tokenizer.chat_template)[0]
+    size, ids = model.network.config.vocab_size, [one for one in prompt if not isinstance(one, tuple)]
+    for token in ids:
+        if not 0 <= token < size:
+            raise UserError(f"Prompt id {token} is not in the vocabulary of {size} tokens.")
+    return [int(token) for token in ids]
 
 
 def answerable_prompt_ids(model: Model, prompt: Prompt) -> list[int]:
