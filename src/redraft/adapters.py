@@ -140,6 +140,11 @@ def merge(model: Model, adapter: Adapter) -> Model:
         if place is None or a is None or b is None:
             what = "lacks one of the two matrices of" if place is not None else "adapts a module this model lacks:"
             raise UserError(f"{folder / ADAPTER_WEIGHTS} {what} '{name}'.", _WRONG_MODEL)
+        if a.shape[0] != adapter.lora.rank:
+            what = (
+                f"{folder / ADAPTER_WEIGHTS}: '{name}' has rank {a.shape[0]}, {ADAPTER_CONFIG} says {adapter.lora.rank}"
+            )
+            raise UserError(f"{what}.", "Copy the adapter again: its scale depends on the rank.")
         whole = weights[place.name] if place.at is None else weights[place.name][place.at]
         part = whole[place.start : place.start + place.rows] if place.rows is not None else whole
         if (b.shape[0], a.shape[1]) != part.shape or a.shape[0] != b.shape[1]:

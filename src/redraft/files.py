@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,43 @@ def exclusive(path: Path, held: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def folder_of_its_own(folder: Path, held: str) -> Iterator[None]:
+    """Make a folder and hold its file ``lock``; see ``exclusive``.
+
+    Raises:
+        UserError: another process holds it, or it can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, folder) from None
+    with exclusive(folder / "lock", held):
+        yield
+
+
+def keep_aside(folder: Path, names: Iterable[str]) -> Path | None:
+    """Move files of a folder into its next free ``older/<number>``, and return that; None if there are none.
+
+    Raises:
+        UserError: the disk is full, or the folder can't be written.
+    """
+    present = [folder / name for name in names if (folder / name).exists()]
+    if not present:
+        return None
+    number = 1
+    while (folder / "older" / str(number)).exists():
+        number += 1
+    place = folder / "older" / str(number)
+    try:
+        place.mkdir(parents=True)
+        for file in present:
+            os.replace(file, place / file.name)
+    except OSError as error:
+        raise disk_error(error, place) from None
+    return place
+
+
 def remove(path: Path) -> None:
     """Delete a file or a folder with all that it holds."""
     if path.is_dir() and not path.is_symlink():
@@ -152,11 +189,22 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing, unreadable, not valid JSON, or holds something other than an object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"File '{path}' does not exist.", "Check the path.") from None
     except OSError as error:
         raise UserError(f"Can't read '{path}': {error.strerror}.", "Check its permissions.") from None
+    return parse_json(content, path)
+
+
+def parse_json(content: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object that the file ``path`` holds, from its content.
+
+    Raises:
+        UserError: not valid JSON, or something other than an object.
+    """
+    try:
+        values = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, deep nesting
         raise UserError(f"'{path}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
     if not isinstance(values, dict):

@@ -87,6 +87,22 @@ def _on_hub(name_or_path: str | Path) -> bool:
     )
 
 
+def _below_adapters(name_or_path: str | Path) -> tuple[Path, list[adapters.Adapter]]:
+    """The folder of a whole model, and the adapters on top of it that ``name_or_path`` stands for, the last one first.
+
+    Raises:
+        UserError: an adapter's base is the adapter itself, or another one whose base it is.
+    """
+    folder, above = resolve(name_or_path), list[adapters.Adapter]()
+    while adapters.is_adapter(folder):
+        if any(folder.resolve() == one.folder.resolve() for one in above):
+            names = " -> ".join(f"'{one.folder}'" for one in above)
+            raise UserError(f"The adapters {names} -> '{folder}' have no base model.", "Give one: --model BASE.")
+        above.append(adapters.read(folder))
+        folder = resolve(above[-1].base)
+    return folder, above
+
+
 def _adapter_folder(name_or_path: str | Path) -> Path:
     """The folder of an adapter. A name on the hub is downloaded first."""
     folder = Path(name_or_path)
@@ -116,11 +132,14 @@ def load(
         found = adapters.read(_adapter_folder(adapter))  # before the base model, which takes longer
         _check_base(found, name_or_path)
         return adapters.merge(load(name_or_path, device, dtype, mask_id), found)
-    folder = resolve(name_or_path)
-    if adapters.is_adapter(folder):
-        found = adapters.read(folder)
-        return adapters.merge(load(found.base, device, dtype, mask_id), found)
+    folder, found_on_top = _below_adapters(name_or_path)
+    if found_on_top:
+        model = load(folder, device, dtype, mask_id)
+        for found in reversed(found_on_top):
+            model = adapters.merge(model, found)
+        return model
     network, files, layout, (*rest, answer_lengths) = _open(folder, mask_id)
+    weights.check_shapes(network, files, layout)
     models.allocate(network, dtype, runtime.device(device))
     with _progress(files) as on_read:
         weights.fill(network, files, layout, on_read)
@@ -137,15 +156,13 @@ def outline(name_or_path: str | Path) -> Model:
     Raises:
         UserError: as for ``load``, except for errors in the weights themselves.
     """
-    folder = resolve(name_or_path)
-    if not adapters.is_adapter(folder):
-        network, _, _, (*rest, answer_lengths) = _open(folder, None)
-        model = Model(network.requires_grad_(False).eval(), *rest)
-        model.answer_lengths = answer_lengths
-        return model
-    found = adapters.read(folder)
-    model = outline(found.base)
-    return model if found.origin is None else adapters.converted(model, found.origin)
+    folder, above = _below_adapters(name_or_path)
+    network, _, _, (*rest, answer_lengths) = _open(folder, None)
+    model = Model(network.requires_grad_(False).eval(), *rest)
+    model.answer_lengths = answer_lengths
+    for found in reversed(above):
+        model = model if found.origin is None else adapters.converted(model, found.origin)
+    return model
 
 
 def stored_dtype(name_or_path: str | Path) -> torch.dtype:
@@ -154,8 +171,7 @@ def stored_dtype(name_or_path: str | Path) -> torch.dtype:
     Raises:
         UserError: as for ``load``.
     """
-    folder = resolve(name_or_path)
-    return stored_dtype(adapters.read(folder).base) if adapters.is_adapter(folder) else _open(folder, None)[1].dtype
+    return _open(_below_adapters(name_or_path)[0], None)[1].dtype
 
 
 def _check_base(adapter: adapters.Adapter, name_or_path: str | Path) -> None:
@@ -236,6 +252,8 @@ def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
         raise UserError(what, "Use the version of redraft that wrote it.")
     described = configs.build(ModelConfig, values, str(file))
     family_name, family = build_family(described.family)
+    files = weights.Files(folder)
+    weights.check_scale(models.shape(described.network, f"{file} network"), files, f"{file} network")
     network = models.empty(described.network, f"{file} network")
     if described.vocabulary is None:
         tokenizer = Tokenizer.load(folder)
@@ -250,7 +268,7 @@ def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
     defaults = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     configs.build(Settings, defaults, str(folder / "generation_config.json"))  # checked here, used later
     rest = (tokenizer, family, family_name, described.paired, defaults, described.answer_lengths)
-    return network, weights.Files(folder), weights.Layout.own(network), rest
+    return network, files, weights.Layout.own(network), rest
 
 
 def _open_foreign(found: Foreign) -> _Opened:

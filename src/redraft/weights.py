@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections import Counter
@@ -90,6 +91,7 @@ class Files:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.where: dict[str, Path] = {}  # tensor -> file
+        self.shapes: dict[str, tuple[int, ...]] = {}  # as the headers give them
         self.pickled = False
         for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
             single, index = folder / f"{stem}.{ending}", folder / f"{stem}.{ending}.index.json"
@@ -110,10 +112,10 @@ class Files:
         listed = {} if single.is_file() else _index(index)
         self.shards = [single] if single.is_file() else sorted({folder / file for file in listed.values()})
         for shard in self.shards:
-            for name in self._names(shard):
+            for name, shape in self._headers(shard).items():
                 if listed and listed.get(name) != shard.name:
                     continue
-                self.where[name] = shard
+                self.where[name], self.shapes[name] = shard, shape
         for name, file in listed.items():
             if name not in self.where:
                 raise UserError(f"{folder / file}: tensor '{name}' is missing, though {index.name} lists it there.")
@@ -169,9 +171,9 @@ class Files:
         """A file with the methods ``keys`` and ``get_tensor``."""
         return _open(shard, self.pickled)
 
-    def _names(self, shard: Path) -> list[str]:
+    def _headers(self, shard: Path) -> dict[str, tuple[int, ...]]:
         with self._open(shard) as opened:
-            return list(opened.keys())
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
 
     def _read(self, opened: Any, shard: Path, name: str) -> Tensor:
         try:
@@ -194,15 +196,8 @@ def fill(
         UserError: names the first tensor that is missing, unexpected or of another shape, and its file.
         KeyError: the layout does not fit the network (a bug).
     """
+    check_shapes(network, files, layout)
     own = dict(network.named_parameters())
-    first = files.shards[0]
-    for name, place in layout.places.items():
-        if name not in files.where:
-            raise UserError(
-                f"{first if len(files.shards) == 1 else files.folder}: tensor '{name}' is missing.", _REMEDY
-            )
-        if place.name not in own:
-            raise KeyError(f"layout: the network has no tensor '{place.name}'")
     filled, done, total = dict.fromkeys(own, 0), 0, files.size
     with torch.no_grad():
         for name, read in files:
@@ -210,10 +205,6 @@ def fill(
             if name in layout.places:
                 tensor, place = read(), layout.places[name]
                 part = place.view(own[place.name])
-                if tensor.shape != part.shape:
-                    found, wanted = list(tensor.shape), list(part.shape)
-                    what = f"{shard}: tensor '{name}' has shape {found}, the configuration needs {wanted}."
-                    raise UserError(what, _REMEDY)
                 if not tensor.is_floating_point():
                     what = f"{shard}: tensor '{name}' holds {str(tensor.dtype).removeprefix('torch.')}, not weights."
                     raise UserError(what, "Quantised public checkpoints can't be read.")
@@ -222,12 +213,75 @@ def fill(
                 done += tensor.numel() * tensor.element_size()
                 if on_read is not None:
                     on_read(done, total)
-            elif name not in layout.twins and not name.endswith(layout.unused):
-                raise UserError(f"{shard}: unexpected tensor '{name}'.", _REMEDY)
     for name, count in filled.items():
         if count != own[name].numel():
             raise KeyError(f"layout: {count} of {own[name].numel()} numbers of '{name}' come from the files")
     _check_twins(files, layout)
+
+
+def check_shapes(network: torch.nn.Module, files: Files, layout: Layout) -> None:
+    """Check that the files hold the network's tensors [...]. Only headers are read: the network may be without memory.
+
+    Raises:
+        UserError: names the first tensor that is missing, unexpected or of another shape, and its file.
+        KeyError: the layout does not fit the network (a bug).
+    """
+    own = dict(network.named_parameters())
+    for name, place in layout.places.items():
+        if name not in files.where:
+            place_of = files.shards[0] if len(files.shards) == 1 else files.folder
+            raise UserError(f"{place_of}: tensor '{name}' is missing.", _REMEDY)
+        if place.name not in own:
+            raise KeyError(f"layout: the network has no tensor '{place.name}'")
+        found, wanted = files.shapes[name], tuple(place.view(own[place.name]).shape)
+        if found != wanted:
+            what = f"{files.where[name]}: tensor '{name}' has shape {list(found)}, the configuration needs"
+            raise UserError(f"{what} {list(wanted)}.", _REMEDY)
+    for name in files.names:
+        if name not in layout.places and name not in layout.twins and not name.endswith(layout.unused):
+            raise UserError(f"{files.where[name]}: unexpected tensor '{name}'.", _REMEDY)
+
+
+_POSITIONS = {"max_length", "window", "original"}  # sizes that no stored tensor needs to have
+_MOST_POSITIONS = 1 << 22
+
+
+def check_scale(shape: Any, files: Files, where: str) -> None:
+    """Check that a network's configuration can belong to these files, before anything is built by it.
+
+    Building takes time and memory in proportion to the numbers of the configuration. So the number of layers is at most
+    the number of stored tensors, and no other size exceeds the largest dimension of all of them.
+
+    Args:
+        shape: a configuration as a dataclass or as plain values, nested or not.
+        where: how to name it in an error.
+    Raises:
+        UserError: names the field.
+    """
+    largest = max((max(dims, default=1) for dims in files.shapes.values()), default=0)
+    for name, value in _integers(shape):
+        if name.endswith(("layers", "layer", "blocks")):
+            most, what = len(files.shapes), f"the files hold {len(files.shapes)} tensors"
+        elif name in _POSITIONS:
+            most, what = _MOST_POSITIONS, f"at most {_MOST_POSITIONS:,} positions are supported"
+        else:
+            most, what = largest, f"the largest tensor of the files has a dimension of {largest:,}"
+        if value > most:
+            raise UserError(f"{where}: {name} = {value} is too large: {what}.", _REMEDY)
+
+
+def _integers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """The integers in nested values, each with the name of its field."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _integers(inner, str(key))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _integers(inner, name)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield name, value
 
 
 def _check_twins(files: Files, layout: Layout) -> None:
@@ -266,6 +320,14 @@ def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
     return packed
 
 
+@dataclass(frozen=True)
+class _PickledSlice:
+    shape: tuple[int, ...]
+
+    def get_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+
 class _Pickled:
     """A pickled file with the interface of a safetensors file: only tensors, mapped into memory where possible."""
 
@@ -290,6 +352,9 @@ class _Pickled:
 
     def get_tensor(self, name: str) -> Tensor:
         return self.tensors[name]
+
+    def get_slice(self, name: str) -> _PickledSlice:
+        return _PickledSlice(tuple(self.tensors[name].shape))
 
 
 def _dtype(opened: Any, name: str) -> torch.dtype:
@@ -327,7 +392,7 @@ def _first_cut(path: Path) -> str | None:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length < path.stat().st_size else {}
             ends = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
     room = path.stat().st_size - 8 - length
     return next((name for name, (_, end) in sorted(ends.items(), key=lambda entry: entry[1]) if end > room), None)
@@ -339,6 +404,6 @@ def _index(path: Path) -> dict[str, str]:
         found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         if not all(isinstance(file, str) and Path(file).name == file for file in found.values()):
             raise ValueError("a shard must be in the folder of its index")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"'{path}' is corrupt: {error!r}.", "Copy it again.") from None
     return dict(found)

@@ -179,3 +179,35 @@ def test_failures_are_left_out_of_the_comparison() -> None:
 def test_a_wrong_service_is_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         ExternalService(**{"endpoint": "http://x/v1", "model": "small", **wrong})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"choices": [{"message": {"content": "\\ud800"}}]}',
+        b'{"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": 1e400}}',
+        b'{"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": -3}}',
+        b'{"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": 1e300}}',
+        b"[" * 200_000,
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_a_failure_and_not_an_error(content: bytes) -> None:
+    with service(lambda number, body: (200, {}, content)) as (address, _):
+        reply = ask(address)
+    assert reply.text is None and reply.failure
+    json.dumps(vars(reply), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("key", ["secret", 'a"b/c d'])
+def test_a_key_that_the_service_repeats_is_not_kept(key: str) -> None:
+    for status in (401, 400):
+        with service(lambda number, body, status=status: refused(status, f"bad key {key} ({key})")) as (address, _):
+            client = Client(ExternalService(address, "small"), key=key, wait_scale=0.0)
+            try:
+                told = client.request([], 5).failure
+            except UserError as error:
+                told = str(error)
+        assert "[key]" in told and key not in told
+    with service(lambda number, body: said(f"your key is {key}")) as (address, _):
+        client = Client(ExternalService(address, "small"), key=key, wait_scale=0.0)
+        assert client.request([], 5).text == "your key is [key]"

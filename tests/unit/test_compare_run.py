@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from redraft.cli import compare as compare_cli
 from redraft.compare import job, time_budget
 from redraft.compare import run as runs
 from redraft.compare.record import Record
 from redraft.compare.study import Study
 from redraft.errors import UserError
+from redraft.files import folder_of_its_own
 from redraft.loading import load
 
 WORDS = {"one": "eins", "two": "zwei", "red": "rot", "dog": "Hund", "sees": "sieht", "house": "Haus"}
@@ -344,3 +346,73 @@ def test_a_folder_without_a_study_has_no_report(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text('{"schema_version": 1}')
     with pytest.raises(UserError, match="schema version 1"):
         runs.render(tmp_path)
+
+
+# ---- folders of studies
+
+
+def test_two_processes_do_not_run_a_study_in_one_folder(finished: tuple[Path, Record, list[str]]) -> None:
+    folder = finished[0]
+    with (
+        folder_of_its_own(folder / "out", "held"),
+        pytest.raises(UserError, match="Another process is running a study"),
+    ):
+        runs.run(study(folder), lambda line: None)
+
+
+def test_a_moved_study_with_lost_and_changed_pieces_goes_on(
+    finished: tuple[Path, Record, list[str]], tmp_path: Path
+) -> None:
+    """The cell of a training is deleted, and the texts of another one are changed: both are found missing."""
+    shutil.copytree(finished[0], tmp_path / "moved")
+    folder = tmp_path / "moved"
+    cells = {path: json.loads(path.read_text()) for path in (folder / "out" / "cells").iterdir()}
+    kind = {content["key"]["kind"]: path for path, content in cells.items()}
+    kind["train"].unlink()
+    changed = cells[kind["texts"]]
+    changed["value"] = {"texts": [], "x": 1}
+    kind["texts"].write_text(json.dumps(changed))
+    (folder / "out" / "tokenizer" / "made_from.json").write_text("{")
+    told: list[str] = []
+    found = runs.run(study(folder), told.append)
+    assert found.complete and found.training[0].steps == finished[1].training[0].steps
+    again = {path: json.loads(path.read_text()) for path in (folder / "out" / "cells").iterdir()}
+    assert again.keys() == cells.keys()
+    assert again[kind["texts"]]["value"]["texts"]
+
+
+def test_a_piece_that_is_a_folder_is_named(finished: tuple[Path, Record, list[str]], tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path / "broken")
+    cell = next((tmp_path / "broken" / "out" / "cells").iterdir())
+    cell.unlink()
+    cell.mkdir()
+    with pytest.raises(UserError, match="Delete it"):
+        runs.run(study(tmp_path / "broken"), lambda line: None)
+
+
+def test_the_report_of_another_study_is_kept(finished: tuple[Path, Record, list[str]], tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path / "two")
+    out = tmp_path / "two" / "out"
+    before = (out / "results.json").read_bytes()
+    told: list[str] = []
+    runs.run(study(tmp_path / "two"), told.append)
+    assert not (out / "older").exists()  # the same study
+    runs.run(study(tmp_path / "two", test_rows=10), told.append)
+    kept = json.loads((out / "older" / "1" / "results.json").read_text())
+    assert kept["settings"] == json.loads(before)["settings"]
+    assert any("older" in line for line in told)
+    assert runs.render(out).plan.test_rows == 10
+
+
+def test_a_study_whose_training_fails_does_not_exit_with_0(
+    finished: tuple[Path, Record, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise UserError("The disk has no space left.", "Free some space.")
+
+    shutil.copytree(finished[0], tmp_path / "failing")
+    shutil.rmtree(tmp_path / "failing" / "out" / "cells")
+    monkeypatch.setattr(job, "train", full)
+    assert compare_cli.run(study(tmp_path / "failing"), as_json=True)["ok"] is False
+    monkeypatch.undo()
+    assert compare_cli.run(study(finished[0]), as_json=True)["ok"] is True

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.evaluation.decoding import DecodingConfig
+from redraft.evaluation.stats import interval
 from redraft.model import Model
 from redraft.options import declared
 from redraft.presets import preset
@@ -17,6 +20,7 @@ from redraft.settings import Settings
 from redraft.tune import race
 from redraft.tune.race import Piece, Race
 from redraft.tune.space import Space, _beside
+from redraft.tune.study import FEWEST_ROWS, TuneStudy
 
 
 @dataclass
@@ -199,3 +203,37 @@ def test_any_setting_that_declares_values_to_try_is_varied() -> None:
 def test_the_space_has_the_values_that_settings_declare() -> None:
     assert space("masked").candidates == declared(Settings)["candidates"].tries
     assert space("masked").values["confidence"]["steps"] == (1, 2, 4, 8)  # of those, the ones up to 12 new tokens
+
+
+def test_without_time_only_the_current_configuration_is_measured() -> None:
+    """And no configuration without a score is in the results."""
+    bench = Bench()
+    contest = bench.race(0.5)
+    contest.until = 0.0
+    tried = contest.run(Line(), of(16))
+    assert [racer.config for racer in tried] == [of(16)] and tried[0].pieces
+
+
+def test_too_few_validation_rows_are_joined_with_the_test_rows(tmp_path: Path) -> None:
+    rows = [json.dumps({"input": f"a{i}", "target": f"b{i}"}) for i in range(300)]
+    (tmp_path / "all.jsonl").write_text("\n".join(rows))
+    study = TuneStudy(data=str(tmp_path / "all.jsonl"))
+    splits = study.load()
+    joined = study.joined(splits)
+    if len(splits.validation) < FEWEST_ROWS:
+        assert joined is not None
+        assert len(joined.validation) == len(splits.validation) + len(splits.test) and not joined.test
+    assert TuneStudy(data=str(tmp_path / "all.jsonl"), test=True).joined(splits) is None
+    (tmp_path / "own.validation.jsonl").write_text("\n".join(rows[:5]))
+    (tmp_path / "own.test.jsonl").write_text("\n".join(rows[5:90]))
+    (tmp_path / "own.train.jsonl").write_text("\n".join(rows[90:]))
+    own = TuneStudy(data=str(tmp_path / "own"))
+    assert own.joined(own.load()) is None  # its test rows are somebody's choice
+
+
+def test_an_interval_does_not_reach_below_what_a_metric_can_be() -> None:
+    stats = np.zeros((40, 2))
+    stats[:, 1] = 1
+    stats[0, 0] = 1.0  # one row of 40 is right
+    found = interval(stats, lambda total: 100 * total[..., 0] / total[..., 1])
+    assert 0 <= found.low <= found.value <= found.high

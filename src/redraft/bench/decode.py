@@ -17,6 +17,7 @@ from redraft.caches.dual import Dual
 from redraft.caches.exact import Exact
 from redraft.caches.prefix import Prefix
 from redraft.canvas import make_canvas
+from redraft.errors import UserError
 from redraft.generation.loop import CachePolicy, Loop, Method
 from redraft.models.cpu.transformer import CpuTransformer, Weights
 from redraft.models.transformer import Transformer
@@ -27,7 +28,7 @@ from redraft.runtime import peak_matmul
 from redraft.samplers.autoregressive import Autoregressive
 from redraft.samplers.confidence import Confidence
 from redraft.samplers.wrappers.blockwise import Blockwise
-from redraft.types import AttentionPattern, FamilyFacts, Forward, NetworkFacts, Spec, TokenIds
+from redraft.types import AttentionPattern, Canvas, FamilyFacts, Forward, NetworkFacts, Spec, TokenIds
 
 VOCABULARY, MASK = 8192, 3
 BASELINE = "transformers generate"
@@ -53,6 +54,15 @@ class Decode:
     rounds: int = 3
     threads: int = 2
     tied: bool = False
+
+    def __post_init__(self) -> None:
+        blocks = self.new_tokens // max(self.block, 1)
+        if self.block < 1 or self.new_tokens % self.block:
+            raise UserError(f"{self.new_tokens} new tokens are no blocks of {self.block}.", "Change one of them.")
+        for steps in self.steps:
+            if not blocks <= steps <= self.new_tokens:
+                what = f"steps = {steps} must be between {blocks}, one for each block, and {self.new_tokens}."
+                raise UserError(what, "Give other steps, or another block size.")
 
     def run(self, log: Log) -> dict[str, Any]:
         """Seconds, tokens per second and the ratio to the baseline of every candidate."""
@@ -110,6 +120,7 @@ class Decode:
         blocks = self._spec(AttentionPattern("block", self.block), 0)
 
         def ours(network: CpuTransformer, spec: Spec, sampler: Any, cache: CachePolicy | None = None) -> Generate:
+            sampler.start(self._canvas(prompt, spec), spec)  # a wrong option is found before anything is measured
             return partial(self._generate, network, Method(sampler, cache), spec, prompt)
 
         def generate() -> list[int]:
@@ -144,8 +155,12 @@ class Decode:
             }
         return found
 
+    def _canvas(self, prompt: Tensor, spec: Spec) -> Canvas:
+        """A row with the prompt [1, P] and free positions after it."""
+        return make_canvas([[*prompt[0].tolist(), *[None] * self.new_tokens]], [self.prompt], spec, seeds=[0])
+
     def _generate(self, network: CpuTransformer, method: Method, spec: Spec, prompt: Tensor) -> list[int]:
-        canvas = make_canvas([[*prompt[0].tolist(), *[None] * self.new_tokens]], [self.prompt], spec, seeds=[0])
+        canvas = self._canvas(prompt, spec)
         for _ in Loop({"main": network}, method, spec).run(canvas):
             pass
         ids: list[int] = canvas.ids[0, self.prompt :].tolist()

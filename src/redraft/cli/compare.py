@@ -62,11 +62,15 @@ def compare(
 
 
 def run(study: Study, as_json: bool) -> dict[str, Any]:
-    """Run a study and print its verdict."""
+    """Run a study and print its verdict. The result is not ``ok`` if a model could not be trained."""
     from redraft.compare.run import command_line
     from redraft.compare.run import run as measure
 
-    return show(measure(study, log, command_line()), Path(study.out), as_json)
+    record = measure(study, log, command_line())
+    failed = [one for one in record.missing if one.what.startswith("training ")]
+    for one in failed:
+        log(f"not trained: {one.what.removeprefix('training ')}: {one.why}")
+    return {**show(record, Path(study.out), as_json), "ok": not failed}
 
 
 def show(record: Record, out: Path, as_json: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typer
 from redraft.cli._common import Device, Json, ModelName, log
 from redraft.cli._options import Options
 from redraft.cli._verbs import verb
+from redraft.files import folder_of_its_own
 
 if TYPE_CHECKING:
     from redraft.tune.results import TuneResults
@@ -47,17 +48,23 @@ def tune(
     check_writable(study.out, folder=True)
     place = None if dry_run else check_place(model, to)
     splits = study.load()
-    job = Tuning(model, study, splits.validation, device, log)
-    found = job.run()
-    if place is not None:
-        save_choice(model, place, found.generation)
-        found = found.with_changes(written=str(place))
-    if study.test:
-        found = found.with_changes(test=job.test(splits.test, found.find(found.winner).config))
-    report.write(found, study.out)
+    if (joined := study.joined(splits)) is not None:
+        log(f"{len(splits.validation)} validation rows are too few: the {len(splits.test)} test rows are used, too")
+        splits = joined
+    with folder_of_its_own(study.out, f"Another process is tuning in '{study.out}'."):
+        job = Tuning(model, study, splits.validation, device, log)
+        found = job.run()
+        if place is not None:
+            save_choice(model, place, found.generation)
+            found = found.with_changes(written=str(place))
+        if study.test:
+            found = found.with_changes(test=job.test(splits.test, found.find(found.winner).config))
+        if (kept := report.keep_older(found, study.out)) is not None:
+            log(f"the report of another tuning in this folder is kept in {kept}")
+        report.write(found, study.out)
     if not as_json:
         _show(found)
-        typer.echo(f"See {study.out / 'tune.html'}.")
+        typer.echo(f"Report: {(study.out / 'tune.html').resolve()}")
     return found.to_mapping()
 
 
@@ -92,4 +99,5 @@ def _show(found: TuneResults) -> None:
     for line in (report.outcome(found), *report.caveats(found), report.held_out_sentence(found)):
         if line:
             typer.echo(line)
-    typer.echo(f"Written to {found.written}." if found.written else "No model was changed.")
+    settings = Path(found.written).resolve() / "generation_config.json" if found.written else None
+    typer.echo(f"The choice is written to {settings}" if settings else "No model was changed.")

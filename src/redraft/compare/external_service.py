@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import time
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from redraft.errors import UserError
 from redraft.options import check, setting
 
 KEY = "REDRAFT_SERVICE_KEY"  # environment variable of the API key; it is never an option and never in a report
+_MOST_TOKENS = 1 << 40  # of one answer; more is nonsense
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _REFUSED = (401, 403, 404)  # wrong key, model or address: no further request can succeed
 # Fields that some services reject -> the name that they accept instead; None: leave the field out.
@@ -77,6 +80,7 @@ class Client:
         self.service, self.wait_scale = service, wait_scale
         key = os.environ.get(KEY, "") if key is None else key
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._key = key
         self._http = httpx2.Client(headers=headers, timeout=service.timeout, follow_redirects=False)
         self._random = random.Random(0)
         self.names: dict[str, str | None] = {}  # see ``Replies.fields``
@@ -106,8 +110,8 @@ class Client:
                 why = f"no connection ({type(error).__name__})"
             else:
                 if answer.status_code == 200:
-                    return _read(answer, time.perf_counter() - at, number)
-                why = f"{answer.status_code} {_message(answer)}"
+                    return _read(answer, time.perf_counter() - at, number, self._key)
+                why = f"{answer.status_code} {_message(answer, self._key)}"
                 if answer.status_code in _REFUSED:
                     raise UserError(
                         f"The external service rejected the request: {why}.",
@@ -173,8 +177,8 @@ def _messages(service: ExternalService, prompt: str, shots: Sequence[tuple[str, 
     return [*found, {"role": "user", "content": prompt}]
 
 
-def _read(answer: Any, seconds: float, tries: int) -> Reply:
-    """The reply in an answer of status 200. An answer without text counts as a failure."""
+def _read(answer: Any, seconds: float, tries: int, key: str = "") -> Reply:
+    """The reply in an answer of status 200. One without text, or with what can't be written down, is a failure."""
     try:
         body = answer.json()
         choice, usage = body["choices"][0], body.get("usage") or {}
@@ -182,19 +186,33 @@ def _read(answer: Any, seconds: float, tries: int) -> Reply:
         if choice.get("finish_reason") == "content_filter" or not isinstance(text, str):
             return Reply(None, seconds, tries=tries, failure="the service withheld the answer")
         counts = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
-        return Reply(text.strip(), seconds, *counts, tries=tries)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        if not 0 <= min(counts) <= max(counts) <= _MOST_TOKENS:
+            return Reply(None, seconds, tries=tries, failure="the answer's count of tokens makes no sense")
+        text.encode("utf-8")  # half of a surrogate pair is not text
+        return Reply(_redacted(text.strip(), key), seconds, *counts, tries=tries)
+    except UnicodeEncodeError:
+        return Reply(None, seconds, tries=tries, failure="the answer is not valid Unicode")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
         return Reply(None, seconds, tries=tries, failure="the answer does not have OpenAI's format")
 
 
-def _message(answer: Any) -> str:
-    """The message of an error, shortened; it contains neither the address nor the key."""
+def _message(answer: Any, key: str = "") -> str:
+    """The message of an error, shortened; without the key, which some services repeat."""
     try:
         error = answer.json()["error"]
         text = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         text = str(answer.reason_phrase)
-    return " ".join(text.split())[:160]
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return " ".join(_redacted(text, key).split())[:160]
+
+
+def _redacted(text: str, key: str) -> str:
+    """The text without the key, as it is or as it stands in an address or in JSON."""
+    forms = {key, urllib.parse.quote(key, safe=""), json.dumps(key)[1:-1]} - {""}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, "[key]")
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -13,6 +13,11 @@ def quantity(value: float | None) -> str:
     return f"{value:.3g} "
 
 
+def flops(value: float | None) -> str:
+    """Operations: ``1234567`` -> ``1.23 MFLOP``; a dash where none were counted, such as per token of an empty text."""
+    return "–" if value is None else f"{quantity(value)}FLOP"
+
+
 def seconds(value: float) -> str:
     """A duration: ``0.0123`` -> ``12.3 ms``."""
     return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"

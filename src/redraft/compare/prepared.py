@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from redraft.compare.record import load_typed, to_plain
 from redraft.compare.study import Study
 from redraft.errors import UserError
 from redraft.evaluation.items import Item
-from redraft.files import write_atomically
+from redraft.files import keep_aside, write_atomically
 from redraft.registry import find, names
 from redraft.tasks import Choice, FittedTask, Task
 from redraft.tasks.mixture import Mixture
 
 FILE = "study.json"
+# Settings in which two studies of the same rows may differ without being different ones.
+_SAME_STUDY = frozenset({"data", "data_root", "out", "device", "minutes", "price_per_hour"})
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class TaskName:
 
     def _task(self, part: str, kind: str) -> Task:
         return FittedTask(find("tasks", kind)(), self.options.get(part, {}))
+
+
+def _settings(study: Study) -> dict[str, Any]:
+    """What makes a study another one."""
+    return {key: value for key, value in dataclasses.asdict(study).items() if key not in _SAME_STUDY}
 
 
 def _kind(task: Task) -> str:
@@ -108,6 +116,22 @@ class Prepared:
     def save(self, folder: Path) -> None:
         """Write it into the folder of a study."""
         write_atomically(folder / FILE, json.dumps(to_plain(self), ensure_ascii=False, allow_nan=False) + "\n")
+
+    def keep_older(self, folder: Path, reports: Sequence[str]) -> Path | None:
+        """Where the report of another study in this folder was moved to; None if there is none.
+
+        It is another one if its rows or settings differ, apart from paths, device, time limit and prices. Pieces
+        that both have in common stay where they are, and are not measured again.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            return None
+        try:
+            older = Prepared.load(folder)
+            same = older.data.hash == self.data.hash and _settings(older.study) == _settings(self.study)
+        except UserError:  # damaged, or of another version
+            same = False
+        return None if same else keep_aside(folder, (FILE, *reports))
 
     def key(self, family: str, seed: int, dropout: float | None = None) -> dict[str, Any]:
         """The key of one model."""

@@ -109,7 +109,7 @@ def load_typed(cls: Any, path: Path) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Can't read '{path}': {error.strerror}.", "Name a folder of redraft compare.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"'{path}' is not valid JSON.", "Run the comparison again to write it anew.") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:

@@ -29,7 +29,7 @@ from redraft.errors import UserError
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.machine import describe_machine
 from redraft.evaluation.result_cache import ResultCache, digest
-from redraft.files import write_atomically
+from redraft.files import folder_of_its_own, write_atomically
 
 FILES = ("report.html", "report.md", "results.json")
 
@@ -42,14 +42,16 @@ def run(study: Study, log: Log, command: str = "") -> Record:
     holds the rest.
 
     Raises:
-        UserError: the data or the study can't be used at all.
+        UserError: the data or the study can't be used at all, or another process uses its folder.
     """
-    job = begin(study, log, command)
-    measure(job)
-    job.measured.machine = replace(job.prepared.machine, load=_load())
-    replace(job.prepared, machine=job.measured.machine, failures=job.failures).save(job.out)
-    found = analyse(job.measured)
-    write_report(found, job.out)
+    out = Path(study.out)
+    with folder_of_its_own(out, f"Another process is running a study in '{out}'."):
+        job = begin(study, log, command)
+        measure(job)
+        job.measured.machine = replace(job.prepared.machine, load=_load())
+        replace(job.prepared, machine=job.measured.machine, failures=job.failures).save(job.out)
+        found = analyse(job.measured)
+        write_report(found, job.out)
     return found
 
 
@@ -112,6 +114,8 @@ def begin(study: Study, log: Log, command: str = "") -> Job:
         likelihood_rows=digest([(e.prompt, e.target) for e in rows]),
         starts=setup.starts(),
     )
+    if (kept := prepared.keep_older(out, FILES)) is not None:
+        log(f"the report of another study in this folder is kept in {kept}")
     prepared.save(out)
     if study.constraint:
         share = share_satisfied(study.constraint, prepared.test, raw.paired)

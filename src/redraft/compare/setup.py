@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +25,7 @@ from redraft.errors import UserError
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.items import Item, make_items
 from redraft.families import build_family
-from redraft.files import disk_error, write_atomically
+from redraft.files import disk_error, read_json, remove, write_atomically
 from redraft.registry import find
 from redraft.train.recipe import Recipe
 from redraft.types import Spec
@@ -274,14 +273,23 @@ def _tokenizer(study: Study, raw: Dataset, out: Path) -> Tokenizer:
     """The tokenizer in ``out``; trained on the training rows unless that was done before."""
     size, folder = vocabulary(study, raw), out / "tokenizer"
     mark, made_from = folder / "made_from.json", {"hash": raw.hash, "vocab_size": size}
-    if not (mark.exists() and json.loads(mark.read_text(encoding="utf-8")) == made_from):
+    if not _is_made_from(mark, made_from):
         try:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                remove(folder)
             Tokenizer.train((text for e in raw.train for text in (e.prompt, e.target) if text), size).save(folder)
         except OSError as error:
             raise disk_error(error, out) from None
         write_atomically(mark, json.dumps(made_from) + "\n")
     return Tokenizer.load(folder)
+
+
+def _is_made_from(mark: Path, expected: dict[str, Any]) -> bool:
+    """Does the file exist, and hold this? A damaged one does not."""
+    try:
+        return bool(read_json(mark) == expected)
+    except UserError:
+        return False
 
 
 def _bases(study: Study) -> dict[str, Base]:

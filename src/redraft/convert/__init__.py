@@ -7,6 +7,7 @@ have, or a value that redraft's networks don't compute, is an error that names i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from redraft.data.vocabulary import Vocabulary, find_ids
 from redraft.errors import UserError, suggest
 from redraft.files import atomic_folder, write_atomically
 from redraft.registry import find, names
-from redraft.weights import Files, pack, stored
+from redraft.weights import Files, check_scale, pack, stored
 
 if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
@@ -75,20 +76,28 @@ def open_gguf(file: Path, given: Mapping[str, int] | None = None) -> Foreign:
 def _open(
     model: Path, file: Path, config: Mapping[str, Any], given: Mapping[str, int], open_files: Callable[[], Files]
 ) -> Foreign:
-    from redraft.models import empty
+    from redraft.models import empty, shape
 
     keys = Keys(config, file)
     ids = find_ids(model, config, _max_ids(config), given)
     stated = {f"{key}_token_id": number for key, number in given.items()}
     format_name = recognise({**config, **stated}, ids, file)
     files = open_files()
+    check_scale(_counts(config), files, str(file))
     plan: Translation = find("convert", format_name).read(keys, files.names, ids)
     keys.finish()
+    check_scale(shape(plan.network, str(file)), files, str(file))
     network = empty(plan.network, str(file))
     mask = ids.mask if ids.mask >= 0 or plan.mask is None else plan.mask
     forbidden = (mask,) if plan.forbid_mask and mask >= 0 else ()
     ids = replace(ids, size=network.config.vocab_size, mask=mask, forbidden=forbidden)
     return Foreign(format_name, plan, network, files, Vocabulary(ids, model))
+
+
+def _counts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of layers in a configuration, under the names of any format: a translation has a loop over them."""
+    found = {key: _counts(value) for key, value in config.items() if isinstance(value, Mapping)}
+    return found | {key: value for key, value in config.items() if re.fullmatch("(num|n)_.*(layers?|blocks)", key)}
 
 
 def recognise(config: Mapping[str, Any], ids: Ids, file: Path) -> str:

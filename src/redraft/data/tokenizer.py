@@ -19,7 +19,7 @@ from redraft.data.backends import read_tokenizer_json
 from redraft.data.gguf_tokenizer import read_part
 from redraft.data.templates import CHAT_TEMPLATE, template_of
 from redraft.errors import UserError
-from redraft.files import write_atomically
+from redraft.files import parse_json, write_atomically
 
 SPECIALS = ("pad", "eos", "bos", "mask", "sep")  # in the order of their ids in redraft's tokenizers: <pad> is 0
 EXTRAS = ("expand", "delete")  # special tokens that only some families need (``families.expand``)
@@ -383,11 +383,7 @@ def _read_names(folder: Path, name: str) -> dict[str, str]:
     content = read_part(folder, name)
     if content is None:
         return {}
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"'{folder / name}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
-    found = {}
+    values, found = parse_json(content, folder / name), {}
     for key in (*SPECIALS, *EXTRAS):
         value = values.get(f"{key}_token")
         value = value.get("content") if isinstance(value, dict) else value

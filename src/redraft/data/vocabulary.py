@@ -15,7 +15,7 @@ from redraft.data.gguf_tokenizer import read_part, read_tokenizer
 from redraft.data.templates import CHAT_TEMPLATE, template_of
 from redraft.data.tokenizer import EXTRAS, SPECIALS, Tokenizer, name_specials, read_specials
 from redraft.errors import UserError
-from redraft.files import write_atomically
+from redraft.files import parse_json, write_atomically
 from redraft.gguf_file import is_gguf
 
 NONE = -1  # the id of a special token that the checkpoint lacks
@@ -294,10 +294,4 @@ def find_ids(folder: Path, config: Mapping[str, Any], size: int, given: Mapping[
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
     content = read_part(folder, name)
-    if content is None:
-        return {}
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"'{folder / name}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
-    return values if isinstance(values, dict) else {}
+    return {} if content is None else parse_json(content, folder / name)

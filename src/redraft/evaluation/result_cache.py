@@ -37,16 +37,36 @@ class ResultCache:
         return self.folder / f"{digest({'version': VERSION, **key})}.json"
 
     def get(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The value of a finished entry, or None if it must be computed. A damaged file counts as missing."""
+        """The value of a finished entry, or None if it must be computed. A damaged file counts as missing, and so does
+        one with another key, or with a value that was changed since.
+
+        Raises:
+            UserError: there is something that can't be read, such as a folder.
+        """
+        path = self.path(key)
         try:
-            content = json.loads(self.path(key).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
-        return content["value"] if isinstance(content, dict) and "value" in content else None
+        except OSError as error:
+            raise UserError(
+                f"Can't read '{path}': {error.strerror}.", "Delete it: it is then computed again."
+            ) from None
+        if not isinstance(content, dict) or not isinstance(content.get("value"), dict):
+            return None
+        value: dict[str, Any] = content["value"]
+        same = digest(content.get("key")) == digest(_as_json(key)) and content.get("digest") in (None, digest(value))
+        return value if same else None
 
     def put(self, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
         """Write a finished entry: its key and its value."""
-        write_atomically(self.path(key), json.dumps({"key": key, "value": value}, ensure_ascii=False) + "\n")
+        content = {"key": key, "value": value, "digest": digest(_as_json(value))}
+        write_atomically(self.path(key), json.dumps(content, ensure_ascii=False) + "\n")
+
+
+def _as_json(value: Any) -> Any:
+    """Plain values as they come back from a file."""
+    return json.loads(json.dumps(value))
 
 
 def digest(value: Any) -> str:

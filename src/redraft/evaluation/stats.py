@@ -7,6 +7,7 @@ value. Rows are the same for all systems and seeds (crossed); seeds belong to on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -71,9 +72,10 @@ def interval(
     rng = np.random.default_rng(seed)
     draws = _draw(stats, combine, _row_counts(rng, stats.shape[1], resamples), rng)
     value = point(stats, combine)
+    least = 0.0 if float(draws.min()) >= 0 else -math.inf  # the shift must not lead below what a metric can be
     draws = value + (draws - draws.mean()) * _widening([stats], combine, draws, level)
     low, high = _percentiles(draws, level)
-    return Interval(value, low, high, level)
+    return Interval(value, max(low, min(least, value)), high, level)
 
 
 def compare(

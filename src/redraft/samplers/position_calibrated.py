@@ -104,6 +104,6 @@ def _read(path: Path, size: int) -> Tensor:
             found[int(token)] = max(1.0, float(count))
     except OSError as error:
         raise UserError(f"Can't read frequencies '{path}': {error.strerror}.") from None
-    except (ValueError, AttributeError, TypeError, IndexError):
+    except (ValueError, AttributeError, TypeError, IndexError, RecursionError):
         raise UserError(f"File '{path}' has no token counts.", 'Write {"token id": count, ...}.') from None
     return (found / found.sum()).log().float()

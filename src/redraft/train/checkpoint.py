@@ -88,7 +88,7 @@ def load(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         head = json.loads(note.read_text(encoding="utf-8"))
         digest, text = head["sha256"], str(head["values"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"Checkpoint file {note} is damaged ({_short(error)}).", remedy) from None
     try:
         if _sha256(weights, text) != digest:

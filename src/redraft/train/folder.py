@@ -109,12 +109,15 @@ def _keep_old_recipe(path: Path) -> None:
     write_atomically(path.with_name(f"recipe-until-step-{step}.toml"), path.read_text(encoding="utf-8"))
 
 
-def check_data(recorded: str, sha256: str) -> None:
-    """Check that a resumed run reads the same texts.
+def check_data(recorded: str, sha256: str, tokenizer: str | None, fingerprint: str) -> None:
+    """Check that a resumed run reads the same texts with the same tokenizer, wherever their files are now.
 
     Raises:
-        UserError: the training texts have changed.
+        UserError: the training texts or the tokenizer have changed.
     """
+    if tokenizer not in (None, fingerprint):
+        what = "The tokenizer is not the one that the run began with."
+        raise UserError(what, "Restore it, or choose another --out.")
     if recorded != sha256:
         what = "The training texts are not those that the run began with."
         raise UserError(what, "Restore the data, or choose another --out.")

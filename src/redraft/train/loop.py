@@ -123,7 +123,8 @@ class _Run:
         self.cost = self.parts.model.network.forward_cost()
         self.peak = Peak(where, torch.bfloat16 if self.bfloat16 else torch.float32)
         if saved:  # after everything else that may draw random numbers
-            folder.check_data(saved[1]["data_sha256"], parts.data_sha256)
+            fingerprint = parts.model.tokenizer.fingerprint
+            folder.check_data(saved[1]["data_sha256"], parts.data_sha256, saved[1].get("tokenizer"), fingerprint)
             self.state.unpack(*saved)
             self.objective = validation.configured(self.objective, self.state.objective)
         self.begun = begun - self.state.seconds  # so that now - begun counts all restarts together
@@ -301,6 +302,7 @@ class _Run:
             tensors, values = state.pack()
             check_finite(self.work, state.step, self.table.lr, {"loss": values["window"][0]}, tensors)
             values |= {"data_sha256": self.parts.data_sha256, "bfloat16": self.bfloat16}
+            values["tokenizer"] = self.parts.model.tokenizer.fingerprint
             path = checkpoint.save(self.work, state.step, tensors, values)
             self.reporter.report(Event("checkpoint", state.step, state.tokens, {"path": str(path)}))
             runtime.release_memory()

@@ -18,7 +18,14 @@ from redraft.presets import preset
 from redraft.train.tables import DataTable, ModelTable, TokenizerTable, TrainTable
 
 # Settings that do not affect the trained model, so that a resumed run may change them.
-_FREE = {"data.data_root", "data.source", "data.validation", "train.save_every_seconds", "train.save_every_tokens"}
+_FREE = {
+    "data.data_root",
+    "data.source",
+    "data.validation",
+    "tokenizer.path",
+    "train.save_every_seconds",
+    "train.save_every_tokens",
+}
 
 
 @dataclass(frozen=True)

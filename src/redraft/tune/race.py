@@ -75,7 +75,7 @@ class Race:
         within: how far behind the best a configuration may be, in the same unit.
         measure: generates and scores a piece: configuration, number of the piece -> piece.
         pieces: number of pieces of all rows.
-        until: time.monotonic() after which nothing joins and only the leaders continue.
+        until: time.monotonic() after which nothing new is tried and only the leaders continue.
         log: receives a line of progress after each round.
     """
 
@@ -98,7 +98,10 @@ class Race:
         for number, target in enumerate(rounds):
             self.racers |= {config: Racer(config) for config in new}
             for racer in self.live():
-                self._advance(racer, target, current)
+                if time.monotonic() > self.until and not racer.pieces and racer.config != current:
+                    del self.racers[racer.config]  # there was no time to try it
+                else:
+                    self._advance(racer, target, current)
             self._thin(target, current)
             self.log(f"{min(target, self.pieces)} of {self.pieces} pieces: {len(self.live())} configurations are left")
             last = number == len(rounds) - 1 or time.monotonic() > self.until

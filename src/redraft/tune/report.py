@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from redraft.compare.format import quantity, seconds
+from redraft.compare.format import flops, seconds
 from redraft.compare.report import (
     Block,
     Card,
@@ -29,8 +29,9 @@ from redraft.compare.report import (
     render_markdown,
 )
 from redraft.compare.report.charts import COLOURS
+from redraft.errors import UserError
 from redraft.evaluation.stats import Interval
-from redraft.files import write_atomically
+from redraft.files import keep_aside, write_atomically
 from redraft.tune.results import TriedConfig, TuneResults
 
 
@@ -40,6 +41,26 @@ def write(found: TuneResults, folder: Path) -> None:
     found.write(folder)
     write_atomically(folder / "tune.html", render_html(made))
     write_atomically(folder / "tune.md", render_markdown(made))
+
+
+def keep_older(found: TuneResults, folder: Path) -> Path | None:
+    """Where the report of another tuning in this folder was moved to; None if there is none.
+
+    It is another one if its model, data, rows, task or tolerance differ.
+    """
+    if not (folder / "tune.json").exists():
+        return None
+    try:
+        older: TuneResults | None = TuneResults.read(folder)
+    except UserError:  # damaged, or of another version
+        older = None
+    same = older is not None and _subject(older) == _subject(found)
+    return None if same else keep_aside(folder, ("tune.json", "tune.html", "tune.md"))
+
+
+def _subject(found: TuneResults) -> tuple[object, ...]:
+    about = (found.model, found.data, found.task, found.metric, found.rows)
+    return (*about, found.within, found.batches, found.max_new_tokens, found.temperature)
 
 
 def report(found: TuneResults) -> Report:
@@ -110,7 +131,7 @@ def _card(found: TuneResults, one: TriedConfig, role: str, colour: int) -> Card:
     facts = [(f"latency, batch {timing.batch}", seconds(timing.p50)) for timing in one.speed]
     facts += [(f"tokens/s, batch {timing.batch}", f"{timing.tokens_per_second:,.0f}") for timing in one.speed]
     facts += [("forward passes per text", f"{one.nfe:.1f}"), ("tokens per pass", f"{one.tokens_per_pass:.2f}")]
-    facts += [("compute per token", f"{quantity(one.flops_per_token)}FLOP")]
+    facts += [("compute per token", flops(one.flops_per_token))]
     quality = one.quality
     span = f"{quality.low:.2f} to {quality.high:.2f}"
     return Card(one.id, role, f"{quality.value:.2f}", found.label, span, facts, colour)
@@ -167,7 +188,7 @@ def _table(found: TuneResults) -> Section:
 def _row(found: TuneResults, one: TriedConfig) -> Row:
     times = [one.timing(batch) for batch in found.batches]
     cells: list[Content] = [Cell(one.id, tags=tags(found, one)), _value(one.quality), str(one.rows)]
-    cells += [f"{one.nfe:.1f}", f"{one.tokens_per_pass:.2f}", f"{quantity(one.flops_per_token)}FLOP"]
+    cells += [f"{one.nfe:.1f}", f"{one.tokens_per_pass:.2f}", flops(one.flops_per_token)]
     cells += [seconds(time.p50) if time else "" for time in times]
     cells += [f"{time.tokens_per_second:,.0f}" if time else "" for time in times]
     return Row([*cells, one.eliminated], "baseline" if one.id == found.winner else "")

@@ -35,9 +35,8 @@ from redraft.tune.race import Piece, Race, Racer
 from redraft.tune.results import HeldOutResult, Timing, TriedConfig, TuneResults
 from redraft.tune.saving import TUNED
 from redraft.tune.space import Space
-from redraft.tune.study import TuneStudy
+from redraft.tune.study import FEWEST_ROWS, TuneStudy
 
-FEWEST_ROWS = 24
 TIMED = 8  # configurations that are timed besides the model's own
 ALIKE = 0.03  # latencies that differ by less than this share count as equal
 TEST_ROWS = 500
@@ -108,7 +107,8 @@ class Tuning:
         racers = contest.run(self.space, current)
         finalists = self._finalists(contest, current)
         self.log(f"timing {len(finalists)} configurations")
-        timed = {batch: self._time(finalists, batch) for batch in self.study.batch_sizes}
+        late = until + 30 * self.study.minutes
+        timed = {batch: self._time(finalists, batch, late) for batch in self.study.batch_sizes}
         winner = self._winner(contest, timed[self.study.batch_sizes[0]])
         found = self._results(contest, racers, current, winner, timed)
         return found.with_changes(seconds=time.monotonic() - begun)
@@ -174,11 +174,14 @@ class Tuning:
         turns = [racer.config for pair in zip(good, by_work, strict=True) for racer in pair]
         return list(dict.fromkeys([current, best, *list(dict.fromkeys(turns))[:TIMED]]))
 
-    def _time(self, configs: Sequence[DecodingConfig], batch: int) -> Times:
-        """Seconds and tokens of each call; each call runs every configuration on the same prompts in turn."""
+    def _time(self, configs: Sequence[DecodingConfig], batch: int, until: float) -> Times:
+        """Seconds and tokens of each call; each call runs every configuration on the same prompts in turn.
+
+        Calls end at ``until`` by ``time.monotonic``, but not before the first few.
+        """
         prompts = [item.asked for item in self.items]
         runners = [(self.model, config) for config in configs]
-        found = time_in_turns(runners, prompts, batch, self.study.calls, self.settings.max_new_tokens)
+        found = time_in_turns(runners, prompts, batch, self.study.calls, self.settings.max_new_tokens, until)
         return dict(zip(configs, found, strict=True))
 
     def _winner(self, contest: Race, timed: Times) -> DecodingConfig:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from redraft.data.examples import Splits
+from redraft.data.examples import Splits, resolve
 from redraft.errors import UserError
 from redraft.evaluation.config import DataSource, Scoring
 from redraft.options import setting
+
+FEWEST_ROWS = 24
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,12 @@ class TuneStudy(Scoring, DataSource):
         (1, 32), "Batch sizes to time; the latency at the first one decides.", least=1, nonempty=True
     )
     calls: int = setting(12, "Timed calls of each configuration.", least=3)
-    minutes: float = setting(0.0, "End the search after this time; 0 lets it finish.", least=0, unit="minutes")
+    minutes: float = setting(
+        10.0,
+        "After this time the search tries nothing new, and half as much again is left for timing; 0 lets it finish.",
+        least=0,
+        unit="minutes",
+    )
     test: bool = setting(False, "Score the choice on the test split, once, at the end.")
     seed: int | None = setting(None, "Random seed of the texts. Unset: the model's own.", least=0)
     batch_size: int = setting(32, "Number of prompts in a batch while texts are scored.", least=1, reach=())
@@ -53,3 +60,15 @@ class TuneStudy(Scoring, DataSource):
                 f"'{self.data}' has no validation rows.", "Use every row as validation data with --all-rows."
             )
         return found
+
+    def joined(self, splits: Splits) -> Splits | None:
+        """Validation and test rows together, where the former alone are too few; None if they are enough.
+
+        A source without splits of its own is cut here, and no training has read either part. Test rows stay apart if
+        they are to be scored (``test``), or if the source has its own.
+        """
+        own = set(resolve(self.data, self.data_root)) - {""}
+        if len(splits.validation) >= FEWEST_ROWS or self.test or own or not splits.test:
+            return None
+        rows = [*splits.validation, *splits.test]
+        return replace(splits, validation=splits.validation.replace(rows), test=splits.test.replace([]))

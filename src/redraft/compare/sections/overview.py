@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from redraft.compare.format import quantity, seconds, signed
+from redraft.compare.format import flops, quantity, seconds, signed
 from redraft.compare.record import Record
 from redraft.compare.report import Card, Cards, Caveats, Chip, Headline, Point, Section, Tone
 from redraft.compare.results import SettingResult
@@ -78,7 +78,7 @@ def _card(record: Record, row: SettingResult) -> Card:
         if speed.cost_per_thousand is not None:
             facts.append((f"cost per 1000 requests, batch {speed.batch}", f"{speed.cost_per_thousand:.3g}"))
     facts.append(("forward passes per text", f"{row.work.nfe:.1f}"))
-    facts.append(("compute per token", f"{quantity(row.work.flops_per_token)}FLOP"))
+    facts.append(("compute per token", flops(row.work.flops_per_token)))
     return Card(
         title=row.label,
         role=_role(record, row),

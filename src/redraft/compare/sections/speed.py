@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from redraft.compare.format import memory, quantity, seconds
+from redraft.compare.format import flops, memory, seconds
 from redraft.compare.measurements import same_tokens
 from redraft.compare.record import Record
 from redraft.compare.report import Cell, Content, Row, Section, Table
@@ -54,7 +54,7 @@ def _lead(record: Record, priced: bool) -> str:
 def _work(work: Work | None) -> Sequence[Content]:
     if work is None:
         return [""] * 3
-    return [f"{work.nfe:.1f}", f"{work.tokens:.1f}", f"{quantity(work.flops_per_token)}FLOP"]
+    return [f"{work.nfe:.1f}", f"{work.tokens:.1f}", flops(work.flops_per_token)]
 
 
 def _peak(row: SettingResult) -> Cell:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from redraft.compare import plots
-from redraft.compare.format import clock, memory, quantity
+from redraft.compare.format import clock, flops, memory
 from redraft.compare.measurements import Start, TrainingRun, same_tokens
 from redraft.compare.record import Record
 from redraft.compare.report import Block, Cell, Content, Panel, Panels, Row, Section, Table
@@ -69,7 +69,7 @@ def _cells(record: Record, run: TrainingRun) -> list[Content]:
         f"{run.parameters:,}",
         f"{run.tokens:,}",
         f"{run.passes:.1f}",
-        f"{quantity(run.flops)}FLOP",
+        flops(run.flops),
         clock(run.seconds),
         f"{run.tokens_per_second:,.0f}" if run.tokens_per_second else "",
         memory(run.peak_memory),

@@ -207,6 +207,7 @@ class GgufFiles(Files):
         self.file, self.heads, types = file, heads, file.types
         self.stored_names = {_name(name): name for name in types if name != _ROPE_FACTORS}
         self.where = dict.fromkeys(self.stored_names, file.path)
+        self.shapes = {name: file.stored[stored].shape for name, stored in self.stored_names.items()}
         self._size = sum(prod(file.stored[name].shape) * (2 if "F16" in types[name].name else 4) for name in types)
 
     @property
