@@ -204,7 +204,7 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
         UserError: not valid JSON, or something other than an object.
     """
     try:
-        values = json.loads(content.decode("utf-8"))
+        values = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, deep nesting
         raise UserError(f"'{path}' is not valid JSON: {error}.", "Fix the file, or copy it again.") from None
     if not isinstance(values, dict):

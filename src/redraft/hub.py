@@ -50,7 +50,8 @@ def pull(name: str) -> Path:
         what = f"{cache}, and the hub ({constants.ENDPOINT}) can't be reached: {_line(error.__cause__ or error)}"
         raise UserError(what, "Check the network, or give the path of a folder.") from None
     if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
-        raise UserError(f"'{name}' on the hub is not a model: it has no config.json.", "Check the name.")
+        what = f"'{name}' on the hub is not a model: it has no config.json."
+        raise UserError(what, "Check the name. Of a repository of GGUF files, download one and give its path.")
     return folder
 
 

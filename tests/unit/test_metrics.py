@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +26,7 @@ from redraft.metrics.diversity import Diversity
 from redraft.metrics.exact_match import ExactMatch
 from redraft.metrics.f1 import F1
 from redraft.metrics.ngram_similarity import NgramSimilarity
+from redraft.metrics.perplexity import Perplexity
 from redraft.metrics.rouge import Rouge
 
 QUALITY = [
@@ -236,3 +239,25 @@ def test_counted_flops_equal_those_torch_counts(name: str, shape: dict[str, Any]
     counted = network.forward_cost().of_counts(rows * width, rows * width * width, rows * wanted, timed_rows=rows)
     embedding_of_time = sum(counter.get_flop_counts().get(f"{type(network).__name__}.time", {}).values())  # left out
     assert counted == counter.get_total_flops() - embedding_of_time
+
+
+def test_perplexity_is_that_of_an_independent_model(tmp_path: Path) -> None:
+    from redraft.data.tokenizer import Tokenizer
+    from redraft.model import Model
+    from redraft.presets import preset
+
+    tokenizer = Tokenizer.bytes()
+    for name in ("autoregressive", "masked"):
+        shape = preset("toy", tokenizer.vocab_size, dim=32, max_length=64)
+        Model.fresh({"name": name}, tokenizer, shape, paired=False).save(tmp_path / name)
+    metric, written = Perplexity(str(tmp_path / "autoregressive"), "cpu"), ["a cat", "", "then it ran away"]
+    found = metric.score(written, ["x"] * 3)
+    ids = [torch.tensor([[tokenizer.bos_id, *tokenizer.encode(text)]]) for text in written if text]
+    never = torch.tensor([i for i in tokenizer.markers if i != tokenizer.eos_id])  # markers have no probability
+    logits = [metric.model.logits(row)[0, :-1].index_fill(1, never, -torch.inf) for row in ids]
+    entropy = torch.nn.functional.cross_entropy
+    nats = [entropy(row, tokens[0, 1:], reduction="sum") for row, tokens in zip(logits, ids, strict=True)]
+    assert found.value == pytest.approx(math.exp(float(sum(nats)) / sum(row.shape[1] - 1 for row in ids)), rel=1e-4)
+    assert found.rows[1] == 0.0 and found.stats[1].tolist() == [0.0, 0.0]
+    with pytest.raises(UserError, match="a model of family masked, can't judge"):
+        Perplexity(str(tmp_path / "masked"), "cpu").check()

@@ -68,7 +68,8 @@ def test_the_command_line_and_the_server_know_it(
     assert main(["chat", "--model", NAME, "--max-new-tokens", "20", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["turns"][0]["text"] == ANSWER
     asked = {"model": NAME, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 20}
-    with testclient.TestClient(create_app(ServerConfig(models=(NAME,), device="cpu"))) as client:
+    app = create_app(ServerConfig(models=(NAME,), device="cpu"))
+    with testclient.TestClient(app, base_url="http://localhost") as client:
         reply = client.post("/v1/chat/completions", json=asked).json()
     assert reply["choices"][0]["message"]["content"] == ANSWER
     assert main(["models", "--checkpoints", "--json"]) == 0

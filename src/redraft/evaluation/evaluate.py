@@ -21,6 +21,7 @@ from redraft.evaluation.texts import resolved
 from redraft.evaluation.votes import majority_vote
 from redraft.generation.prompts import longest, prompt_ids
 from redraft.likelihood import bound
+from redraft.metrics.perplexity import Perplexity
 from redraft.model import Model
 from redraft.options import echo
 from redraft.settings import Settings
@@ -112,7 +113,7 @@ def evaluate(
     Each task of a mixture is measured by itself, on ``wanted.rows`` rows of it.
 
     Raises:
-        UserError: a task was named for a mixture, or votes at temperature 0.
+        UserError: a task was named for a mixture, votes at temperature 0, or a judge that can't judge.
     """
     if wanted.votes > 1 and not settings.temperature:
         raise UserError(
@@ -126,17 +127,20 @@ def evaluate(
     for warning in (forgotten(examples, model.tokenizer), stray_markers(examples, model.tokenizer)):
         if warning:
             log(warning)
+    judges = [] if wanted.judge is None else [Perplexity(wanted.judge, str(model.network.device))]
+    for judge in judges:
+        judge.check()
     examples = fitting(model, examples, settings.max_new_tokens, wanted.skip_bad_rows, log)
     rows = min(wanted.rows, len(examples))
     overall = likelihood(model, sample(examples, wanted.rows), wanted.samples, settings.seed)
     if len(together) < 2:
-        result, lines = _one_task(model, examples, wanted, choices[""], settings, overall, log)
+        result, lines = _one_task(model, examples, wanted, choices[""], settings, overall, judges, log)
         return EvaluationResult(rows, overall, {"": result}, lines)
     tasks, texts = {}, []
     for name, part in together.items():
         log(f"task {name}")
         own = likelihood(model, sample(part, wanted.rows), wanted.samples, settings.seed)
-        tasks[name], lines = _one_task(model, part, wanted, choices[name], settings, own, log)
+        tasks[name], lines = _one_task(model, part, wanted, choices[name], settings, own, judges, log)
         texts += [{"task": name, **line} for line in lines]
     return EvaluationResult(rows, overall, tasks, texts)
 
@@ -167,6 +171,7 @@ def _one_task(
     chosen: Choice,
     settings: Settings,
     own: Likelihood,
+    judges: Sequence[Perplexity],
     log: Log,
 ) -> tuple[TaskResult, list[dict[str, Any]]]:
     """The result on the rows of one task, and its texts."""
@@ -183,7 +188,7 @@ def _one_task(
         for item, answer in zip(items, answers, strict=True)
     ]
     metrics = {}
-    for metric in chosen.task.metrics():
+    for metric in (*chosen.task.metrics(), *judges):
         score = metric.score([answer.text for answer in answers], [item.references for item in items])
         around = stats.interval(score.stats[None], metric.combine)
         metrics[metric.name] = MetricValue(around.value, around.low, around.high, metric.label, metric.signature)
