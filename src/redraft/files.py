@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from redraft.errors import UserError
 
@@ -78,7 +78,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in new.iterdir():
             if file.is_file():
                 file.chmod(0o644)  # safetensors creates files that only the owner can read
-            with file.open("rb") as handle:
+            with file.open("r+b") as handle:  # Windows can't flush a file that is open for reading
                 os.fsync(handle.fileno())
         new.chmod(0o755)
         if not path.exists():
@@ -102,6 +102,25 @@ def _os_code(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+def _try_lock(file: IO[Any]) -> bool:
+    """Lock an open file for this process, which the system unlocks when the process ends. False: another one has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def disk_error(error: OSError, path: Path) -> UserError:
     """Convert an operating-system error during writing to a ``UserError``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -121,19 +140,17 @@ def exclusive(path: Path, held: str) -> Iterator[None]:
     Raises:
         UserError: another process holds it, or the file can't be written.
     """
-    import fcntl
-
     try:
         file = path.open("w")
     except OSError as error:
         raise disk_error(error, path) from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(held, "Wait for it, or choose another --out.") from None
+            free = _try_lock(file)
         except OSError as error:  # a file system without locks
             raise disk_error(error, path) from None
+        if not free:
+            raise UserError(held, "Wait for it, or choose another --out.")
         yield
 
 

@@ -17,6 +17,7 @@ from redraft.generation.loop import Loop, Method
 from redraft.models.parts.backbone import Backbone
 from redraft.objectives.base import Objective
 from redraft.objectives.shared import vocabulary
+from redraft.runtime import upload
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared.common import length_request
 from redraft.types import Batch, Canvas, Forward, LossTerms, Network, Output, Request, Spec, Step
@@ -59,7 +60,7 @@ def bound(
     spec: Spec,
     samples: int = 4,
     seed: int = 0,
-    device: torch.device | str = "cpu",
+    bfloat16: bool = False,
 ) -> Bound:
     """Estimate the objective's bound on -log p of every row. Exact objectives compute the value in one pass.
 
@@ -70,6 +71,7 @@ def bound(
 
     Args:
         seed: seed of the noise. Equal seeds and batches give equal noise, so compare checkpoints with one seed.
+        bfloat16: compute in bfloat16 (autocast). The batches are on the host.
     Raises:
         UserError: fewer than two samples of a random bound, which have no error estimate.
     """
@@ -79,17 +81,18 @@ def bound(
     variance, tokens, size, is_bound, used = 0.0, 0, 0, False, 1
     with _evaluating(network):
         for batch in batches:
-            batch = _to(batch, device)
-            first = _once(network, objective, batch, spec, generator)
-            nats = [first.nats.double().cpu()]
+            first = _once(network, objective, batch, spec, generator, bfloat16)
+            found = [first.nats]
             if first.is_bound:
                 if samples < 2:
                     raise UserError(f"A bound from {samples} sample has no error estimate.", "Use 2 samples or more.")
                 is_bound, used = True, samples
                 for _ in range(samples - 1):
-                    nats.append(_once(network, objective, batch, spec, generator).nats.double().cpu())
-                variance += float(torch.stack(nats).sum(1).var()) / samples
-            rows += torch.stack(nats).mean(0).tolist()
+                    found.append(_once(network, objective, batch, spec, generator, bfloat16).nats)
+            nats = torch.stack(found).cpu().double()  # the host waits once per batch
+            if first.is_bound:
+                variance += float(nats.sum(1).var()) / samples
+            rows += nats.mean(0).tolist()
             tokens += first.tokens
             size += int(batch.bytes.sum())
     return Bound(math.fsum(rows), math.sqrt(variance), tokens, size, is_bound, tuple(rows), used)
@@ -102,7 +105,7 @@ def loss_std(
     spec: Spec,
     samples: int = 4,
     seed: int = 0,
-    device: torch.device | str = "cpu",
+    bfloat16: bool = False,
 ) -> float:
     """Standard deviation of the sum of these rows' losses over the noise of training, in nats.
 
@@ -113,9 +116,8 @@ def loss_std(
     variance = 0.0
     with _evaluating(network):
         for batch in batches:
-            batch = _to(batch, device)
-            nats = [_once(network, objective, batch, spec, generator).nats.double() for _ in range(samples)]
-            variance += float(torch.stack(nats).var(0).sum())
+            found = [_once(network, objective, batch, spec, generator, bfloat16).nats for _ in range(samples)]
+            variance += float(torch.stack(found).cpu().double().var(0).sum())
     return math.sqrt(variance)
 
 
@@ -127,7 +129,6 @@ def score(
     spec: Spec,
     samples: int = 128,
     seed: int = 0,
-    device: torch.device | str = "cpu",
     size: int = 0,
 ) -> Bound:
     """-log p(continuation | prompt) in nats: exact, or a bound from about ``samples`` noise samples.
@@ -144,12 +145,12 @@ def score(
     """
     batch = one_row(prompt, continuation, size)
     length = len(prompt) + len(continuation)
-    found = bound(network, [batch], objective, spec, 2, seed, device)
+    found = bound(network, [batch], objective, spec, 2, seed)
     if not found.is_bound:
         return found
     copies = max(1, min(samples // _REPEATS, _SCORE_TOKENS // length))
     repeats = max(2, math.ceil(samples / copies))
-    found = bound(network, [_repeat(batch, copies)], objective, spec, repeats, seed, device)
+    found = bound(network, [_repeat(batch, copies)], objective, spec, repeats, seed)
     nats = found.nats / copies
     return Bound(nats, found.stderr / copies, len(continuation), size, True, (nats,), copies * repeats)
 
@@ -181,7 +182,6 @@ def rolling(
     stride: int = 0,
     samples: int = 4,
     seed: int = 0,
-    device: torch.device | str = "cpu",
     size: int = 0,
 ) -> Bound:
     """-log p of a text longer than the network's context, in windows of ``stride`` tokens after their left context.
@@ -214,7 +214,7 @@ def rolling(
         valid = columns < length[:, None]
         target = valid & (columns >= context[:, None])
         batches.append(Batch(torch.tensor(rows), target, valid, None, torch.zeros(len(part), dtype=torch.int64)))
-    return replace(bound(network, batches, objective, spec, samples, seed, device), bytes=size)
+    return replace(bound(network, batches, objective, spec, samples, seed), bytes=size)
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ class _TeacherForced(Sampler):
         real = request.targets >= 0
         token, conf = out.token.clone(), out.conf.clone()
         token[real] = self.truth[request.rows].gather(1, request.targets.clamp(min=0))[real]
-        conf[real] = out.log_p.gather(1, token[real][:, None].to(out.log_p.device))[:, 0].to(conf)
+        conf[real] = out.log_p.gather(1, upload(token[real], out.log_p.device)[:, None])[:, 0].to(conf)
         return Output(out.log_p, token, conf)
 
 
@@ -324,7 +324,7 @@ def _length_nats(network: Network, batch: Batch, spec: Spec) -> Tensor:
     if not spec.network.length_head or batch.prompt is None:
         return torch.zeros(len(batch.ids), dtype=torch.float64)
     request = length_request(batch.ids, batch.prompt, spec, rows=torch.arange(len(batch.ids)))
-    log_p = network(request).float().log_softmax(-1).double().cpu()
+    log_p = network(request).float().log_softmax(-1).cpu().double()
     count = batch.target.sum(1).clamp(max=spec.tokens.vocab_size - 1).cpu()
     return -log_p.gather(1, count[:, None])[:, 0]
 
@@ -335,9 +335,12 @@ _SCORE_TOKENS = 4096  # positions in one pass of ``score``
 _REPEATS = 16  # batches of ``score``; they give its standard error to about a fifth
 
 
-def _once(network: Network, objective: Objective, batch: Batch, spec: Spec, generator: torch.Generator) -> LossTerms:
-    prepared, _ = prepare_batch(objective, batch, spec, generator, {"main": network})
-    return vocabulary.evaluate(network, objective, prepared)
+def _once(
+    network: Network, objective: Objective, batch: Batch, spec: Spec, generator: torch.Generator, bfloat16: bool
+) -> LossTerms:
+    prepared, _ = prepare_batch(objective, batch, spec, generator, {"main": network}, bfloat16)
+    where = network.device if isinstance(network, Backbone) else batch.ids.device
+    return vocabulary.evaluate(network, objective, prepared.to(where), bfloat16)
 
 
 def prepare_batch(
@@ -367,11 +370,6 @@ def prepare_batch(
             torch.autocast(where.type, torch.bfloat16) if bfloat16 else nullcontext(),
         ):
             answer = vocabulary.answer(network, rollout.request, rollout.reduce)
-
-
-def _to(batch: Batch, device: torch.device | str) -> Batch:
-    prompt = None if batch.prompt is None else batch.prompt.to(device)
-    return Batch(batch.ids.to(device), batch.target.to(device), batch.valid.to(device), prompt, batch.bytes.to(device))
 
 
 def _repeat(batch: Batch, copies: int) -> Batch:

@@ -24,7 +24,7 @@ from redraft.gguf_file import find_gguf, is_gguf
 from redraft.model import Model, check_vocabulary
 from redraft.models.parts.backbone import Backbone
 from redraft.saving import FORMAT, ModelConfig
-from redraft.settings import Settings
+from redraft.settings import Dtype, Settings
 from redraft.shipped import PACKAGED, check_installed, named_models
 
 
@@ -112,7 +112,7 @@ def _adapter_folder(name_or_path: str | Path) -> Path:
 def load(
     name_or_path: str | Path,
     device: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Dtype = "auto",
     mask_id: int | None = None,
     adapter: str | Path | None = None,
 ) -> Model:
@@ -122,6 +122,7 @@ def load(
     Weights are mapped into memory and copied file by file into a network of type ``dtype`` on ``device``.
 
     Args:
+        device: auto (None), cpu, cuda, mps ... dtype: auto is bfloat16 on an accelerator and float32 on a CPU.
         mask_id: the mask token of a public checkpoint whose files do not name it.
         adapter: a LoRA adapter (a folder, or a name on the hub) to merge into the weights. An adapter's folder can also
             be given as ``name_or_path``: the base model is then found by the name that the adapter's files record.
@@ -139,8 +140,9 @@ def load(
             model = adapters.merge(model, found)
         return model
     network, files, layout, (*rest, answer_lengths) = _open(folder, mask_id)
+    where = runtime.device(device)
     weights.check_shapes(network, files, layout)
-    models.allocate(network, dtype, runtime.device(device))
+    models.allocate(network, runtime.weight_type(dtype, where), where)
     with _progress(files) as on_read:
         weights.fill(network, files, layout, on_read)
     model = Model(network.requires_grad_(False).eval(), *rest)

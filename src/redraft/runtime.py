@@ -4,38 +4,107 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError
+from redraft.errors import UserError, suggest
+from redraft.settings import Dtype
 
 if TYPE_CHECKING:
     from redraft.types import Sampling
 
 
 def device(name: str | None = None) -> torch.device:
-    """The named device; without a name, CUDA if available, else CPU.
+    """The named device; without a name, CUDA if available, else MPS, else CPU.
+
+    On CUDA it turns off the attention kernels of cuDNN for this process: they build a plan for every new shape, which
+    takes tens of milliseconds, and every step of autoregressive decoding is a new shape.
 
     Raises:
         UserError: this machine does not have the named device.
     """
     if name is None or name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         chosen = torch.device(name)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"Device '{name}' can't be used: {str(error).splitlines()[0]}.", "Try --device cpu.") from None
+    if chosen.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return chosen
 
 
+def weight_type(dtype: str | torch.dtype | None, where: torch.device) -> torch.dtype:
+    """The type of weights on a device: ``dtype``, a type of torch or one of ``settings.Dtype`` (None: auto).
+
+    Raises:
+        UserError: another name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None or dtype == "auto":
+        return torch.float32 if where.type == "cpu" else torch.bfloat16
+    if dtype not in get_args(Dtype):
+        raise UserError(f"Unknown type of weights '{dtype}'.", suggest(dtype, get_args(Dtype)))
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
 def synchronise(where: torch.device) -> None:
-    """Wait until a device has finished its queued work, for measurements of time."""
+    """Wait until a device has finished its queued work."""
     if where.type == "cuda":
         torch.cuda.synchronize(where)
+    elif where.type == "mps":
+        torch.mps.synchronize()
+
+
+def upload(tensor: Tensor, where: torch.device) -> Tensor:
+    """A tensor [...] on the device ``where``, without waiting for the copy, which goes through pinned memory on CUDA.
+
+    float64 becomes float32 on a device that has no float64.
+    """
+    if tensor.device.type == where.type:
+        return tensor
+    if tensor.dtype == torch.float64 and not has_float64(where):
+        tensor = tensor.float()
+    if where.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(where, non_blocking=True)
+    return tensor.to(where)
+
+
+def download(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors [...] on the host. The host waits for the device once, not once for each of them."""
+    cuda = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
+    if not cuda:
+        return tuple(tensor.cpu() for tensor in tensors)
+    copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
+    for where in cuda:
+        torch.cuda.current_stream(where).synchronize()
+    return copies
+
+
+def has_float64(where: torch.device) -> bool:
+    """Whether a device has numbers of 64 bits. Apple's doesn't."""
+    return where.type != "mps"
+
+
+def widest(where: torch.device) -> torch.dtype:
+    """The most exact floating-point type of a device."""
+    return torch.float64 if has_float64(where) else torch.float32
+
+
+def row_chunks(rows: int, width: int, where: torch.device) -> Iterator[slice]:
+    """Consecutive parts of ``rows`` rows of ``width`` numbers, each small beside the device's memory."""
+    size = max(1, _CHUNK_NUMBERS.get(where.type, _CHUNK_NUMBERS["cuda"]) // max(1, width))
+    for begin in range(0, rows, size):
+        yield slice(begin, min(begin + size, rows))
+
+
+_CHUNK_NUMBERS = {"cpu": 1 << 22, "cuda": 1 << 27}  # numbers of a chunk; in float64 32 MB and 1 GB
 
 
 def release_memory() -> None:
@@ -105,45 +174,66 @@ def _mix(z: np.ndarray) -> np.ndarray:
 def inverse_cdf(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     """The first token whose cumulative probability exceeds ``uniform``, after temperature and truncation.
 
-    The cumulative sum is in float64, because float32 would lose the tail of a large vocabulary.
+    The cumulative sum is in float64, because float32 would lose the tail of a large vocabulary. It is computed for some
+    rows at a time, so that [N, V] numbers of 64 bits never exist at once. A device without float64 leaves it to the
+    host, so that the tokens are the same on every device.
 
     Args:
-        logits: [N, V]. uniform: [N]. sampling: the settings of the N rows, with temperatures above 0.
+        logits: [N, V]. uniform: [N], on the host. sampling: the settings of the N rows, with temperatures above 0, on
+            the host.
     Returns:
-        [N] tokens.
+        [N] tokens on the device of the logits.
     """
-    scaled, temperature = logits.float(), sampling.temperature[:, None].float()
+    where = logits.device
+    if not has_float64(where):
+        return inverse_cdf(logits.cpu(), uniform, sampling).to(where)
+    parts = row_chunks(*logits.shape, where)
+    found = [_inverse_cdf(logits[part], uniform[part], sampling.at(part)) for part in parts]
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64, device=where)
+
+
+def _inverse_cdf(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
+    where = logits.device
+    scaled, temperature = logits.float(), upload(sampling.temperature, where)[:, None].float()
     scaled = (scaled - scaled.amax(1, keepdim=True)) / temperature  # no overflow near temperature 0
     mass = sampling.truncate(scaled).softmax(-1).double().cumsum(-1)
-    token = torch.searchsorted(mass, (uniform.double() * mass[:, -1])[:, None], right=True)[:, 0]
+    token = torch.searchsorted(mass, (upload(uniform, where).double() * mass[:, -1])[:, None], right=True)[:, 0]
     return token.clamp(max=logits.shape[1] - 1)
 
 
-def peak_matmul(
-    where: torch.device, dtype: torch.dtype = torch.float32, size: int = 1536, seconds: float = 0.4
-) -> float:
-    """Highest measured speed of a large square matrix product, in FLOP/s; the reference of 'share of peak'."""
+def peak_matmul(where: torch.device, dtype: torch.dtype = torch.float32, size: int = 0, seconds: float = 0.4) -> float:
+    """Highest measured speed of a large square matrix product, in FLOP/s; the reference of 'share of peak'.
+
+    An accelerator gets larger matrices and several products in a row: one of 1536^3 is over in microseconds, so that
+    waiting for it would be most of what is measured.
+
+    Args:
+        size: rows and columns; 0: 1536 on a CPU, 8192 on an accelerator.
+    """
     import time
 
+    on_cpu = where.type == "cpu"
+    size, at_once = size or (1536 if on_cpu else 8192), 1 if on_cpu else 8
     a = torch.randn(size, size, device=where, dtype=dtype)
     a @ a
     synchronise(where)
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         begin = time.perf_counter()
-        a @ a
+        for _ in range(at_once):
+            a @ a
         synchronise(where)
-        best = max(best, 2.0 * size**3 / (time.perf_counter() - begin))
+        best = max(best, at_once * 2.0 * size**3 / (time.perf_counter() - begin))
     return best
 
 
 def bfloat16_is_faster(where: torch.device) -> bool:
     """Whether matrix products in bfloat16 are at least twice as fast as in float32 on this device, by measurement.
 
-    Measured so far: 4.6 times on AMD Zen 5 (AVX512-BF16), 0.5 times on servers without such instructions. On CUDA the
-    answer is always yes.
+    Measured so far: 4.6 times on AMD Zen 5 (AVX512-BF16), 0.5 times on servers without such instructions. On
+    accelerators the answer is always yes.
     """
-    if where.type == "cuda":
+    if where.type != "cpu":
         return True
     seconds = 0.05
     return peak_matmul(where, torch.bfloat16, 512, seconds) > 2.0 * peak_matmul(where, torch.float32, 512, seconds)

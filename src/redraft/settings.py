@@ -10,6 +10,9 @@ from redraft.limits import MAX_ROWS, MAX_STEPS
 from redraft.options import check, setting
 
 Weights = Literal["float32", "bfloat16", "int8"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]  # of a loaded model's weights (``runtime.weight_type``)
+DTYPE_HELP = "Type of the weights. auto: bfloat16 on an accelerator, float32 on a CPU."
+DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps ... auto: CUDA if there is one, else MPS, else the CPU."
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from redraft.errors import UserError
 STORAGES = ("float32", "bfloat16", "int8")
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I8": torch.int8}
 _OPEN_BYTES = 1 << 27  # of a safetensors file, read while it is open
-_SCALE = ".int8_scale"
+SCALE = ".int8_scale"
 _REMEDY = "Check that config.json and the weights are of the same model."
 
 
@@ -122,7 +122,7 @@ class Files:
 
     @property
     def names(self) -> list[str]:
-        return [name for name in self.where if not name.endswith(_SCALE)]
+        return [name for name in self.where if not name.endswith(SCALE)]
 
     @property
     def size(self) -> int:
@@ -178,8 +178,8 @@ class Files:
     def _read(self, opened: Any, shard: Path, name: str) -> Tensor:
         try:
             tensor: Tensor = opened.get_tensor(name)
-            if tensor.dtype == torch.int8 and name + _SCALE in self.where:
-                tensor = tensor.float() * opened.get_tensor(name + _SCALE)
+            if tensor.dtype == torch.int8 and name + SCALE in self.where:
+                tensor = tensor.float() * opened.get_tensor(name + SCALE)
         except Exception as error:  # of safetensors, or of the operating system
             raise UserError(f"{shard}: tensor '{name}' can't be read: {error}.", "Copy the file again.") from None
         return tensor
@@ -314,7 +314,7 @@ def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
         if storage == "int8" and tensor.ndim == 2:
             scale = tensor.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
             packed[name] = (tensor.float() / scale).round().to(torch.int8)
-            packed[name + _SCALE] = scale
+            packed[name + SCALE] = scale
         else:
             packed[name] = tensor.to(torch.bfloat16 if storage == "bfloat16" else torch.float32).contiguous()
     return packed

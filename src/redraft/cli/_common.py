@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from redraft.errors import UserError
+from redraft.settings import DEVICE_HELP, DTYPE_HELP, Dtype
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from redraft.model import Model
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed; the same seed gives the same result.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+Device = Annotated[str, typer.Option("--device", help=DEVICE_HELP)]
+WeightType = Annotated[Dtype, typer.Option("--dtype", help=DTYPE_HELP)]
 ModelName = Annotated[str, typer.Option("--model", help="Model folder or shipped checkpoint (see: redraft models).")]
 Adapter = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="LoRA adapter to merge into the weights, in peft's format.")
@@ -23,6 +27,12 @@ Adapter = Annotated[
 Pace = Annotated[
     float, typer.Option(min=0, help="Seconds to show each step in a terminal; not part of the measured time.")
 ]
+
+
+def placement(model: Model) -> dict[str, str]:
+    """The device of a model and the type of its weights, for the result of a verb."""
+    network = model.network
+    return {"device": str(network.device), "dtype": str(network.dtype).removeprefix("torch.")}
 
 
 def log(text: str) -> None:

@@ -37,7 +37,7 @@ def pair(model: Model, drafter: str | None, sampler: str | None) -> str | None:
         raise UserError(f"Sampler '{sampler}' doesn't use a drafter.", "Leave out --drafter, or use draft_verify.")
     import redraft
 
-    model.draft_with(redraft.load(drafter, str(model.network.device)))
+    model.draft_with(redraft.load(drafter, str(model.network.device), model.network.dtype))
     return "draft_verify"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redraft import config
-from redraft.cli._common import Device, Json, ModelName, Pace, log, read_line, screen
+from redraft.cli._common import Device, Json, ModelName, Pace, WeightType, log, placement, read_line, screen
 from redraft.cli._decoding import Decoding
 from redraft.cli._verbs import verb
 from redraft.errors import UserError
@@ -37,6 +37,7 @@ def chat(
     as_json: Json = False,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the first answer; answer i uses seed + i.")] = 0,
     device: Device = "auto",
+    dtype: WeightType = "auto",
 ) -> dict[str, Any]:
     """Chat with a model. A terminal shows every step of the answer; lines from a pipe are answered one by one.
 
@@ -52,7 +53,7 @@ def chat(
     from redraft.loading import load
     from redraft.serve.engine import Engine, EngineLimits
 
-    loaded = load(model, device)
+    loaded = load(model, device, dtype)
     loaded.settings(**given)  # report a mistake before the first question
     talk = _Talk(Engine(loaded, EngineLimits(rows=16)), system, given, seed, pace)
     console = screen(as_json)
@@ -68,7 +69,12 @@ def chat(
                 talk.say(line, console)
     finally:
         talk.engine.close()
-    return {"model": model, "family": loaded.family_name, "turns": talk.turns, "device": str(loaded.network.device)}
+    return {
+        "model": model,
+        "family": loaded.family_name,
+        "turns": talk.turns,
+        **placement(loaded),
+    }
 
 
 class _Talk:

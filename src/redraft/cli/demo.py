@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli._common import Device, Json, Seed, screen
+from redraft.cli._common import Device, Json, Seed, WeightType, screen
 from redraft.cli._verbs import verb
 from redraft.errors import UserError
+from redraft.settings import Dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,7 @@ def demo(
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
+    dtype: WeightType = "auto",
 ) -> dict[str, Any]:
     """Watch models at work: denoising, a race, a comparison.
 
@@ -54,7 +56,7 @@ def demo(
 
     console = screen(as_json)
     data = sample()
-    models = {family: redraft.load(name, device) for family, name in _PAIR.items()}
+    models = {family: redraft.load(name, device, dtype) for family, name in _PAIR.items()}
     console.rule("1. A text comes into focus", align="left")
     denoised = denoise(models["masked"], console, seed)
 
@@ -63,7 +65,7 @@ def demo(
     raced = race(models, make_items(rows, models["masked"].tokenizer, 64, True, _NEW_TOKENS), console)
 
     console.rule("3. A small comparison, with a report", align="left")
-    found = run(study(data, out, seed, device), as_json)
+    found = run(study(data, out, seed, device, dtype), as_json)
     return {"denoised": denoised, "race": raced, "compare": found["verdict"], "files": found["files"]}
 
 
@@ -141,7 +143,7 @@ def race(models: dict[str, Model], asked: list[Item], console: Console) -> dict[
     return result
 
 
-def study(data: Path, out: Path, seed: int, device: str) -> Any:
+def study(data: Path, out: Path, seed: int, device: str, dtype: Dtype) -> Any:
     """A small study of the two shipped models, fine-tuned briefly on the sample."""
     from redraft.compare.checkpoints import find_bases
     from redraft.compare.study import Study
@@ -160,5 +162,6 @@ def study(data: Path, out: Path, seed: int, device: str) -> Any:
         timed_calls=8,
         seed=seed,
         device=device,
+        dtype=dtype,
         out=str(out),
     )

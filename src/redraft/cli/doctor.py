@@ -150,11 +150,13 @@ def _device_name(where: torch.device) -> str:
 
 
 def memory(where: torch.device) -> int:
-    """Memory of a device in bytes."""
+    """Memory of a device in bytes; 0 where the system doesn't tell (Windows)."""
     import torch
 
     if where.type == "cuda":
         return int(torch.cuda.get_device_properties(where).total_memory)
+    if not hasattr(os, "sysconf"):
+        return 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

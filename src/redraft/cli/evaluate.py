@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli._common import Device, Json, ModelName, Seed, log
+from redraft.cli._common import Device, Json, ModelName, Seed, WeightType, log, placement
 from redraft.cli._decoding import Decoding, Drafter, pair
 from redraft.cli._options import Options
 from redraft.cli._verbs import verb
@@ -26,6 +26,7 @@ def evaluate(
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
+    dtype: WeightType = "auto",
 ) -> dict[str, Any]:
     """Score one model on your data, with intervals.
 
@@ -53,7 +54,7 @@ def evaluate(
     if wanted.out is not None:
         check_writable(wanted.out)
     examples = wanted.examples(log)
-    loaded = redraft.load(model, device)
+    loaded = redraft.load(model, device, dtype)
     how["sampler"] = pair(loaded, drafter, how.get("sampler"))
     check_kind(loaded, model, examples)
     if not loaded.paired:
@@ -65,7 +66,7 @@ def evaluate(
         "parameters": loaded.network.parameter_count,
         "drafter": drafter,
         "data": wanted.data,
-        "device": str(loaded.network.device),
+        **placement(loaded),
         "seed": seed,
         **found.to_mapping(),
     }

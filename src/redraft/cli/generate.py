@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli._common import Adapter, Device, Json, ModelName, Pace, Seed, read_text, screen
+from redraft.cli._common import Adapter, Device, Json, ModelName, Pace, Seed, WeightType, placement, read_text, screen
 from redraft.cli._decoding import Decoding, Drafter, pair, resolved
 from redraft.cli._verbs import verb
 from redraft.errors import UserError
@@ -29,6 +29,7 @@ def generate(
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
+    dtype: WeightType = "auto",
 ) -> dict[str, Any]:
     """Generate text from a prompt. A terminal shows every step; a pipe receives the plain text.
 
@@ -51,12 +52,11 @@ def generate(
     Seconds and tokens per second cover generation alone, without loading the model.
     """
     import redraft
-
-    loaded = redraft.load(model, device, adapter=adapter)
-    given["sampler"] = pair(loaded, drafter, given.get("sampler"))
-    settings = loaded.settings(**given, seed=seed)
     from redraft.generation.prompts import answerable_prompt_ids
 
+    loaded = redraft.load(model, device, dtype, adapter=adapter)
+    given["sampler"] = pair(loaded, drafter, given.get("sampler"))
+    settings = loaded.settings(**given, seed=seed)
     drafting = loaded.start([answerable_prompt_ids(loaded, read_text(prompt))], settings)
     animated = not as_json and sys.stdout.isatty()
     result = {
@@ -67,7 +67,7 @@ def generate(
         "adapter": adapter,
         "family": loaded.family_name,
         "parameters": loaded.network.parameter_count,
-        "device": str(loaded.network.device),
+        **placement(loaded),
     }
     if not as_json:
         typer.echo(result["text"])

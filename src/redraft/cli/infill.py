@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli._common import Device, Json, ModelName, Seed, read_text
+from redraft.cli._common import Device, Json, ModelName, Seed, WeightType, placement, read_text
 from redraft.cli._decoding import NOT_FOR_HOLES, Infilling, resolved
 from redraft.cli._verbs import verb
 from redraft.errors import UserError
@@ -39,6 +39,7 @@ def infill(
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
+    dtype: WeightType = "auto",
 ) -> dict[str, Any]:
     """Fill the holes of a text, using the text on both sides of each hole.
 
@@ -58,7 +59,7 @@ def infill(
 
     holes = read_text(text)
     _check(holes, rewrite)
-    loaded = redraft.load(model, device)
+    loaded = redraft.load(model, device, dtype)
     given["seed"] = seed
     begin = time.perf_counter()
     if rewrite is None:
@@ -77,7 +78,7 @@ def infill(
         **used,
         "model": model,
         "family": loaded.family_name,
-        "device": str(loaded.network.device),
+        **placement(loaded),
     }
 
 

@@ -123,7 +123,7 @@ def _presets(device: str) -> list[dict[str, Any]]:
         config = preset(name, vocab_size=8192)
         parameters = weights(config)
         shape = {"dim": config.dim, "layers": config.layers, "heads": config.heads, "max_length": config.max_length}
-        trains = parameters * _TRAINING_BYTES < room
+        trains = not room or parameters * _TRAINING_BYTES < room
         rows.append({"name": name, "parameters": parameters, "trains_here": trains} | shape)
     return rows
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli._common import Device, Json, ModelName, log
+from redraft.cli._common import Device, Json, ModelName, WeightType, log
 from redraft.cli._options import Options
 from redraft.cli._verbs import verb
 from redraft.files import folder_of_its_own
@@ -25,6 +25,7 @@ def tune(
     to: Annotated[Path | None, typer.Option(help="Write a tuned copy here, and leave the model unchanged.")] = None,
     as_json: Json = False,
     device: Device = "auto",
+    dtype: WeightType = "auto",
 ) -> dict[str, Any]:
     """Find the fastest decoding configuration that is good enough, and make it the model's own.
 
@@ -52,7 +53,7 @@ def tune(
         log(f"{len(splits.validation)} validation rows are too few: the {len(splits.test)} test rows are used, too")
         splits = joined
     with folder_of_its_own(study.out, f"Another process is tuning in '{study.out}'."):
-        job = Tuning(model, study, splits.validation, device, log)
+        job = Tuning(model, study, splits.validation, device, log, dtype)
         found = job.run()
         if place is not None:
             save_choice(model, place, found.generation)

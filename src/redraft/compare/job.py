@@ -133,7 +133,7 @@ class Job:
             size = max(4096, length + 1)
             made = batches(tokenise(rows, model.tokenizer), model.tokenizer, length, size, "skip")
             objective = model.family.objective()
-            found = bound(model.network, made, objective, model.spec, LIKELIHOOD_SAMPLES, 0, setup.device)
+            found = bound(model.network, made, objective, model.spec, LIKELIHOOD_SAMPLES, 0)
             return {
                 "nats": list(found.rows),
                 "bytes": [int(n) for batch in made for n in batch.bytes.tolist()],
@@ -286,7 +286,9 @@ class Job:
         """A trained model; those of one seed stay in memory."""
         if (family, seed) not in self._loaded:
             self._loaded = {k: v for k, v in self._loaded.items() if k[1] == seed}
-            self._loaded[family, seed] = load(self._folder(self._model_key(family, seed)), str(self._setup().device))
+            self._loaded[family, seed] = load(
+                self._folder(self._model_key(family, seed)), str(self._setup().device), self.prepared.study.dtype
+            )
         return self._loaded[family, seed]
 
     def _setup(self) -> Setup:

@@ -151,7 +151,7 @@ class Planner:
 
             recipe = setup.recipe(replace(draft, preset=preset, train=short), family, setup.study.seed)
             train(recipe, folder, device=str(setup.device), on_event=watch)
-            model = load(folder, str(setup.device))
+            model = load(folder, str(setup.device), setup.study.dtype)
             shutil.rmtree(folder, ignore_errors=True)
             overhead = time.perf_counter() - begin - sum(seconds for _, seconds in laps)
             steady = laps[1:] if len(laps) > 2 else laps  # the first update warms up

@@ -13,6 +13,7 @@ from redraft.errors import UserError
 from redraft.evaluation.config import Scoring
 from redraft.options import check, setting
 from redraft.registry import find
+from redraft.settings import DEVICE_HELP, DTYPE_HELP, Dtype
 
 BUDGETS = ("budget_tokens", "passes", "minutes")
 
@@ -107,7 +108,8 @@ class Study(Scoring):
     timed_calls: int = setting(12, "Timed calls of each setting at each batch size.", least=2)
     price_per_hour: float = setting(0.0, "Price of this machine per hour, to report cost.", least=0)
     service: ExternalService | None = setting(None, "A service with OpenAI's interface to compare with.")
-    device: str = setting("auto", "Device: auto, cpu, cuda, cuda:1 ...")
+    device: str = setting("auto", DEVICE_HELP)
+    dtype: Dtype = setting("auto", f"{DTYPE_HELP} Of the trained models, when they generate.")
     out: str = setting("comparison", "Folder of the report. The same command continues where it stopped.")
 
     def __post_init__(self) -> None:

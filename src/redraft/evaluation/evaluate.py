@@ -153,7 +153,7 @@ def likelihood(model: Model, examples: Sequence[Example], samples: int, seed: in
     """
     length = longest(model) - 1  # a window begins with <bos>
     rows = batches(tokenise(examples, model.tokenizer), model.tokenizer, length, max(_SCORED_TOKENS, length + 1))
-    found = bound(model.network, rows, model.family.objective(), model.spec, samples, seed, model.network.device)
+    found = bound(model.network, rows, model.family.objective(), model.spec, samples, seed)
     return Likelihood(
         is_bound=found.is_bound,
         nats_per_token=found.nats_per_token,

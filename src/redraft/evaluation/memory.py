@@ -53,12 +53,12 @@ class PeakMemory:
 
 
 def resident() -> int:
-    """Resident bytes of this process now; their peak where the system doesn't report the current number."""
+    """Resident bytes of this process now; their peak where the system doesn't report the current number, else 0."""
     return _status("VmRSS")
 
 
 def peak_resident() -> int:
-    """Peak resident bytes of this process."""
+    """Peak resident bytes of this process; 0 on systems that don't report it (Windows)."""
     return _status("VmHWM")
 
 
@@ -67,7 +67,9 @@ def _status(key: str) -> int:
         for line in _STATUS.read_text().splitlines():
             if line.startswith(key + ":"):
                 return int(line.split()[1]) * 1024
-    import resource
-
+    try:
+        import resource
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

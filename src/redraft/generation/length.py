@@ -14,6 +14,7 @@ from torch import Tensor
 from redraft.canvas import make_canvas
 from redraft.generation.answer_lengths import AnswerLengths
 from redraft.generation.loop import Call, Loop, Steps
+from redraft.runtime import download, upload
 from redraft.samplers.shared import common, ranking
 from redraft.types import FREE, GIVEN, PAD, Canvas, Network, Output, Request, Spec
 
@@ -32,9 +33,10 @@ def best_lengths(logits: Tensor, most: int, count: int, feasible: Tensor | None 
     """
     scores, columns = logits[:, 1 : most + 1].float(), min(count, most, logits.shape[1] - 1)
     if feasible is not None:
-        allowed = feasible[: scores.shape[1]].to(scores.device)
-        scores = scores.clamp(min=-1e30).masked_fill(~allowed, -torch.inf)  # an allowed length, however unlikely
+        allowed = feasible[: scores.shape[1]]
         columns = min(columns, int(allowed.sum()))
+        hidden = upload(~allowed, scores.device)
+        scores = scores.clamp(min=-1e30).masked_fill(hidden, -torch.inf)  # an allowed length, however unlikely
     log_p, index = scores.log_softmax(-1).topk(columns, -1)
     return log_p, index + 1
 
@@ -82,17 +84,19 @@ def first_passes(
         canvas = make_canvas([rows[i] for i in part], [prompts[i] for i in part], spec, seeds=[0] * len(part))
         (request,) = common.requests_for(canvas, spec, canvas.status == FREE)
         logits = yield request
-        logits[:, list(spec.tokens.forbidden)] = -torch.inf
+        logits.index_fill_(1, upload(torch.tensor(spec.tokens.forbidden, dtype=torch.int64), logits.device), -torch.inf)
         log_p = logits.float().log_softmax(-1)
-        peak = log_p.amax(-1).exp().cpu()
-        entropy = ranking.entropy(Output(log_p, request.targets, request.targets)).cpu()
         row, column = (request.targets >= 0).nonzero(as_tuple=True)
-        at, owner = request.targets[row, column], row.numpy()
-        for number, index in enumerate(part):
-            own = (owner == number).nonzero()[0]
-            tokens = [None if truths is None else truths[index][int(at[i])] for i in own]
-            free = [int(i) for i, token in zip(own, tokens, strict=True) if token is None]
-            requested = [float(log_p[int(i), token]) for i, token in zip(own, tokens, strict=True) if token is not None]
+        at, owner = request.targets[row, column].tolist(), row.tolist()
+        tokens = [None if truths is None else truths[part[r]][i] for r, i in zip(owner, at, strict=True)]
+        wanted = upload(torch.tensor([0 if token is None else token for token in tokens]), log_p.device)
+        entropy = ranking.entropy(Output(log_p, request.targets, request.targets))
+        true = log_p.gather(1, wanted[:, None])[:, 0]
+        peak, entropy, true = download(log_p.amax(-1).exp(), entropy, true)
+        for number in range(len(part)):
+            own = (row == number).nonzero()[:, 0].tolist()
+            free = [i for i in own if tokens[i] is None]
+            requested = [float(true[i]) for i in own if tokens[i] is not None]
             mean = [float(value[free].double().mean()) if free else math.nan for value in (peak, entropy)]
             found.append(FirstPass(mean[0], mean[1], math.fsum(requested)))
     return found
@@ -260,8 +264,9 @@ def length_steps(loop: Loop, canvas: Canvas, choice: LengthChoice | None = None)
         log_p, likeliest = best_lengths(logits, most, count, feasible)
         canvas.nfe = canvas.nfe[first][owner]
         column = owner, rank.clamp(max=likeliest.shape[1] - 1)
-        length, gain = likeliest.cpu()[column], log_p.cpu()[column]
-        length[longer_than(logits, most).cpu()[owner] & (feasible is None)] = most + 1
+        log_p, likeliest, longer = download(log_p, likeliest, longer_than(logits, most))
+        length, gain = likeliest[column], log_p[column]
+        length[longer[owner] & (feasible is None)] = most + 1
     else:
         length, gain = yield from _chosen(loop, canvas, choice, first, owner, rank, feasible)
     canvas.score += gain
@@ -315,4 +320,6 @@ def _uncached(loop: Loop, passes: Passes[T]) -> Steps[T]:
             found: T = end.value
             return found
         loop.count(request)
-        logits = yield Call(request, None)
+        received = yield Call(request, None)
+        assert isinstance(received, Tensor)
+        logits = received

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from redraft.caches.base import CachePolicy
 from redraft.canvas import joined, resize
-from redraft.generation.sampling import remove_disallowed, sample
+from redraft.generation.sampling import Draw, arrange, draw, log_probabilities, remove_disallowed
 from redraft.generation.self_conditioning import PredictionMemory
 from redraft.guidance.base import Guidance
 from redraft.models.parts.store import KeyValueStore, KeyValueView
+from redraft.runtime import download, upload
 from redraft.samplers.base import Sampler
 from redraft.types import (
     DRAFT,
@@ -68,8 +69,9 @@ class Call:
 
 
 T = TypeVar("T")
-# Yields calls, which a driver runs, and receives the flat logits [N, V] of each; also yields every Step.
-Steps = Generator["Call | Step", Tensor, T]
+# Yields calls, which a driver runs, and receives the flat logits [N, V] of each; draws that are on another device, and
+# receives their token and conf on the host; and every Step.
+Steps = Generator["Call | Draw | Step", "Tensor | tuple[Tensor, ...] | None", T]
 
 
 @dataclass
@@ -87,7 +89,8 @@ class Loop:
     stores: dict[tuple[str, int], KeyValueStore] = field(default_factory=dict)  # by network and cache branch
     capacity: tuple[int, int] | None = None  # slots and positions of a new store; None: those of the canvas
     on_answer: Callable[[Request, Output], None] | None = None  # called with every answer, before it is applied
-    _forbidden: Tensor | None = None
+    _forbidden: Tensor | None = None  # ids, on the device
+    _ends: Tensor | None = None  # ids of end-of-text tokens, on the device
     _memory: PredictionMemory | None = None  # for self-conditioned models
 
     def run(self, canvas: Canvas) -> Iterator[Step]:
@@ -129,16 +132,19 @@ class Loop:
 
     def drive(self, steps: Steps[None]) -> Iterator[Step]:
         """Run every call immediately."""
-        sent: Tensor | None = None
+        sent: Tensor | tuple[Tensor, ...] | None = None
         while True:
             # The yield is outside, so that the mode does not leak into the caller.
             with torch.inference_mode():
                 try:
-                    found = steps.send(sent)  # type: ignore[arg-type] # a generator starts with None
+                    found = steps.send(sent)
                 except StopIteration:
                     return
                 if isinstance(found, Call):
                     sent = self.networks[found.request.network](found.request, found.store)
+                    continue
+                if isinstance(found, Draw):
+                    sent = download(found.token, found.conf)
                     continue
             sent = None
             yield found
@@ -161,7 +167,14 @@ class Loop:
         log_z = logits.float().logsumexp(-1) if spec.scores else None
         if self.method.constraint is not None and not is_length:
             logits = self.method.constraint.mask(canvas, request, logits)
-        output = sample(canvas, request, logits.float().log_softmax(-1))
+        log_p = log_probabilities(logits)
+        drawn = draw(canvas, request, log_p)
+        found = drawn.token, drawn.conf
+        if log_p.device.type != "cpu":  # a server waits once for the draws of all texts
+            received = yield drawn
+            assert isinstance(received, tuple)
+            found = received
+        output = arrange(request, log_p, *found)
         output.log_z = log_z
         if predicts:
             output.vector = self.networks[request.network].expected(output.log_p)  # type: ignore[attr-defined]
@@ -176,11 +189,13 @@ class Loop:
         ids = self.spec.tokens
         if ids.forbidden:
             if self._forbidden is None:
-                self._forbidden = torch.tensor(ids.forbidden, device=logits.device)
+                self._forbidden = upload(torch.tensor(ids.forbidden), logits.device)
             logits.index_fill_(1, self._forbidden, -torch.inf)
         if ids.stop_ids and ids.eos_id >= 0:
-            logits[:, ids.eos_id] = logits[:, [ids.eos_id, *ids.stop_ids]].logsumexp(1)
-            logits[:, list(ids.stop_ids)] = -torch.inf
+            if self._ends is None:
+                self._ends = upload(torch.tensor([ids.eos_id, *ids.stop_ids]), logits.device)
+            logits[:, ids.eos_id] = logits[:, self._ends].logsumexp(1)
+            logits.index_fill_(1, self._ends[1:], -torch.inf)
 
     def _guided(self, canvas: Canvas, request: Request) -> Steps[Tensor]:
         guidance, query = self.method.guidance, request.find(VectorQuery)
@@ -207,6 +222,7 @@ class Loop:
             assert below is not None
             view = KeyValueView(store, slots, below)
         logits = yield Call(narrow, view)
+        assert isinstance(logits, Tensor)
         if store is not None:
             store.record(narrow)
         _increment(canvas.nfe, rows)

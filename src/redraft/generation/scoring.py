@@ -46,10 +46,10 @@ def score(
     encode = model.tokenizer.encode_target if model.paired else model.tokenizer.encode
     head, tail = prompt_ids(model, prompt), encode(continuation)
     check_length(model, len(head) + len(tail), most=longest(model))
-    size, where = len(continuation.encode()), model.network.device
+    size = len(continuation.encode())
     if sampler is None:
         objective = model.family.objective()
-        return likelihood.score(model.network, head, tail, objective, model.spec, samples, seed, where, size)
+        return likelihood.score(model.network, head, tail, objective, model.spec, samples, seed, size)
     batch = likelihood.one_row(head, tail, size)
     settings = Settings(max_new_tokens=max(1, len(tail)), sampler=sampler, options=options or {})
     takes_steps = any(field.name == "steps" for field in fields(find("samplers", sampler)))
@@ -69,9 +69,9 @@ def rolling(model: Model, text: str, stride: int, samples: int, seed: int) -> Bo
     if model.paired:
         raise UserError("This model answers prompts and has no likelihood of plain text.", "Use score.")
     ids = [model.tokenizer.bos_id, *model.tokenizer.encode(text)]
-    window, where = model.network.config.max_length, model.network.device
+    window = model.network.config.max_length
     objective, size = model.family.objective(), len(text.encode())
-    return likelihood.rolling(model.network, ids, objective, model.spec, window, stride, samples, seed, where, size)
+    return likelihood.rolling(model.network, ids, objective, model.spec, window, stride, samples, seed, size)
 
 
 def rank(

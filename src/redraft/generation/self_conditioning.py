@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from redraft.runtime import download
 from redraft.types import FREE, Canvas, Output, Request, SelfConditioning
 
 
@@ -26,7 +27,7 @@ class PredictionMemory:
         row, column = (request.targets >= 0).nonzero(as_tuple=True)
         at = request.rows[row], request.target_positions[row, column]
         token, weight = SelfConditioning.likeliest(output.log_p, self.last.token.shape[2])
-        self.last.token[at], self.last.weight[at] = token.cpu(), weight.cpu()
+        self.last.token[at], self.last.weight[at] = download(token, weight)
 
     def reorder(self, parents: Tensor) -> None:
         """Copy rows from their parents [B]."""

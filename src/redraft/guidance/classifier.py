@@ -15,6 +15,7 @@ from redraft.errors import UserError, suggest
 from redraft.guidance.base import Guidance, GuidanceOptions
 from redraft.guidance.shared.bag_of_words import BagOfTokens
 from redraft.options import setting
+from redraft.runtime import upload
 from redraft.types import FREE, Canvas, Request
 
 
@@ -78,7 +79,7 @@ class TrainedClassifier(Guidance):
         gain = self.bag.exact(scores, self.label) if self.order == "exact" else self.bag.first_order(scores, self.label)
         unguided = logits[0].float()
         gain = torch.nn.functional.pad(gain, (0, unguided.shape[1] - gain.shape[1]))
-        return unguided.log_softmax(-1) + self.strength * gain.to(unguided.device)
+        return unguided.log_softmax(-1) + self.strength * upload(gain, unguided.device)
 
 
 @lru_cache(maxsize=8)

@@ -30,7 +30,7 @@ from redraft.generation.method import build_method
 from redraft.generation.prompts import longest, prompt_ids
 from redraft.generation.start import start_holes
 from redraft.loading import resolve
-from redraft.settings import Settings
+from redraft.settings import Dtype, Settings
 from redraft.types import Batch
 
 try:
@@ -60,7 +60,7 @@ class RedraftLM(LM):
         self,
         pretrained: str,
         device: str | None = None,
-        dtype: str = "float32",
+        dtype: Dtype = "auto",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         mask_id: int | None = None,
@@ -71,12 +71,9 @@ class RedraftLM(LM):
         **settings: Any,
     ) -> None:
         super().__init__()
-        kind = getattr(torch, dtype, None)
-        if not isinstance(kind, torch.dtype):
-            raise UserError(f"dtype '{dtype}' is not a type of torch.", "For example dtype=bfloat16.")
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"  # the harness passes cuda:0 if no device is named
-        self.model = redraft.load(pretrained, device, kind, mask_id)
+        self.model = redraft.load(pretrained, device, dtype, mask_id)
         self.template = self.model.tokenizer.chat_template
         self.templated = False  # are contexts rendered by the template?
         self.pretrained, self.rows = pretrained, int(batch_size) if str(batch_size).isdigit() else 8
@@ -253,8 +250,8 @@ class RedraftLM(LM):
 
     def _bound(self, head: list[int], tail: list[int]) -> tuple[float, bool]:
         model = self.model
-        objective, where = model.family.objective(), model.network.device
-        found = likelihood.score(model.network, head, tail, objective, model.spec, self.samples, self.seed, where)
+        objective = model.family.objective()
+        found = likelihood.score(model.network, head, tail, objective, model.spec, self.samples, self.seed)
         return -found.nats, self.check_greedy and self._is_greedy(head, tail)
 
     def _is_greedy(self, head: list[int], tail: list[int]) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +23,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from redraft import hub
 from redraft.errors import UserError
 from redraft.models import describe, empty
 from redraft.models.parts.backbone import Backbone
 from redraft.types import AttentionPattern, Forward
+from redraft.weights import SCALE, Files, Layout, fill
 
 
 class RedraftConfig(PretrainedConfig):
@@ -70,6 +73,18 @@ class RedraftModel(PreTrainedModel):
         described = empty(config.network, "config.json network")
         self.network = type(described)(described.config)  # type: ignore[call-arg]
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in ``PreTrainedModel``. Matrices stored as 8-bit integers are multiplied by their scales."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if any(name.endswith(SCALE) for name in info["unexpected_keys"]):
+            path = Path(pretrained_model_name_or_path)
+            folder = path if path.is_dir() else hub.pull(str(pretrained_model_name_or_path))
+            network: Backbone = model.network
+            fill(network, Files(folder), Layout.own(network), None)
+        return (model, info) if wants_info else model
 
     def _init_weights(self, module: Any) -> None:
         """Compute the buffers of a network again, which loading loses. Networks initialise their own parameters."""

@@ -16,6 +16,7 @@ from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.mlp import Activation, Mlp, activate
 from redraft.models.parts.packed import linear
 from redraft.models.parts.store import KeyValueView
+from redraft.runtime import upload
 from redraft.types import Forward
 
 
@@ -96,7 +97,7 @@ class Bert(Backbone):
     def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         """The last hidden states [N, D] of the target positions."""
         context = attention_context(request, self.unrotated, store, restart=False)
-        x = self.embed(request) + self.positions(rotary_positions(request, restart=False).to(self.device))
+        x = self.embed(request) + self.positions(upload(rotary_positions(request, restart=False), self.device))
         x = gather_targets(self.run(self.embedding_norm(x + self.segments.weight[0]), context), request, 0)
         x = self.norm(activate(self.transform(x), self.config.activation))
         return x

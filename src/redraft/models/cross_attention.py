@@ -27,6 +27,7 @@ from redraft.models.parts.readout import Readout
 from redraft.models.parts.self_conditioning import SelfConditioningProjection
 from redraft.models.parts.store import KeyValueView, Window
 from redraft.models.parts.time import Modulation, TimeEmbedding
+from redraft.runtime import upload
 from redraft.types import CleanStream, Forward, QueryMask
 
 _LEAST = {"vocab_size": 1, "dim": 1, "encoder_layers": 1, "layers": 1, "heads": 1, "kv_heads": 0, "mlp_dim": 0}
@@ -216,7 +217,7 @@ class CrossAttention(Readout):
             context = AttentionContext(self.rotary[:1][None], window.mask, False, store, window)
         if begin is not None:
             at = (answer.streams[1] - begin[:, None]).clamp(min=0)
-            context.table = self.rotary[at.to(self.rotary.device)]
+            context.table = self.rotary[upload(at, self.rotary.device)]
         return DecoderContext(**vars(context), prompt=prompt)
 
     def encode_prompts(
@@ -239,10 +240,11 @@ class CrossAttention(Readout):
         columns = torch.arange(longest, device=begin.device)
         visible = columns < begin[:, None]  # [R, P]
         has_prompt = begin > 0
-        mask = None if bool(visible.all()) else (visible | ~has_prompt[:, None])[:, None, None].to(device)
+        mask = None if bool(visible.all()) else upload(visible | ~has_prompt[:, None], device)[:, None, None]
         if answer.find(QueryMask) is not None and source is not None:  # rows and columns of the request's mask
-            mask = (source.visible | ~source.visible.any(2, keepdim=True))[:, None].to(device)
-        weight = None if bool(has_prompt.all()) else has_prompt[:, None, None].to(device, self.embedding.weight.dtype)
+            mask = upload(source.visible | ~source.visible.any(2, keepdim=True), device)[:, None]
+        every = bool(has_prompt.all())
+        weight = None if every else upload(has_prompt, device)[:, None, None].to(self.embedding.weight.dtype)
         encoded = None if source is None else encode(source.request)
         table = self.rotary[None, :longest] if encoded is None else self.rotary[None, : encoded.shape[1]]
         if store is None:

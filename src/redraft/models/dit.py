@@ -18,6 +18,7 @@ from redraft.models.parts.mlp import Mlp
 from redraft.models.parts.positions import rotary_table
 from redraft.models.parts.store import KeyValueView
 from redraft.models.parts.time import Modulation, TimeEmbedding
+from redraft.runtime import upload
 from redraft.types import Forward
 
 
@@ -95,7 +96,7 @@ class Dit(Backbone):
         """The last hidden states [N, D] of the target positions."""
         condition = self.time(self.sigma(request))
         x = self.run(self.embed(request), attention_context(request, self.rotary, store, restart=False), condition)
-        row = (request.targets >= 0).nonzero()[:, 0].to(self.device)
+        row = upload((request.targets >= 0).nonzero()[:, 0], self.device)
         shift, scale = (part[row, 0] for part in self.final_modulation(condition))
         return torch.addcmul(shift, self.norm(gather_targets(x, request, 0)), 1 + scale)
 
@@ -104,8 +105,8 @@ class Dit(Backbone):
         logits: Tensor = self.head(states)
         if self.config.score == "none":
             return logits
-        row = (request.targets >= 0).nonzero()[part, 0].to(self.device)
-        own = gather_targets(request.tokens[..., None], request, 0)[part].to(logits.device)
+        row = upload((request.targets >= 0).nonzero()[part, 0], self.device)
+        own = upload(gather_targets(request.tokens[..., None], request, 0)[part], logits.device)
         return self.scores(logits, own, self.sigma(request)[row])
 
     def sigma(self, request: Forward) -> Tensor:
@@ -119,7 +120,7 @@ class Dit(Backbone):
             return torch.zeros(len(request.tokens), device=self.device)
         if request.time is None:
             raise ValueError("This network is conditioned on time, but the request has no time.")
-        t = request.time.to(self.device).float()
+        t = upload(request.time, self.device).float()
         if c.noise == "linear":
             return -torch.log1p(-(1 - c.epsilon) * t)
         return c.sigma_min ** (1 - t) * c.sigma_max**t

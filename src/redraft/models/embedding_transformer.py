@@ -12,6 +12,7 @@ from redraft.models import transformer
 from redraft.models.parts.denoiser import Denoiser
 from redraft.models.parts.packed import linear
 from redraft.models.parts.store import KeyValueView
+from redraft.runtime import upload
 from redraft.types import Forward, VectorQuery
 
 
@@ -54,5 +55,5 @@ class EmbeddingTransformer(Denoiser):
             row, column = (request.targets >= 0).nonzero(as_tuple=True)
             ids = torch.zeros(len(request.positions), int(request.positions.max()) + 2, dtype=torch.int64)
             ids.scatter_(1, torch.where(request.positions < 0, ids.shape[1] - 1, request.positions), request.tokens)
-            return F.embedding(ids[row, request.targets[row, column]].to(self.device), self.table())
+            return F.embedding(upload(ids[row, request.targets[row, column]], self.device), self.table())
         return linear(self.states(request, store), self.embedding.weight)

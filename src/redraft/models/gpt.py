@@ -15,6 +15,7 @@ from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.mlp import Activation, Mlp
 from redraft.models.parts.packed import linear
 from redraft.models.parts.store import KeyValueView
+from redraft.runtime import upload
 from redraft.types import Forward
 
 
@@ -75,7 +76,7 @@ class Gpt(Backbone):
     def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         """The last hidden states [N, D] of the target positions."""
         context = attention_context(request, self.unrotated, store, restart=False)
-        x = self.embed(request) + self.positions(rotary_positions(request, restart=False).to(self.device))
+        x = self.embed(request) + self.positions(upload(rotary_positions(request, restart=False), self.device))
         x = self.norm(gather_targets(self.run(x, context), request, self.config.shift))
         return x
 

@@ -14,6 +14,7 @@ from redraft.models.parts.autoencoder import Autoencoder
 from redraft.models.parts.denoiser import Denoiser
 from redraft.models.parts.packed import linear
 from redraft.models.parts.store import KeyValueView
+from redraft.runtime import upload
 from redraft.types import Forward, VectorQuery
 
 _ENCODED_AT_ONCE = 32  # windows per encoder call when no gradient is needed
@@ -81,7 +82,7 @@ class LatentTransformer(Denoiser):
         if not bool(is_length.any()):
             out: Tensor = self.write(states)
             return out
-        place = is_length.nonzero()[:, 0].to(self.device)
+        place = upload(is_length.nonzero()[:, 0], self.device)
         lengths = linear(states[place], self.embedding.weight[: self.config.max_length + 1])
         wide = max(self.config.width, lengths.shape[1])
         whole = F.pad(self.write(states), (0, wide - self.config.width))
@@ -100,12 +101,12 @@ class LatentTransformer(Denoiser):
         if not len(used):
             return self.write.weight.new_zeros(0, c.width)
         parts = used.split(len(used) if torch.is_grad_enabled() and self._trains_autoencoder else _ENCODED_AT_ONCE)
-        found = torch.cat([self.autoencoder.encode(ids[part].to(self.device)) for part in parts])
+        found = torch.cat([self.autoencoder.encode(upload(ids[part], self.device)) for part in parts])
         row, column = (request.targets >= 0).nonzero(as_tuple=True)
         vector = request.targets[row, column] - start[row]
         per_window = c.window // c.ratio
         at = torch.searchsorted(used, row * windows + vector // per_window)
-        return found[at.to(self.device), (vector % per_window).to(self.device)]
+        return found[tuple(upload(torch.stack([at, vector % per_window]), self.device))]
 
     def _decode(self, request: Forward) -> Tensor:
         """Logits [N, V] of the target text positions, from vectors."""
@@ -119,12 +120,13 @@ class LatentTransformer(Denoiser):
             return self.write.weight.new_zeros(0, c.vocab_size)
         windows = max(int(token.max()) // c.window, int(vector.max()) // per_window) + 1
         rest = windows * per_window
-        z = query.vectors.to(device=self.device, dtype=self.write.weight.dtype)
-        place = torch.where(vector < 0, rest, vector)[..., None].to(self.device).expand_as(z)
+        z = upload(query.vectors, self.device).to(self.write.weight.dtype)
+        place = upload(torch.where(vector < 0, rest, vector), self.device)[..., None].expand_as(z)
         rows = z.new_zeros(len(z), rest + 1, c.width).scatter(1, place, z)[:, :rest]
         used, which = (row * windows + token // c.window).unique(return_inverse=True)
-        states = self.autoencoder.decode(rows.reshape(-1, per_window, c.width)[used.to(self.device)])
-        return self.autoencoder.logits(states[which.to(self.device), (token % c.window).to(self.device)])
+        states = self.autoencoder.decode(rows.reshape(-1, per_window, c.width)[upload(used, self.device)])
+        at = upload(torch.stack([which, token % c.window]), self.device)
+        return self.autoencoder.logits(states[at[0], at[1]])
 
     @property
     def _trains_autoencoder(self) -> bool:

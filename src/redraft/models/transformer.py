@@ -22,6 +22,7 @@ from redraft.models.parts.readout import Readout
 from redraft.models.parts.self_conditioning import SelfConditioningProjection
 from redraft.models.parts.store import KeyValueView
 from redraft.models.parts.time import Modulation, TimeEmbedding
+from redraft.runtime import upload
 from redraft.types import Forward
 
 _LEAST = {"vocab_size": 1, "dim": 1, "layers": 1, "heads": 1, "kv_heads": 0, "mlp_dim": 0, "max_length": 1}
@@ -164,7 +165,7 @@ class Transformer(Readout):
         context = attention_context(request, self.rotary, store, self.config.restart, self.config.radius)
         x = self.embed(request)
         if self.answer is not None and request.prompt is not None:
-            x = x + (request.streams[1] >= request.prompt[:, None]).to(self.device)[..., None] * self.answer
+            x = x + upload(request.streams[1] >= request.prompt[:, None], self.device)[..., None] * self.answer
         condition = self.condition(request)
         x = self.run(x, context, condition)
         return self.finish(gather_targets(x, request, self.config.shift), request, condition)

@@ -15,6 +15,7 @@ from redraft.objectives.masked import Masked, MaskedBatch, choose_positions, mas
 from redraft.objectives.shared import noise as noise
 from redraft.objectives.shared import times as times
 from redraft.objectives.shared.cross_entropy import per_row
+from redraft.runtime import download, upload
 from redraft.types import Batch, LossTerms, Spec
 
 
@@ -82,7 +83,7 @@ class Distill(Masked):
         ids, teacher_log_p = yield from self._teacher_generates(teacher_batch, to_generate, per_pass, generator)
         prepared = self.request(replace(batch, ids=ids), spec, hidden, weight, t)
         is_hidden = (prepared.request.targets >= 0)[teacher_batch.request.targets >= 0]
-        return DistillBatch(**vars(prepared), teacher_log_p=teacher_log_p[is_hidden])
+        return DistillBatch(**vars(prepared), teacher_log_p=_select(teacher_log_p, is_hidden))
 
     def _teacher_generates(
         self, teacher_batch: MaskedBatch, to_generate: Tensor, per_pass: Tensor, generator: torch.Generator
@@ -97,15 +98,16 @@ class Distill(Masked):
         x, left, is_target = request.tokens.clone(), to_generate, request.targets >= 0
         place = (is_target.flatten().cumsum(0) - 1).view_as(is_target)
         teacher_log_p = _log_probabilities((yield RolloutPass(request)), forbidden, to_generate[is_target])
-        log_p = teacher_log_p[to_generate[is_target]]
+        log_p, where = _select(teacher_log_p, to_generate[is_target]), teacher_log_p.device
         while True:
-            conf, token = log_p.max(-1)
+            conf, token = download(*log_p.max(-1))  # the teacher's choice is made on the host
             if self.order == "random":
-                conf = torch.rand(len(conf), generator=generator, device=generator.device).to(conf)
-            score = torch.full(left.shape, -torch.inf, device=conf.device).masked_scatter(left, conf)
+                conf = torch.rand(len(conf), generator=generator)
+            score = torch.full(left.shape, -torch.inf).masked_scatter(left, conf)
             rank = score.sort(dim=1, descending=True, stable=True).indices.argsort(1)
             now = left & (rank < per_pass[:, None])
-            teacher_log_p[place[now]], x[now] = log_p[now[left]], token[now[left]]
+            teacher_log_p.index_copy_(0, upload(place[now], where), _select(log_p, now[left]))
+            x[now] = token[now[left]]
             left = left & ~now
             if not bool(left.any()):
                 return x, teacher_log_p
@@ -129,8 +131,15 @@ class Distill(Masked):
         )
 
 
+def _select(values: Tensor, chosen: Tensor) -> Tensor:
+    """The rows of ``values`` [N, V] that are ``chosen`` [N] bool, on the host -> [n, V]."""
+    return values[upload(chosen.nonzero()[:, 0], values.device)]
+
+
 def _log_probabilities(logits: Tensor, forbidden: Tensor, token: Tensor | None = None) -> Tensor:
     """Log-probabilities [N, V]. Forbidden ids get probability 0 where ``token`` [N] bool (None: everywhere)."""
-    disallowed = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device).index_fill_(0, forbidden, True)
-    excluded = disallowed if token is None else disallowed & token[:, None]
+    where = logits.device
+    disallowed = torch.zeros(logits.shape[1], dtype=torch.bool, device=where)
+    disallowed.index_fill_(0, upload(forbidden, where), True)
+    excluded = disallowed if token is None else disallowed & upload(token, where)[:, None]
     return logits.float().masked_fill(excluded, -torch.inf).log_softmax(-1)

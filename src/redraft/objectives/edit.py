@@ -23,13 +23,14 @@ from redraft.types import Batch, Forward, LossTerms, Prepared, Spec
 class EditBatch(Prepared):
     """Intermediate sequences and the edits that remain to be made. E: edits of the batch."""
 
-    shared: ClassVar[frozenset[str]] = frozenset({"forbidden", "at", "op", "edit_row", "time_weight"})
+    shared: ClassVar[frozenset[str]] = frozenset({"forbidden", "at", "op", "edit_row", "time_weight", "repeats"})
 
     closing: Tensor  # [N] bool: the last position of a sequence, which can't be substituted or deleted
     at: Tensor  # [E] index of the target position of each edit
     op: Tensor  # [E] the edit, as a column of the network's output
     edit_row: Tensor  # [E] batch row of each edit
-    time_weight: Tensor  # [B] weight of each row's time in the bound
+    time_weight: Tensor  # [B] float64 weight of each row's time in the bound
+    repeats: Tensor  # [E] number of remaining edits of the same kind at the same position
 
     def part(self, begin: int, end: int) -> Self:
         """As ``Prepared.part``, with the edits at these target positions."""
@@ -38,6 +39,7 @@ class EditBatch(Prepared):
             "at": self.at[inside] - begin,
             "op": self.op[inside],
             "edit_row": self.edit_row[inside],
+            "repeats": self.repeats[inside],
         }
         return replace(super().part(begin, end), **edits)
 
@@ -125,6 +127,8 @@ class Edit(Objective[EditBatch]):
         op = torch.where(here == BLANK, there, spec.tokens.vocab_size + there)
         op = torch.where(there == BLANK, 2 * spec.tokens.vocab_size, op)
         owner = is_target.nonzero()[:, 0]
+        at = number[row, begin[row] + before[row, old]]
+        _, which, count = (at * (2 * spec.tokens.vocab_size + 1) + op).unique(return_inverse=True, return_counts=True)
         return EditBatch(
             request=Forward(
                 tokens=x,
@@ -141,10 +145,11 @@ class Edit(Objective[EditBatch]):
             tokens=int(batch.target.sum()),
             forbidden=forbidden_ids(spec, where),
             closing=(cell == length[:, None] - 1)[is_target],
-            at=number[row, begin[row] + before[row, old]],
+            at=at,
             op=op,
             edit_row=row,
             time_weight=weight,
+            repeats=count[which],
         )
 
     def loss(self, logits: Tensor, prepared: EditBatch) -> LossTerms:
@@ -155,9 +160,8 @@ class Edit(Objective[EditBatch]):
         loss = (total * prepared.weight).sum() - (log_rate * clamped.float()[row]).sum()
 
         w = prepared.time_weight[row]
-        _, which, count = (at * logits.shape[1] + op).unique(return_inverse=True, return_counts=True)
-        edits = w * ((count[which] * w / clamped[row]).log() - log_rate.detach().double() - 1)
-        nats = per_row(total.double() * prepared.weight, prepared.row, rows) + per_row(edits, row, rows)
+        edits = w * ((prepared.repeats * w / clamped[row]).log() - log_rate.detach().to(w.dtype) - 1)
+        nats = per_row(total.to(w.dtype) * prepared.weight, prepared.row, rows) + per_row(edits, row, rows)
         return LossTerms(
             loss=loss / max(prepared.tokens, 1),
             nats=nats.clamp(min=0),
@@ -215,7 +219,7 @@ class _TotalRates(torch.autograd.Function):
             z = logits[part].float()
             z.index_fill_(1, disallowed, -1e4)
             z.scatter_(1, half + own[part, None], -1e4)
-            z[closing[part].nonzero()[:, 0], half:] = -1e4
+            z[:, half:].masked_fill_(closing[part, None], -1e4)
             low = z.clamp(max=_STEEP)
             rate = low.exp()
             total[part] = (rate * (1 + z - low)).sum(1)

@@ -17,6 +17,7 @@ from redraft.objectives.shared import vectors as vectors
 from redraft.objectives.shared.cross_entropy import check_smoothing, cross_entropy, per_row
 from redraft.objectives.shared.noise import forbidden_ids
 from redraft.objectives.shared.vectors import VectorBatch
+from redraft.runtime import upload
 from redraft.types import AttentionPattern, Batch, Forward, LossTerms, Spec, VectorQuery
 
 
@@ -25,6 +26,8 @@ class EmbeddingBatch(VectorBatch):
     """A batch of noisy embeddings."""
 
     is_length: Tensor  # [N] bool: the target is a length
+    token_index: Tensor  # [K] indices of the targets that are tokens
+    length_index: Tensor  # indices of the targets that are lengths
     last_noise: Tensor  # [K, Z] noise at the cleanest level
     self_condition: bool  # a first forward pass makes a prediction, which the second one reads
     table: Tensor | None = None  # [V, Z] embeddings
@@ -99,6 +102,8 @@ class Embedding(Objective[EmbeddingBatch]):
             forbidden=forbidden_ids(spec),
             continuous=continuous,
             is_length=is_length,
+            token_index=(~is_length).nonzero()[:, 0],
+            length_index=is_length.nonzero()[:, 0],
             log_snr=log_snr[row[~is_length]],
             noise=vectors.normal((size, continuous.width), generator, batch.ids.device),
             last_noise=vectors.normal((size, continuous.width), generator, batch.ids.device),
@@ -111,28 +116,30 @@ class Embedding(Objective[EmbeddingBatch]):
         vocabulary, tokens = torch.arange(spec.tokens.vocab_size)[None], ~prepared.is_length
         encoding = Forward(vocabulary, vocabulary, vocabulary, AttentionPattern(), extra=(VectorQuery("encode"),))
         table = yield RolloutPass(encoding, with_gradient=True)
-        prepared = replace(vectors.add_noise(prepared, table[prepared.target[tokens]]), table=table)
+        prepared = replace(
+            vectors.add_noise(prepared, table[upload(prepared.target[tokens], table.device)]), table=table
+        )
         request, query = prepared.request, prepared.request.find(VectorQuery)
         assert query is not None and query.noisy is not None
         if not prepared.self_condition:
             return prepared
         answer = yield RolloutPass(request)
-        p = _probabilities(answer[tokens.to(answer.device)].float(), prepared.forbidden)
+        p = _probabilities(answer[upload(prepared.token_index, answer.device)].float(), prepared.forbidden)
         previous = vectors.scatter_vectors(p @ table.detach().float(), query.noisy)
         return replace(prepared, request=request.with_extra(replace(query, previous=previous)))
 
     def loss(self, logits: Tensor, prepared: EmbeddingBatch) -> LossTerms:
         """The loss to minimise and each row's bound in nats (``uniform``: the cross-entropy). Logits are [N, V]."""
         continuous = prepared.continuous
-        is_length, forbidden = prepared.is_length.to(logits.device), prepared.forbidden.to(logits.device)
-        row, target = prepared.row.to(logits.device), prepared.target.to(logits.device)
-        size = max(int((~is_length).sum()), 1)
+        is_length, forbidden, row, target = prepared.is_length, prepared.forbidden, prepared.row, prepared.target
+        tokens, lengths = prepared.token_index, prepared.length_index
+        size = max(len(tokens), 1)
         if self.weight == "uniform":
             nll, train = cross_entropy(logits, target, forbidden, self.label_smoothing, is_length)
             share = torch.where(is_length, self.length_weight / prepared.rows, 1 / size)
             return LossTerms((train * share).sum(), per_row(nll, row, prepared.rows), prepared.tokens, False)
         assert prepared.table is not None
-        table, tokens = prepared.table.float(), ~is_length
+        table = prepared.table.float()
         own, clean = target[tokens], table[target[tokens]]
         log_snr = prepared.log_snr.to(table)
         error = clean - _probabilities(logits[tokens].float(), forbidden) @ table
@@ -141,15 +148,15 @@ class Embedding(Objective[EmbeddingBatch]):
         first = torch.full_like(log_snr, gaussian.ends(continuous)[0])
         z = gaussian.Gaussian().corrupt(clean, first, prepared.last_noise.to(clean))
         rounding = _rounding(z, table, first, own, forbidden)
-        length = logits[is_length].float().log_softmax(-1).gather(1, target[is_length][:, None])[:, 0].neg()
+        length = logits[lengths].float().log_softmax(-1).gather(1, target[lengths][:, None])[:, 0].neg()
         total = nats + rounding
-        rows = per_row(total, row[tokens], prepared.rows) + per_row(length, row[is_length], prepared.rows)
+        rows = per_row(total, row[tokens], prepared.rows) + per_row(length, row[lengths], prepared.rows)
         loss = total.sum() / max(prepared.tokens, 1) + self.length_weight * length.sum() / prepared.rows
         return LossTerms(loss, rows, prepared.tokens, True)
 
 
 def _probabilities(logits: Tensor, forbidden: Tensor) -> Tensor:
-    return logits.index_fill(1, forbidden.to(logits.device), -torch.inf).softmax(-1)
+    return logits.index_fill(1, upload(forbidden, logits.device), -torch.inf).softmax(-1)
 
 
 def _rounding(z: Tensor, table: Tensor, log_snr: Tensor, own: Tensor, forbidden: Tensor) -> Tensor:

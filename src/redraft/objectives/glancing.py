@@ -71,7 +71,7 @@ class Glancing(Masked):
 
 def _errors(predicted: Tensor, prepared: MaskedBatch, can: Tensor) -> Tensor:
     """Number [B] of tokens in each row whose most likely prediction, ``predicted`` [N], is wrong."""
-    wrong = predicted != prepared.target
+    wrong = predicted.cpu() != prepared.target
     if prepared.is_length is not None:
         wrong &= ~prepared.is_length
     return torch.zeros(len(can), device=can.device).index_add_(0, prepared.row, wrong.float())

@@ -15,6 +15,7 @@ from redraft.objectives.shared import vectors as vectors
 from redraft.objectives.shared.cross_entropy import cross_entropy, per_row
 from redraft.objectives.shared.noise import forbidden_ids
 from redraft.objectives.shared.vectors import VectorBatch
+from redraft.runtime import upload
 from redraft.types import Batch, Forward, LossTerms, Spec, VectorQuery
 
 
@@ -24,7 +25,8 @@ class LatentBatch(VectorBatch):
 
     clean_ids: Tensor  # [T] target tokens of the batch
     ids_row: Tensor  # [T] their batch rows
-    is_length: Tensor  # [N] bool: the target is a length
+    vector_index: Tensor  # [K] indices of the targets that are vectors
+    length_index: Tensor  # indices of the targets that are lengths
     length: Tensor  # these lengths, in order
     last_noise: Tensor  # [K, Z] noise at the cleanest level
     self_condition: bool  # a first forward pass makes a prediction, which the second one reads
@@ -97,7 +99,8 @@ class Latent(Objective[LatentBatch]):
             continuous=continuous,
             clean_ids=batch.ids[batch.target],
             ids_row=batch.target.nonzero()[:, 0],
-            is_length=is_length,
+            vector_index=(~is_length).nonzero()[:, 0],
+            length_index=is_length.nonzero()[:, 0],
             length=tokens[row[is_length]],
             log_snr=log_snr[row[~is_length]],
             noise=vectors.normal((int(count.sum()), continuous.width), generator, batch.ids.device),
@@ -113,42 +116,44 @@ class Latent(Objective[LatentBatch]):
         assert query is not None and query.noisy is not None
         if self.weight == "bound":
             answer = yield RolloutPass(_decoding(prepared, query, encoding))
-            nll, _ = cross_entropy(answer, prepared.clean_ids.to(answer.device), prepared.forbidden)
+            ids, forbidden = upload(prepared.clean_ids, answer.device), upload(prepared.forbidden, answer.device)
+            nll, _ = cross_entropy(answer, ids, forbidden)
             return replace(prepared, decoded=nll)
         if not prepared.self_condition:
             return prepared
         assert prepared.noisy is not None
-        v = (yield RolloutPass(request))[~prepared.is_length, : prepared.noisy.shape[1]]
-        clean = gaussian.clean_of(v, prepared.noisy.to(v), prepared.log_snr.to(v))
+        answer = yield RolloutPass(request)
+        v = answer[upload(prepared.vector_index, answer.device), : prepared.noisy.shape[1]]
+        clean = gaussian.clean_of(v, prepared.noisy.to(v), upload(prepared.log_snr, v.device).to(v))
         previous = vectors.scatter_vectors(clean, query.noisy)
         return replace(prepared, request=request.with_extra(replace(query, previous=previous)))
 
     def loss(self, logits: Tensor, prepared: LatentBatch) -> LossTerms:
         """The loss to minimise and each row's bound in nats (``uniform``: |v - v_hat|^2 / 2). Logits are [N, V]."""
-        answer, is_length = logits, prepared.is_length
+        answer, places, lengths = logits, prepared.vector_index, prepared.length_index
         assert prepared.clean is not None
-        clean, log_snr = prepared.clean.float(), prepared.log_snr.to(answer.device).float()
+        clean, log_snr = prepared.clean.float(), prepared.log_snr.float()
         noise = prepared.noise.to(clean)
-        v = answer[~is_length, : clean.shape[1]].float()
+        v = answer[places, : clean.shape[1]].float()
         error = (v - gaussian.v_of(clean, noise, log_snr)).square().sum(-1)
-        row = prepared.row.to(answer.device)
+        row = prepared.row
         length = answer.new_zeros(0, dtype=torch.float32)
-        if bool(is_length.any()):
-            scores = answer[is_length].float()
-            true_length = prepared.length.to(answer.device).clamp(max=int(scores.isfinite().sum(1).min()) - 1)
+        if len(lengths):
+            scores = answer[lengths].float()
+            true_length = torch.minimum(prepared.length, scores.isfinite().sum(1).amin() - 1)
             length = -scores.log_softmax(-1).gather(1, true_length[:, None])[:, 0]
-        nats = per_row(length, row[is_length], prepared.rows)
+        nats = per_row(length, row[lengths], prepared.rows)
         length_loss = self.length_weight * length.sum() / prepared.rows
         if self.weight == "uniform":
             loss = error.mean() / clean.shape[1] if len(error) else error.sum()
-            nats = nats + per_row(error / 2, row[~is_length], prepared.rows)
+            nats = nats + per_row(error / 2, row[places], prepared.rows)
             return LossTerms(loss + length_loss, nats, prepared.tokens, False)
         continuous, decoded = prepared.continuous, prepared.decoded
         assert decoded is not None
         own = vectors.diffusion_nats(error * (-log_snr).sigmoid(), log_snr, continuous)
         own = own + vectors.prior_nats(clean, continuous)
-        nats = nats + per_row(own, row[~is_length], prepared.rows)
-        nats = nats + per_row(decoded, prepared.ids_row.to(answer.device), prepared.rows)
+        nats = nats + per_row(own, row[places], prepared.rows)
+        nats = nats + per_row(decoded, prepared.ids_row, prepared.rows)
         loss = (own.sum() + decoded.sum()) / max(prepared.tokens, 1) + length_loss
         return LossTerms(loss, nats, prepared.tokens, True)
 

@@ -73,13 +73,13 @@ class Score(Objective[RatedBatch]):
 
     def loss(self, logits: Tensor, prepared: RatedBatch) -> LossTerms:
         """The bound, as the loss and in nats of each row. The logits are [N, V]."""
-        n, is_length, z = prepared.n, prepared.is_length, logits.float()
+        n, is_length, z, exact = prepared.n, prepared.is_length, logits.float(), prepared.n.dtype
         disallowed = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device).index_fill(0, prepared.forbidden, True)
-        total = z.masked_fill(disallowed & ~is_length[:, None], -torch.inf).logsumexp(1).double()
-        clean = z.gather(1, prepared.target[:, None])[:, 0].double()
+        total = z.masked_fill(disallowed & ~is_length[:, None], -torch.inf).logsumexp(1).to(exact)
+        clean = z.gather(1, prepared.target[:, None])[:, 0].to(exact)
         if isinstance(prepared, UniformBatch):
-            own = z.gather(1, prepared.own[:, None])[:, 0].double()
-            logs = z.masked_fill(disallowed, 0.0).sum(1).double() - n * own
+            own = z.gather(1, prepared.own[:, None])[:, 0].to(exact)
+            logs = z.masked_fill(disallowed, 0.0).sum(1).to(exact) - n * own
             same = prepared.own == prepared.target
             nats = score_entropy(_exp(total - own) - 1, logs, clean - own, same, prepared.alpha, n)
         else:

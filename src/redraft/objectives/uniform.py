@@ -146,7 +146,7 @@ class Uniform(Objective[UniformBatch]):
         scale, floor = torch.where(unused, 0.0, scale), torch.where(unused, 1.0, floor)
         ids = torch.stack([prepared.own, prepared.target], 1)
         total, log_p = mixture(logits, prepared.forbidden, scale, floor, ids, is_length)
-        total, log_p = total.double(), log_p.double()
+        total, log_p = total.to(n.dtype), log_p.to(n.dtype)
         same = prepared.own == prepared.target
         if step is not None:
             nats = step.divergence(total, log_p[:, 0], log_p[:, 1], same)
@@ -231,7 +231,7 @@ class _ReverseStep:
         norm = n * a * same + 1 - a
         q_own = torch.where(same, n * a + gain, 0.0) / norm + stay / norm
         q_clean = torch.where(same, 0.0, gain + noise) / norm
-        q_rest, others = noise / norm, n - 2 + same.double()
+        q_rest, others = noise / norm, n - 2 + same.to(n.dtype)
 
         log_p_own = torch.logaddexp((n * a + gain).log() + log_own, stay.log())
         log_p_clean = torch.logaddexp(gain.log() + log_clean, noise.log())

@@ -11,7 +11,7 @@ from torch import Tensor
 from redraft.limits import MAX_STEPS
 from redraft.noise.uniform import alphabet
 from redraft.options import setting
-from redraft.runtime import inverse_cdf
+from redraft.runtime import inverse_cdf, upload, widest
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common, ranking, uniform_noise
 from redraft.types import Canvas, Output, Request, Spec, Step
@@ -73,14 +73,13 @@ class Analytic(Sampler):
         """[R, W] sampled ids."""
         row, column = (request.targets >= 0).nonzero(as_tuple=True)
         rows, own = request.rows[row], uniform_noise.own_tokens(canvas, request)[row, column]
-        log_q = leap(out.log_p, own.to(out.log_p.device), alpha_t[row], alpha_s[row], spec)
+        log_q = leap(out.log_p, upload(own, out.log_p.device), alpha_t[row], alpha_s[row], spec)
         uniform = ranking.order_noise(canvas, request)[row, column]
         sampling, end = canvas.sampling.at(rows), alpha_s[row] >= 1
         greedy = end & (sampling.temperature == 0)
         sampling = sampling.where(end & ~greedy)
         sampling = replace(sampling, top_k=torch.where(greedy, 1, sampling.top_k))
-        every = torch.arange(len(rows))
-        chosen = inverse_cdf(log_q, uniform.to(log_q.device), sampling.at(every, log_q.device))
+        chosen = inverse_cdf(log_q, uniform, sampling)
         return torch.zeros_like(request.targets).index_put((row, column), chosen.cpu())
 
     def _time(self, step: Tensor, spec: Spec) -> Tensor:
@@ -99,9 +98,10 @@ def reveal_probability(log_z: Tensor | None, alpha_t: Tensor, alpha_s: Tensor, s
 
 def leap(log_p: Tensor, own: Tensor, alpha_t: Tensor, alpha_s: Tensor, spec: Spec) -> Tensor:
     """log p(x_s = y) under uniform noise, up to a constant: [N, V], ``own`` [N] ids x_t, alphas [N] -> [N, V]."""
-    letters = alphabet(spec).to(log_p.device)
-    n, f = len(letters), log_p.double().exp()
-    now, kept = alpha_t.to(log_p.device)[:, None], (alpha_t / alpha_s).to(log_p.device)[:, None]
+    where = log_p.device
+    letters = upload(alphabet(spec), where)
+    n, f = len(letters), log_p.to(widest(where)).exp()
+    now, kept = upload(alpha_t, where)[:, None], upload(alpha_t / alpha_s, where)[:, None]
     if not spec.scores:
         f = torch.zeros_like(f).index_copy_(1, letters, now * f[:, letters] + (1 - now) / n)
     before = (f - (1 - kept) / n).clamp(min=0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from redraft.errors import UserError
 from redraft.limits import MAX_ROWS
 from redraft.options import setting
+from redraft.runtime import download
 from redraft.samplers.base import Sampler
 from redraft.types import FREE, SEALED, Canvas, Drawing, Output, Request, Spec, Step
 
@@ -79,7 +80,8 @@ class Autoregressive(Sampler):
         gain, tokens = torch.zeros_like(score), torch.full_like(score, -1, dtype=torch.int64)
         live = torch.zeros(batch, dtype=torch.bool)
         live[request.rows] = True
-        gain[request.rows, 1:], tokens[request.rows, 1:] = log_p.cpu().double(), token.cpu()
+        log_p, token = download(log_p, token)
+        gain[request.rows, 1:], tokens[request.rows, 1:] = log_p.double(), token
         score[~live, 0] = self._normalised(canvas.score[~live], length[~live])
         continued = self._normalised(canvas.score[live, None] + gain[live, 1:], length[live, None] + 1)
         # Finite, so that impossible candidates fill the beam if a constraint allows fewer than k.

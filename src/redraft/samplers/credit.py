@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redraft.limits import MAX_SCALE
 from redraft.options import setting
+from redraft.runtime import upload
 from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common
 from redraft.types import Canvas, Output, Request, Spec, Step
@@ -19,7 +20,7 @@ from redraft.types import Canvas, Output, Request, Spec, Step
 class CreditState:
     """Credit of every token at every position."""
 
-    credit: Tensor  # [B, L, V]
+    credit: Tensor | None  # [B, L, V], on the device; None: zeros
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Credit(Sampler):
 
     def start(self, canvas: Canvas, spec: Spec) -> CreditState:
         common.check_diffusion(spec)
-        return CreditState(torch.zeros(*canvas.ids.shape, spec.tokens.vocab_size))
+        return CreditState(None)
 
     def plan(self, canvas: Canvas, state: CreditState, spec: Spec) -> list[Request]:
         return common.requests_for(canvas, spec, common.free_in_block(canvas, self.block, spec), self.block)
@@ -57,23 +58,23 @@ class Credit(Sampler):
     ) -> tuple[CreditState, Step]:
         request, out = requests[0], outputs[0]
         row, column = (request.targets >= 0).nonzero(as_tuple=True)
-        at = request.rows[row], request.targets[row, column]
-        log_p = out.log_p.float()
-        all_credit = state.credit.to(log_p.device)  # changed in place: it is too large to copy at every pass
+        log_p, where = out.log_p.float(), out.log_p.device
+        all_credit = state.credit  # changed in place: it is too large to copy at every pass
+        if all_credit is None:
+            all_credit = log_p.new_zeros(*canvas.ids.shape, log_p.shape[1])
+        at = tuple(upload(torch.stack([request.rows[row], request.targets[row, column]]), where))
         peak, likeliest = log_p.max(-1)
         credit = self.decay * all_credit[at]
-        credit[torch.arange(len(likeliest)), likeliest] += (self.gain * peak).exp()
+        credit.scatter_add_(1, likeliest[:, None], (self.gain * peak).exp()[:, None])
         all_credit[at] = credit
         raised = (log_p + self.strength * torch.log1p(credit)).log_softmax(-1)
         greedy = canvas.sampling.temperature[request.rows][row] == 0
-        token = torch.where(greedy.to(log_p.device), raised.argmax(-1), out.token[row, column].to(log_p.device))
+        token = torch.where(upload(greedy, where), raised.argmax(-1), upload(out.token[row, column], where))
         raised_conf, conf = (values.gather(1, token[:, None])[:, 0] for values in (raised, log_p))
-        raised_conf = common.rectangle(raised_conf, request, -torch.inf)
-        chosen_out = Output(
-            out.log_p,
-            common.rectangle(token, request, -1),
-            common.rectangle(conf.to(out.conf.dtype), request, -torch.inf),
+        raised_conf, tokens, confs = common.rectangles(
+            request, (raised_conf, -torch.inf), (token, -1), (conf.to(out.conf.dtype), -torch.inf)
         )
+        chosen_out = Output(out.log_p, tokens, confs)
         best = common.best(raised_conf, (request.targets >= 0).any(1).long())
         chosen = (raised_conf > math.log(self.threshold)) | best
         return CreditState(all_credit), common.write(request, chosen_out, chosen)

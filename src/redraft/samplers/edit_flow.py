@@ -13,7 +13,7 @@ from redraft.canvas import extent
 from redraft.errors import UserError
 from redraft.limits import MAX_SCALE, MAX_STEPS
 from redraft.options import setting
-from redraft.runtime import inverse_cdf, keyed_uniform
+from redraft.runtime import inverse_cdf, keyed_uniform, upload
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common
 from redraft.types import DELETE, DRAFT, INSERT, PAD, SEALED, SET, Canvas, NoiseStream, Output, Request, Spec, Step
@@ -117,35 +117,33 @@ class _Edits:
         is_open, gap = (part[request.rows].gather(1, at) for part in (canvas.open, canvas.gap))
         may_grow = (canvas.limit > extent(canvas))[request.rows, None]
         rates = out.log_p + out.log_z[:, None]
-        special = torch.tensor(sorted({*spec.tokens.forbidden, spec.tokens.mask_id, spec.tokens.eos_id}), device=where)
+        special = sorted({*spec.tokens.forbidden, spec.tokens.mask_id, spec.tokens.eos_id})
+        excluded_ids = upload(torch.tensor(special), where)
 
         def allowed(log_rates: Tensor, where_allowed: Tensor) -> Tensor:
-            excluded = ~where_allowed[real].to(where)[:, None]
-            return log_rates.index_fill(1, special, -torch.inf).masked_fill(excluded, -torch.inf)
+            excluded = upload(~where_allowed[real], where)[:, None]
+            return log_rates.index_fill(1, excluded_ids, -torch.inf).masked_fill(excluded, -torch.inf)
 
         insert = allowed(rates[:, :v], gap & may_grow)
-        substitute = allowed(rates[:, v : 2 * v], is_open).scatter(1, own[real].to(where)[:, None], -torch.inf)
-        delete = rates[:, 2 * v].masked_fill(~(is_open & gap)[real].to(where), -torch.inf)
-
-        def fill(values: Tensor, empty: float) -> Tensor:
-            return common.rectangle(values.double() if values.is_floating_point() else values, request, empty)
+        substitute = allowed(rates[:, v : 2 * v], is_open).scatter(1, upload(own[real], where)[:, None], -torch.inf)
+        delete = rates[:, 2 * v].masked_fill(upload(~(is_open & gap)[real], where), -torch.inf)
 
         insert_token, insert_conf = _sample_tokens(canvas, request, insert, 0)
         other_token, other_conf = _sample_tokens(canvas, request, substitute, 1)
-        is_deletion = delete > other_conf
-        other = fill(other_token, -1)
-        return cls(
-            insert=fill(insert.logsumexp(1).exp(), 0.0),
-            substitute=fill(substitute.logsumexp(1).exp(), 0.0),
-            delete=fill(delete.exp(), 0.0),
-            insert_token=fill(insert_token, -1),
-            insert_conf=fill(insert_conf, -torch.inf),
-            token=torch.where(fill(is_deletion, 0) > 0, -1, other),
-            change_conf=fill(torch.maximum(delete, other_conf), -torch.inf),
-            own=own,
-            open=is_open & real,
-            other=other,
+        found = common.rectangles(
+            request,
+            (insert.logsumexp(1).exp(), 0.0),
+            (substitute.logsumexp(1).exp(), 0.0),
+            (delete.exp(), 0.0),
+            (insert_token, -1),
+            (insert_conf, -torch.inf),
+            (torch.where(delete > other_conf, -1, other_token), -1),
+            (torch.maximum(delete, other_conf), -torch.inf),
+            (other_token, -1),
         )
+        each = [part.double() if part.is_floating_point() else part for part in found]
+        rates_and_tokens, other = each[:7], each[7]
+        return cls(*rates_and_tokens, own=own, open=is_open & real, other=other)
 
     @property
     def expected(self) -> Tensor:
@@ -191,7 +189,10 @@ def _sample_tokens(canvas: Canvas, request: Request, log_rates: Tensor, stream: 
     """A token per target position in proportion to its rate, by the row's ``Sampling``, and its log-rate, [N] each."""
     conf, token = log_rates.max(1)
     row, column = (request.targets >= 0).nonzero(as_tuple=True)
-    warm = (canvas.sampling.temperature[request.rows[row]] > 0) & conf.isfinite().cpu()
+    warm = canvas.sampling.temperature[request.rows[row]] > 0
+    if not bool(warm.any()):
+        return token, conf
+    warm &= conf.isfinite().cpu()
     flat = warm.nonzero()[:, 0]
     if not len(flat):
         return token, conf
@@ -199,7 +200,7 @@ def _sample_tokens(canvas: Canvas, request: Request, log_rates: Tensor, stream: 
     uniform = keyed_uniform(
         canvas.seed[request.rows], canvas.step[request.rows] + _TOKENS + (stream << 43), request.targets.clamp(min=0)
     )[row[flat], column[flat]]
-    here, where = flat.to(conf.device), conf.device
-    sampled = inverse_cdf(log_rates[here], uniform.to(where), canvas.sampling.at(rows, where))
+    here = upload(flat, conf.device)
+    sampled = inverse_cdf(log_rates[here], uniform, canvas.sampling.at(rows))
     token[here], conf[here] = sampled, log_rates[here, sampled]
     return token, conf

@@ -52,7 +52,7 @@ class EntropyBound(Sampler):
     ) -> tuple[None, Step]:
         request, out = requests[0], outputs[0]
         scores = ranking.scores(self.order, canvas, request, out)
-        entropy = common.rectangle(ranking.entropy(out).double(), request, torch.inf)
+        entropy = common.rectangle(ranking.entropy(out), request, torch.inf).double()
         sorted_ = entropy.gather(1, scores.sort(dim=1, descending=True, stable=True).indices)
         dependence = sorted_.cumsum(1) - sorted_.cummax(1).values  # increases; not a number where there is no target
         return None, common.write(request, out, common.best(scores, (dependence <= self.gamma).sum(1).clamp(min=1)))

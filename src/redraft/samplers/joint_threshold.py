@@ -60,8 +60,7 @@ class JointThreshold(Sampler):
         fresh = out.conf.masked_fill(~free, -torch.inf)
         fill = (fresh > math.log(self.threshold)) | common.best(fresh, free.any(1).long())
         top, likeliest = out.log_p.max(-1)
-        top = common.rectangle(top, request, -torch.inf)
-        other = common.rectangle(likeliest, request, -1)
+        top, other = common.rectangles(request, (top, -torch.inf), (likeliest, -1))
         edit = real & ~free & (other != token)
         if self.edit > 0:
             edit &= top > math.log(self.edit)

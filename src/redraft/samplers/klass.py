@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redraft.limits import MAX_POSITIONS, MAX_SCALE
 from redraft.options import setting
+from redraft.runtime import upload
 from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common
 from redraft.types import Canvas, Output, Request, Spec, Step
@@ -19,7 +20,7 @@ from redraft.types import Canvas, Output, Request, Spec, Step
 class KlassState:
     """The last prediction at each position, and the number of passes for which it has been stable."""
 
-    past: Tensor  # [B, L, V] log-probabilities; those of an allowed token only
+    past: Tensor | None  # [B, L, V] log-probabilities, on the device; those of an allowed token only. None: zeros
     seen: Tensor  # [B, L] bool: ``past`` has a prediction
     stable: Tensor  # [B, L] number of consecutive passes with a stable prediction
 
@@ -54,9 +55,7 @@ class Klass(Sampler):
     def start(self, canvas: Canvas, spec: Spec) -> KlassState:
         common.check_diffusion(spec)
         shape = canvas.ids.shape
-        return KlassState(
-            torch.zeros(*shape, spec.tokens.vocab_size), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
-        )
+        return KlassState(None, torch.zeros(shape, dtype=torch.bool), torch.zeros(shape))
 
     def plan(self, canvas: Canvas, state: KlassState, spec: Spec) -> list[Request]:
         return common.requests_for(canvas, spec, common.free_in_block(canvas, self.block, spec), self.block)
@@ -65,22 +64,25 @@ class Klass(Sampler):
         self, canvas: Canvas, state: KlassState, spec: Spec, requests: list[Request], outputs: list[Output]
     ) -> tuple[KlassState, Step]:
         request, out = requests[0], outputs[0]
-        state = self._updated(state, request, out)
+        state = self._updated(state, request, out, canvas.ids.shape[1])
         stable = state.stable[request.rows].gather(1, request.targets.clamp(min=0)) >= self.history
         ready = stable & (out.conf > math.log(self.threshold))
         best = common.best(out.conf, (request.targets >= 0).sum(1).clamp(max=self.least))
         return state, common.write(request, out, torch.where(ready.any(1, keepdim=True), ready, best))
 
-    def _updated(self, state: KlassState, request: Request, out: Output) -> KlassState:
+    def _updated(self, state: KlassState, request: Request, out: Output, length: int) -> KlassState:
         """The state after one more prediction."""
         row, column = (request.targets >= 0).nonzero(as_tuple=True)
         at = request.rows[row], request.targets[row, column]
         log_p = out.log_p.float()
-        past = state.past.to(log_p.device)
-        divergence = _divergence(log_p, past[at]).cpu()
+        past = state.past
+        if past is None:
+            past = log_p.new_zeros(len(state.seen), length, log_p.shape[1])
+        place = tuple(upload(torch.stack(at), log_p.device))
+        divergence = _divergence(log_p, past[place]).cpu()
         is_stable = state.seen[at] & (divergence < self.kl)
         seen, stable = state.seen.clone(), state.stable.clone()  # ``past`` is too large to copy at every pass
-        past[at], seen[at], stable[at] = log_p, True, torch.where(is_stable, stable[at] + 1, 0.0)
+        past[place], seen[at], stable[at] = log_p, True, torch.where(is_stable, stable[at] + 1, 0.0)
         return KlassState(past, seen, stable)
 
 

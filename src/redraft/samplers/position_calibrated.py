@@ -12,6 +12,7 @@ from torch import Tensor
 from redraft.errors import UserError
 from redraft.limits import MAX_SCALE, MAX_STEPS
 from redraft.options import setting
+from redraft.runtime import upload
 from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.confidence import Confidence
 from redraft.samplers.shared import common
@@ -22,7 +23,7 @@ from redraft.types import Canvas, Output, Request, Spec, Step
 class PositionCalibratedState:
     """Token frequencies for each row."""
 
-    log_frequency: Tensor  # [B, V] log-probabilities
+    log_frequency: Tensor | None  # [B, V] log-probabilities, on the device; None: no row has any
     known: Tensor  # [B] bool: the row has frequencies
 
 
@@ -56,9 +57,7 @@ class PositionCalibrated(Sampler):
         common.check_steps(self.steps, canvas, spec)
         rows = len(canvas.ids)
         if not self.frequencies:
-            return PositionCalibratedState(
-                torch.zeros(rows, spec.tokens.vocab_size), torch.zeros(rows, dtype=torch.bool)
-            )
+            return PositionCalibratedState(None, torch.zeros(rows, dtype=torch.bool))
         shares = _read(Path(self.frequencies), spec.tokens.vocab_size)
         return PositionCalibratedState(shares.expand(rows, -1), torch.ones(rows, dtype=torch.bool))
 
@@ -70,7 +69,10 @@ class PositionCalibrated(Sampler):
     ) -> tuple[PositionCalibratedState, Step]:
         request, out = requests[0], outputs[0]
         state = _with_frequencies(state, request, out)
-        rarity = -state.log_frequency[request.rows].to(out.conf.device).gather(1, out.token.clamp(min=0))
+        assert state.log_frequency is not None
+        where = state.log_frequency.device
+        known = state.log_frequency[upload(request.rows, where)]
+        rarity = -known.gather(1, upload(out.token.clamp(min=0), where)).cpu()
         information = (out.conf.exp() * rarity).clamp(max=self.cap).double()
         first = (
             canvas.prompt[request.rows] if request.cache.active_region is None else request.cache.active_region[:, 0]
@@ -86,12 +88,14 @@ def _with_frequencies(state: PositionCalibratedState, request: Request, out: Out
     fresh = ~state.known[request.rows]
     if not bool(fresh.any()):
         return state
-    row = (request.targets >= 0).nonzero()[:, 0]
-    p = out.log_p.float().exp().cpu()
-    total = torch.zeros(len(request.rows), p.shape[1]).index_add_(0, row, p)
-    mean = (total / (request.targets >= 0).sum(1).clamp(min=1)[:, None]).clamp(min=1e-9).log()
-    shares, known = state.log_frequency.clone(), state.known.clone()
-    shares[request.rows[fresh]], known[request.rows] = mean[fresh], True
+    real, where = request.targets >= 0, out.log_p.device
+    p = out.log_p.float().exp()
+    total = p.new_zeros(len(request.rows), p.shape[1]).index_add_(0, upload(real.nonzero()[:, 0], where), p)
+    mean = (total / upload(real.sum(1).clamp(min=1), where)[:, None]).clamp(min=1e-9).log()
+    shares, known = state.log_frequency, state.known.clone()
+    shares = p.new_zeros(len(known), p.shape[1]) if shares is None else upload(shares, where).clone()
+    place = upload(fresh.nonzero()[:, 0], where)
+    shares[upload(request.rows[fresh], where)], known[request.rows] = mean[place], True
     return PositionCalibratedState(shares, known)
 
 

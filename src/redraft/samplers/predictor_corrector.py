@@ -73,9 +73,11 @@ class PredictorCorrector(Sampler):
     def _doubt(self, request: Request, out: Output, own: Tensor, alpha: Tensor, n: int) -> Tensor:
         """[R, W] log-probability of the best other token minus that of the current one."""
         p_own = uniform_noise.log_p_of(own, request, out).exp()
-        best = out.log_p.double().exp().topk(2, -1)
-        first, second = (common.rectangle(best.values[:, k], request, 0.0) for k in (0, 1))
-        top = common.rectangle(best.indices[:, 0], request, -1)
+        best = out.log_p.topk(2, -1)
+        first, second, top = common.rectangles(
+            request, (best.values[:, 0], -torch.inf), (best.values[:, 1], -torch.inf), (best.indices[:, 0], -1)
+        )
+        first, second = first.double().exp(), second.double().exp()
         noise = ((1 - alpha) / n)[:, None]
         other = alpha[:, None] * torch.where(top == own, second, first) + noise
         return other.log() - (alpha[:, None] * p_own + noise).log()

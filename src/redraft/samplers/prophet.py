@@ -37,7 +37,7 @@ class Prophet(Confidence):
         """[R, W] bool: positions to write at this step."""
         first, second = out.log_p.topk(2, -1).values.unbind(-1)
         # The gap is infinite where only one token is allowed.
-        gap = common.rectangle((first - second).clamp(max=1e3).double(), request, 0.0)
+        gap = common.rectangle((first - second).clamp(max=1e3), request, 0.0).double()
         free = request.targets >= 0
         mean = gap.sum(1) / free.sum(1).clamp(min=1)
         progress = (canvas.step[request.rows] + 1) / self.steps

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from redraft.options import setting
+from redraft.runtime import upload
 from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common
 from redraft.types import DRAFT, FREE, SEALED, Canvas, Output, QueryMask, Request, Spec, Step
@@ -81,7 +82,9 @@ class Wino(Sampler):
 
         token, count = torch.where(free, out.token, canvas.ids[rows].gather(1, at)), chosen.sum(1)
         real = request.targets >= 0
-        chance = common.rectangle(out.log_p.gather(1, token[real][:, None].to(out.log_p.device))[:, 0], request, 0.0)
+        chance = common.rectangle(
+            out.log_p.gather(1, upload(token[real], out.log_p.device)[:, None])[:, 0], request, 0.0
+        )
         doubtful = shadow & (chance < math.log(self.verify)) & (count > 1)[:, None]
         least = common.best((-chance).masked_fill(~shadow, -torch.inf), last - 1)
         remasked = torch.where((doubtful.sum(1) >= last)[:, None], doubtful & least, doubtful)

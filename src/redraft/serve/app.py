@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -50,7 +49,7 @@ def create_app(config: ServerConfig, on_ready: Callable[[], None] | None = None)
         UserError: a model does not exist.
     """
     limits = EngineLimits(config.batch, config.queue)
-    pool = ModelPool(config.models, config.device, limits, getattr(torch, config.dtype))
+    pool = ModelPool(config.models, config.device, limits, config.dtype)
     service = Service(config, pool, Metrics(pool))
     app = FastAPI(
         title="redraft",

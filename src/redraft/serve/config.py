@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from redraft.errors import UserError
 from redraft.options import REQUIRED, check, setting
+from redraft.settings import DEVICE_HELP, DTYPE_HELP, Dtype
 
 _SHORTEST_KEY = 8  # characters
 
@@ -73,10 +73,8 @@ class ServerConfig:
         least=0,
         reach=("cli",),
     )
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1 ...", reach=("cli",))
-    dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "Type of the weights; bfloat16 and float16 halve the memory.", reach=("cli",)
-    )
+    device: str = setting("auto", DEVICE_HELP, reach=("cli",))
+    dtype: Dtype = setting("auto", f"{DTYPE_HELP} 16 bits halve the memory.", reach=("cli",))
 
     def __post_init__(self) -> None:
         check(self)

@@ -6,7 +6,8 @@ whenever it needs a forward pass. In each step the engine
 1. removes sequences that were cancelled or are past their deadline,
 2. starts queued sequences for which key-value slots are free,
 3. groups the pending calls that can share a forward pass (``batching``), runs the network once per group, and sends
-   each sequence its logits.
+   each sequence its logits,
+4. on an accelerator, waits once for the tokens that all sequences have drawn, and sends each sequence its own.
 
 Sequences may use different samplers, lengths and cache policies. Noise is keyed by (seed, step, position), so a
 sequence does not depend on the other sequences in its batch.
@@ -26,8 +27,10 @@ from torch import Tensor
 
 from redraft.errors import UserError
 from redraft.generation.loop import Call
+from redraft.generation.sampling import Draw
 from redraft.model import Model
 from redraft.models.parts.store import KeyValueStore
+from redraft.runtime import download
 from redraft.serve import batching
 from redraft.serve.incremental_text import IncrementalDecoder
 from redraft.serve.jobs import Failed, Finished, Job, Progress, Rejected, RequestOutcome
@@ -221,6 +224,15 @@ class Engine:
                 continue
             for job, own in zip(members, logits, strict=True):
                 self._advance(job, own)
+        self._finish_draws()
+
+    def _finish_draws(self) -> None:
+        """Send every sequence the tokens that it has drawn on the device; the host waits once for all of them."""
+        jobs = [job for job in self._active if job.draw is not None]
+        draws = [job.draw for job in jobs if job.draw is not None]
+        found = download(*(part for each in draws for part in (each.token, each.conf)))
+        for job, token, conf in zip(jobs, found[::2], found[1::2], strict=True):
+            self._advance(job, (token, conf))
 
     def _forward(self, calls: list[Call]) -> Tensor:
         """One forward pass for several calls: flat logits [N, V]."""
@@ -233,16 +245,21 @@ class Engine:
             self.counts["reused"] += int(merged.store.visible_below.sum())
         return self.networks[merged.request.network](merged.request, merged.store)
 
-    def _advance(self, job: Job, logits: Tensor | None) -> None:
-        """Send a sequence its logits [N, V] and run it to its next call or to its end."""
+    def _advance(self, job: Job, sent: Tensor | tuple[Tensor, ...] | None) -> None:
+        """Send a sequence its logits [N, V], or its drawn tokens and their log-probabilities ([N], [N]), and run it to
+        its next call or draw, or to its end."""
         assert job.generator is not None and job.decoder is not None
+        job.call = job.draw = None
         try:
             while True:
-                found = job.generator.send(logits)  # type: ignore[arg-type] # a generator starts with None
+                found = job.generator.send(sent)
                 if isinstance(found, Call):
                     job.call = found
                     return
-                logits = None
+                if isinstance(found, Draw):
+                    job.draw = found
+                    return
+                sent = None
                 self._report(job, job.decoder, found)
                 if job.decoder.stopped:
                     job.generator.close()
@@ -309,7 +326,7 @@ class Engine:
     def _remove(self, job: Job) -> None:
         """Take a sequence out of the batch and free its slots."""
         job.ended_at = time.monotonic()
-        job.call = None
+        job.call = job.draw = None
         if job in self._active:
             self._active.remove(job)
             self.slots.release(job.slots)

@@ -11,6 +11,7 @@ import torch
 from redraft import canvas as canvases
 from redraft.generation.infill import InfillPlan
 from redraft.generation.run import GenerationRun
+from redraft.runtime import download, upload
 from redraft.types import DRAFT, FREE, GIVEN, PAD, SEALED, Output, Request, Step
 
 _STATUS = {GIVEN: "given", FREE: "free", DRAFT: "draft", SEALED: "sealed"}
@@ -122,8 +123,8 @@ class IncrementalDecoder:
             self._predicted[0][place] = out.token[row, column]
             self._predicted[1][place] = out.conf[row, column].float()
         if self.alternatives:
-            log_p = out.log_p[own.to(out.log_p.device)]
-            value, index = log_p.topk(min(self.alternatives, log_p.shape[1]), -1)
+            log_p = out.log_p[upload(own, out.log_p.device)]
+            value, index = download(*log_p.topk(min(self.alternatives, log_p.shape[1]), -1))
             for at, values, tokens in zip(
                 zip(*(part.tolist() for part in place), strict=True), value.tolist(), index.tolist(), strict=True
             ):

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from redraft.generation.loop import Call, Steps
 from redraft.generation.run import GenerationRun
+from redraft.generation.sampling import Draw
 from redraft.serve.incremental_text import GeneratedText, IncrementalDecoder, Span
 
 _ids = itertools.count()
@@ -95,7 +96,8 @@ class Job:
     # Set by the engine.
     decoder: IncrementalDecoder | None = None
     generator: Steps[None] | None = None
-    call: Call | None = None
+    call: Call | None = None  # waits for a forward pass
+    draw: Draw | None = None  # waits for drawn tokens to arrive on the host
     slots: list[int] = field(default_factory=list)
 
     @property

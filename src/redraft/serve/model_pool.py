@@ -20,6 +20,7 @@ from redraft.gguf_file import is_gguf
 from redraft.loading import ModelInfo, load, model_info, resolve
 from redraft.model import Model
 from redraft.serve.engine import Engine, EngineLimits
+from redraft.settings import Dtype
 
 
 @dataclass
@@ -66,7 +67,7 @@ class ModelPool:
     """All models of a server."""
 
     def __init__(
-        self, models: Sequence[str], device: str, limits: EngineLimits, dtype: torch.dtype = torch.float32
+        self, models: Sequence[str], device: str, limits: EngineLimits, dtype: torch.dtype | Dtype = "auto"
     ) -> None:
         """
         Args:

@@ -24,7 +24,6 @@ from redraft.likelihood import prepare_batch
 from redraft.objectives.base import Objective, TrainingPhase
 from redraft.objectives.shared.vocabulary import backward
 from redraft.train import checkpoint, folder, optim, schedules, validation
-from redraft.train.device import to_device
 from redraft.train.divergence import check_finite
 from redraft.train.ema import Ema
 from redraft.train.folder import Saved
@@ -77,7 +76,7 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
         saved = folder.last_checkpoint(recipe, work)
         if (result := folder.finished(work)) is not None:
             return config.build(Result, result, f"{work / 'result.json'} (delete it to have it written again)")
-        stack.enter_context(process_settings(recipe.train.threads, recipe.train.seed, where))
+        stack.enter_context(process_settings(recipe.train, where))
         reporter = stack.enter_context(Reporter(work, on_event))
         run = _Run(recipe, Path(out), where, reporter, saved, begun)
         interrupt = stack.enter_context(Interrupt())
@@ -183,7 +182,7 @@ class _Run:
             self.reporter.doing(f"update {state.step + 1}", number, len(batches))
             prepared = self._prepare(phase, batch)
             share = prepared.tokens / targets
-            loss += backward(state.network, phase.objective, to_device(prepared, self.where), share, self.bfloat16)
+            loss += backward(state.network, phase.objective, prepared.to(self.where), share, self.bfloat16)
         norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), table.clip or float("inf"), foreach=True)
         optim.step(state.optimizer, self.rate)
         if state.ema:
@@ -266,7 +265,7 @@ class _Run:
         with self.meter.pause():
             self._score(can_be_best=self.phase is self.phases.last)
             self.reporter.doing("comparing variants of the objective")
-            chosen = validation.steadiest(self.state, self.parts, self.objective)
+            chosen = validation.steadiest(self.state, self.parts, self.objective, self.bfloat16)
             if chosen is not None:
                 self.objective = chosen
                 event = Event("objective", self.state.step, self.state.tokens, self.state.objective)
@@ -275,7 +274,7 @@ class _Run:
     def _score(self, can_be_best: bool) -> None:
         batches = self.reporter.counted("validation", self.parts.validation)
         keep = self.table.keep_best
-        event = validation.validate(self.state, self.parts, self.objective, batches, can_be_best, keep)
+        event = validation.validate(self.state, self.parts, self.objective, batches, can_be_best, keep, self.bfloat16)
         self.reporter.report(event)
 
     def validation_is_due(self, before: Progress) -> bool:

@@ -8,21 +8,29 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from redraft import runtime
+from redraft.train.tables import TrainTable
 
 
 @contextmanager
-def process_settings(threads: int, seed: int, where: torch.device) -> Iterator[None]:
-    """The process settings of a run: threads, memory, torch's generator (for dropout). The caller's are restored."""
-    before = torch.get_num_threads()
+def process_settings(table: TrainTable, where: torch.device) -> Iterator[None]:
+    """The process settings of a run: threads, memory, precision, torch's generator (for dropout). The caller's are
+    restored.
+
+    A run that may compute in bfloat16 may also use TF32 (10 bits of mantissa) where it computes in float32 on CUDA.
+    """
+    before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     memory = runtime.keep_freed_memory() if where.type == "cpu" else nullcontext()
     with memory, torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        torch.manual_seed(seed)
-        if threads:
-            torch.set_num_threads(threads)
+        torch.manual_seed(table.seed)
+        if table.threads:
+            torch.set_num_threads(table.threads)
+        if where.type == "cuda" and table.dtype != "float32":
+            torch.set_float32_matmul_precision("high")
         try:
             yield
         finally:
             torch.set_num_threads(before)
+            torch.set_float32_matmul_precision(precision)
 
 
 def use_bfloat16(dtype: str, where: torch.device) -> bool:

@@ -199,7 +199,7 @@ class TrainTable:
         "auto",
         "Type of matrix products. auto: bfloat16 where measured at least twice as fast.",
         choices=("auto", "float32", "bfloat16"),
-        reach=(),
+        reach=_CLI,
     )
     compile: bool = setting(False, "Use torch.compile: faster updates after some ten seconds of compiling.", reach=())
     activation_checkpointing: str = setting(

@@ -23,7 +23,13 @@ _SEARCH_BATCHES = 2  # validation batches on which variants of an objective are 
 
 
 def validate(
-    state: State, parts: Parts, objective: Objective[Any], batches: Iterable[Batch], can_be_best: bool, keep_best: bool
+    state: State,
+    parts: Parts,
+    objective: Objective[Any],
+    batches: Iterable[Batch],
+    can_be_best: bool,
+    keep_best: bool,
+    bfloat16: bool,
 ) -> Event:
     """Score the validation rows with the weights that would be saved.
 
@@ -31,9 +37,17 @@ def validate(
         batches: ``parts.validation``.
         can_be_best: every part of the model has been trained, so that its score counts.
         keep_best: keep a copy of the weights if they are the best so far.
+        bfloat16: the network computes in bfloat16, as in training.
     """
     with state.ema.applied(state.network) if state.ema else nullcontext():
-        found = bound(state.network, batches, objective, parts.model.spec, samples=_SAMPLES, device=state.device)
+        found = bound(
+            state.network,
+            batches,
+            objective,
+            parts.model.spec,
+            samples=_SAMPLES,
+            bfloat16=bfloat16,
+        )
         values = {
             "nats_per_token": found.nats_per_token,
             "nats_error": found.nats_per_token_stderr,
@@ -108,13 +122,17 @@ def crossed(every: int, before: int, now: int) -> bool:
     return every > 0 and now // every > before // every
 
 
-def steadiest(state: State, parts: Parts, objective: Objective[Any]) -> Objective[Any] | None:
+def steadiest(state: State, parts: Parts, objective: Objective[Any], bfloat16: bool) -> Objective[Any] | None:
     """The variant of an objective whose loss varies least on the validation rows; None if it has no variants."""
     variants = objective.candidates()
     if not variants:
         return None
     rows, network = parts.validation[:_SEARCH_BATCHES], state.network
-    best = min(variants, key=lambda o: loss_std(network, rows, o, parts.model.spec, device=state.device))
+
+    def deviation(variant: Objective[Any]) -> float:
+        return loss_std(network, rows, variant, parts.model.spec, bfloat16=bfloat16)
+
+    best = min(variants, key=deviation)
     state.objective = config.to_mapping(best)
     return best
 

@@ -28,7 +28,7 @@ from redraft.evaluation.timing import TimedCalls, ratio_interval, time_in_turns
 from redraft.loading import load, resolve
 from redraft.metrics import Array, Metric
 from redraft.model import Model
-from redraft.settings import Settings
+from redraft.settings import Dtype, Settings
 from redraft.tasks import Choice, infer_task
 from redraft.tune import race
 from redraft.tune.race import Piece, Race, Racer
@@ -60,6 +60,7 @@ class Tuning:
     examples: Sequence[Example]
     device: str = "auto"
     log: Log = lambda text: None
+    dtype: Dtype = "auto"
     model: Model = field(init=False)
     settings: Settings = field(init=False)
     metric: Metric = field(init=False)
@@ -68,7 +69,7 @@ class Tuning:
 
     def __post_init__(self) -> None:
         study = self.study
-        self.model = load(self.name, self.device)
+        self.model = load(self.name, self.device, self.dtype)
         check_kind(self.model, self.name, self.examples)
         self.settings = self.model.settings(max_new_tokens=study.max_new_tokens, seed=study.seed)
         new_tokens = self.settings.max_new_tokens

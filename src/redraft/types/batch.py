@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
+from redraft.runtime import upload
 from redraft.types.request import Forward
 
 
@@ -25,7 +27,7 @@ class Batch:
 class Prepared:
     """A corrupted batch: the request to the network, and the targets that its answer is compared with.
 
-    Objectives that need more data declare a subclass with typed fields; ``train.device`` moves all tensors.
+    Objectives that need more data declare a subclass with typed fields; ``to`` moves all tensors.
     """
 
     shared: ClassVar[frozenset[str]] = frozenset({"forbidden"})  # tensors that have no entry for each target position
@@ -47,6 +49,23 @@ class Prepared:
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.shared}
         cut: dict[str, Any] = {name: t[begin:end] for name, t in values.items() if isinstance(t, Tensor) and t.ndim}
         return replace(self, **cut)
+
+    def to(self, where: torch.device) -> Self:
+        """A copy whose tensors are on the device that computes, without waiting for it.
+
+        The request stays on the host: the network computes masks and positions there and copies only what it needs, so
+        that the host never waits for the device to count target positions.
+        """
+        if where.type == "cpu":
+            return self
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = upload(value, where)
+            elif isinstance(value, Prepared):  # the batch of an inner objective
+                moved[field.name] = value.to(where)
+        return replace(self, **moved)
 
 
 @dataclass

@@ -8,6 +8,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from redraft.runtime import upload
+
 # Status of a canvas position. The order matters: everything >= SEALED is final, FREE and DRAFT are open.
 PAD, GIVEN, FREE, DRAFT, SEALED = 0, 1, 2, 3, 4
 
@@ -54,20 +56,24 @@ class Sampling:
         """The attributes of ``settings`` with the names of the fields."""
         return {name: getattr(settings, name) for name in _NEUTRAL}
 
-    def at(self, rows: Tensor, device: torch.device | str = "cpu") -> Sampling:
-        """The values of the rows [N], on ``device``."""
-        return Sampling(**{name: getattr(self, name)[rows].to(device) for name in _NEUTRAL})
+    def at(self, rows: Tensor | slice) -> Sampling:
+        """The values of the rows, [N] numbers or a slice."""
+        return Sampling(**{name: getattr(self, name)[rows] for name in _NEUTRAL})
 
     def truncate(self, logits: Tensor) -> Tensor:
-        """``logits`` [N, V] with -inf for the tokens that top-k and top-p of the N rows exclude -> [N, V]."""
+        """``logits`` [N, V] with -inf for the tokens that top-k and top-p of the N rows exclude -> [N, V].
+
+        The values are on the host, where it is decided without waiting whether any row truncates.
+        """
         if not bool((self.top_k > 0).any() | (self.top_p < 1).any()):
             return logits
+        top_k, top_p = upload(self.top_k, logits.device)[:, None], upload(self.top_p, logits.device)[:, None]
         value, order = logits.sort(dim=-1, descending=True, stable=True)
         rank = torch.arange(logits.shape[1], device=logits.device)
         p = value.softmax(-1)
         # A token is kept if the mass before it is below top_p. The first token is always kept.
-        drop = (p.cumsum(-1) - p >= self.top_p[:, None]) & (rank > 0)
-        drop |= (self.top_k[:, None] > 0) & (rank >= self.top_k[:, None])
+        drop = (p.cumsum(-1) - p >= top_p) & (rank > 0)
+        drop |= (top_k > 0) & (rank >= top_k)
         return logits.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
 
     def where(self, condition: Tensor) -> Sampling:

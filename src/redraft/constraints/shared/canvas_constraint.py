@@ -20,6 +20,7 @@ from redraft.constraints.automata.token_automaton import TokenAutomaton
 from redraft.constraints.shared.joint_writes import best_subset
 from redraft.constraints.shared.reachability import OPEN, Reachability
 from redraft.errors import UserError
+from redraft.runtime import upload
 from redraft.types import DRAFT, FREE, PAD, Canvas, Request, Step
 
 
@@ -159,11 +160,11 @@ class CanvasConstraint:
     def _hide(self, logits: Tensor, allowed: Tensor) -> Tensor:
         """Set the logits [N, V] of classes that are not allowed [N, K] to -inf, in place."""
         class_of = self._classes.of(self.automaton, logits)
-        hidden = ~allowed.to(logits.device)[:, class_of]
+        hidden = upload(~allowed, logits.device)[:, class_of]
         logits.masked_fill_(hidden, -torch.inf)
         nothing = logits.amax(1) == -torch.inf  # the network excludes every allowed token: draw any of them
-        if bool(nothing.any()):
-            logits[nothing] = torch.zeros_like(logits[nothing]).masked_fill_(hidden[nothing], -torch.inf)
+        if logits.device.type != "cpu" or bool(nothing.any()):  # on a device, asking would make the host wait
+            logits.masked_fill_(nothing[:, None] & ~hidden, 0.0)
         return logits
 
     def _unsatisfiable(self, known: np.ndarray, closed: bool = False) -> UserError:
@@ -202,5 +203,5 @@ class _TokenClasses:
         if self._class_of is None or self._class_of.device != logits.device or len(self._class_of) != logits.shape[1]:
             class_of = np.zeros(logits.shape[1], dtype=np.int64)
             class_of[: len(a.class_of)] = a.class_of
-            self._class_of = torch.from_numpy(class_of).to(logits.device)
+            self._class_of = upload(torch.from_numpy(class_of), logits.device)
         return self._class_of

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redraft.models.parts import streams
+from redraft.models.parts.masks import LAST, group_mask, near_mask
 from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.positions import rotate
 from redraft.models.parts.store import KeyValueView, Window
+from redraft.runtime import upload
 from redraft.types import CleanStream, DraftQuery, Forward, QueryMask
 
 
@@ -21,7 +23,7 @@ class AttentionContext:
     """What all layers of one forward pass share: rotary table, attention mask, and key-value store if there is one."""
 
     table: Tensor  # [R or 1, Q, 2, Dr / 2] rotary cos and sin of the first Dr components of a head
-    mask: Tensor | None  # [R, 1, Q, K] bool; None: no mask needed
+    mask: Tensor | None  # [R, 1, Q or 1, K] bool; None: no mask needed
     causal: bool  # the mask is the causal triangle
     store: KeyValueView | None
     window: Window | None
@@ -57,19 +59,19 @@ def attention_context(
     if radius is not None:
         context.local = _local_context(request, context, radius)
         if local_rotary is not None:
-            context.local.table = local_rotary[rotary_positions(request, restart).to(local_rotary.device)]
+            context.local.table = local_rotary[upload(rotary_positions(request, restart), local_rotary.device)]
     return context
 
 
 def _context_for_all(request: Forward, rotary: Tensor, store: KeyValueView | None, restart: bool) -> AttentionContext:
-    table = rotary[rotary_positions(request, restart).to(rotary.device)]
+    table = rotary[upload(rotary_positions(request, restart), rotary.device)]
     if request.find(CleanStream) is not None:
         if rotary.device.type == "cuda":
             return AttentionContext(table, None, False, None, None, streams.flex_mask(request, rotary.device))
-        return AttentionContext(table, streams.dense_mask(request).to(rotary.device), False, None, None)
+        return AttentionContext(table, upload(streams.dense_mask(request), rotary.device), False, None, None)
     own = request.find(QueryMask)
     if own is not None:
-        return AttentionContext(table, own.mask[:, None].to(rotary.device), False, None, None)
+        return AttentionContext(table, upload(own.mask, rotary.device)[:, None], False, None, None)
     if store is not None:
         window = store.window(request)
         return AttentionContext(table, window.mask, False, store, window)
@@ -78,18 +80,14 @@ def _context_for_all(request: Forward, rotary: Tensor, store: KeyValueView | Non
     if causal and (draft is None or draft.draft_from is None):
         # Padding is on the right, after all real positions, so the causal triangle alone masks it.
         return AttentionContext(table, None, request.positions.shape[1] > 1, None, None)
-    valid = request.positions >= 0
-    if request.attention.kind == "full" and request.prompt is None and bool(valid.all()):
-        return AttentionContext(table, None, False, None, None)
-    group = request.group(request.positions)
-    mine = group.masked_fill(~valid, torch.iinfo(group.dtype).max)  # padding queries attend to something: no NaN
-    mask = (group[:, None] <= mine[:, :, None]) & valid[:, None]
-    return AttentionContext(table, mask[:, None].to(rotary.device), False, None, None)
+    padding, group = request.positions < 0, request.group(request.positions)
+    mask = group_mask(group.masked_fill(padding, -1), group.masked_fill(padding, LAST), rotary.device)
+    return AttentionContext(table, mask, False, None, None)
 
 
 def _local_context(request: Forward, context: AttentionContext, radius: int) -> AttentionContext:
     """The context without keys more than ``radius`` positions away. Padding queries keep their keys: no NaN."""
-    pos = request.streams[1].int()
+    pos = request.streams[1]
     if int(pos.max()) <= radius:
         return replace(context)
     device = context.table.device
@@ -99,12 +97,11 @@ def _local_context(request: Forward, context: AttentionContext, radius: int) -> 
     if context.store is not None:
         lowest = torch.where(pos < 0, pos.max(), pos).amin(1)
         window = context.store.window(request, (lowest - radius).clamp(min=0))
-        mask, keys = window.mask, torch.arange(window.begin, window.extent, device=pos.device)[None]
-    visible = ((pos[:, :, None] - keys[:, None]).abs() <= radius) | (pos < 0)[:, :, None]
-    if not bool(visible.all()):
+        mask, keys = window.mask, torch.arange(window.begin, window.extent)[None]
+    visible = near_mask(pos, keys, radius, device)
+    if visible is not None:
         if context.causal:
-            visible = visible & torch.ones(visible.shape[1:], dtype=torch.bool, device=pos.device).tril()
-        visible = visible[:, None].to(device)
+            visible = visible & torch.ones(visible.shape[2:], dtype=torch.bool, device=device).tril()
         mask = visible if mask is None else mask & visible
     return replace(context, mask=mask, causal=context.causal and mask is None, window=window)
 

@@ -16,6 +16,7 @@ from redraft.models.parts.packed import packed_in
 from redraft.models.parts.store import KeyValueStore, KeyValueView
 from redraft.models.parts.time import Modulation
 from redraft.registry import Registered
+from redraft.runtime import upload
 from redraft.types import CleanStream, Forward, QueryMask
 
 EVERY = slice(None)  # all target positions of a request
@@ -66,6 +67,11 @@ class Backbone(Registered, nn.Module):
         return self.embedding.weight.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.embedding.weight.dtype
+
+    @property
     def parameter_count(self) -> int:
         """Number of weights."""
         return sum(p.numel() for p in self.parameters()) + sum(matrix.numel() for matrix in packed_in(self))
@@ -107,7 +113,7 @@ class Backbone(Registered, nn.Module):
 
     def embed(self, request: Forward) -> Tensor:
         """Embeddings [R, Q, D] of the tokens of a request, of both streams if there are two."""
-        return self.widened(F.embedding(request.streams[0].to(self.device), self.embedding.weight))
+        return self.widened(F.embedding(upload(request.streams[0], self.device), self.embedding.weight))
 
     def widened(self, x: Tensor) -> Tensor:
         """Embeddings [...] in the type of the hidden states."""
@@ -138,7 +144,8 @@ def gather_targets(x: Tensor, request: Forward, shift: int) -> Tensor:
     if clean is not None and clean.targets is not None:  # positions in both streams are read from the clean one
         more = _locate(index, clean.positions, request.positions.shape[1], clean.targets, shift)
         row, query = torch.cat([row, more[0]]), torch.cat([query, more[1]])
-    return x[row.to(x.device), query.to(x.device)]
+    at = upload(torch.stack([row, query]), x.device)
+    return x[at[0], at[1]]
 
 
 def _locate(index: Tensor, pos: Tensor, begin: int, targets: Tensor, shift: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.positions import rotary_table
 from redraft.models.parts.store import KeyValueView
 from redraft.models.parts.time import TimeEmbedding
+from redraft.runtime import upload
 from redraft.types import Forward, VectorQuery
 
 
@@ -65,17 +66,17 @@ class Denoiser(Backbone):
 
     def embed(self, request: Forward) -> Tensor:
         """Inputs [R, Q, D] of the blocks, from tokens and vectors."""
-        x = self.widened(F.embedding(request.tokens.to(self.device), self.embedding.weight))
+        x = self.widened(F.embedding(upload(request.tokens, self.device), self.embedding.weight))
         query = request.find(VectorQuery)
         if query is not None and query.vectors is not None and query.noisy is not None:
-            vector = self.read(query.vectors.to(x))
+            vector = self.read(upload(query.vectors, self.device).to(x))
             if query.previous is not None:
-                vector = vector + self.again(query.previous.to(x))
+                vector = vector + self.again(upload(query.previous, self.device).to(x))
             if request.time is not None:
-                vector = vector + self.time(request.time.to(self.device))[:, None]
-            x = torch.where(query.noisy.to(self.device)[..., None], vector, x)
+                vector = vector + self.time(upload(request.time, self.device))[:, None]
+            x = torch.where(upload(query.noisy, self.device)[..., None], vector, x)
         if request.prompt is not None:
-            x = x + (request.positions >= request.prompt[:, None]).to(self.device)[..., None] * self.answer
+            x = x + upload(request.positions >= request.prompt[:, None], self.device)[..., None] * self.answer
         return x
 
     def projects(self, request: Forward) -> bool:

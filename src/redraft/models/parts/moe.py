@@ -68,6 +68,10 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         weight, chosen = self.route(flat)
+        plain = type(self) is MixtureOfExperts and isinstance(self.experts_gate_up, Tensor)  # no adapter, not packed
+        if plain and x.device.type == "cuda" and hasattr(torch.nn.functional, "grouped_mm"):
+            own = 0.0 if self.shared is None else self.shared(flat)
+            return (own + self.grouped(flat, weight, chosen)).view_as(x)
         total = torch.zeros_like(flat) if self.shared is None else self.shared(flat)
         active = self.experts.active
         order = chosen.flatten().argsort()  # the tokens of one expert are contiguous
@@ -87,6 +91,24 @@ class MixtureOfExperts(nn.Module):
     def down(self, x: Tensor, expert: int) -> Tensor:
         """The output of one expert, [T, H] -> [T, D]."""
         return linear(x, self.experts_down[expert])
+
+    def grouped(self, flat: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        """The same sum by grouped matrix products, without asking the device how many tokens each expert has.
+
+        Hidden states [T, D], weights and experts [T, active] -> [T, D].
+        """
+        count, active = chosen.shape
+        sorted_experts, order = chosen.flatten().sort(stable=True)  # the tokens of one expert are contiguous
+        ends = torch.searchsorted(sorted_experts, torch.arange(self.experts.count, device=flat.device), right=True)
+        where = flat.device.type
+        dtype = torch.get_autocast_dtype(where) if torch.is_autocast_enabled(where) else flat.dtype
+        rows, ends = flat[order.div(active, rounding_mode="floor")].to(dtype), ends.int()
+        assert isinstance(self.experts_gate_up, Tensor) and isinstance(self.experts_down, Tensor)
+        gate_up, down = (part.to(dtype).transpose(1, 2) for part in (self.experts_gate_up, self.experts_down))
+        gate, up = F.grouped_mm(rows, gate_up, offs=ends).chunk(2, -1)
+        y = F.grouped_mm(F.silu(gate) * up, down, offs=ends)
+        back = torch.empty_like(y).index_copy(0, order, y).view(count, active, -1)
+        return (back * weight[..., None].to(back.dtype)).sum(1)
 
     def route(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states [T, D] -> weights and indices of the chosen experts, [T, active] each; at least float32."""

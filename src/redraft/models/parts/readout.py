@@ -14,6 +14,7 @@ from redraft.models.parts.norms import RMSNorm
 from redraft.models.parts.packed import linear
 from redraft.models.parts.self_conditioning import SelfConditioningProjection
 from redraft.models.parts.time import Modulation, TimeEmbedding
+from redraft.runtime import upload
 from redraft.types import Forward, SelfConditioning
 
 
@@ -59,14 +60,14 @@ class Readout(Backbone):
             return None
         if request.time is None:
             raise ValueError("This network is conditioned on time, but the request has no time.")
-        embedded: Tensor = self.time(request.time.to(self.device))
+        embedded: Tensor = self.time(upload(request.time, self.device))
         return embedded
 
     def finish(self, x: Tensor, request: Forward, condition: Tensor | None) -> Tensor:
         """The last norm of the hidden states [N, D] of the target positions, with time conditioning -> [N, D]."""
         x = self.norm(x)
         if self.final_modulation is not None and condition is not None:
-            row = (request.targets >= 0).nonzero()[:, 0].to(self.device)
+            row = upload((request.targets >= 0).nonzero()[:, 0], self.device)
             shift, scale = self.final_modulation(condition)
             x = torch.addcmul(shift[row, 0], x, 1 + scale[row, 0])
         return x

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redraft.runtime import upload
 from redraft.types import SelfConditioning
 
 
@@ -27,9 +28,9 @@ class SelfConditioningProjection(nn.Module):
         row, at = torch.arange(len(positions), device=positions.device)[:, None], positions.clamp(min=0)
         token, weight = previous.token[row, at], previous.weight[row, at]
         mean = F.embedding_bag(
-            token.flatten(0, 1).to(embedding.device),
+            upload(token.flatten(0, 1), embedding.device),
             embedding,
-            per_sample_weights=weight.flatten(0, 1).to(embedding.device, embedding.dtype),
+            per_sample_weights=upload(weight.flatten(0, 1), embedding.device).to(embedding.dtype),
             mode="sum",
         )
         return F.linear(mean.to(self.weight.dtype), self.weight).view(*positions.shape, -1)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redraft.models.parts.masks import LAST, group_mask
+from redraft.runtime import upload
 from redraft.types import DraftQuery, Forward, Request
 
 
@@ -19,7 +21,7 @@ class Window:
     rows: slice | Tensor  # slots; a slice if they are contiguous (no copy)
     write: slice | tuple[Tensor, Tensor]  # positions, or (slots [R, Q], positions [R, Q]) if rows differ
     extent: int  # positions ``begin`` .. extent are read
-    mask: Tensor | None  # [R, 1, Q, extent - begin] bool; None: everything is visible
+    mask: Tensor | None  # [R, 1, Q or 1, extent - begin] bool; None: everything is visible
     begin: int = 0
     drift: DriftQuery | None = None  # positions at which the store measures how far values have moved
 
@@ -82,12 +84,13 @@ class KeyValueStore:
         adjacent = rows == 1 or bool((np.diff(slot) == 1).all())
         contiguous = rows == 1 or bool((position == position[:1]).all())
         contiguous = contiguous and int(position[0, -1]) - first == width - 1 and first >= 0
-        where = slice(int(slot[0]), int(slot[0]) + rows) if adjacent else slots.to(self.device)
+        where = slice(int(slot[0]), int(slot[0]) + rows) if adjacent else upload(slots, self.device)
         if contiguous and adjacent:
             return where, slice(first, first + width)
         kept = np.where(position < 0, self.positions, position)
         wide = np.repeat(slot[:, None], width, 1)
-        return where, (torch.from_numpy(wide).to(self.device), torch.from_numpy(kept).to(self.device))
+        both = upload(torch.from_numpy(np.stack([wide, kept])), self.device)
+        return where, (both[0], both[1])
 
     def put(self, layer: int, window: Window, pair: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values, ``pair`` [2, R, H, Q, Dh], and return those that the request reads (see ``get``)."""
@@ -115,7 +118,7 @@ class KeyValueStore:
                 before = old[window.write[0], :, window.write[1]]
             after = new.transpose(1, 2)
             cosine = torch.cosine_similarity(after.flatten(2).float(), before.flatten(2).float(), dim=-1)
-            distance = np.where(drift.same, 1 - cosine.double().cpu().numpy(), 0.0)
+            distance = np.where(drift.same, 1 - cosine.cpu().double().numpy(), 0.0)
             self.moved[drift.slot] += distance.sum(1) / np.maximum(1, drift.same.sum(1))
         self.moved[drift.slot[drift.complete]] = 0.0
 
@@ -142,7 +145,7 @@ class KeyValueStore:
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy slots ``source`` [N] to slots ``target`` [N] (beams that share a parent)."""
-        from_, to = source.to(self.device), target.to(self.device)
+        from_, to = upload(torch.stack([source, target]), self.device)
         for pairs in self.pairs:
             pairs[:, to] = pairs[:, from_]
         self.tokens[target.numpy()] = self.tokens[source.numpy()]
@@ -175,19 +178,15 @@ class KeyValueView:
         positions, below = request.positions.numpy(), self.visible_below.numpy()
         rows, write = self.store.place(self.slots, request.positions)
         extent = max(int(positions.max()) + 1, int(below.max()))
+        low = 0 if begin is None else int(begin.min())
         mask: Tensor | None = None
-        if isinstance(write, slice):
-            no_gap = bool((below >= write.start).all()) and extent <= max(write.stop, int(below.min()))
-            mask = None if no_gap and self._one_group(request, extent) else self._mask(request, extent)
-        else:
-            mask = self._mask(request, extent)
-        if begin is None:
-            return Window(rows, write, extent, mask)
-        low = int(begin.min())
-        if not bool((begin == low).all()):
-            mask = self._mask(request, extent) if mask is None else mask
-            mask = mask & (torch.arange(extent) >= begin[:, None])[:, None, None].to(self.store.device)
-        return Window(rows, write, extent, None if mask is None else mask[..., low:], low)
+        no_gap = isinstance(write, slice) and bool((below >= write.start).all())
+        no_gap = (
+            no_gap and extent <= max(write.stop, int(below.min())) and (begin is None or bool((begin == low).all()))
+        )
+        if not no_gap or not self._one_group(request, extent):
+            mask = self._mask(request, extent, low, begin)
+        return Window(rows, write, extent, mask, low)
 
     def _one_group(self, request: Forward, extent: int) -> bool:
         """Every query attends to all positions below ``extent``: a single last query, or all in the last group."""
@@ -196,12 +195,15 @@ class KeyValueView:
         first, last = request.positions[:, :1], torch.full_like(request.positions[:, :1], extent - 1)
         return bool((request.group(first) >= request.group(last)).all())
 
-    def _mask(self, request: Forward, extent: int) -> Tensor:
+    def _mask(self, request: Forward, extent: int, low: int, begin: Tensor | None) -> Tensor | None:
+        """The mask over the stored positions from ``low`` on. A row sees none before its own ``begin`` [R]."""
         positions = request.positions
         stored = torch.arange(extent)[None]
         run = torch.zeros(positions.shape[0], extent + 1, dtype=torch.bool)
         run.scatter_(1, torch.where(positions < 0, extent, positions), True)
         visible = run[:, :extent] | (stored < self.visible_below[:, None])
-        group = request.group(stored.expand(len(positions), -1))
-        own = request.group(positions).masked_fill(positions < 0, torch.iinfo(torch.int64).max)
-        return (visible[:, None] & (group[:, None] <= own[:, :, None]))[:, None].to(self.store.device)
+        if begin is not None:
+            visible &= stored >= begin[:, None]
+        key = request.group(stored.expand(len(positions), -1)).masked_fill(~visible, LAST)
+        query = request.group(positions).masked_fill(positions < 0, -1)
+        return group_mask(query, key[:, low:], self.store.device)

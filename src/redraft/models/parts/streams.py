@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redraft.runtime import upload
 from redraft.types import CleanStream, Forward
 
 
@@ -28,7 +29,12 @@ class StreamPositions:
         return StreamPositions(*(part[index] for part in vars(self).values()))
 
     def to(self, device: torch.device) -> StreamPositions:
-        return StreamPositions(*(part.to(device) for part in vars(self).values()))
+        """A copy on a device, in one transfer."""
+        parts = vars(self).values()
+        copies = upload(torch.stack([part.int() for part in parts]), device)
+        return StreamPositions(
+            *(copy.bool() if part.dtype == torch.bool else copy for part, copy in zip(parts, copies, strict=True))
+        )
 
 
 def stream_positions(request: Forward) -> StreamPositions:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from redraft.noise import gaussian
+from redraft.runtime import upload
 from redraft.types import Batch, Continuous, Forward, Prepared, Spec, VectorQuery
 
 
@@ -61,7 +62,7 @@ def encoding(batch: Batch, spec: Spec) -> Forward:
 
 def scatter_vectors(flat: Tensor, mask: Tensor) -> Tensor:
     """Vectors ``uniform`` [N, Z] at the positions of ``mask`` [R, Q] bool, zero elsewhere -> [R, Q, Z]."""
-    place = mask.flatten().nonzero()[:, 0].to(flat.device)
+    place = upload(mask.flatten().nonzero()[:, 0], flat.device)
     whole = flat.new_zeros(mask.numel(), flat.shape[1])
     return whole.index_copy(0, place, flat).view(*mask.shape, -1)
 
@@ -70,13 +71,17 @@ def add_noise(prepared: VB, clean: Tensor) -> VB:
     """Add the noise of a batch to its ``clean`` vectors [N, Z]."""
     query = prepared.request.find(VectorQuery)
     assert query is not None and query.noisy is not None
-    z = gaussian.Gaussian().corrupt(clean, prepared.log_snr.to(clean), prepared.noise.to(clean))
+    z = gaussian.Gaussian().corrupt(clean, _like(prepared.log_snr, clean), _like(prepared.noise, clean))
     return replace(
         prepared,
         request=prepared.request.with_extra(replace(query, vectors=scatter_vectors(z, query.noisy))),
         clean=clean,
         noisy=z,
     )
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    return upload(tensor, other.device).to(other.dtype)
 
 
 def diffusion_nats(error: Tensor, log_snr: Tensor, continuous: Continuous) -> Tensor:

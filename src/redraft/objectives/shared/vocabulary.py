@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from redraft.models.parts.backbone import Backbone
 from redraft.objectives.base import Objective
+from redraft.runtime import upload
 from redraft.types import Forward, LossTerms, Network, Prepared
 
 WHOLE = 1 << 26  # up to so many logits are computed at once: parts of a small vocabulary would only cost time
@@ -48,14 +48,20 @@ def answer(network: Network, request: Forward, reduce: Callable[[Tensor], Tensor
     return torch.cat([reduce(network.project(states[part], request, part)) for part in ranges])
 
 
-def evaluate(network: Network, objective: Objective[Any], prepared: Prepared) -> LossTerms:
-    """The loss of a batch and its parts."""
+def evaluate(network: Network, objective: Objective[Any], prepared: Prepared, bfloat16: bool = False) -> LossTerms:
+    """The loss of a batch and its parts. ``bfloat16``: autocast. Losses are computed without it."""
+    device = prepared.target.device
     ranges = parts(network, prepared.request) if objective.additive else []
     if len(ranges) <= 1 or not isinstance(network, Backbone):
-        return objective.loss(network(prepared.request), prepared)
-    states, loss, nats = network.states(prepared.request), list[Tensor](), list[Tensor]()
+        with _autocast(device, bfloat16):
+            logits = network(prepared.request)
+        return objective.loss(logits, prepared)
+    loss, nats = list[Tensor](), list[Tensor]()
+    with _autocast(device, bfloat16):
+        states = network.states(prepared.request)
     for part in ranges:
-        logits = network.project(states[part], prepared.request, part)
+        with _autocast(device, bfloat16):
+            logits = network.project(states[part], prepared.request, part)
         terms = objective.loss(logits, prepared.part(part.start, part.stop))
         loss.append(terms.loss)
         nats.append(terms.nats)
@@ -71,18 +77,15 @@ def backward(
     ``bfloat16``: autocast. Losses are computed without it.
     """
     device = prepared.target.device
-    autocast: Callable[[], AbstractContextManager[Any]] = (
-        partial(torch.autocast, device.type, torch.bfloat16) if bfloat16 else nullcontext
-    )
     ranges = parts(network, prepared.request) if objective.additive else []
     if len(ranges) <= 1 or not isinstance(network, Backbone):
-        with autocast():
+        with _autocast(device, bfloat16):
             logits = network(prepared.request)
         loss = objective.loss(logits, prepared).loss * share
         loss.backward()
         return loss.detach()
     total, gradients = torch.zeros((), device=device), list[Tensor]()
-    with autocast():  # one context for all parts, so that a weight is cast once
+    with _autocast(device, bfloat16):  # one context for all parts, so that a weight is cast once
         states = network.states(prepared.request)
         for part in ranges:
             piece = states[part].detach().requires_grad_(states.requires_grad)
@@ -99,6 +102,10 @@ def backward(
     return total
 
 
+def _autocast(device: torch.device, bfloat16: bool) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+
+
 def likeliest(logits: Tensor, forbidden: Tensor) -> Tensor:
     """The likeliest token of each row of logits [N, V] without the ``forbidden`` [F] ids -> [N]."""
-    return logits.index_fill(1, forbidden.to(logits.device), -torch.inf).argmax(-1)
+    return logits.index_fill(1, upload(forbidden, logits.device), -torch.inf).argmax(-1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redraft.objectives.base import Objective, Rollout, RolloutPass
 from redraft.objectives.masked import Masked, MaskedBatch
+from redraft.runtime import upload, widest
 from redraft.types import Batch, Forward, LossTerms, SelfConditioning, Spec
 
 
@@ -54,12 +55,14 @@ class SelfConditioned(Objective[MaskedBatch]):
 
     def _likeliest(self, logits: Tensor, forbidden: Tensor) -> Tensor:
         """The likeliest tokens by logits [n, V], and their probabilities -> [n, 2, K] float64."""
-        log_p = logits.detach().float().index_fill(1, forbidden.to(logits.device), -torch.inf).log_softmax(-1)
-        return torch.stack([part.double() for part in SelfConditioning.likeliest(log_p, self.count)], 1)
+        log_p = logits.detach().float().index_fill(1, upload(forbidden, logits.device), -torch.inf).log_softmax(-1)
+        return torch.stack(
+            [part.to(widest(logits.device)) for part in SelfConditioning.likeliest(log_p, self.count)], 1
+        )
 
     def _previous(self, answer: Tensor, prepared: MaskedBatch, request: Forward, rows: Tensor) -> SelfConditioning:
         """The previous predictions of a batch, from the ``answer`` [N, 2, K] for its ``rows`` [R]; others are empty."""
-        token, weight = answer.unbind(1)
+        token, weight = answer.cpu().unbind(1)
         row, column = (request.targets >= 0).nonzero(as_tuple=True)
         previous = SelfConditioning.blank(prepared.request.tokens, token.shape[1])
         at = rows[row], request.targets[row, column]

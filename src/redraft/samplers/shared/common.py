@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
+from redraft.runtime import download
 from redraft.types import FREE, GIVEN, PAD, SEALED, CacheHint, Canvas, Drawing, Output, Request, Spec, Step
 
 
@@ -132,6 +133,12 @@ def rectangle(values: Tensor, request: Request, fill: float) -> Tensor:
     full = torch.full(request.targets.shape, fill, dtype=values.dtype)
     full[request.targets >= 0] = values.cpu()
     return full
+
+
+def rectangles(request: Request, *values: tuple[Tensor, float]) -> list[Tensor]:
+    """``rectangle`` of several (flat values [N], fill) -> [R, W] each, for which the host waits once."""
+    flat = download(*(each for each, _ in values))
+    return [rectangle(each, request, fill) for each, (_, fill) in zip(flat, values, strict=True)]
 
 
 def noise_level(canvas: Canvas, spec: Spec, rows: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from redraft.errors import UserError
 from redraft.noise.uniform import Uniform, alphabet
-from redraft.runtime import keyed_uniform
+from redraft.runtime import keyed_uniform, upload
 from redraft.samplers.shared import common
 from redraft.types import DRAFT, SEALED, Canvas, NoiseStream, Output, Request, Spec, Step
 
@@ -45,8 +45,8 @@ def own_tokens(canvas: Canvas, request: Request) -> Tensor:
 
 def log_p_of(tokens: Tensor, request: Request, out: Output) -> Tensor:
     """[R, W] log-probability of these tokens [R, W], as float64 on the host."""
-    flat = tokens[request.targets >= 0].to(out.log_p.device)
-    return common.rectangle(out.log_p.gather(1, flat[:, None])[:, 0].double(), request, 0.0)
+    flat = upload(tokens[request.targets >= 0], out.log_p.device)
+    return common.rectangle(out.log_p.gather(1, flat[:, None])[:, 0], request, 0.0).double()
 
 
 def resample(canvas: Canvas, request: Request, out: Output, spec: Spec, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
+from redraft.runtime import upload
 from redraft.samplers.base import SamplerWrapper
 from redraft.types import PAD, Canvas, Output, Request, Spec, Step
 
@@ -85,13 +86,18 @@ def _view(canvas: Canvas, group: Tensor, block: Tensor, first_step: Tensor) -> C
 
 
 def _merged(fresh: Any, old: Any, is_new: Tensor) -> Any:
-    """Rows of ``fresh`` where ``is_new`` [B], else of ``old``: tensors, dataclasses of them, or None."""
+    """Rows of ``fresh`` where ``is_new`` [B], else of ``old``: tensors, dataclasses of them, or None.
+
+    A sampler that keeps numbers on the device has None for zeros until the first answer.
+    """
     if isinstance(fresh, Tensor):
-        is_new = is_new.view(-1, *[1] * (fresh.ndim - 1)).to(old.device)
-        return torch.where(is_new, fresh.to(old.device), old)
+        is_new = upload(is_new, old.device).view(-1, *[1] * (fresh.ndim - 1))
+        return torch.where(is_new, upload(fresh, old.device), old)
     if dataclasses.is_dataclass(fresh) and not isinstance(fresh, type):
         names = [f.name for f in dataclasses.fields(fresh)]
         return replace(fresh, **{n: _merged(getattr(fresh, n), getattr(old, n), is_new) for n in names})
+    if fresh is None and isinstance(old, Tensor):
+        return old.masked_fill(upload(is_new, old.device).view(-1, *[1] * (old.ndim - 1)), 0)
     if fresh is not None:
         raise TypeError(f"the state of a sampler contains a {type(fresh).__name__}, not a tensor with a row per row")
     return None
