@@ -97,9 +97,10 @@ def widest(where: torch.device) -> torch.dtype:
     return torch.float64 if has_float64(where) else torch.float32
 
 
-def row_chunks(rows: int, width: int, where: torch.device) -> Iterator[slice]:
-    """Consecutive parts of ``rows`` rows of ``width`` numbers, each small beside the device's memory."""
-    size = max(1, _CHUNK_NUMBERS.get(where.type, _CHUNK_NUMBERS["cuda"]) // max(1, width))
+def row_chunks(x: Tensor) -> Iterator[slice]:
+    """Consecutive parts of the rows of ``x`` [N, V], each small beside the device's memory."""
+    rows, width = x.shape
+    size = max(1, _CHUNK_NUMBERS.get(x.device.type, _CHUNK_NUMBERS["cuda"]) // max(1, width))
     for begin in range(0, rows, size):
         yield slice(begin, min(begin + size, rows))
 
@@ -187,7 +188,7 @@ def inverse_cdf(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     where = logits.device
     if not has_float64(where):
         return inverse_cdf(logits.cpu(), uniform, sampling).to(where)
-    parts = row_chunks(*logits.shape, where)
+    parts = row_chunks(logits)
     found = [_inverse_cdf(logits[part], uniform[part], sampling.at(part)) for part in parts]
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64, device=where)
 

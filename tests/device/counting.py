@@ -62,7 +62,7 @@ def tiny(recipe: Recipe, **more: Any) -> list[str]:
     generated = recipe.data.source.startswith("multiplication:")
     plain = {
         "data.source": "multiplication:3x3:500" if generated else f"{RECIPES}/toy/data/{source}",
-        "tokenizer.vocab_size": 320,
+        "tokenizer.kind": "bytes",
         "model.preset": "toy",
         "train.batch_tokens": max(1024, recipe.data.length + 1),
         "train.passes": 0,

@@ -169,7 +169,7 @@ class Loop:
             logits = self.method.constraint.mask(canvas, request, logits)
         log_p = log_probabilities(logits)
         drawn = draw(canvas, request, log_p)
-        found = drawn.token, drawn.conf
+        found: tuple[Tensor, ...] = drawn.token, drawn.conf
         if log_p.device.type != "cpu":  # a server waits once for the draws of all texts
             received = yield drawn
             assert isinstance(received, tuple)

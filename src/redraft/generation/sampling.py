@@ -28,7 +28,7 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
     Large logits are converted some rows at a time, so that there is one copy of them in float32 and not three.
     """
-    parts = list(row_chunks(*logits.shape, logits.device))
+    parts = list(row_chunks(logits))
     if len(parts) <= 1:
         return logits.float().log_softmax(-1)
     found = logits if logits.dtype == torch.float32 else torch.empty_like(logits, dtype=torch.float32)

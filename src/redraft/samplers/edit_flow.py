@@ -141,9 +141,12 @@ class _Edits:
             (torch.maximum(delete, other_conf), -torch.inf),
             (other_token, -1),
         )
-        each = [part.double() if part.is_floating_point() else part for part in found]
-        rates_and_tokens, other = each[:7], each[7]
-        return cls(*rates_and_tokens, own=own, open=is_open & real, other=other)
+        insert, substitute, delete, insert_token, insert_conf, token, change_conf, other = (
+            part.double() if part.is_floating_point() else part for part in found
+        )
+        return cls(
+            insert, substitute, delete, insert_token, insert_conf, token, change_conf, own, is_open & real, other
+        )
 
     @property
     def expected(self) -> Tensor:

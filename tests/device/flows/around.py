@@ -62,7 +62,7 @@ def test_the_server_serves(models: Models, family: str) -> None:
     folder = models.folder(f"{family}-pairs")
     for where in ("cuda", "cpu"):
         chosen = ServerConfig((str(folder),), batch=8, device=where, dtype="float32", shutdown_timeout=5.0)
-        with TestClient(create_app(chosen)) as server:
+        with TestClient(create_app(chosen), base_url="http://localhost") as server:
             ask = {"model": f"{family}-pairs", "max_tokens": 6, "seed": 1}
             several = server.post("/v1/completions", json={**ask, "prompt": ["ab", "a longer one", "x"]})
             assert several.status_code == 200, several.text

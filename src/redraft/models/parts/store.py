@@ -180,11 +180,10 @@ class KeyValueView:
         extent = max(int(positions.max()) + 1, int(below.max()))
         low = 0 if begin is None else int(begin.min())
         mask: Tensor | None = None
-        no_gap = isinstance(write, slice) and bool((below >= write.start).all())
-        no_gap = (
-            no_gap and extent <= max(write.stop, int(below.min())) and (begin is None or bool((begin == low).all()))
-        )
-        if not no_gap or not self._one_group(request, extent):
+        no_gap = begin is None or bool((begin == low).all())
+        if isinstance(write, slice):
+            no_gap &= bool((below >= write.start).all()) and extent <= max(write.stop, int(below.min()))
+        if not isinstance(write, slice) or not no_gap or not self._one_group(request, extent):
             mask = self._mask(request, extent, low, begin)
         return Window(rows, write, extent, mask, low)
 
