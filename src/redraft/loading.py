@@ -140,8 +140,8 @@ def load(
             model = adapters.merge(model, found)
         return model
     network, files, layout, (*rest, answer_lengths) = _open(folder, mask_id)
-    where = runtime.device(device)
     weights.check_shapes(network, files, layout)
+    where = runtime.device(device)
     models.allocate(network, runtime.weight_type(dtype, where), where)
     with _progress(files) as on_read:
         weights.fill(network, files, layout, on_read)

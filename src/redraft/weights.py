@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
+from redraft.weight_files import open_file, read_index, stored_type
 
 STORAGES = ("float32", "bfloat16", "int8")
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I8": torch.int8}
 _OPEN_BYTES = 1 << 27  # of a safetensors file, read while it is open
 SCALE = ".int8_scale"
 _REMEDY = "Check that config.json and the weights are of the same model."
@@ -109,7 +108,7 @@ class Files:
                 "and need less memory; redraft convert writes them.",
                 stacklevel=2,
             )
-        listed = {} if single.is_file() else _index(index)
+        listed = {} if single.is_file() else read_index(index)
         self.shards = [single] if single.is_file() else sorted({folder / file for file in listed.values()})
         for shard in self.shards:
             for name, shape in self._headers(shard).items():
@@ -136,7 +135,7 @@ class Files:
         for shard in self.shards:
             with self._open(shard) as opened:
                 for name in (name for name in self.names if self.where[name] == shard):
-                    counts[_dtype(opened, name)] += 1
+                    counts[stored_type(opened, name)] += 1
         found = counts.most_common(1)[0][0]
         return found if found.is_floating_point else torch.float32
 
@@ -169,7 +168,7 @@ class Files:
 
     def _open(self, shard: Path) -> AbstractContextManager[Any]:
         """A file with the methods ``keys`` and ``get_tensor``."""
-        return _open(shard, self.pickled)
+        return open_file(shard, self.pickled)
 
     def _headers(self, shard: Path) -> dict[str, tuple[int, ...]]:
         with self._open(shard) as opened:
@@ -318,92 +317,3 @@ def pack(state: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
         else:
             packed[name] = tensor.to(torch.bfloat16 if storage == "bfloat16" else torch.float32).contiguous()
     return packed
-
-
-@dataclass(frozen=True)
-class _PickledSlice:
-    shape: tuple[int, ...]
-
-    def get_shape(self) -> tuple[int, ...]:
-        return self.shape
-
-
-class _Pickled:
-    """A pickled file with the interface of a safetensors file: only tensors, mapped into memory where possible."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            what = f"Checkpoint file '{path}' is corrupt, or holds more than tensors: {reason}"
-            raise UserError(what, "Get it as safetensors.") from None
-        state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-        self.tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-    def __enter__(self) -> _Pickled:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.tensors.clear()
-
-    def keys(self) -> list[str]:
-        return list(self.tensors)
-
-    def get_tensor(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def get_slice(self, name: str) -> _PickledSlice:
-        return _PickledSlice(tuple(self.tensors[name].shape))
-
-
-def _dtype(opened: Any, name: str) -> torch.dtype:
-    """The type of a stored tensor; of a safetensors file by its header."""
-    if isinstance(opened, _Pickled):
-        return opened.tensors[name].dtype
-    return _DTYPES.get(opened.get_slice(name).get_dtype(), torch.float32)
-
-
-def _is_zip(path: Path) -> bool:
-    import zipfile
-
-    return zipfile.is_zipfile(path)
-
-
-def _open(path: Path, pickled: bool) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise UserError(f"Checkpoint file '{path}' does not exist.")
-    if pickled:
-        return _Pickled(path)
-    try:
-        return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError) as error:
-        cut = _first_cut(path)
-        what = f"Checkpoint file '{path}' is corrupt or truncated" + (f", from tensor '{cut}' on" if cut else "")
-        raise UserError(f"{what}: {error}.", "Copy it again.") from None
-
-
-def _first_cut(path: Path) -> str | None:
-    """The first tensor of a truncated safetensors file that is incomplete; None if the header is broken."""
-    with path.open("rb") as file:
-        try:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < path.stat().st_size else {}
-            ends = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return None
-    room = path.stat().st_size - 8 - length
-    return next((name for name, (_, end) in sorted(ends.items(), key=lambda entry: entry[1]) if end > room), None)
-
-
-def _index(path: Path) -> dict[str, str]:
-    """Tensor -> file name, from an index of shards."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        if not all(isinstance(file, str) and Path(file).name == file for file in found.values()):
-            raise ValueError("a shard must be in the folder of its index")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"'{path}' is corrupt: {error!r}.", "Copy it again.") from None
-    return dict(found)

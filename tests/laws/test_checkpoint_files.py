@@ -107,7 +107,7 @@ def test_a_mask_that_no_file_names_can_be_given(tmp_path: Path) -> None:
     model = load(folder, mask_id=49)
     assert model.spec.tokens.mask_id == 49
     [found] = model.generate([[1, 2]], max_new_tokens=4, steps=2)
-    assert found.text == " ".join(map(str, found.ids))  # no tokenizer: texts are ids in digits
+    assert "1 2" + found.text == " ".join(map(str, [1, 2, *found.ids]))  # no tokenizer: texts are ids in digits
     model.save(tmp_path / "own")
     again = load(tmp_path / "own")
     assert again.spec == model.spec
@@ -197,7 +197,7 @@ def test_an_unreadable_tokenizer_is_named(checkpoint: Path) -> None:
     with pytest.raises(UserError, match="LlamaTokenizer"):
         load(checkpoint)
     (checkpoint / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer\.json' is corrupt"):
+    with pytest.raises(UserError, match=r"tokenizer\.json' is not a valid"):
         load(checkpoint)
 
 

@@ -16,7 +16,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "redraft"
 TIERS = [
     {"errors"},
     {"options", "registry", "limits"},
-    {"types", "lora", "settings", "keyword_settings", "config", "files", "gguf_file", "hub", "shipped", "runtime"},
+    {"types", "lora", "settings", "keyword_settings", "config", "files", "hub", "shipped", "runtime"},
+    {"gguf_file", "weight_files"},
     {"data", "noise", "models", "weights"},
     {"presets", "canvas", "samplers", "guidance", "caches", "constraints"},
     {"objectives"},

@@ -98,6 +98,11 @@ class AdaptedExperts(MixtureOfExperts):
         self.experts_gate_up, self.experts_down = base.experts_gate_up, base.experts_down
         self.gate_up_lora, self.down_lora = nn.ModuleDict(), nn.ModuleDict()
 
+    @property
+    def groupable(self) -> bool:
+        """No: an expert may have an adapter of its own."""
+        return False
+
     def gate_up(self, x: Tensor, expert: int) -> Tensor:
         """Gate and up of one expert, [T, D] -> [T, 2 H]."""
         return self._added(self.gate_up_lora, expert, x, super().gate_up(x, expert))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from redraft.errors import UserError
 from redraft.models.parts.mlp import SwiGLU
-from redraft.models.parts.packed import Packed, linear
+from redraft.models.parts.packed import Packed, linear, product_dtype
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         weight, chosen = self.route(flat)
-        plain = type(self) is MixtureOfExperts and isinstance(self.experts_gate_up, Tensor)  # no adapter, not packed
-        if plain and x.device.type == "cuda" and hasattr(torch.nn.functional, "grouped_mm"):
+        if x.device.type == "cuda" and self.groupable:
             own = 0.0 if self.shared is None else self.shared(flat)
             return (own + self.grouped(flat, weight, chosen)).view_as(x)
         total = torch.zeros_like(flat) if self.shared is None else self.shared(flat)
@@ -83,6 +82,12 @@ class MixtureOfExperts(nn.Module):
                 y = self.down(F.silu(gate) * up, expert)
                 total = total.index_add(0, part, y * share[:, None])
         return total.view_as(x)
+
+    @property
+    def groupable(self) -> bool:
+        """The matrices of all experts are plain tensors, and this torch has products that take them together."""
+        plain = isinstance(self.experts_gate_up, Tensor) and isinstance(self.experts_down, Tensor)
+        return plain and hasattr(torch.nn.functional, "grouped_mm")
 
     def gate_up(self, x: Tensor, expert: int) -> Tensor:
         """Gate and up of one expert, [T, D] -> [T, 2 H]."""
@@ -100,8 +105,7 @@ class MixtureOfExperts(nn.Module):
         count, active = chosen.shape
         sorted_experts, order = chosen.flatten().sort(stable=True)  # the tokens of one expert are contiguous
         ends = torch.searchsorted(sorted_experts, torch.arange(self.experts.count, device=flat.device), right=True)
-        where = flat.device.type
-        dtype = torch.get_autocast_dtype(where) if torch.is_autocast_enabled(where) else flat.dtype
+        dtype = product_dtype(flat)
         rows, ends = flat[order.div(active, rounding_mode="floor")].to(dtype), ends.int()
         assert isinstance(self.experts_gate_up, Tensor) and isinstance(self.experts_down, Tensor)
         gate_up, down = (part.to(dtype).transpose(1, 2) for part in (self.experts_gate_up, self.experts_down))
