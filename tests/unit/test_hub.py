@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+import tokenizers
 import torch
 
 from redraft.loading import load
@@ -192,10 +193,26 @@ found["new"] = redraft.load("org/new", "cpu").logits(ids).tolist()
 
 
 def test_what_was_fetched_is_there_offline(hub: Hub, tmp_path: Path) -> None:
-    folder = write(tmp_path / "tiny", CONFIGS["llama"][0])
+    folder = write(tmp_path / "tiny", CONFIGS["llama"][2])  # of SmolLM2, here with the other files of a chat model
+    words = {"user": 0, "<|im_start|>": 1, "<|im_end|>": 2, "hello": 3}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "user"))
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}<|im_end|>{% endfor %}"
+    described = {"chat_template": template, "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    ends = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 2}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
     hub.repositories = {"org/tiny": {path.name: path.read_bytes() for path in folder.iterdir()}}
     ask = 'found["tiny"] = redraft.load("org/tiny", "cpu").logits(ids).tolist()\n'
     ask += 'found["compiler"] = "torch._dynamo" in sys.modules\n'
+    ask += """
+from redraft.data import chat
+tokenizer = redraft.load("org/tiny", "cpu").tokenizer
+found["ends"] = [tokenizer.eos_id, *tokenizer.stop_ids]
+said = [{"role": "user", "content": ""}]
+found["chat"] = chat.prompt(said, tokenizer, False, chat.template_of(redraft.loading.resolve("org/tiny")))
+"""
     first = run(ask, tmp_path / "home", hub.url)
     seen = len(hub.asked)
     offline = """
@@ -205,6 +222,7 @@ found["push"] = refused("convert", "org/tiny", "nowhere", "--push-to-hub", "org/
     second = run(ask + offline, tmp_path / "home", hub.url, HF_HUB_OFFLINE="1", HF_TOKEN="hf_right")
     assert len(hub.asked) == seen, "offline means offline"
     assert first["tiny"] == second["tiny"]
+    assert first["ends"] == [2, 3] and first["chat"] == [[1, 0, 2], []]
     assert not first["compiler"], "which loading needs not, and importing it takes seconds"
     for name in ("none", "push"):
         assert second[name][0] == 2 and "HF_HUB_OFFLINE" in second[name][1], second[name]
