@@ -169,5 +169,5 @@ def test_clock() -> None:
 
 @pytest.mark.parametrize(("width", "rate"), [(128, 1.5e-3), (256, 1.5e-3), (1024, 1.5e-3 / 4), (4096, 1.5e-3 / 16)])
 def test_the_wider_the_checkpoint_the_less_it_is_moved(width: int, rate: float) -> None:
-    table = plan.training_table(Study(data="my.jsonl"), 1_000_000, 100_000, 64, True, width)
-    assert table["lr"] == pytest.approx(rate)
+    assert plan.learning_rate(width, parameters=4_000_000) == pytest.approx(rate)
+    assert plan.learning_rate(width, parameters=135_000_000) <= 2e-4 < plan.learning_rate(width, adapters=True)

@@ -15,7 +15,8 @@ from redraft.presets import preset as shape_of
 
 SIZES = ("1m", "3m", "7m", "25m", "125m")
 TOKENS_PER_PARAMETER = 5.0  # the largest preset with at least this many training tokens is chosen
-ADAPTER_RATE = 1e-3  # learning rate of adapters
+LARGE = 50_000_000  # weights of a large checkpoint: an update takes seconds on a CPU
+RATE, LARGE_RATE, ADAPTER_RATE = 1.5e-3, 2e-4, 1e-3  # learning rates: of small models, large checkpoints, adapters
 CHECK_SAMPLES, LIKELIHOOD_SAMPLES = 4, 8  # noise draws per row of a bound, in training and on test rows
 
 
@@ -84,22 +85,37 @@ def largest(tokens: int, vocab_size: int, sizes: Sequence[str] = SIZES) -> str:
     return fitting[-1] if fitting else sizes[0]
 
 
+def learning_rate(width: int, parameters: int = 0, adapters: bool = False) -> float:
+    """The peak learning rate of a study. It falls with the width of the network (Yang et al. 2022, arXiv:2203.03466).
+
+    Large pretrained checkpoints are moved less, and adapters more: W x + scale B A x changes little while B, which
+    starts at zero, is small. Both were measured on one checkpoint of 135M parameters (``docs/log.md``).
+
+    Args:
+        parameters: of the checkpoint to start from; 0: from scratch.
+    """
+    if adapters:
+        return ADAPTER_RATE
+    return LARGE_RATE * min(1.0, 576 / width) if parameters >= LARGE else RATE * min(1.0, 256 / width)
+
+
 def training_table(
-    study: Study, tokens: int, pass_tokens: int, length: int, paired: bool, width: int = 256, adapters: bool = False
+    study: Study, tokens: int, pass_tokens: int, length: int, paired: bool, rate: float = RATE, least: int = 1024
 ) -> dict[str, Any]:
     """Fields of the recipe's [train], the same for every family.
 
-    The learning rate falls with the width of the widest network (Yang et al. 2022, arXiv:2203.03466). Adapters have one
-    of their own: W x + scale B A x changes little while B, which starts at zero, is small. Small budgets
-    get small batches, for about a thousand updates. More than five passes over the data get dropout. The model with
-    the best validation loss is kept, so each family is measured at its own best stopping point.
+    Small budgets get small batches, for about a thousand updates. More than five passes over the data get dropout. The
+    model with the best validation loss is kept, so each family is measured at its own best stopping point.
+
+    Args:
+        rate: peak learning rate. least: tokens of the smallest batch.
     """
     longest = length if paired else length + 1
-    batch = 1 << max(10, min(13, (tokens // 1000).bit_length()))
+    batch = max(least, 1 << min(13, (tokens // 1000).bit_length()))
     table: dict[str, Any] = {
         "tokens": tokens,
         "batch_tokens": max(batch, longest),
-        "lr": ADAPTER_RATE if adapters else 1.5e-3 * min(1.0, 256 / width),
+        "lr": rate,
         "dropout": 0.1 if tokens > 5 * pass_tokens else 0.0,
         "keep_best": True,
         "validate_every": max(1, tokens // 8),

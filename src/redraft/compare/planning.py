@@ -11,7 +11,7 @@ from typing import Any
 
 from redraft import config, models
 from redraft.compare import time_budget
-from redraft.compare.plan import SIZES, Plan, largest, training_table
+from redraft.compare.plan import SIZES, Plan, largest, learning_rate, training_table
 from redraft.compare.setup import Setup
 from redraft.compare.time_budget import Probe, Workload
 from redraft.errors import UserError
@@ -22,6 +22,7 @@ from redraft.presets import shape as shape_of
 from redraft.train.logging import Event
 from redraft.train.loop import train
 
+SMALLEST_BATCH, LARGE_BATCH = 1024, 512  # tokens of the smallest update; with large checkpoints on a CPU
 PROBE_MINUTES = 0.3  # of a short training run of a large checkpoint
 EQUAL = 0.01  # largest relative difference in parameters between families
 PROBE_UPDATES, PROBE_TOKENS = 12, 2048  # updates of a short training run; tokens of its updates, at first
@@ -126,8 +127,16 @@ class Planner:
     def _table(self, tokens: int) -> dict[str, Any]:
         setup = self.setup
         width = max((base.width for base in setup.bases.values()), default=256)
-        size = setup.pass_tokens, setup.first.length, setup.dataset.paired
-        return training_table(setup.study, tokens, *size, width, adapters=setup.lora_rank > 0)
+        parameters = max((base.parameters for base in setup.bases.values()), default=0)
+        return training_table(
+            setup.study,
+            tokens,
+            setup.pass_tokens,
+            setup.first.length,
+            setup.dataset.paired,
+            learning_rate(width, parameters, setup.lora_rank > 0),
+            LARGE_BATCH if setup.large else SMALLEST_BATCH,
+        )
 
     def _probe(self, draft: Plan) -> time_budget.Measure:
         """A function that trains for a few updates and returns the speed and the model."""

@@ -17,7 +17,7 @@ from redraft.compare.bases import Base
 from redraft.compare.data import Dataset
 from redraft.compare.grid import grid
 from redraft.compare.measurements import DataSummary, Start
-from redraft.compare.plan import Plan, vocabulary
+from redraft.compare.plan import LARGE, Plan, vocabulary
 from redraft.compare.study import Study
 from redraft.data import chat
 from redraft.data.tokenizer import Tokenizer
@@ -31,7 +31,6 @@ from redraft.train.recipe import Recipe
 from redraft.types import Spec
 
 PASS_ROWS = 4000  # rows from which the tokens of a pass are estimated
-LARGE = 50_000_000  # weights of a checkpoint whose updates take seconds on a CPU
 ADAPTED, ADAPTER_RANK = 300_000_000, 16  # checkpoints with this many weights get adapters of this rank
 STEPS, BATCH_SIZES = (1, 2, 4, 8, 16), (1, 32)  # that a study tries unless it names others ...
 LARGE_STEPS, LARGE_BATCH_SIZES = (4, 8, 16), (1, 8)  # ... and with large checkpoints on a CPU
@@ -126,7 +125,7 @@ class Setup:
     @property
     def large(self) -> bool:
         """Large checkpoints are trained on a CPU: an update takes seconds."""
-        return self.device.type == "cpu" and _largest(self.bases) >= LARGE
+        return _large(self.device, self.bases)
 
     @property
     def lora_rank(self) -> int:
@@ -313,9 +312,13 @@ def _largest(bases: Mapping[str, Base]) -> int:
     return max((base.parameters for base in bases.values()), default=0)
 
 
+def _large(device: torch.device, bases: Mapping[str, Base]) -> bool:
+    return device.type == "cpu" and _largest(bases) >= LARGE
+
+
 def _with_defaults(study: Study, device: torch.device, bases: Mapping[str, Base]) -> Study:
     """The study with the steps and batch sizes that it tries if it names none."""
-    large = device.type == "cpu" and _largest(bases) >= LARGE
+    large = _large(device, bases)
     return replace(
         study,
         steps=study.steps or (LARGE_STEPS if large else STEPS),
