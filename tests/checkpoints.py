@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from redraft import registry, weights
-from redraft.convert import recognise
-from redraft.convert.shared.keys import Keys
+from redraft import convert, weights
 from redraft.data.vocabulary import find_ids
 
 _LLAMA = {
@@ -39,19 +37,41 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     "diffullama": [_LLAMA | {"model_type": "llama", "mask_token_id": 49}],
     "mistral": [
         _LLAMA | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 8, "head_dim": None},
-        _LLAMA | {"model_type": "mistral", "sliding_window": None},
+        _LLAMA | {"model_type": "mistral", "num_key_value_heads": None, "sliding_window": None},
     ],
     "qwen2": [
         _LLAMA | {"model_type": "qwen2", "num_key_value_heads": 1, "rope_theta": 1e6},
         _LLAMA  # the keys of Qwen2.5
-        | {"model_type": "qwen2", "use_mrope": False, "use_sliding_window": False, "sliding_window": 8}
+        | {
+            "model_type": "qwen2",
+            "num_key_value_heads": 4,
+            "use_mrope": False,
+            "use_sliding_window": False,
+            "sliding_window": 8,
+        }
         | {"max_window_layers": 1, "attention_dropout": 0.0, "tie_word_embeddings": True, "use_cache": True},
-        _LLAMA | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        _LLAMA
+        | {
+            "model_type": "qwen2",
+            "num_key_value_heads": 2,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 1,
+        },
     ],
     "qwen3": [_LLAMA | {"model_type": "qwen3", "head_dim": 10, "num_key_value_heads": 2, "attention_bias": True}],
-    "dream": [_LLAMA | {"model_type": "Dream", "mask_token_id": 49, "tie_word_embeddings": True}],
+    "dream": [
+        _LLAMA | {"model_type": "Dream", "num_key_value_heads": 4, "mask_token_id": 49, "tie_word_embeddings": True}
+    ],
     "llada": [
-        {"model_type": "llada", "d_model": 24, "n_heads": 4, "n_kv_heads": 2, "n_layers": 2, "mlp_ratio": 2}
+        {
+            "model_type": "llada",
+            "activation_type": "silu",
+            "block_type": "llama",
+            "layer_norm_type": "rms",
+            "rope": True,
+        }
+        | {"d_model": 24, "n_heads": 4, "n_kv_heads": 2, "n_layers": 2, "mlp_ratio": 2}
         | {"max_sequence_length": 64, "vocab_size": 48, "embedding_size": 50, "weight_tying": tied}
         | {"include_bias": bias, "bias_for_layer_norm": False, "include_qkv_bias": True}
         for tied, bias in ((True, False), (False, True))
@@ -60,13 +80,18 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
         {key: value for key, value in _LLAMA.items() if key != "intermediate_size"}
         | _MOE
         | {"model_type": "llada", "expert_intermediate_size": 12, "dense_intermediate_size": 32}
-        | {"moe_layer_freq": [0, 1], "qk_layernorm": False, "norm_topk_prob": True}
+        | {"moe_layer_freq": [0, 1], "qk_layernorm": False, "norm_topk_prob": True, "num_key_value_heads": 4}
     ],
     "llada2_moe": [
         _LLAMA
         | _MOE
         | {"model_type": "llada2_moe", "moe_intermediate_size": 12, "num_shared_experts": 2}
         | {"partial_rotary_factor": 1.0, "use_qkv_bias": True, "first_k_dense_replace": 0, "score_function": "sigmoid"}
+        | {"use_bias": False, "use_qk_norm": False, "n_group": 4, "topk_group": 2},
+        _LLAMA  # the keys of LLaDA2.1: use_qk_norm is not among them
+        | _MOE
+        | {"model_type": "llada2_moe", "moe_intermediate_size": 12, "num_shared_experts": 1, "use_bias": False}
+        | {"first_k_dense_replace": 1, "head_dim": 8, "rotary_dim": 4, "use_qkv_bias": False, "norm_topk_prob": True},
     ],
     "gpt2": [_GPT, _GPT | {"tie_word_embeddings": False, "n_inner": 30, "activation_function": "gelu"}],
     "diffugpt": [_GPT | {"architectures": ["DiscreteDiffusionModel"], "mask_token_id": 49}],
@@ -99,11 +124,9 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
 
 def translate(config: dict[str, Any], names: list[str] | None = None) -> tuple[str, Any]:
     ids = find_ids(Path("nowhere"), config, 50, {})
-    name = recognise(config, ids, Path("config.json"))
-    keys = Keys(config, "config.json")
-    found = registry.find("convert", name).read(keys, names or [], ids)
-    keys.finish()
-    return name, found
+    file = Path("config.json")
+    name = convert.recognise(config, ids, file)
+    return name, convert.translate(name, config, file, names or [], ids)
 
 
 def write(folder: Path, config: dict[str, Any], shards: int = 1) -> Path:

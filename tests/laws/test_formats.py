@@ -66,7 +66,6 @@ def test_an_unknown_key_is_named(name: str, config: dict[str, Any]) -> None:
         ("llama", "sliding_window", 8),
         ("llama", "rope_interleaved", True),
         ("qwen2", "use_mrope", True),
-        ("dream", "sliding_window", 8),
         ("llada_moe", "sliding_window", 8),
         ("llada", "alibi", True),
         ("llada", "block_type", "sequential"),

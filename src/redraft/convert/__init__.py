@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,14 +78,12 @@ def _open(
 ) -> Foreign:
     from redraft.models import empty, shape
 
-    keys = Keys(config, file)
     ids = find_ids(model, config, _max_ids(config), given)
     stated = {f"{key}_token_id": number for key, number in given.items()}
     format_name = recognise({**config, **stated}, ids, file)
     files = open_files()
     check_scale(_counts(config), files, str(file))
-    plan: Translation = find("convert", format_name).read(keys, files.names, ids)
-    keys.finish()
+    plan = translate(format_name, config, file, files.names, ids)
     check_scale(shape(plan.network, str(file)), files, str(file))
     network = empty(plan.network, str(file))
     mask = ids.mask if ids.mask >= 0 or plan.mask is None else plan.mask
@@ -98,6 +96,21 @@ def _counts(config: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of layers in a configuration, under the names of any format: a translation has a loop over them."""
     found = {key: _counts(value) for key, value in config.items() if isinstance(value, Mapping)}
     return found | {key: value for key, value in config.items() if re.fullmatch("(num|n)_.*(layers?|blocks)", key)}
+
+
+def translate(format_name: str, config: Mapping[str, Any], file: Path, names: Collection[str], ids: Ids) -> Translation:
+    """A configuration in redraft's terms.
+
+    Args:
+        names: names of the stored tensors.
+    Raises:
+        UserError: a key is missing, unknown, or has a value that redraft's networks don't compute.
+    """
+    kind: type[Format] = find("convert", format_name)
+    keys = Keys(config, file, kind.unstated)
+    plan = kind.read(keys, names, ids)
+    keys.finish()
+    return plan
 
 
 def recognise(config: Mapping[str, Any], ids: Ids, file: Path) -> str:

@@ -21,6 +21,7 @@ class Dream(Format):
 
     summary = "Dream, DreamCoder"
     citation = "arXiv:2508.15487"
+    unstated = {"num_key_value_heads": 32, "use_sliding_window": False}
 
     @staticmethod
     def fits(config: Mapping[str, Any], ids: Ids) -> bool:

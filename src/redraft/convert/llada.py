@@ -27,6 +27,8 @@ class Llada(Format):
 
     summary = "LLaDA, LLaDA 1.5 (dense)"
     citation = "arXiv:2502.09992"
+    unstated = {"activation_type": "swiglu", "block_type": "sequential", "layer_norm_type": "default", "rope": False}
+    unstated |= {"embedding_size": 50304}
 
     @staticmethod
     def fits(config: Mapping[str, Any], ids: Ids) -> bool:

@@ -29,6 +29,9 @@ class Llada2Moe(Format):
 
     summary = "LLaDA2 mini, flash"
     citation = "arXiv:2512.15745"
+    unstated = {"use_qk_norm": True, "use_bias": True, "moe_router_enable_expert_bias": True}
+    unstated |= {"n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "partial_rotary_factor": 0.5}
+    unstated |= {"use_sliding_window": False}
 
     @staticmethod
     def fits(config: Mapping[str, Any], ids: Ids) -> bool:
@@ -57,14 +60,14 @@ def _read_config(keys: Keys) -> Config:
         shared=hidden * keys.get("num_shared_experts", int, 0),
         dense=tuple(range(keys.get("first_k_dense_replace", int, 0))),
         score="sigmoid",
-        bias=keys.get("moe_router_enable_expert_bias", bool, False),
+        bias=keys.get("moe_router_enable_expert_bias", bool),
         normalise=True,
-        scale=keys.get("routed_scaling_factor", float, 1.0),
-        groups=keys.get("n_group", int, 1),
-        top_groups=keys.get("topk_group", int, 1),
+        scale=keys.get("routed_scaling_factor", float),
+        groups=keys.get("n_group", int),
+        top_groups=keys.get("topk_group", int),
     )
     width = keys.get("head_dim", int, keys.get("hidden_size", int) // keys.get("num_attention_heads", int))
-    share = keys.get("partial_rotary_factor", float, 1.0)
+    share = keys.get("partial_rotary_factor", float)
     rotary = keys.get("rotary_dim", int, int(width * share))
     if rotary != int(width * share):
         raise keys.unsupported("rotary_dim", f"partial_rotary_factor gives {int(width * share)}.")
@@ -73,7 +76,7 @@ def _read_config(keys: Keys) -> Config:
         mlp_dim=keys.get("intermediate_size", int),
         head_dim=width,
         rotary_dim=rotary,
-        qk_norm=keys.get("use_qk_norm", bool, False),
+        qk_norm=keys.get("use_qk_norm", bool),
         qkv_bias=keys.get("use_qkv_bias", bool, False),
         experts=experts,
     )

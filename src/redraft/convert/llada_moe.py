@@ -25,6 +25,7 @@ class LladaMoe(Format):
 
     summary = "LLaDA-MoE"
     citation = "arXiv:2509.24389"
+    unstated = {"num_key_value_heads": 16, "qk_layernorm": True, "rope_theta": 50000.0}
 
     @staticmethod
     def fits(config: Mapping[str, Any], ids: Ids) -> bool:
@@ -54,7 +55,7 @@ class LladaMoe(Format):
         c = llama.read_config(
             keys,
             mlp_dim=keys.get("dense_intermediate_size", int),
-            qk_norm=keys.get("qk_layernorm", bool, False),
+            qk_norm=keys.get("qk_layernorm", bool),
             qkv_bias=bias,
             out_bias=bias,
             experts=experts,

@@ -27,6 +27,7 @@ class Mistral(Format):
     summary = "Mistral 7B, Mistral Nemo"
     citation = "arXiv:2310.06825"
     writable = True
+    unstated = {"num_key_value_heads": 8}
 
     @staticmethod
     def fits(config: Mapping[str, Any], ids: Ids) -> bool:

@@ -27,6 +27,7 @@ class Qwen2(Format):
     summary = "Qwen2, Qwen2.5"
     citation = "arXiv:2407.10671"
     writable = True
+    unstated = {"num_key_value_heads": 32}
 
     @staticmethod
     def fits(config: Mapping[str, Any], ids: Ids) -> bool:

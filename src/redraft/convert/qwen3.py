@@ -26,6 +26,7 @@ class Qwen3(Format):
     summary = "Qwen3 (dense)"
     citation = "arXiv:2505.09388"
     writable = True
+    unstated = {"num_key_value_heads": 32, "head_dim": 128}
 
     @staticmethod
     def fits(config: Mapping[str, Any], ids: Ids) -> bool:

@@ -34,6 +34,8 @@ class Format:
     summary: ClassVar[str]
     citation: ClassVar[str]
     writable: ClassVar[bool] = False  # can models be exported to it (``write``)?
+    # What the published configuration class assumes for keys that a file lacks, where that isn't what ``read`` assumes.
+    unstated: ClassVar[Mapping[str, Any]] = {}
 
     @staticmethod
     def fits(config: Mapping[str, Any], ids: Ids) -> bool:

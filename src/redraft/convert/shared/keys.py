@@ -43,17 +43,22 @@ _SPECIAL = {f"{name}_token_id" for name in ("pad", "bos", "eos", "mask", "sep", 
 
 
 class Keys:
-    """The keys of a configuration. A key that is neither read nor ignored explicitly is an error in ``finish``."""
+    """The keys of a configuration. A key that is neither read nor ignored explicitly is an error in ``finish``.
 
-    def __init__(self, values: Mapping[str, Any], file: Path | str) -> None:
-        self.values, self.file = values, file
-        self.read = {key for key in values if key in _IGNORED | _SPECIAL}
+    Args:
+        unstated: values of the published configuration class for keys that the file lacks.
+    """
+
+    def __init__(self, values: Mapping[str, Any], file: Path | str, unstated: Mapping[str, Any] | None = None) -> None:
+        self.values, self.stated, self.file = {**(unstated or {}), **values}, values.keys(), file
+        self.read = {key for key in self.values if key in _IGNORED | _SPECIAL}
 
     def __contains__(self, key: str) -> bool:
         return key in self.values
 
     def get(self, key: str, kind: type[T], default: T | None = None) -> T:
-        """The value of a key. ``null`` counts as missing.
+        """The value of a key: that of the file, else that of the published class (``unstated``). ``null`` counts as
+        missing.
 
         Args:
             kind: the type of the value.
@@ -117,7 +122,8 @@ class Keys:
 
     def unsupported(self, key: str, remedy: str = "") -> UserError:
         """The error for a key or value that is not supported."""
-        return UserError(f"{self.file}: '{key}' = {self.values.get(key)!r} is not supported.", remedy)
+        origin = "" if key in self.stated else " (the default of this format; the file doesn't state it)"
+        return UserError(f"{self.file}: '{key}' = {self.values.get(key)!r}{origin} is not supported.", remedy)
 
     def finish(self) -> None:
         """Check that every key was read or ignored.
