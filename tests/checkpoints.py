@@ -93,6 +93,13 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
         | {"model_type": "llada2_moe", "moe_intermediate_size": 12, "num_shared_experts": 1, "use_bias": False}
         | {"first_k_dense_replace": 1, "head_dim": 8, "rotary_dim": 4, "use_qkv_bias": False, "norm_topk_prob": True},
     ],
+    "sdar": [
+        _LLAMA  # the keys of SDAR
+        | {"model_type": "sdar", "head_dim": 8, "num_key_value_heads": 2, "block_size": 4, "mask_token_id": 49}
+        | {"debug": False, "ep_size": 1, "fuse_cross_entropy": True, "micro_forward": False, "skip_checkpoint": False}
+        | {"use_deepep": False, "use_sliding_window": False, "sliding_window": None, "max_window_layers": 2}
+        | {"attention_bias": False, "rope_theta": 1e6, "rope_scaling": None}
+    ],
     "gpt2": [_GPT, _GPT | {"tie_word_embeddings": False, "n_inner": 30, "activation_function": "gelu"}],
     "diffugpt": [_GPT | {"architectures": ["DiscreteDiffusionModel"], "mask_token_id": 49}],
     "mdlm": [_DIT | {"model_type": "mdlm", "time_conditioning": True}],

@@ -67,6 +67,8 @@ def test_an_unknown_key_is_named(name: str, config: dict[str, Any]) -> None:
         ("llama", "rope_interleaved", True),
         ("qwen2", "use_mrope", True),
         ("llada_moe", "sliding_window", 8),
+        ("sdar", "block_size", None),
+        ("sdar", "num_experts", 8),
         ("llada", "alibi", True),
         ("llada", "block_type", "sequential"),
         ("llada", "layer_norm_type", "default"),

@@ -159,10 +159,11 @@ def export(
     special = {f"{key}_token_id": getattr(spec.tokens, f"{key}_id") for key in ("pad", "eos") if tokenizer.has(key)}
     if tokenizer.has("bos"):
         special["bos_token_id"] = tokenizer.bos_id
+    ends = {"eos_token_id": [spec.tokens.eos_id, *spec.tokens.stop_ids]} if spec.tokens.stop_ids else {}
     with atomic_folder(folder) as new:
         described = {**config, **special, "dtype": storage}
         write_atomically(new / "config.json", json.dumps(described, indent=2) + "\n")
-        write_atomically(new / "generation_config.json", json.dumps(special, indent=2) + "\n")
+        write_atomically(new / "generation_config.json", json.dumps({**special, **ends}, indent=2) + "\n")
         state = pack(stored(network, layout), storage)
         save_file(state, str(new / "model.safetensors"), metadata={"format": "pt"})
         tokenizer.save(new)

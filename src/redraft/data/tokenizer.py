@@ -28,7 +28,7 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "pad": ("<pad>", "[PAD]", "<|pad|>", "<|padding|>"),
     "eos": ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>", "[EOS]"),
     "bos": ("<bos>", "<s>", "<|startoftext|>", "<|begin_of_text|>", "[BOS]", "[CLS]"),
-    "mask": ("<mask>", "[MASK]", "<|mask|>", "<|mdm_mask|>", "<|MASK|>"),
+    "mask": ("<mask>", "[MASK]", "<|mask|>", "<|mdm_mask|>", "<|MASK|>", "|<MASK>|"),
     "sep": ("<sep>", "[SEP]", "<|sep|>"),
     "expand": ("<expand>", "<|expand|>"),
     "delete": ("<delete>", "<|delete|>"),

@@ -11,7 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from redraft.errors import UserError
-from redraft.parity import adapted, autoregressive, bd3lm, dream, gguf, latent_diffusion, llada, llada2_moe, mdlm, sedd
+from redraft.parity import (
+    adapted,
+    autoregressive,
+    bd3lm,
+    dream,
+    gguf,
+    latent_diffusion,
+    llada,
+    llada2_moe,
+    mdlm,
+    sdar,
+    sedd,
+)
 from redraft.parity.outputs import model_logits
 from redraft.parity.reference import IDS, NOTHING, Check, Reference, Suite
 
@@ -32,6 +44,7 @@ CHECKS: dict[str, Suite] = {
     "diffullama": adapted.SUITE,
     "llada_moe": llada.MOE,
     "llada2_moe": llada2_moe.SUITE,
+    "sdar": sdar.SUITE,
     "mdlm": mdlm.SUITE,
     "sedd": sedd.SUITE,
     "bd3lm": bd3lm.SUITE,

@@ -80,9 +80,10 @@ def generate(
     prompts: Sequence[Sequence[int]],
     count: int,
     policy: CachePolicy | None = None,
+    end: int = -1,
 ) -> Generated:
-    """Generate ``count`` ids after each prompt; no id ends a text."""
-    spec = spec.with_tokens(eos_id=-1)
+    """Generate ``count`` ids after each prompt, or up to the id ``end``; with -1, no id ends a text."""
+    spec = spec.with_tokens(eos_id=end, stop_ids=())
     rows = [[*prompt, *[None] * count] for prompt in prompts]
     canvas = make_canvas(rows, [len(p) for p in prompts], spec, seeds=list(range(len(rows))))
     states = [canvas.ids.clone()]

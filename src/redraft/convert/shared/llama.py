@@ -264,7 +264,38 @@ def exportable_config(network: Backbone, spec: Spec) -> Config:
     elif spec.network.prompt_encoder:
         reason = "its prompts use full attention (a prompt encoder)"
     if reason:
-        raise UserError(f"This model can't be written in this format: {reason}.", "Use --to redraft.")
+        raise not_writable(reason)
+    assert isinstance(c, Config)
+    return c
+
+
+def not_writable(reason: str) -> UserError:
+    """The error for a model that a format can't hold."""
+    return UserError(f"This model can't be written in this format: {reason}.", "Use --to redraft.")
+
+
+def diffusion_config(network: Backbone, spec: Spec, kind: str, shift: int = 0) -> Config:
+    """The configuration of a masked-diffusion transformer, to be written in the format of one.
+
+    Args:
+        kind: the format's attention, ``full`` or ``block``. shift: of the format's predictions.
+    Raises:
+        UserError: it is no such model; the message says why.
+    """
+    c = network.config
+    reason = ""
+    if not isinstance(network, Transformer):
+        reason = f"its network is a {type(network).__name__}"
+    elif not spec.masks or spec.scores or c.timed or c.edits or c.restart:
+        reason = "it is not a masked model without time conditioning, as those of public checkpoints are"
+    elif spec.network.attention.kind != kind:
+        reason = f"its attention is {spec.network.attention.kind}, not {kind}"
+    elif c.shift != shift:
+        reason = f"it predicts tokens with a shift of {c.shift}, not {shift}"
+    elif spec.network.prompt_encoder or spec.network.length_head:
+        reason = "its prompts don't attend to the answer, or it has a length head"
+    if reason:
+        raise not_writable(reason)
     assert isinstance(c, Config)
     return c
 
