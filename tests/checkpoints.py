@@ -100,6 +100,12 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
         | {"use_deepep": False, "use_sliding_window": False, "sliding_window": None, "max_window_layers": 2}
         | {"attention_bias": False, "rope_theta": 1e6, "rope_scaling": None}
     ],
+    "fast_dllm_v2": [
+        _LLAMA  # the keys of Fast-dLLM v2
+        | {"model_type": "Fast_dLLM_Qwen", "num_key_value_heads": 2, "bd_size": 16, "conplemenrary_mask": True}
+        | {"layer_types": ["full_attention"] * 2, "max_window_layers": 2, "mask_token_id": 49, "rope_theta": 1e6}
+        | {"sliding_window": None, "use_sliding_window": False, "rope_scaling": None, "attention_dropout": 0.0}
+    ],
     "gpt2": [_GPT, _GPT | {"tie_word_embeddings": False, "n_inner": 30, "activation_function": "gelu"}],
     "diffugpt": [_GPT | {"architectures": ["DiscreteDiffusionModel"], "mask_token_id": 49}],
     "mdlm": [_DIT | {"model_type": "mdlm", "time_conditioning": True}],

@@ -49,6 +49,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "slow_fast": [{"reach": 0.05, "threshold": 0.3}, {"reach": 0.05, "threshold": 0.3, "explore": 2, "block": 3}],
     "wino": [{"threshold": 0.1, "verify": 0.3}, {"threshold": 0.1, "verify": 0.3, "block": 3}],
+    "sub_blocks": [{"threshold": 0.3, "size": 3}],
     "threshold": [{"threshold": 0.3}, {"threshold": 0.3, "block": 3}],
     "edit_flow": [{"order": "leap"}],
     "predictor_corrector": [{"corrections": 3, "share": 0.5}, {"order": "random"}],

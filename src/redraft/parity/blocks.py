@@ -61,7 +61,7 @@ def flat(passes: Sequence[tuple[int, list[int]]]) -> list[int]:
 def logits(
     reference: Reference, model: Model, values: Mapping[str, Tensor], within: AttentionPattern
 ) -> Iterator[Check]:
-    """Logits of block models with each attention pattern, and those of the training pass over two streams."""
+    """Logits [B, L, V] of block models with each attention, and those of the training pass over two streams."""
     ids = values["input_ids"]
     patterns = {"block_causal": within, "full": AttentionPattern("full"), "causal": AttentionPattern("causal")}
     for name, pattern in patterns.items():

@@ -28,6 +28,7 @@ class Paced(Confidence):
     size: int = 4
 
     def count(self, canvas: Canvas, request: Request) -> Tensor:
+        """[R] number of positions to write at this step."""
         step = canvas.step[request.rows]
         return self.size // self.steps + (step < self.size % self.steps).long()
 

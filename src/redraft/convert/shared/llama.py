@@ -300,6 +300,17 @@ def diffusion_config(network: Backbone, spec: Spec, kind: str, shift: int = 0) -
     return c
 
 
+def check_qwen2(c: Config) -> None:
+    """Check that Qwen2 can hold a network: biases of queries, keys and values, and nothing else that Llama lacks.
+
+    Raises:
+        UserError: it can't.
+    """
+    other = c.qk_norm or c.mlp_bias or c.out_bias or c.head_bias or c.experts or c.rotary_dim
+    if other or not c.qkv_bias or c.head_dim not in (0, c.dim // c.heads):
+        raise not_writable("Qwen2 has biases of queries, keys and values, and no others")
+
+
 def to_keys(c: Config, *without: str) -> dict[str, Any]:
     """The keys that ``read_config`` reads, ``without`` those that a format does not have."""
     described = {
