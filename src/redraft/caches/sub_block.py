@@ -17,8 +17,8 @@ class SubBlock(CachePolicy):
 
     Finished blocks are reused exactly. Within the current block, everything runs until the first position of the active
     sub-block is written. Then only the sub-block runs, and the keys and values of the rest of the block are
-    approximate, because they were computed from the sub-block's earlier tokens. ``refresh`` > 0 also runs the block every
-    ``refresh`` steps.
+    approximate, because they were computed from the sub-block's earlier tokens. ``refresh`` > 0 also runs the block
+    every ``refresh`` steps.
     """
 
     refresh: int = 0
