@@ -38,7 +38,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "entropy_bound": [{"gamma": 3.0, "order": "confidence"}, {"gamma": 3.0, "block": 3}],
     "factor": [{"factor": 3.0}, {"factor": 3.0, "block": 3}],
     "hierarchical": [{"threshold": 0.3, "low": 0.1}, {"threshold": 0.3, "low": 0.1, "block": 3}],
-    "joint_threshold": [{"threshold": 0.2, "edit": 0.1}, {"threshold": 0.2, "edit": 0.0, "rounds": 3, "block": 3}],
+    "joint_threshold": [
+        {"threshold": 0.2, "edit": 0.1, "least": 2},
+        {"threshold": 0.2, "edit": 0.0, "rounds": 3, "block": 3},
+    ],
     "credit": [{"threshold": 0.3, "strength": 2.0}, {"threshold": 0.3, "block": 3}],
     "klass": [{"threshold": 0.1, "kl": 3.0, "history": 1}, {"threshold": 0.1, "kl": 3.0, "history": 1, "block": 3}],
     "position_calibrated": [{"decay": 0.0}, {"decay": 1.0, "block": 3}],

@@ -27,9 +27,9 @@ class JointThreshold(Sampler):
     """Token editing (LLaDA2.1, Bie et al. 2026, arXiv:2602.08676).
 
     Each pass predicts the free *and* the written positions of the block. Free positions with p(x) > ``threshold`` are
-    written, and always the most confident one. If the likeliest token at a written position is another one, with
-    p > ``edit``, it replaces the token. A block is final when it has no free position and a pass changes nothing, or
-    after ``rounds`` passes without a free position. ``block`` as in ``Confidence``.
+    written, and always the ``least`` most confident ones. If the likeliest token at a written position is another one,
+    with p > ``edit``, it replaces the token. A block is final when it has no free position and a pass changes nothing,
+    or after ``rounds`` passes without a free position. ``block`` as in ``Confidence``.
 
     LLaDA2.1 has two settings: speedy, with threshold 0.5 and edit near 0; quality, with 0.7 and 0.5. The network must
     also be trained to predict unmasked positions; predictions of a network trained on masks alone say little there.
@@ -39,6 +39,7 @@ class JointThreshold(Sampler):
     edit: float = setting(0.5, "Confidence above which another token replaces a written one.", least=0, most=1)
     rounds: int = setting(16, "Passes over a block that has no free position left.", least=1, most=1000, unit="passes")
     block: int = block_option()
+    least: int = setting(1, "Free positions that are written in any case.", least=1, most=1 << 20, unit="positions")
 
     retracts = True
 
@@ -58,7 +59,7 @@ class JointThreshold(Sampler):
         token, conf = canvas.ids[rows].gather(1, at), state.conf[rows].gather(1, at)
 
         fresh = out.conf.masked_fill(~free, -torch.inf)
-        fill = (fresh > math.log(self.threshold)) | common.best(fresh, free.any(1).long())
+        fill = (fresh > math.log(self.threshold)) | common.best(fresh, free.sum(1).clamp(max=self.least))
         top, likeliest = out.log_p.max(-1)
         top, other = common.rectangles(request, (top, -torch.inf), (likeliest, -1))
         edit = real & ~free & (other != token)

@@ -80,7 +80,7 @@ class MixtureOfExperts(nn.Module):
             if len(part):
                 gate, up = self.gate_up(flat[part], expert).chunk(2, -1)
                 y = self.down(F.silu(gate) * up, expert)
-                total = total.index_add(0, part, y * share[:, None])
+                total = total.index_add(0, part, (y * share[:, None]).to(total.dtype))  # they differ in autocast
         return total.view_as(x)
 
     @property
