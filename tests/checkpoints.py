@@ -63,6 +63,7 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     "dream": [
         _LLAMA | {"model_type": "Dream", "num_key_value_heads": 4, "mask_token_id": 49, "tie_word_embeddings": True}
     ],
+    "dreamon": [_LLAMA | {"model_type": "Dream", "num_key_value_heads": 4, "mask_token_id": 49, "expand_token_id": 48}],
     "llada": [
         {
             "model_type": "llada",

@@ -14,7 +14,7 @@ from redraft.loading import load
 from tests.checkpoints import CONFIGS, write
 from tests.cli.door import Redraft
 
-FORMATS = ("sdar", "fast_dllm_v2", "llada2_moe")
+FORMATS = ("sdar", "fast_dllm_v2", "llada2_moe", "dream", "dreamon")
 SMALL = ("--tokens", "900", "--set", "train.batch_tokens=512", "--set", "train.threads=1", "--set", "data.length=100")
 
 
@@ -24,8 +24,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root, tokenizer = tmp_path_factory.mktemp("published"), Tokenizer.bytes()
     ids = {f"{key}_token_id": getattr(tokenizer, f"{key}_id") for key in ("mask", "eos", "pad", "bos")}
     for name in FORMATS:
+        more = {"expand_token_id": 7} if name == "dreamon" else {}
         sizes = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 256}
-        tokenizer.save(write(root / name, {**CONFIGS[name][0], **sizes, **ids}))
+        tokenizer.save(write(root / name, {**CONFIGS[name][0], **sizes, **ids, **more}))
     return {name: root / name for name in FORMATS}
 
 

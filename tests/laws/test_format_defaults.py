@@ -28,6 +28,7 @@ _QWEN2: dict[str, Any] = {"num_key_value_heads": 32, "hidden_act": "silu", "tie_
 _QWEN2 |= {"rope_theta": 10000.0, "rope_scaling": None, "use_sliding_window": False, "max_window_layers": 28}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "dream": {**_QWEN2, "sliding_window": 4096},
+    "dreamon": {**_QWEN2, "sliding_window": 4096},
     "fast_dllm_v2": {**_QWEN2, "sliding_window": 4096, "bd_size": 32},
     "sdar": {**_QWEN2, "head_dim": 128, "attention_bias": False},
     "llada": {"n_kv_heads": None, "mlp_ratio": 4, "mlp_hidden_size": None, "activation_type": "swiglu"}

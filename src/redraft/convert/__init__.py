@@ -88,7 +88,8 @@ def _open(
     network = empty(plan.network, str(file))
     mask = ids.mask if ids.mask >= 0 or plan.mask is None else plan.mask
     forbidden = (mask,) if plan.forbid_mask and mask >= 0 else ()
-    ids = replace(ids, size=network.config.vocab_size, mask=mask, forbidden=forbidden)
+    delete = ids.delete if ids.delete >= 0 or plan.delete is None else plan.delete
+    ids = replace(ids, size=network.config.vocab_size, mask=mask, delete=delete, forbidden=forbidden)
     return Foreign(format_name, plan, network, files, Vocabulary(ids, model))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from redraft.data.tokenizer import EXTRAS, Tokenizer
 from redraft.families.base import Conversion, Family
@@ -35,6 +36,7 @@ class Expand(Family):
     length_head: bool = True
     length_weight: float = 0.1
     label_smoothing: float = 0.0
+    shift: Literal[0, 1] = 0  # 1: position p is predicted at p - 1, as in models converted from autoregressive ones
 
     @property
     def spare(self) -> int:
@@ -57,7 +59,10 @@ class Expand(Family):
                 ids, forbidden=tuple(i for i in ids.forbidden if i not in own), expand_id=own[0], delete_id=own[1]
             ),
             network=NetworkFacts(
-                attention=AttentionPattern("full"), prompt_encoder=self.prompt_encoder, length_head=self.length_head
+                attention=AttentionPattern("full"),
+                prompt_encoder=self.prompt_encoder,
+                length_head=self.length_head,
+                shift=self.shift,
             ),
             family=FamilyFacts(schedule=find("noise.schedules", self.schedule)(), process=Absorbing()),
         )

@@ -25,6 +25,7 @@ class Translation:
     layout: Layout
     forbid_mask: bool = False  # the mask is never generated
     mask: int | None = None  # id of the mask, if the format defines it
+    delete: int | None = None  # id of the delete token, if the format defines it
     defaults: Mapping[str, Any] = field(default_factory=dict)  # generation settings
 
 
