@@ -64,6 +64,11 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
         _LLAMA | {"model_type": "Dream", "num_key_value_heads": 4, "mask_token_id": 49, "tie_word_embeddings": True}
     ],
     "dreamon": [_LLAMA | {"model_type": "Dream", "num_key_value_heads": 4, "mask_token_id": 49, "expand_token_id": 48}],
+    "illada": [
+        _LLAMA  # the keys that its code reads
+        | {"model_type": "illada", "num_key_value_heads": 2, "layer_norm_eps": None, "attention_bias": False}
+        | {"mlp_bias": False, "rope_theta": 5e5, "rope_scaling": None, "resid_pdrop": 0.0, "tie_word_embeddings": True}
+    ],
     "llada": [
         {
             "model_type": "llada",

@@ -70,6 +70,7 @@ def test_an_unknown_key_is_named(name: str, config: dict[str, Any]) -> None:
         ("sdar", "block_size", None),
         ("sdar", "num_experts", 8),
         ("llada", "alibi", True),
+        ("illada", "layer_norm_eps", 1e-5),
         ("llada", "block_type", "sequential"),
         ("llada", "layer_norm_type", "default"),
         ("llada", "scale_logits", True),

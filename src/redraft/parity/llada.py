@@ -25,12 +25,15 @@ def dense(reference: Reference) -> Iterator[Check]:
     yield from _cached(reference, model)
     traced = {"s16_g32_b8": reference.tensors("generate_trace")["states"]}
     for case in reference.cases():
-        yield from _case(reference, model, case, traced.get(case["name"]))
+        yield from decoding(reference, model, case, traced.get(case["name"]))
     yield from _likelihood(reference, model)
     yield _counts(reference, model)
 
 
-def _case(reference: Reference, model: Model, case: Mapping[str, Any], states: Tensor | None = None) -> Iterator[Check]:
+def decoding(
+    reference: Reference, model: Model, case: Mapping[str, Any], states: Tensor | None = None
+) -> Iterator[Check]:
+    """A recorded generation by LLaDA's ``generate``, or by Fast-dLLM; ``states`` [steps + 1, L]: ids in every pass."""
     settings, prompts = case["settings"], case["prompt_ids"]
     if "attention_mask" in case:
         starts = [mask.index(1) for mask in case["attention_mask"]]
@@ -133,7 +136,7 @@ def moe(reference: Reference) -> Iterator[Check]:
     yield reference.close("logits", model_logits(model, values["input_ids"]), values["logits"])
     yield reference.close("hidden states", hidden_states(model, values["input_ids"]), values["hidden_states"])
     for case in reference.cases():
-        yield from _case(reference, model, {"impl": "LLaDA", **case})
+        yield from decoding(reference, model, {"impl": "LLaDA", **case})
 
 
 _SAME = "the same numbers as in likelihood.safetensors"
