@@ -112,6 +112,17 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
         | {"layer_types": ["full_attention"] * 2, "max_window_layers": 2, "mask_token_id": 49, "rope_theta": 1e6}
         | {"sliding_window": None, "use_sliding_window": False, "rope_scaling": None, "attention_dropout": 0.0}
     ],
+    "nemotron_labs_diffusion": [
+        {key: value for key, value in _LLAMA.items() if key != "rope_scaling"}
+        | {"model_type": "nemotron_labs_diffusion", "num_key_value_heads": 2, "head_dim": 8, "block_size": 8}
+        | {"mask_token_id": 49, "ar_loss_weight": 1.0, "dlm_loss_weight": None, "dlm_paradigm": "bidirectional"}
+        | {"dp_varying_mask_ratio": False, "attention_bias": False, "mlp_bias": False, "sliding_window": None}
+        | {
+            "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+            | {"rope_theta": 1e6, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}
+            | {"beta_fast": 32.0, "beta_slow": 1.0}
+        }
+    ],
     "gpt2": [_GPT, _GPT | {"tie_word_embeddings": False, "n_inner": 30, "activation_function": "gelu"}],
     "diffugpt": [_GPT | {"architectures": ["DiscreteDiffusionModel"], "mask_token_id": 49}],
     "mdlm": [_DIT | {"model_type": "mdlm", "time_conditioning": True}],

@@ -14,7 +14,7 @@ from redraft.loading import load
 from tests.checkpoints import CONFIGS, write
 from tests.cli.door import Redraft
 
-FORMATS = ("sdar", "fast_dllm_v2", "llada2_moe", "dream", "dreamon", "illada")
+FORMATS = ("sdar", "fast_dllm_v2", "llada2_moe", "dream", "dreamon", "illada", "nemotron_labs_diffusion")
 SMALL = ("--tokens", "900", "--set", "train.batch_tokens=512", "--set", "train.threads=1", "--set", "data.length=100")
 
 

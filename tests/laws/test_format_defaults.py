@@ -29,6 +29,9 @@ _QWEN2 |= {"rope_theta": 10000.0, "rope_scaling": None, "use_sliding_window": Fa
 PUBLISHED: dict[str, dict[str, Any]] = {
     "dream": {**_QWEN2, "sliding_window": 4096},
     "dreamon": {**_QWEN2, "sliding_window": 4096},
+    "nemotron_labs_diffusion": {"num_key_value_heads": 8, "head_dim": 128, "hidden_act": "silu", "mlp_bias": False}
+    | {"tie_word_embeddings": False, "rope_theta": 1e6, "rope_parameters": None, "attention_bias": False}
+    | {"sliding_window": None, "dlm_paradigm": "bidirectional", "block_size": 32},
     "fast_dllm_v2": {**_QWEN2, "sliding_window": 4096, "bd_size": 32},
     "sdar": {**_QWEN2, "head_dim": 128, "attention_bias": False},
     "llada": {"n_kv_heads": None, "mlp_ratio": 4, "mlp_hidden_size": None, "activation_type": "swiglu"}

@@ -78,6 +78,7 @@ def test_an_unknown_key_is_named(name: str, config: dict[str, Any]) -> None:
         ("llada_moe", "moe_router_score_function", "sigmoid"),
         ("llada2_moe", "norm_topk_prob", False),
         ("llada2_moe", "rotary_dim", 2),
+        ("nemotron_labs_diffusion", "dlm_paradigm", "novel"),
         ("gpt2", "scale_attn_by_inverse_layer_idx", True),
         ("gpt2", "activation_function", "tanh"),
         ("bd3lm", "causal", True),

@@ -27,7 +27,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ddim": [{"eta": 1.0}],
     "dpm_solver": [{"order": 1}],
     "autoregressive": [{"beams": 3}],
+    "causal_blocks": [{"block": 3, "threshold": 0.2}],
     "draft_verify": [{"block": 2}],
+    "self_speculation": [{"block": 2}, {"block": 4, "threshold": 0.3}],
     "confidence": [
         *({"order": order} for order in ("peak", "margin", "entropy", "random", "left")),
         {"block": 3},
@@ -80,10 +82,12 @@ HOMES = {
     "Analytic": "sedd",
     "Ddim": "embedding",
     "DpmSolver": "embedding",
+    "CausalBlocks": "hybrid",
     "DraftVerify": "hybrid",
     "EditFlow": "edit",
     "Posterior": "uniform",
     "PredictorCorrector": "uniform",
+    "SelfSpeculation": "hybrid",
     "Thought": "thought",
 }
 

@@ -37,7 +37,8 @@ class Hybrid(Family):
             network=NetworkFacts(attention=AttentionPattern("causal"), prompt_encoder=self.prompt_encoder, shift=1),
             family=FamilyFacts(),
         )
-        return spec.with_family(drafter=spec.with_network(shift=0).with_family(schedule=Linear(), process=Absorbing()))
+        drafts = spec.with_network(shift=0, attention=AttentionPattern("causal", self.block))  # the size of a draft
+        return spec.with_family(drafter=drafts.with_family(schedule=Linear(), process=Absorbing()))
 
     def objective(self) -> Objective:
         return Objective(

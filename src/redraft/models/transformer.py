@@ -162,7 +162,8 @@ class Transformer(Readout):
 
     def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         """The last hidden states [N, D] of the target positions."""
-        context = attention_context(request, self.rotary, store, self.config.restart, self.config.radius)
+        c = self.config
+        context = attention_context(request, self.rotary, store, c.restart, c.radius, stretch=c.stretch)
         x = self.embed(request)
         if self.answer is not None and request.prompt is not None:
             x = x + upload(request.streams[1] >= request.prompt[:, None], self.device)[..., None] * self.answer

@@ -25,6 +25,7 @@ from redraft.parity import (
     llada2_1_moe,
     llada2_moe,
     mdlm,
+    nemotron_labs_diffusion,
     sdar,
     sedd,
 )
@@ -53,6 +54,7 @@ CHECKS: dict[str, Suite] = {
     "sdar": sdar.SUITE,
     "fast_dllm_v2": fast_dllm_v2.SUITE,
     "llada2.1_moe": llada2_1_moe.SUITE,
+    "nemotron_labs_diffusion": nemotron_labs_diffusion.SUITE,
     "mdlm": mdlm.SUITE,
     "sedd": sedd.SUITE,
     "bd3lm": bd3lm.SUITE,

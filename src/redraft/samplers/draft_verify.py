@@ -59,14 +59,14 @@ class DraftVerify(Sampler):
     def plan(self, canvas: Canvas, state: DraftVerifyState, spec: Spec) -> list[Request]:
         """Verify the drafts of rows that have some, and draft in the others. A single open position needs no draft."""
         assert spec.family.drafter is not None
-        begin, run = _frontier(canvas)
+        begin, run = frontier(canvas)
         drafts = canvas.status == DRAFT
-        drafted = _run_length(drafts, begin)  # a constraint may have dropped some of them
+        drafted = run_length(drafts, begin)  # a constraint may have dropped some of them
         live = run > 0
         verify = live & (drafts.any(1) | (run == 1))
         requests = []
         if bool(verify.any()):
-            requests.append(_verification(canvas, spec, verify, begin, torch.minimum(drafted + 1, run)))
+            requests.append(verification(canvas, spec, verify, begin, torch.minimum(drafted + 1, run)))
         draft = live & ~verify
         unknown = draft & (state.length == 0) if spec.family.drafter.network.length_head else torch.zeros_like(draft)
         if bool(unknown.any()):
@@ -120,20 +120,20 @@ class DraftVerify(Sampler):
             if request.predicts_length:
                 state = _with_lengths(canvas, state, request, out)
             elif request.find(DraftQuery) is None:  # autoregressive predictions
-                steps.append(_verified(canvas, spec, request, out))
+                steps.append(verified(canvas, spec, request, out))
             else:
                 steps.append(common.write(request, out, request.targets >= 0, DRAFT))
         return state, joined(steps)
 
 
-def _run_length(marked: Tensor, begin: Tensor) -> Tensor:
+def run_length(marked: Tensor, begin: Tensor) -> Tensor:
     """[B] number of consecutive ``marked`` [B, L] positions from ``begin`` [B] on."""
     columns = torch.arange(marked.shape[1] + 1)
     other = torch.cat([~marked, torch.ones_like(marked[:, :1])], 1) & (columns >= begin[:, None])
     return other.to(torch.int8).argmax(1) - begin
 
 
-def _frontier(canvas: Canvas) -> tuple[Tensor, Tensor]:
+def frontier(canvas: Canvas) -> tuple[Tensor, Tensor]:
     """[B] the leftmost open position, and [B] the number of consecutive open positions there (0: none)."""
     closed = torch.cat([~canvas.open, torch.ones_like(canvas.step)[:, None].bool()], 1)
     columns = torch.arange(closed.shape[1])
@@ -142,7 +142,7 @@ def _frontier(canvas: Canvas) -> tuple[Tensor, Tensor]:
     return begin, end - begin
 
 
-def _verification(canvas: Canvas, spec: Spec, live: Tensor, begin: Tensor, count: Tensor) -> Request:
+def verification(canvas: Canvas, spec: Spec, live: Tensor, begin: Tensor, count: Tensor) -> Request:
     """Request the autoregressive model's tokens at ``count`` [B] positions from ``begin`` [B] on."""
     rows = live.nonzero()[:, 0]
     start, stop = begin[rows], (begin + count)[rows]
@@ -159,7 +159,7 @@ def _verification(canvas: Canvas, spec: Spec, live: Tensor, begin: Tensor, count
     )
 
 
-def _verified(canvas: Canvas, spec: Spec, request: Request, out: Output) -> Step:
+def verified(canvas: Canvas, spec: Spec, request: Request, out: Output) -> Step:
     """Seal the drafts that equal the verifier's tokens, and the verifier's first other token; mask the other drafts.
 
     Nothing is sealed after an end-of-text token, where autoregressive generation would have ended.

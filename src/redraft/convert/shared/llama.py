@@ -40,11 +40,14 @@ def is_masked(config: Mapping[str, Any]) -> bool:
     return "DiscreteDiffusionModel" in (config.get("architectures") or []) or config.get("mask_token_id") is not None
 
 
-def read_config(keys: Keys, mlp_dim: int | None = None, head_dim: int | None = None, **more: Any) -> Config:
+def read_config(
+    keys: Keys, mlp_dim: int | None = None, head_dim: int | None = None, growth: bool = False, **more: Any
+) -> Config:
     """The network configuration from the keys that Llama, Qwen and similar formats have in common.
 
     Args:
         mlp_dim, head_dim: None: read from ``intermediate_size`` and ``head_dim``.
+        growth: may queries grow with their positions (``llama_4_scaling_beta``)?
         more: fields that only some formats have.
     Raises:
         UserError: a key is missing, or has a value that is not supported.
@@ -54,7 +57,7 @@ def read_config(keys: Keys, mlp_dim: int | None = None, head_dim: int | None = N
     keys.require("rope_interleaved", False)  # in files of SmolLM, like the next line
     keys.ignore("attention_dropout", "hidden_dropout", "pretraining_tp", "is_causal")
     keys.ignore("is_llama_config", "transformers.js_config", "neftune_noise_alpha")
-    theta, stretch = rope(keys)
+    theta, stretch = rope(keys, growth=growth)
     length = keys.get("max_position_embeddings", int)
     if stretch is not None and stretch.kind == "yarn":  # some files name only the original context
         length = max(length, int(stretch.factor * stretch.original))
@@ -115,7 +118,7 @@ def full_layers(keys: Keys, sliding: list[bool]) -> tuple[int, ...]:
     return tuple(number for number, kind in enumerate(kinds) if kind == FULL)
 
 
-def rope(keys: Keys, default: float = 10_000.0) -> tuple[float, RopeScaling | None]:
+def rope(keys: Keys, default: float = 10_000.0, growth: bool = False) -> tuple[float, RopeScaling | None]:
     """Base and scaling of rotary positions: ``rope_theta`` and ``rope_scaling``, or ``rope_parameters`` with both.
 
     ``dynamic`` changes nothing within ``max_position_embeddings``, and longer sequences are not supported.
@@ -144,7 +147,7 @@ def rope(keys: Keys, default: float = 10_000.0) -> tuple[float, RopeScaling | No
                 table.get("original_max_position_embeddings", int),
             )
         elif kind == "yarn":
-            stretch = _yarn(table, keys.get("max_position_embeddings", int))
+            stretch = _yarn(table, keys.get("max_position_embeddings", int), growth)
         elif kind == "dynamic":
             table.ignore("factor", "original_max_position_embeddings")
         elif kind != "default":
@@ -154,7 +157,7 @@ def rope(keys: Keys, default: float = 10_000.0) -> tuple[float, RopeScaling | No
     return theta, None
 
 
-def _yarn(table: Keys, context: int) -> RopeScaling:
+def _yarn(table: Keys, context: int, growth: bool) -> RopeScaling:
     """Scaling from the keys of a YaRN table, computed as in transformers."""
     original = table.get("original_max_position_embeddings", int, context)
     factor = table.get("factor", float, context / original)
@@ -172,6 +175,7 @@ def _yarn(table: Keys, context: int) -> RopeScaling:
         original=original,
         size=table.get("attention_factor", float, size),
         whole=table.get("truncate", bool, True),
+        growth=table.get("llama_4_scaling_beta", float, 0.0) if growth else 0.0,
     )
 
 

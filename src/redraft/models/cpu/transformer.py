@@ -83,7 +83,8 @@ def on_cpu(network: Backbone) -> bool:
 
 def _supported(c: Config) -> bool:
     """``CpuTransformer`` supports this shape: no time, no biases but those of Qwen, full rotary, an MLP per layer."""
-    return not (c.timed or c.out_bias or c.mlp_bias or c.head_bias or c.experts or c.rotary_dim)
+    grows = c.stretch is not None and c.stretch.growth > 0
+    return not (grows or c.timed or c.out_bias or c.mlp_bias or c.head_bias or c.experts or c.rotary_dim)
 
 
 class Layer:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from redraft.models.parts import streams
 from redraft.models.parts.masks import LAST, group_mask, near_mask
 from redraft.models.parts.norms import RMSNorm
-from redraft.models.parts.positions import rotate
+from redraft.models.parts.positions import RopeScaling, query_growth, rotate
 from redraft.models.parts.store import KeyValueView, Window
 from redraft.runtime import upload
 from redraft.types import CleanStream, DraftQuery, Forward, QueryMask
@@ -28,6 +28,7 @@ class AttentionContext:
     store: KeyValueView | None
     window: Window | None
     blocks: Any = None  # a BlockMask in place of ``mask``: attention runs in FlexAttention
+    growth: Tensor | None = None  # [R, Q] factors of the queries (``positions.query_growth``)
     local: AttentionContext | None = None  # for layers with local attention; None: the same as for the others
 
 
@@ -46,6 +47,7 @@ def attention_context(
     restart: bool,
     radius: int | None = None,
     local_rotary: Tensor | None = None,
+    stretch: RopeScaling | None = None,
 ) -> AttentionContext:
     """Turn the ``AttentionPattern`` of a request into the cheapest equivalent form of attention.
 
@@ -54,8 +56,11 @@ def attention_context(
         restart: position numbers of an answer start at 0 again.
         radius: for networks with local attention (sliding windows): layers with ``Attention.local`` attend only where
             |i - j| <= radius. local_rotary: a separate table [C, 2, Dr / 2] for these layers.
+        stretch: scaling of the rotary frequencies, if queries grow with their positions.
     """
     context = _context_for_all(request, rotary, store, restart)
+    if stretch is not None and stretch.growth:
+        context.growth = query_growth(rotary_positions(request, restart), stretch).to(rotary.device)
     if radius is not None:
         context.local = _local_context(request, context, radius)
         if local_rotary is not None:
@@ -139,6 +144,8 @@ class Attention(nn.Module):
             query, key = both.split([self.heads, self.kv_heads], 2)
             both = torch.cat([self.q_norm(query), self.k_norm(key)], 2)
         query, key = rotate(both, context.table).split([self.heads, self.kv_heads], 2)
+        if context.growth is not None:
+            query = query * context.growth[:, :, None, None].to(query.dtype)
         if context.store is not None and context.window is not None:
             pair = torch.stack([key, value]).transpose(2, 3)
             keys, values = context.store.store.put(self.layer, context.window, pair)

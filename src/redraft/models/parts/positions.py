@@ -19,6 +19,8 @@ class RopeScaling:
     (Llama 3, arXiv:2407.21783). ``yarn`` interpolates linearly over the pairs that make between ``high`` and ``low``
     turns in the original context (``whole``: rounded to whole pairs), and multiplies queries and keys by ``size`` (Peng
     et al. 2023, arXiv:2309.00071).
+
+    With ``growth``, queries at position p are also multiplied by 1 + growth ln(1 + floor(p / original)) (Llama 4).
     """
 
     kind: Literal["linear", "llama3", "yarn"]
@@ -28,6 +30,7 @@ class RopeScaling:
     original: int = 8192
     size: float = 1.0
     whole: bool = True
+    growth: float = 0.0
 
     def __call__(self, rate: Tensor, theta: float) -> Tensor:
         """Frequencies [P] of P pairs, theta^(-p / P), -> scaled frequencies [P]."""
@@ -45,6 +48,12 @@ class RopeScaling:
             number = torch.arange(pairs, dtype=rate.dtype, device=rate.device)
             keep = 1 - ((number - first) / ((last - first) or 1e-3)).clamp(0, 1)
         return keep * rate + (1 - keep) * rate / self.factor
+
+
+def query_growth(positions: Tensor, stretch: RopeScaling) -> Tensor:
+    """What queries at ``positions`` [R, Q] are multiplied by, [R, Q] float32 (``RopeScaling.growth``)."""
+    turns = positions.div(stretch.original, rounding_mode="floor")
+    return 1 + stretch.growth * torch.log1p(turns.float())
 
 
 def rotary_table(length: int, head_dim: int, theta: float, stretch: RopeScaling | None = None) -> Tensor:

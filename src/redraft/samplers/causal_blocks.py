@@ -1,0 +1,111 @@
+"""Causal blocks: fill a block of masks after causal text by a threshold of confidence, then the next."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from redraft.canvas import extent, joined
+from redraft.errors import UserError
+from redraft.samplers.base import Sampler
+from redraft.samplers.shared import common
+from redraft.types import FREE, Canvas, DraftQuery, Drawing, Output, Request, Spec, Step
+
+
+@dataclass(frozen=True)
+class CausalBlocks(Sampler):
+    """The decoding of Nemotron-Labs-Diffusion, for models that read text causally and draft blocks (family hybrid).
+
+    Blocks of ``block`` positions are counted from the end of the prompt. The first token of a block is that of the
+    autoregressive model: a causal pass over the block before gives it, whose keys and values are kept. The other
+    positions are masks that see the text before and the whole block. All with p(x) > ``threshold`` are written, and
+    always the most confident one. In contrast to ``draft_verify``, nothing is verified.
+    """
+
+    block: int = 8
+    threshold: float = 0.9
+
+    tries = {"threshold": (0.5, 0.7, 0.9), "block": (8, 16, 32)}
+
+    def start(self, canvas: Canvas, spec: Spec) -> None:
+        check_drafts(spec)
+        common.check_share("threshold", self.threshold)
+        if self.block < 1:
+            raise UserError(f"block = {self.block} must be at least 1.")
+
+    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
+        free = (canvas.status == FREE) & ~common.after_end(canvas, spec)
+        columns = torch.arange(free.shape[1])
+        first = torch.where(free, columns, len(columns)).amin(1)
+        begin = canvas.prompt + (first - canvas.prompt).div(self.block, rounding_mode="floor") * self.block
+        live, leads = free.any(1), (first == begin) & (first > 0)
+        found = []
+        if bool((live & leads).any()):
+            found.append(next_token(canvas, spec, (live & leads).nonzero()[:, 0], first))
+        if bool((live & ~leads).any()):
+            wanted = free & (columns < begin[:, None] + self.block)
+            found.append(draft(canvas, spec, (live & ~leads).nonzero()[:, 0], begin, begin + self.block, wanted))
+        return found
+
+    def apply(
+        self, canvas: Canvas, state: None, spec: Spec, requests: list[Request], outputs: list[Output]
+    ) -> tuple[None, Step]:
+        steps = []
+        for request, out in zip(requests, outputs, strict=True):
+            best = common.best(out.conf, torch.ones_like(request.rows))
+            steps.append(common.write(request, out, (out.conf > math.log(self.threshold)) | best))
+        return None, joined(steps)
+
+
+def check_drafts(spec: Spec) -> None:
+    """Raises UserError if the model does not draft blocks after causal text in its own network."""
+    drafter = spec.family.drafter
+    if drafter is None or drafter.network.name != spec.network.name or drafter.network.attention.kind != "causal":
+        raise UserError(
+            "This sampler needs a diffusion model that drafts blocks in the network that reads text causally.",
+            "Use a model of family hybrid.",
+        )
+
+
+def next_token(canvas: Canvas, spec: Spec, rows: Tensor, first: Tensor) -> Request:
+    """Request the autoregressive model's token at position ``first`` [B] of ``rows`` [R], by a pass that ends there."""
+    at = first[rows]
+    columns = torch.arange(int(at.max()))
+    return Request(
+        tokens=canvas.ids[rows, : len(columns)],
+        positions=torch.where(columns < at[:, None], columns, -1),
+        targets=at[:, None],
+        attention=spec.network.attention,
+        prompt=canvas.prompt[rows] if spec.network.prompt_encoder else None,
+        network=spec.network.name,
+        drawing=Drawing(rows, torch.zeros_like(rows)),  # the same keys as in ``Autoregressive``
+    )
+
+
+def draft(
+    canvas: Canvas, spec: Spec, rows: Tensor, begin: Tensor, end: Tensor, wanted: Tensor, stepless: bool = False
+) -> Request:
+    """Request the drafter's tokens at the positions in ``wanted`` [B, L] of ``rows`` [R].
+
+    The positions from ``begin`` to ``end`` [B] see all of each other, and the text before them, which is causal.
+    ``stepless``: the samples have the keys of an autoregressive model, so that equal distributions give equal tokens.
+    """
+    assert spec.family.drafter is not None
+    network, tokens = spec.family.drafter.network, spec.family.drafter.tokens
+    used = extent(canvas)[rows]
+    stop = torch.minimum(end[rows], used)
+    columns = torch.arange(int(stop.max()))
+    ids = canvas.ids[rows].masked_fill(canvas.status[rows] == FREE, tokens.mask_id)
+    return Request(
+        tokens=ids[:, : len(columns)],
+        positions=torch.where(columns < stop[:, None], columns, -1),
+        targets=common.marked_positions(wanted[rows]),
+        attention=network.attention,
+        prompt=canvas.prompt[rows] if network.prompt_encoder else None,
+        network=network.name,
+        drawing=Drawing(rows, torch.zeros_like(rows) if stepless else None),
+        extra=(DraftQuery(network.shift, begin[rows]),),
+    )

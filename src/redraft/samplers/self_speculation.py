@@ -1,0 +1,72 @@
+"""Self-speculation: the network drafts a block whose first token it knows, and verifies it causally."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from redraft.canvas import joined
+from redraft.errors import UserError
+from redraft.samplers.base import Sampler
+from redraft.samplers.causal_blocks import check_drafts, draft
+from redraft.samplers.draft_verify import frontier, run_length, verification, verified
+from redraft.samplers.shared import common
+from redraft.types import DRAFT, FREE, Canvas, DraftQuery, Output, Request, Spec, Step
+
+
+@dataclass(frozen=True)
+class SelfSpeculation(Sampler):
+    """The lossless decoding of Nemotron-Labs-Diffusion (``linear_spec_generate``), for models of family hybrid.
+
+    The output is that of ``autoregressive``, token for token, as with ``draft_verify``. Here a drafted block of
+    ``block`` positions begins with the last token of the text, which sees the drafts too, and the first token after the
+    prompt comes from a causal pass. With ``threshold`` 0 one pass drafts everything. Otherwise each pass keeps the
+    drafts with p(x) > ``threshold``, and always the most confident one, until the block is full.
+    """
+
+    block: int = 8
+    threshold: float = 0.0
+
+    exact = True
+    retracts = True  # only drafts, never sealed tokens
+    tries = {"block": (4, 8, 16)}
+
+    def start(self, canvas: Canvas, spec: Spec) -> None:
+        check_drafts(spec)
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"threshold = {self.threshold} must lie in [0, 1].")
+        if self.block < 2:
+            raise UserError(f"block = {self.block} must be at least 2: a known token, and drafts.")
+
+    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
+        begin, run = frontier(canvas)
+        drafts = canvas.status == DRAFT
+        columns = torch.arange(canvas.ids.shape[1])
+        end = begin + (run - 1).clamp(min=0, max=self.block - 1)  # the verifier adds one token
+        missing = (canvas.status == FREE) & (columns >= begin[:, None]) & (columns < end[:, None])
+        known = begin > canvas.prompt  # a token of the answer is there
+        drafting = (run > 1) & known & missing.any(1)
+        verifying = (run > 0) & ~drafting
+        found = []
+        if bool(verifying.any()):
+            count = torch.minimum(run_length(drafts, begin) + 1, run)
+            found.append(verification(canvas, spec, verifying, begin, count))
+        if bool(drafting.any()):
+            found.append(draft(canvas, spec, drafting.nonzero()[:, 0], begin - 1, end, missing, stepless=True))
+        return found
+
+    def apply(
+        self, canvas: Canvas, state: None, spec: Spec, requests: list[Request], outputs: list[Output]
+    ) -> tuple[None, Step]:
+        return None, joined([self._step(canvas, spec, *pair) for pair in zip(requests, outputs, strict=True)])
+
+    def _step(self, canvas: Canvas, spec: Spec, request: Request, out: Output) -> Step:
+        if request.find(DraftQuery) is None:  # autoregressive predictions
+            return verified(canvas, spec, request, out)
+        chosen: Tensor = request.targets >= 0
+        if self.threshold:
+            chosen = (out.conf > math.log(self.threshold)) | common.best(out.conf, torch.ones_like(request.rows))
+        return common.write(request, out, chosen, DRAFT)
