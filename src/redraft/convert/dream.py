@@ -61,6 +61,6 @@ def keys_of(network: Backbone, spec: Spec) -> dict[str, Any]:
     llama.check_qwen2(c)
     if c.window:
         raise llama.not_writable("Dream has no sliding windows")
-    own = {"model_type": "Dream", "architectures": ["DreamModel"], "mask_token_id": spec.tokens.mask_id}
+    own: dict[str, Any] = {"model_type": "Dream", "architectures": ["DreamModel"], "mask_token_id": spec.tokens.mask_id}
     own |= {"use_sliding_window": False, "sliding_window": None}
     return {**own, **llama.to_keys(c, "head_dim", "attention_bias", "is_causal")}

@@ -51,7 +51,7 @@ class FastDllmV2(Format):
     def write(network: Backbone, spec: Spec) -> tuple[dict[str, Any], Layout]:
         c = llama.diffusion_config(network, spec, "block", shift=1)
         llama.check_qwen2(c)
-        own = {"model_type": "Fast_dLLM_Qwen", "architectures": ["Fast_dLLM_QwenForCausalLM"]}
+        own: dict[str, Any] = {"model_type": "Fast_dLLM_Qwen", "architectures": ["Fast_dLLM_QwenForCausalLM"]}
         own |= {"use_sliding_window": False, "bd_size": spec.network.attention.block}
         own |= {"mask_token_id": spec.tokens.mask_id}
         return {**own, **llama.to_keys(c, "head_dim", "attention_bias", "is_causal")}, llama.layout(c)

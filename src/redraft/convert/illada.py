@@ -46,6 +46,6 @@ class Illada(Format):
         c = llama.diffusion_config(network, spec, "full")
         if c.qk_norm or c.experts or c.rotary_dim or c.head_bias or c.window or c.stretch or c.qkv_bias != c.out_bias:
             raise llama.not_writable("iLLaDA has no norms of queries and keys, experts, windows or scaled rope")
-        own = {"model_type": "illada", "architectures": ["ILLaDAForCausalLM"], "mlp_bias": c.mlp_bias}
+        own: dict[str, Any] = {"model_type": "illada", "architectures": ["ILLaDAForCausalLM"], "mlp_bias": c.mlp_bias}
         own |= {"layer_norm_eps": None, "mask_token_id": spec.tokens.mask_id}
         return {**own, **llama.to_keys(c, "is_causal")}, llama.layout(c)

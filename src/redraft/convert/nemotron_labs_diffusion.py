@@ -57,7 +57,7 @@ class NemotronLabsDiffusion(Format):
             raise llama.not_writable("it is no transformer that both reads text causally and drafts blocks")
         if c.qk_norm or c.experts or c.rotary_dim or c.head_bias or c.window or c.restart or c.qkv_bias != c.out_bias:
             raise llama.not_writable("its network has norms of queries and keys, experts, windows or other biases")
-        own = {"model_type": "nemotron_labs_diffusion", "architectures": ["NemotronLabsDiffusionModel"]}
+        own: dict[str, Any] = {"model_type": "nemotron_labs_diffusion", "architectures": ["NemotronLabsDiffusionModel"]}
         own |= {"mlp_bias": c.mlp_bias, "mask_token_id": spec.tokens.mask_id, "dlm_paradigm": "bidirectional"}
         own |= {"block_size": spec.family.drafter.network.attention.block}
         shape = llama.to_keys(c, "is_causal", "rope_theta")

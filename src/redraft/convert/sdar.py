@@ -49,7 +49,7 @@ class Sdar(Format):
         c = llama.diffusion_config(network, spec, "block")
         if not c.qk_norm or c.mlp_bias or c.qkv_bias != c.out_bias or c.experts or c.rotary_dim or c.head_bias:
             raise llama.not_writable("SDAR has norms of queries and keys, and biases in attention or nowhere")
-        own = {"model_type": "sdar", "architectures": ["SDARForCausalLM"], "use_sliding_window": False}
+        own: dict[str, Any] = {"model_type": "sdar", "architectures": ["SDARForCausalLM"], "use_sliding_window": False}
         own |= {"block_size": spec.network.attention.block, "mask_token_id": spec.tokens.mask_id}
         return {**own, **llama.to_keys(c, "is_causal")}, llama.layout(c)
 
