@@ -67,7 +67,7 @@ def server(published: dict[str, Path]) -> Iterator[Any]:
     from redraft.serve.app import create_app
     from tests.serve.conftest import server_config
 
-    with TestClient(create_app(server_config(published))) as opened:
+    with TestClient(create_app(server_config(published)), base_url="http://localhost") as opened:
         yield opened
 
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from redraft.caches.base import CachePolicy
 from redraft.caches.shared import narrowing
+from redraft.limits import MAX_STEPS
+from redraft.options import setting
 from redraft.types import Request
 
 
@@ -21,7 +23,9 @@ class SubBlock(CachePolicy):
     every ``refresh`` steps.
     """
 
-    refresh: int = 0
+    refresh: int = setting(
+        0, "Steps after which the whole block runs again; 0: never.", least=0, most=MAX_STEPS, unit="steps"
+    )
 
     def narrow(self, request: Request, stored: np.ndarray, shift: int, moved: np.ndarray | None = None) -> Request:
         """Keep only the sub-block, in rows whose other stored tokens are unchanged and whose first target is not the

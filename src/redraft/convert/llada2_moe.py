@@ -55,7 +55,11 @@ class Llada2Moe(Format):
             raise llama.not_writable("LLaDA2 has ordinary MLPs only in its first layers, no biases and no windows")
         if spec.network.attention.block != _BLOCK:
             raise llama.not_writable(f"LLaDA2 has blocks of {_BLOCK}, and its files can't name another size")
-        own: dict[str, Any] = {"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"], "use_sliding_window": False}
+        own: dict[str, Any] = {
+            "model_type": "llada2_moe",
+            "architectures": ["LLaDA2MoeModelLM"],
+            "use_sliding_window": False,
+        }
         own |= {"use_bias": False, "use_qkv_bias": c.qkv_bias, "use_qk_norm": c.qk_norm, "use_rmsnorm": True}
         own |= {"rotary_dim": c.rotary_dim or c.head_width}
         own |= {"partial_rotary_factor": own["rotary_dim"] / c.head_width, "mask_token_id": spec.tokens.mask_id}

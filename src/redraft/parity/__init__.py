@@ -15,6 +15,7 @@ from redraft.parity import (
     adapted,
     autoregressive,
     bd3lm,
+    diffusion_gemma,
     dream,
     dreamon,
     fast_dllm_v2,
@@ -58,6 +59,7 @@ CHECKS: dict[str, Suite] = {
     "mdlm": mdlm.SUITE,
     "sedd": sedd.SUITE,
     "bd3lm": bd3lm.SUITE,
+    "diffusion_gemma": diffusion_gemma.SUITE,
     "latent_diffusion": latent_diffusion.SUITE,
 }
 

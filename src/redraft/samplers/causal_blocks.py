@@ -10,6 +10,8 @@ from torch import Tensor
 
 from redraft.canvas import extent, joined
 from redraft.errors import UserError
+from redraft.limits import MAX_POSITIONS
+from redraft.options import setting
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common
 from redraft.types import FREE, Canvas, DraftQuery, Drawing, Output, Request, Spec, Step
@@ -25,16 +27,13 @@ class CausalBlocks(Sampler):
     always the most confident one. In contrast to ``draft_verify``, nothing is verified.
     """
 
-    block: int = 8
-    threshold: float = 0.9
+    block: int = setting(8, "Positions of a block.", least=1, most=MAX_POSITIONS, unit="positions")
+    threshold: float = setting(0.9, "Confidence above which a position is written.", above=0, most=1)
 
     tries = {"threshold": (0.5, 0.7, 0.9), "block": (8, 16, 32)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         check_drafts(spec)
-        common.check_share("threshold", self.threshold)
-        if self.block < 1:
-            raise UserError(f"block = {self.block} must be at least 1.")
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
         free = (canvas.status == FREE) & ~common.after_end(canvas, spec)

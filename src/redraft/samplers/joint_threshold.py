@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redraft.limits import MAX_POSITIONS
 from redraft.options import setting
 from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common
@@ -39,7 +40,9 @@ class JointThreshold(Sampler):
     edit: float = setting(0.5, "Confidence above which another token replaces a written one.", least=0, most=1)
     rounds: int = setting(16, "Passes over a block that has no free position left.", least=1, most=1000, unit="passes")
     block: int = block_option()
-    least: int = setting(1, "Free positions that are written in any case.", least=1, most=1 << 20, unit="positions")
+    least: int = setting(
+        1, "Free positions that are written in any case.", least=1, most=MAX_POSITIONS, unit="positions"
+    )
 
     retracts = True
 

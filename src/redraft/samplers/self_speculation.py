@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from redraft.canvas import joined
-from redraft.errors import UserError
+from redraft.limits import MAX_POSITIONS
+from redraft.options import setting
 from redraft.samplers.base import Sampler
 from redraft.samplers.causal_blocks import check_drafts, draft
 from redraft.samplers.draft_verify import frontier, run_length, verification, verified
@@ -27,8 +28,12 @@ class SelfSpeculation(Sampler):
     drafts with p(x) > ``threshold``, and always the most confident one, until the block is full.
     """
 
-    block: int = 8
-    threshold: float = 0.0
+    block: int = setting(
+        8, "Positions of a block: a known token, and drafts.", least=2, most=MAX_POSITIONS, unit="positions"
+    )
+    threshold: float = setting(
+        0.0, "Confidence above which a pass keeps a draft; 0: one pass drafts everything.", least=0, most=1
+    )
 
     exact = True
     retracts = True  # only drafts, never sealed tokens
@@ -36,10 +41,6 @@ class SelfSpeculation(Sampler):
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         check_drafts(spec)
-        if not 0 <= self.threshold <= 1:
-            raise UserError(f"threshold = {self.threshold} must lie in [0, 1].")
-        if self.block < 2:
-            raise UserError(f"block = {self.block} must be at least 2: a known token, and drafts.")
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
         begin, run = frontier(canvas)

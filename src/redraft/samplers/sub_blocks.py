@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from redraft.errors import UserError
+from redraft.limits import MAX_POSITIONS
+from redraft.options import setting
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common
 from redraft.types import FREE, CacheHint, Canvas, Output, Request, Spec, Step
@@ -27,16 +28,13 @@ class SubBlocks(Sampler):
     cache ``sub_block``, most of the other passes run one sub-block.
     """
 
-    threshold: float = 0.9
-    size: int = 8
+    threshold: float = setting(0.9, "Confidence above which a position is written.", above=0, most=1)
+    size: int = setting(8, "Positions of a sub-block.", least=1, most=MAX_POSITIONS, unit="positions")
 
     tries = {"threshold": (0.5, 0.7, 0.9)}
 
     def start(self, canvas: Canvas, spec: Spec) -> None:
         common.check_diffusion(spec)
-        common.check_share("threshold", self.threshold)
-        if self.size < 1:
-            raise UserError(f"size = {self.size} must be at least 1.")
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
         free = (canvas.status == FREE) & ~common.after_end(canvas, spec)
