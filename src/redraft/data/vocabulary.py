@@ -130,9 +130,8 @@ class Vocabulary(Tokenizer):
                 number = max(found._backend.get_vocab(with_added_tokens=True).values()) + 1
                 found._backend.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
                 found.names, found.added = {**found.names, key: name}, (*found.added, key)
-            ids = replace(
-                ids, **{key: number}, size=max(ids.size, number + 1), forbidden=tuple(sorted({*ids.forbidden, number}))
-            )
+            new: dict[str, Any] = {key: number, "forbidden": tuple(sorted({*ids.forbidden, number}))}
+            ids = replace(ids, size=max(ids.size, number + 1), **new)
         found._number(ids)
         return found
 
