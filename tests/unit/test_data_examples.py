@@ -250,6 +250,9 @@ def test_chats(tmp_path: Path) -> None:
     assert len({key_text(example) for example in read(file)[1:]}) == 1, "a conversation is in one split"
     more = read(jsonl(tmp_path / "more.jsonl", [chat_row("user:a", "assistant:b", "user:c")]))
     assert (len(more), more.unanswered) == (1, 1)
+    many = [chat_row(f"user:{n}", "assistant:b", "user:c") for n in range(90)]
+    told = str(describe(load(jsonl(tmp_path / "many.jsonl", many))))
+    assert "end with a message without an answer, which is left out: 90" in told
     weighted = chat_row("user:a", "assistant:b", "user:c", "assistant:d")
     weighted["messages"][1]["weight"] = 0  # type: ignore[index]
     assert [target for _, target in taken(jsonl(tmp_path / "weighted.jsonl", [weighted]))] == ["d"]

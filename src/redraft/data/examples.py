@@ -57,9 +57,9 @@ class Examples(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         return iter(self.rows)
 
-    def replace(self, rows: list[Example], skipped: list[Skipped] | None = None) -> Examples:
+    def replace(self, rows: list[Example], skipped: list[Skipped] | None = None, unanswered: int = 0) -> Examples:
         """A copy with the same columns and other rows."""
-        return Examples(rows, self.columns, self.recognised, skipped or [])
+        return Examples(rows, self.columns, self.recognised, skipped or [], unanswered)
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Splits:
         if self.shares is None:
             return "splits of the source"
         parts = [f"{share:.0%} {name}" for name, share in zip(SPLITS, self.shares, strict=True) if share]
-        return f"no splits in the source for {', '.join(parts)}: rows are chosen by a hash of their input"
+        return f"by a hash of the input, as the source has none for {', '.join(parts)}"
 
     def items(self) -> Iterator[tuple[str, Examples]]:
         """Name and examples of each split."""
@@ -201,7 +201,7 @@ def split(examples: Examples, fractions: tuple[float, ...], seed: int = 0) -> Sp
         index = 0 if point < fractions[0] else 1 if point < fractions[0] + fractions[1] or not fractions[2] else 2
         rows[SPLITS[index]].append(example)
     return Splits(
-        examples.replace(rows["train"], examples.skipped),  # reported once
+        examples.replace(rows["train"], examples.skipped, examples.unanswered),  # reported once
         examples.replace(rows["validation"]),
         examples.replace(rows["test"]),
     )
