@@ -392,14 +392,20 @@ def test_a_piece_that_is_a_folder_is_named(finished: tuple[Path, Record, list[st
 
 def test_the_report_of_another_study_is_kept(finished: tuple[Path, Record, list[str]], tmp_path: Path) -> None:
     shutil.copytree(finished[0], tmp_path / "two")
-    out = tmp_path / "two" / "out"
-    before = (out / "results.json").read_bytes()
-    told: list[str] = []
+    out, told = tmp_path / "two" / "out", list[str]()
+
+    def kept() -> list[str]:
+        return sorted(path.name for path in (out / "older").glob("*"))
+
     runs.run(study(tmp_path / "two"), told.append)
-    assert not (out / "older").exists()  # the same study
+    before, older = json.loads((out / "results.json").read_text()), kept()
+    runs.run(study(tmp_path / "two", price_per_hour=2.0), told.append)
+    assert kept() == older  # the same study
+    told.clear()
     runs.run(study(tmp_path / "two", test_rows=10), told.append)
-    kept = json.loads((out / "older" / "1" / "results.json").read_text())
-    assert kept["settings"] == json.loads(before)["settings"]
+    (new,) = set(kept()) - {*older}
+    found = json.loads((out / "older" / new / "results.json").read_text())
+    assert [one["id"] for one in found["settings"]] == [one["id"] for one in before["settings"]]
     assert any("older" in line for line in told)
     assert runs.render(out).plan.test_rows == 10
 

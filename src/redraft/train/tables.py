@@ -160,7 +160,8 @@ class TrainTable:
 
     tokens: int = setting(
         0,
-        "Budget: tokens read in training, prompt and answer, without padding. 0 is none.",
+        "Budget: tokens read in training, prompt and answer, without padding. The update that reaches it is the last. "
+        "0 is none.",
         least=0,
         unit="tokens",
         reach=_CLI,

@@ -75,7 +75,7 @@ class Race:
         within: how far behind the best a configuration may be, in the same unit.
         measure: generates and scores a piece: configuration, number of the piece -> piece.
         pieces: number of pieces of all rows.
-        until: time.monotonic() after which nothing new is tried and only the leaders continue.
+        until: time.monotonic() after which nothing new is tried. The rows that all have seen then decide (``pieces``).
         log: receives a line of progress after each round.
     """
 
@@ -89,7 +89,7 @@ class Race:
     _draws: dict[tuple[DecodingConfig, int], Array] = field(default_factory=dict)
 
     def run(self, space: Candidates, current: DecodingConfig) -> list[Racer]:
-        """All configurations that were tried. Those still in the race have seen every row.
+        """All configurations that were tried. Those still in the race have seen ``pieces`` pieces.
 
         Args:
             current: the model's own configuration, which is never eliminated.
@@ -98,14 +98,17 @@ class Race:
         for number, target in enumerate(rounds):
             self.racers |= {config: Racer(config) for config in new}
             for racer in self.live():
-                if time.monotonic() > self.until and not racer.pieces and racer.config != current:
+                late = time.monotonic() > self.until
+                if late and not racer.pieces and racer.config != current:
                     del self.racers[racer.config]  # there was no time to try it
-                else:
+                elif not late or not racer.pieces:
                     self._advance(racer, target, current)
             self._thin(target, current)
             self.log(f"{min(target, self.pieces)} of {self.pieces} pieces: {len(self.live())} configurations are left")
-            last = number == len(rounds) - 1 or time.monotonic() > self.until
-            new = [] if last else self._joining(space, target)
+            if time.monotonic() > self.until:
+                self.pieces = min(len(racer.pieces) for racer in self.live())  # there is no time for the other rows
+                break
+            new = [] if number == len(rounds) - 1 else self._joining(space, target)
         return list(self.racers.values())
 
     def live(self) -> list[Racer]:

@@ -218,7 +218,7 @@ class Tuning:
             signature=self.metric.signature,
             better=self.metric.better,
             within=self.study.within,
-            rows=len(self.items),
+            rows=len(chosen),
             texts_generated=sum(len(piece.stats) for racer in racers for piece in racer.pieces),
             batches=list(self.study.batch_sizes),
             max_new_tokens=self.settings.max_new_tokens,

@@ -35,7 +35,8 @@ class TuneStudy(Scoring, DataSource):
     calls: int = setting(12, "Timed calls of each configuration.", least=3)
     minutes: float = setting(
         10.0,
-        "After this time the search tries nothing new, and half as much again is left for timing; 0 lets it finish.",
+        "After this time the search ends with the rows scored so far; timing may take half as much again. 0 lets it "
+        "finish.",
         least=0,
         unit="minutes",
     )
