@@ -70,3 +70,18 @@ def test_mistakes_are_explained(redraft: Redraft, pairs: Path, tmp_path: Path) -
         assert answer.code == 2 and says in answer.err, answer.err
     answer = redraft("generate", "--model", "base-masked", "--adapter", tmp_path, "--prompt", "a")
     assert answer.code == 2 and "adapter" in answer.err or "config.json" in answer.err
+
+
+def test_a_dry_run_prints_the_memory_and_writes_nothing(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    given = ("--data", pairs, *COLUMNS, *SMALL, "--lora-rank", "2", "--out", tmp_path / "run", "--dry-run", "--json")
+    found = redraft("finetune", "--from", "translate-en-de-masked", *given)
+    assert found.code == 0, found.err
+    assert "weights" in found.err and "largest batch" in found.err
+    assert found.json["memory"]["total"] > found.json["memory"]["weights"] > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_an_adapter_need_one(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    given = ("--data", pairs, *COLUMNS, "--base-dtype", "int8", "--out", tmp_path / "run")
+    found = redraft("finetune", "--from", "translate-en-de-masked", *given)
+    assert found.code == 2 and "--base-dtype needs an adapter" in found.err

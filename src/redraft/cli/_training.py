@@ -23,17 +23,30 @@ Set = Annotated[
 ]
 
 
-def run(recipe: Recipe, out: Path, device: str, as_json: bool) -> dict[str, Any]:
-    """Train and show the progress. Returns the result for ``--json``."""
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the memory that the run needs, and stop.")]
+
+
+def run(recipe: Recipe, out: Path, device: str, as_json: bool, dry_run: bool = False) -> dict[str, Any]:
+    """Train and show the progress. Returns the result for ``--json``.
+
+    Raises:
+        UserError: the memory doesn't suffice, or as for ``train.loop.train``.
+    """
+    from redraft import runtime
     from redraft.data.report import describe as describe_data
     from redraft.train.logging import Progress, describe
     from redraft.train.loop import train
+    from redraft.train.memory_plan import fitted
     from redraft.train.setup import texts
 
     splits = texts(recipe)
     chats = any(example.turns for example in splits.train)
     log(str(describe_data(splits)))
     del splits
+    recipe, memory = fitted(recipe, runtime.device(device))
+    log(str(memory))
+    if dry_run:
+        return {"memory": memory.to_json()}
     try:
         if sys.stderr.isatty() and not as_json:
             with Progress() as progress:

@@ -26,6 +26,7 @@ def finetune(
     lora: Annotated[dict[str, Any], Options(Lora, defaults=False)],
     training: Annotated[dict[str, Any], Options(TrainTable, defaults=False)],
     set_: t.Set = None,
+    dry_run: t.DryRun = False,
     as_json: Json = False,
     device: Device = "auto",
 ) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def finetune(
         "lora": _lora(lora),
         "train": {"lr": LEARNING_RATE, **training},
     }
-    return t.run(t.recipe_of(values, "command line", set_), out, device, as_json)
+    return t.run(t.recipe_of(values, "command line", set_), out, device, as_json, dry_run)
 
 
 def _lora(given: dict[str, Any]) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ def train(
     training: Annotated[dict[str, Any], Options(TrainTable)],
     recipe: Annotated[Path | None, typer.Argument(help="A TOML file, such as those under recipes/.")] = None,
     set_: t.Set = None,
+    dry_run: t.DryRun = False,
     as_json: Json = False,
     device: Device = "auto",
 ) -> dict[str, Any]:
@@ -43,4 +44,4 @@ def train(
     given = {name: values for name, values in given.items() if values or name in ("data", "train")}
     values = config.merge(config.read_toml(recipe) if recipe else {}, given)
     where, folder = (str(recipe), str(recipe.resolve().parent)) if recipe else ("command line", "")
-    return t.run(t.recipe_of(values, where, set_, folder), out, device, as_json)
+    return t.run(t.recipe_of(values, where, set_, folder), out, device, as_json, dry_run)

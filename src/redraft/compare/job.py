@@ -47,6 +47,7 @@ from redraft.loading import is_model, load
 from redraft.model import Model
 from redraft.train.logging import Event
 from redraft.train.loop import train
+from redraft.train.memory_plan import fitted
 
 Log = Callable[[str], None]
 TIMING_SHARE = 0.25  # of the time left, for the timing at one batch size
@@ -92,6 +93,8 @@ class Job:
         def work() -> dict[str, Any]:
             setup = self._setup()
             recipe = setup.recipe(self.prepared.plan, family, seed, dropout)
+            recipe, memory = fitted(recipe, setup.device)
+            self.log(str(memory))
             result = train(recipe, folder, device=str(setup.device), on_event=self._watch(f"{family}, seed {seed}"))
             return {**dataclasses.asdict(result), "curve": _curve(folder / "train" / "metrics.jsonl")}
 

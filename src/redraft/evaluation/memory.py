@@ -1,14 +1,20 @@
-"""Peak memory of a piece of work."""
+"""Memory: the peak of a piece of work, the bytes of live tensors, and what the machine has left."""
 
 from __future__ import annotations
 
 import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from redraft.models.parts.packed import packed_in
 from redraft.runtime import release_memory
 
 _STATUS = Path("/proc/self/status")
@@ -50,6 +56,71 @@ class PeakMemory:
             self.peak = torch.cuda.max_memory_allocated(self.device)
         else:
             self.peak = peak_resident()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Context manager that sums the bytes of tensors made inside it and still alive: ``now``, and their ``peak``.
+
+    The weights of ``network`` are not counted. It counts what tensors hold, not what an allocator keeps.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        known = [*network.parameters(), *network.buffers()]
+        known += [part for matrix in packed_in(network) for part in vars(matrix).values() if isinstance(part, Tensor)]
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return found
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._seen:
+            self._seen.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that a program can still take on a device; None: the system doesn't say. Limits of containers count."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = [_left_in_group(*files) for files in _GROUPS]
+    if _MEMINFO.exists():
+        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    known = [left + resident() for left in found if left is not None]  # what this process holds is also its to use
+    return min(known, default=None)
+
+
+_MEMINFO = Path("/proc/meminfo")
+_GROUPS = (  # limit and use of a container, by version of control groups
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+def _left_in_group(limit: Path, use: Path) -> int | None:
+    try:
+        most, now = limit.read_text().strip(), use.read_text().strip()
+    except OSError:
+        return None
+    return max(int(most) - int(now), 0) if most.isdigit() and now.isdigit() else None
+
+
+def readable(size: float) -> str:
+    """``1.25 GB``, ``14 MB``."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def resident() -> int:

@@ -31,7 +31,7 @@ def build(shape: Any) -> Backbone:
 
 def parameters(shape: Any) -> int:
     """Number of weights of a network of this shape, without allocating them."""
-    with _without_memory():
+    with without_memory():
         return sum(weight.numel() for weight in build(shape).parameters())
 
 
@@ -42,12 +42,12 @@ def empty(described: Mapping[str, Any], where: str) -> Backbone:
         UserError: an unknown network, or a configuration that isn't valid; ``where`` names the source for messages.
     """
     config = shape(described, where)
-    with _without_memory():
+    with without_memory():
         return build(config)
 
 
 @contextmanager
-def _without_memory() -> Iterator[None]:
+def without_memory() -> Iterator[None]:
     """New tensors are on the meta device and random initialisation is skipped: there, torch imports its compiler."""
     import torch
     from torch.overrides import TorchFunctionMode

@@ -25,6 +25,7 @@ _FREE = {
     "tokenizer.path",
     "train.save_every_seconds",
     "train.save_every_tokens",
+    "train.activation_checkpointing",
 }
 
 

@@ -1,0 +1,125 @@
+"""The memory plan: near what tensors take, chosen checkpointing, refusal with a remedy, and a dry run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from redraft.data.tokenizer import Tokenizer
+from redraft.errors import UserError
+from redraft.evaluation.memory import LiveBytes
+from redraft.lora import Lora
+from redraft.model import Model
+from redraft.models.parts import lora as parts
+from redraft.models.parts.frozen import freeze
+from redraft.objectives.shared.vocabulary import backward
+from redraft.presets import preset
+from redraft.saving import public_names
+from redraft.train import memory_plan
+from redraft.train.recipe import Recipe
+from redraft.types import Batch
+
+CPU = torch.device("cpu")
+ROWS, LENGTH, LAYERS = 6, 64, 5
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "model"
+    tokenizer = Tokenizer.bytes()
+    shape = replace(preset("toy", tokenizer.vocab_size, dim=64, max_length=128), layers=LAYERS)
+    Model.fresh({"name": "autoregressive"}, tokenizer, shape, False).save(folder)
+    return folder
+
+
+def recipe(base: Path, lora: bool = True, **train: Any) -> Recipe:
+    values: dict[str, Any] = {"data": {"source": "unused.txt", "length": LENGTH}, "model": {"from": str(base)}}
+    values["train"] = {"tokens": 100, "batch_tokens": ROWS * LENGTH, "dtype": "float32", **train}
+    values |= {"family": {"name": "autoregressive"}, "lora": {"rank": 4, "alpha": 8.0} if lora else None}
+    return Recipe.of(values)
+
+
+@pytest.mark.parametrize("mode", memory_plan.MODES)
+@pytest.mark.parametrize("lora", [True, False], ids=["adapter", "whole"])
+def test_activations_are_those_that_an_update_keeps(mode: str, lora: bool, base: Path) -> None:
+    """Counted on the whole network, which has more blocks and rows than the twins that the plan runs."""
+    import redraft
+
+    made = redraft.load(base, "cpu")
+    made.network.requires_grad_(True)
+    if lora:
+        parts.attach(made.network, Lora(4, 8.0), public_names(made))
+        freeze(made.network)
+    made.network.activation_checkpointing = mode  # type: ignore[assignment]
+    ids = torch.randint(8, 200, (ROWS, LENGTH))
+    target = torch.ones_like(ids, dtype=torch.bool)
+    target[:, 0] = False
+    batch = Batch(ids, target, torch.ones_like(target), None, torch.full((ROWS,), LENGTH))
+    objective = made.family.objective()
+    prepared = objective.prepare(batch, made.spec, torch.Generator())
+    with LiveBytes(made.network.train()) as live:
+        backward(made.network, objective, prepared, 1.0)
+    gradients = sum(p.grad.nbytes for p in made.network.parameters() if p.grad is not None)
+    found = memory_plan.plan(recipe(base, lora, activation_checkpointing=mode), CPU)
+    assert found.gradients == pytest.approx(gradients, rel=0.01)  # a parameter without use has none
+    assert found.weights == 4 * made.network.parameter_count
+    counted = live.peak - (0 if lora else gradients)  # of a whole network, some gradients are made before the peak
+    assert found.activations == pytest.approx(counted, rel=0.1 if lora else 0.4)
+
+
+def test_what_is_live_is_counted_and_what_is_freed_is_not() -> None:
+    network = torch.nn.Linear(8, 8)
+    with LiveBytes(network) as live:
+        x = torch.zeros(1000)
+        y = x.view(10, 100)
+        assert live.now == live.peak == 4000
+        z = y + 1
+        assert live.now == 8000
+        del x, y
+        assert (live.now, live.peak) == (4000, 8000)
+        del z
+        network.weight.t()
+    assert (live.now, live.peak) == (0, 8000)
+
+
+def test_checkpointing_is_chosen_when_memory_needs_it(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals = [memory_plan.plan(recipe(base, activation_checkpointing=m), CPU) for m in memory_plan.MODES]
+    activations = [each.activations for each in totals]
+    assert activations == sorted(activations, reverse=True) and activations[0] > 2 * activations[2]
+    process = totals[0].process
+    monkeypatch.setattr(memory_plan, "resident", lambda: process - memory_plan._RUNTIME)
+    for number, mode in enumerate(memory_plan.MODES):
+        total = replace(totals[number], process=process).total
+        monkeypatch.setattr(memory_plan, "available", lambda device, t=total: int(t / 0.95) + 1)
+        chosen, found = memory_plan.fitted(recipe(base), CPU)
+        assert chosen.train.activation_checkpointing == found.checkpointing == mode
+        assert found.largest_batch <= ROWS * LENGTH
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"), [({"lora": False}, "--lora-rank"), ({}, "--base-dtype"), ({"lora": False}, "adamw8bit")]
+)
+def test_a_run_that_cannot_fit_is_refused_with_a_remedy(
+    changes: dict[str, Any], remedy: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_plan, "available", lambda device: 1 << 20)
+    with pytest.raises(UserError, match="1 MB are available") as raised:
+        memory_plan.fitted(recipe(base, **changes), CPU)
+    assert remedy in str(raised.value)
+
+
+def test_a_smaller_batch_is_offered_where_one_fits(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = memory_plan.plan(recipe(base, batch_tokens=LENGTH), CPU)
+    monkeypatch.setattr(memory_plan, "available", lambda device: int(small.total * 1.3))
+    with pytest.raises(UserError, match=r"train\.batch_tokens=\d+"):
+        memory_plan.fitted(recipe(base, batch_tokens=1 << 22, activation_checkpointing="none"), CPU)
+
+
+def test_a_run_without_a_checkpoint_has_a_plan_too() -> None:
+    values: dict[str, Any] = {"data": {"source": "unused.txt"}, "train": {"tokens": 100, "optimizer": "adamw8bit"}}
+    found = memory_plan.plan(Recipe.of({**values, "model": {"preset": "1m"}}), CPU)
+    assert found.optimizer < found.gradients and "weights" in str(found) and found.to_json()["total"] == found.total
