@@ -20,6 +20,7 @@ from redraft import models, runtime
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.evaluation.memory import LiveBytes, available, readable, resident
+from redraft.families import build_family
 from redraft.likelihood import prepare_batch
 from redraft.loading import outline, stored_dtype
 from redraft.model import Model
@@ -299,8 +300,16 @@ class _Outline:
         return made
 
     def _made(self, shape: Any) -> Model:
-        tokenizer = Tokenizer.bytes()
-        return Model.fresh(self.recipe.family, tokenizer, replace(shape, vocab_size=tokenizer.vocab_size), False)
+        """A model of this shape with a byte vocabulary, as the recipe's family needs it."""
+        name, family = build_family(self.recipe.family)
+        tokenizer = Tokenizer.bytes().with_special_tokens(family.specials)
+        spec = family.spec(tokenizer)
+        if not self.recipe.model.from_:
+            shape = family.network_config(shape)
+        wanted = {"vocab_size": spec.tokens.vocab_size, "shift": spec.network.shift, "timed": spec.network.timed}
+        wanted |= {"edits": spec.edits, "self_conditioning": spec.network.self_conditioning > 0}
+        known = {field: value for field, value in wanted.items() if shape.has_field(field)}
+        return Model(models.build(replace(shape, **known)), tokenizer, family, name, False)
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
