@@ -24,7 +24,7 @@ import torch
 
 import redraft
 from redraft.data.examples import Example, load
-from redraft.generation import infill
+from redraft.generation.holes import Hole, HoleLayout
 from redraft.generation.length import best_lengths, first_pass
 from redraft.generation.prompts import prompt_ids
 from redraft.generation.start import start_holes
@@ -114,7 +114,7 @@ def texts(model: Model, rows: Sequence[Example], rng: random.Random) -> None:
 
 
 def _without_glue(model: Model, left: str, size: int, right: str, prompt: str) -> str:
-    layout = infill.HoleLayout.of(model, [left, infill.Hole(size, size), right], prompt)
+    layout = HoleLayout.of(model, [left, Hole(size, size), right], prompt)
     layout = replace(layout, pieces=model.tokenizer.encode_batch(layout.texts), spaces=[False])
     drafting = start_holes(model, [layout.row([size])], [len(layout.head)], model.settings(), size)
     for _ in drafting:

@@ -12,7 +12,7 @@ import torch
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.generation import infill, length
-from redraft.generation.infill import Hole
+from redraft.generation.holes import Hole
 from redraft.model import Model
 from redraft.presets import preset
 from redraft.types import Forward, Spec

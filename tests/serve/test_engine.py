@@ -290,10 +290,12 @@ def test_an_invalid_request_does_not_affect_others(folders: dict[str, Path]) -> 
 def test_a_full_queue_rejects_with_a_retry_time(folders: dict[str, Path]) -> None:
     model = double(folders["text-autoregressive"])
     engine, events = Engine(model, EngineLimits(rows=1, queue=3)), Events()
-    with pytest.raises(Rejected) as rejected:
-        engine.submit("one", [job(model, "the cat", events, seed) for seed in range(4)])
-    assert rejected.value.retry_after >= 1
     engine.submit("one", [job(model, "the cat", events, seed) for seed in range(3)])
+    with pytest.raises(Rejected) as rejected:
+        engine.submit("two", [job(model, "the cat", events, seed) for seed in range(3)])
+    assert rejected.value.retry_after >= 1
+    with pytest.raises(UserError, match="4 sequences; at most 3"):  # they never fit
+        engine.submit("two", [job(model, "the cat", events, seed) for seed in range(4)])
     events.wait(3)
     engine.close()
 

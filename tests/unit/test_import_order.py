@@ -15,7 +15,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "redraft"
 # pairs in APART.
 TIERS = [
     {"errors"},
-    {"options", "registry", "limits"},
+    {"options", "registry"},
+    {"limits"},
     {"types", "lora", "settings", "keyword_settings", "config", "files", "hub", "shipped", "runtime"},
     {"gguf_file", "weight_files"},
     {"data", "noise", "models", "weights"},

@@ -33,7 +33,7 @@ class Drift(CachePolicy):
     before the pass, so the network is unchanged.
     """
 
-    drift: float = setting(0.1, "Change of the values at which all positions run again.", least=0, most=MAX_SCALE)
+    drift: float = setting(0.1, "Change of the values above which all positions run again.", least=-1, most=MAX_SCALE)
     refresh: int = setting(
         0, "Steps after which all positions run again; 0: never.", least=0, most=MAX_STEPS, unit="steps"
     )

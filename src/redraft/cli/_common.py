@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,8 +37,9 @@ def placement(model: Model) -> dict[str, str]:
 
 
 def log(text: str) -> None:
-    """Print a progress line on stderr."""
-    typer.echo(text, err=True)
+    """Print a progress line on stderr. If it can't be written (a full disk), the work goes on."""
+    with suppress(OSError):
+        typer.echo(text, err=True)
 
 
 def screen(as_json: bool) -> Console:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from redraft.constraints.automata.token_automaton import TokenAutomaton
+    from redraft.constraints.shared.automaton_cache import AutomatonCache
     from redraft.constraints.shared.canvas_constraint import CanvasConstraint
+    from redraft.constraints.shared.compiling import TokenTexts
     from redraft.constraints.shared.kind import Kind
     from redraft.data.tokenizer import Tokenizer
 
@@ -32,11 +33,15 @@ def build_all(wanted: Mapping[str, Any], tokenizer: Tokenizer) -> CanvasConstrai
         UserError: as ``build``; or no text satisfies all of them.
     """
     from redraft.constraints.shared.canvas_constraint import CanvasConstraint
+    from redraft.constraints.shared.compiling import compiled
 
-    kinds = _kinds(wanted)
+    kinds = kinds_of(wanted)
     least = max((kind.least for kind in kinds), default=0)
     bounds = [kind.most for kind in kinds if kind.most >= 0]
-    automaton = _compiled(tokenizer, tuple(kinds))
+    automaton = compiled_automata().find(tokenizer, kinds)
+    if automaton is None:
+        automaton = compiled(kinds, texts_of(tokenizer))
+        compiled_automata().keep(tokenizer, kinds, automaton)
     return CanvasConstraint(automaton, tokenizer.eos_id, tokenizer.mask_id, least, min(bounds, default=-1))
 
 
@@ -48,7 +53,7 @@ def satisfied(wanted: Mapping[str, Any], texts: Sequence[str], tokens: Sequence[
     Raises:
         UserError: as ``build``.
     """
-    kinds = _kinds(wanted)
+    kinds = kinds_of(wanted)
     languages = [automaton for kind in kinds if (automaton := kind.automaton()) is not None]
     return [
         all(kind.least <= count and (kind.most < 0 or count <= kind.most) for kind in kinds)
@@ -57,21 +62,31 @@ def satisfied(wanted: Mapping[str, Any], texts: Sequence[str], tokens: Sequence[
     ]
 
 
-def _kinds(wanted: Mapping[str, Any]) -> list[Kind]:
+def kinds_of(wanted: Mapping[str, Any]) -> tuple[Kind, ...]:
+    """The constraints of a setting, not compiled.
+
+    Raises:
+        UserError: a kind is unknown, or a value is not valid for it.
+    """
     from redraft.registry import find
 
-    return [find("constraints", name).of(value) for name, value in wanted.items()]
+    return tuple(find("constraints", name).of(value) for name, value in wanted.items())
 
 
-@lru_cache(maxsize=64)
-def _compiled(tokenizer: Tokenizer, kinds: tuple[Kind, ...]) -> TokenAutomaton:
-    from functools import reduce
+def texts_of(tokenizer: Tokenizer) -> TokenTexts:
+    """What compiling needs to know of a tokenizer.
 
-    from redraft.constraints.automata import byte_automaton as languages
-    from redraft.constraints.automata.token_automaton import over_tokens
+    Raises:
+        UserError: the bytes of its tokens are not defined.
+    """
+    from redraft.constraints.shared.compiling import TokenTexts
 
-    found = [automaton for kind in kinds if (automaton := kind.automaton()) is not None]
-    language = reduce(languages.intersection, found) if found else languages.anything()
-    if tokenizer.drops_first_space:
-        language = languages.with_leading_space(language)
-    return over_tokens(language, tokenizer.token_bytes, tokenizer.eos_id)
+    return TokenTexts(tokenizer.token_bytes, tokenizer.eos_id, tokenizer.drops_first_space)
+
+
+@cache
+def compiled_automata() -> AutomatonCache:
+    """The compiled constraints of this process."""
+    from redraft.constraints.shared.automaton_cache import AutomatonCache
+
+    return AutomatonCache()

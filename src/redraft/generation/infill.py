@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from redraft.canvas import Growth, make_canvas
+from redraft.canvas import Growth
 from redraft.errors import UserError
-from redraft.generation.length import Row, best_lengths, first_pass
+from redraft.generation.holes import Hole, HoleLayout, Parts, choose_sizes, go_on
 from redraft.generation.method import build_constraint
-from redraft.generation.prompts import answer_suffix, check_length, prompt_ids
 from redraft.generation.start import start_holes
-from redraft.samplers.shared.common import length_request
 from redraft.types import GIVEN, PAD, SEALED, Canvas, Generation
 
 if TYPE_CHECKING:
-    from redraft.generation.loop import Constraint
     from redraft.generation.run import GenerationRun
     from redraft.model import Model
     from redraft.settings import Settings
@@ -30,28 +24,6 @@ if TYPE_CHECKING:
 UNKNOWN = 12  # tokens that a hole of unknown length may have at most
 _HOLE = re.compile(r"\[\[\s*(\?|\d+(?:\s*-\s*\d+)?)\s*\]\]")
 _BRACKETS = re.compile(r"\[\[.*?\]\]")  # brackets that may be a misspelt hole
-_NEIGHBOURS = 2  # given tokens on each side of a hole whose log-probability is part of the score of its size
-_MOST_CHECKED = 4096  # largest number of combinations of sizes that a constraint checks
-_MOST_SCORED = 64  # largest number of combinations that are all scored; with more, one hole is varied at a time
-
-
-@dataclass(frozen=True)
-class Hole:
-    """A gap of ``least`` to ``most`` missing tokens."""
-
-    least: int
-    most: int
-
-    def __post_init__(self) -> None:
-        if self.least < 1:
-            raise UserError("A hole needs at least one token.", "Write a hole of three tokens as [[3]].")
-        if self.most < self.least:
-            raise UserError(
-                f"A hole can't have {self.least} to {self.most} tokens.", "Write the smaller number first: [[1-8]]."
-            )
-
-
-Parts = Sequence[str | Hole]
 
 
 def parse(text: str) -> list[str | Hole]:
@@ -131,9 +103,18 @@ class InfillPlan:
     most: int = 0  # largest total size of growing holes; 0: sizes are fixed
 
     @classmethod
-    def of(cls, model: Model, parts: Parts, prompt: str | Sequence[int], settings: Settings) -> InfillPlan:
+    def of(
+        cls,
+        model: Model,
+        parts: Parts,
+        prompt: str | Sequence[int],
+        settings: Settings,
+        checkpoint: Callable[[], None] = go_on,
+    ) -> InfillPlan:
         """A plan for ``parts``. Of the settings it uses the constraint, and ``start``, the initial size of a hole.
 
+        Args:
+            checkpoint: called before every forward pass; it may raise an exception to end the search for sizes.
         Raises:
             UserError: there is no hole, the model can't attend to the text after a hole, the text is longer than the
                 model's context, or the constraint allows no sizes.
@@ -153,7 +134,7 @@ class InfillPlan:
         layout.check([hole.most for hole in holes])
         constraint = build_constraint(model, settings)
         if not model.spec.variable_length or constraint is not None or all(hole.least == hole.most for hole in holes):
-            sizes, passes = choose_sizes(model, layout, holes, constraint)
+            sizes, passes = choose_sizes(model, layout, holes, constraint, checkpoint)
             return cls(layout, tuple(sizes), passes)
         first = model.family.initial_length if settings.start is None else settings.start
         sizes = [min(max(first, hole.least if hole.least == hole.most else 0), hole.most) for hole in holes]
@@ -235,158 +216,3 @@ class InfillPlan:
             )
             found.append(new.removeprefix(" ") if space else new)
         return found
-
-
-@dataclass(frozen=True)
-class HoleLayout:
-    """The token ids of a text with holes.
-
-    Many tokenizers encode a space together with the word after it. Then a space before a hole is removed from the given
-    tokens, and the first token of the hole contains it; ``InfillPlan.fillings`` strips it from the hole's text. The
-    same applies to a space at the end of a plain-text prompt that the text continues.
-    """
-
-    model: Model
-    head: list[int]  # ids of the prompt
-    texts: list[str]  # text before, between and after the holes
-    pieces: list[list[int]]  # ids of ``texts``, without the removed spaces
-    spaces: list[bool]  # of each hole: its first token contains the space before it
-    tail: list[int]  # ids that end the answer
-
-    @classmethod
-    def of(cls, model: Model, parts: Parts, prompt: str | Sequence[int]) -> HoleLayout:
-        texts = [""]
-        for part in parts:
-            if isinstance(part, Hole):
-                texts.append("")
-            else:
-                texts[-1] += part
-        joins = len(model.tokenizer.encode(" a")) == len(model.tokenizer.encode("a"))
-        spaces = [joins and text.endswith(" ") for text in texts[:-1]]
-        short = [text[:-1] if space else text for text, space in zip(texts, [*spaces, False], strict=True)]
-        if isinstance(prompt, str) and not model.paired and not texts[0] and joins and prompt.endswith(" "):
-            prompt, spaces[0] = prompt[:-1], True
-        tail = answer_suffix(model)
-        return cls(model, prompt_ids(model, prompt), texts, model.tokenizer.encode_batch(short), spaces, tail)
-
-    def row(self, sizes: Sequence[int]) -> list[int | None]:
-        """The ids of a row whose holes have these sizes, None in the holes."""
-        row: list[int | None] = list(self.head)
-        for piece, size in zip(self.pieces, [*sizes, 0], strict=True):
-            row += [*piece, *[None] * size]
-        return [*row, *self.tail]
-
-    def spans(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
-        """First position of each hole, and one past its last."""
-        found, end = [], len(self.head)
-        for piece, size in zip(self.pieces[:-1], sizes, strict=True):
-            begin = end + len(piece)
-            end = begin + size
-            found.append((begin, end))
-        return found
-
-    def check(self, sizes: Sequence[int]) -> None:
-        """Raises UserError if a row with holes of these sizes is longer than the context."""
-        check_length(self.model, sum(sizes))
-        check_length(self.model, len(self.row(sizes)))
-
-
-def choose_sizes(
-    model: Model, layout: HoleLayout, holes: Sequence[Hole], constraint: Constraint | None = None
-) -> tuple[list[int], int]:
-    """The sizes of the holes with the highest score, among those that the constraint allows, and the passes it took.
-
-    Two rows with empty holes are run for each combination of sizes. Its score is the sum of
-
-    - minus the mean entropy of the predictions in the holes, in nats: a hole of the right size is easy to fill (CAL,
-      Liu et al. 2026, arXiv:2602.00476, uses the mean confidence);
-    - log p of the two given tokens on each side of a hole, masked too: they fit the text only at the right distance;
-    - log p of the row's length, if the model has a length head.
-    """
-    ranges = [range(hole.least, hole.most + 1) for hole in holes]
-    if math.prod(len(sizes) for sizes in ranges) == 1:
-        return [sizes[0] for sizes in ranges], 0
-    free = [index for index, sizes in enumerate(ranges) if len(sizes) > 1]
-    allowed = None if constraint is None else _allowed(model, layout, ranges, constraint)
-    by_length = _length_scores(model, layout, [hole.most for hole in holes])
-    passes = 0 if by_length is None else 1
-    count = math.prod(len(sizes) for sizes in ranges) if allowed is None else len(allowed)
-    if count <= _MOST_SCORED:
-        combinations = [list(each) for each in (itertools.product(*ranges) if allowed is None else allowed)]
-        return _best(model, layout, combinations, free, by_length), passes + 2
-    sizes = [(hole.least + hole.most) // 2 for hole in holes]
-    if allowed is not None:  # start from the nearest allowed sizes
-        sizes = list(min(allowed, key=lambda each: sum(abs(a - b) for a, b in zip(each, sizes, strict=True))))
-    for index in [*free, *(free if len(free) > 1 else [])]:  # two rounds, because the sizes depend on each other
-        combinations = [[*sizes[:index], size, *sizes[index + 1 :]] for size in ranges[index]]
-        combinations = [each for each in combinations if allowed is None or tuple(each) in allowed]
-        sizes = _best(model, layout, combinations, free, by_length)
-        passes += 2
-    return sizes, passes
-
-
-def _allowed(
-    model: Model, layout: HoleLayout, ranges: Sequence[range], constraint: Constraint
-) -> dict[tuple[int, ...], None]:
-    """Combinations of sizes for which the constraint can be satisfied, in order.
-
-    Raises:
-        UserError: there is none, or there are too many combinations to check.
-    """
-    if math.prod(len(sizes) for sizes in ranges) > _MOST_CHECKED:
-        raise UserError(
-            f"Holes under a constraint can have at most {_MOST_CHECKED} combinations of sizes.",
-            "Fix some sizes, such as [[3]].",
-        )
-    combinations, found = list(itertools.product(*ranges)), dict[tuple[int, ...], None]()
-    for begin in range(0, len(combinations), _MOST_SCORED):
-        part = combinations[begin : begin + _MOST_SCORED]
-        rows, heads = [layout.row(sizes) for sizes in part], [len(layout.head)] * len(part)
-        possible = constraint.possible(make_canvas(rows, heads, model.spec, seeds=[0] * len(part)))
-        found |= {sizes: None for sizes, is_possible in zip(part, possible.tolist(), strict=True) if is_possible}
-    if not found:
-        raise UserError(
-            "The constraint can't be satisfied with any allowed sizes of the holes.",
-            "Change the sizes, the text around the holes or the constraint.",
-        )
-    return found
-
-
-def _best(
-    model: Model, layout: HoleLayout, combinations: list[list[int]], free: list[int], by_length: list[float] | None
-) -> list[int]:
-    network, spec = model.inference_network(), model.spec
-    if spec.tokens.expand_id >= 0:  # a mask stands for one token here
-        spec = spec.with_tokens(forbidden=(*spec.tokens.forbidden, spec.tokens.expand_id, spec.tokens.delete_id))
-    rows = [layout.row(sizes) for sizes in combinations]
-    masked: list[Row] = []
-    for sizes, row in zip(combinations, rows, strict=True):
-        spans = [span for index, span in enumerate(layout.spans(sizes)) if index in free]
-        near = {i for begin, end in spans for i in [*range(begin - _NEIGHBOURS, begin), *range(end, end + _NEIGHBOURS)]}
-        near &= set(range(len(layout.head), len(row) - len(layout.tail)))
-        masked.append([None if i in near else token for i, token in enumerate(row)])
-    heads = [len(layout.head)] * len(rows)
-    neighbours = first_pass(network, masked, heads, spec, rows)
-    holes = first_pass(network, rows, heads, spec)
-    scores = [sides.truth - hole.entropy for sides, hole in zip(neighbours, holes, strict=True)]
-    if by_length is not None:
-        scores = [score + by_length[len(row)] for score, row in zip(scores, rows, strict=True)]
-    return combinations[max(range(len(rows)), key=scores.__getitem__)]
-
-
-def _length_scores(model: Model, layout: HoleLayout, most: Sequence[int]) -> list[float] | None:
-    """log p of a row's length by the length head, indexed by that length; None without a length head."""
-    if not model.spec.network.length_head:
-        return None
-    prompt = torch.tensor([len(layout.head)])
-    longest = len(layout.row(most))
-    with torch.inference_mode():
-        logits = model.inference_network()(
-            length_request(torch.tensor([layout.head]), prompt, model.spec, torch.zeros(1, dtype=torch.int64))
-        )
-        log_p, lengths = best_lengths(logits, longest, longest)
-    found = [-math.inf] * (longest + 1)
-    for value, length in zip(log_p[0].tolist(), lengths[0].tolist(), strict=True):
-        if length + len(layout.head) <= longest:
-            found[length + len(layout.head)] = value
-    return found

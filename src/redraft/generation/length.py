@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -57,12 +57,18 @@ class FirstPass:
 
 
 def first_pass(
-    network: Network, rows: Sequence[Row], prompts: Sequence[int], spec: Spec, truths: Sequence[Row] | None = None
+    network: Network,
+    rows: Sequence[Row],
+    prompts: Sequence[int],
+    spec: Spec,
+    truths: Sequence[Row] | None = None,
+    checkpoint: Callable[[], None] | None = None,
 ) -> list[FirstPass]:
     """One forward pass over each row.
 
     Args:
         truths: tokens at free positions whose log-probability is requested. These positions count only in ``truth``.
+        checkpoint: called before every pass; it may raise an exception.
     """
     passes, logits = first_passes(rows, prompts, spec, truths), None
     with torch.inference_mode():
@@ -72,6 +78,8 @@ def first_pass(
             except StopIteration as end:
                 found: list[FirstPass] = end.value
                 return found
+            if checkpoint is not None:
+                checkpoint()
             logits = network(request)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,11 @@ class GenerationRun:
                 self.trace.append(step)
             yield step
 
+    def satisfies(self, ids: Sequence[int]) -> bool:
+        """Is there a constraint, and is a text of these tokens complete under it: may no token follow?"""
+        constraint = self.loop.method.constraint
+        return constraint is not None and constraint.complete(ids)
+
     def _text(self, row: int, ids: list[int]) -> str:
         """The text of the new ids. SentencePiece and WordPiece drop the first space of what they decode."""
         begin = int(self.canvas.prompt[row])
@@ -62,6 +67,8 @@ class GenerationRun:
         found = []
         for row in best_rows(self.canvas, self.by_score):
             ids, finish = completion(self.canvas, row, self.loop.spec.tokens.eos_id)
+            if self.satisfies(ids):
+                finish = "stop"
             same = self.canvas.owner == self.canvas.owner[row]
             found.append(
                 Generation(

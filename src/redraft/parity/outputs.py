@@ -131,9 +131,9 @@ class Replayed(Ancestral):
 
     table: Any = None
 
-    def uniforms(self, canvas: Canvas, grid_step: Tensor) -> Tensor:
-        """The recorded numbers [B, L] of the steps [B]."""
-        recorded: Tensor = self.table[grid_step.clamp(max=len(self.table) - 1), torch.arange(len(grid_step))]
+    def uniforms(self, canvas: Canvas, rows: Tensor, grid_step: Tensor, columns: Tensor) -> Tensor:
+        """The recorded numbers [S, N] of ``columns`` [N] in ``rows`` [S] at the steps [S]."""
+        recorded: Tensor = self.table[grid_step.clamp(max=len(self.table) - 1), rows][:, columns]
         return recorded
 
 

@@ -14,6 +14,8 @@ from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common
 from redraft.types import FREE, Canvas, NoiseStream, Output, Request, Spec, Step
 
+_CHUNK = 1 << 14  # uniform numbers that are computed at once
+
 
 @dataclass(frozen=True)
 class AncestralState:
@@ -46,24 +48,35 @@ class Ancestral(Sampler):
 
         Only rows with free positions advance. These are read from the canvas, because a constraint may drop changes.
         """
-        assert spec.family.schedule is not None
         free = canvas.status == FREE
-        reveal = torch.zeros_like(free)
-        waiting = free.any(1)
-        while bool(waiting.any()):
-            grid_step = torch.where(waiting, grid_step + 1, grid_step)
-            alpha_t = spec.family.schedule.alpha(self._time(grid_step))
-            alpha_s = spec.family.schedule.alpha(self._time(grid_step + 1))
-            chance = (alpha_s - alpha_t) / (1 - alpha_t).clamp(min=1e-12)
-            chance = torch.where(grid_step + 1 >= self.steps, 1.0, chance)
-            reveal |= (self.uniforms(canvas, grid_step) < chance[:, None]) & free & waiting[:, None]
-            waiting &= ~reveal.any(1)
+        reveal, grid_step = torch.zeros_like(free), grid_step.clone()
+        waiting, count = free.any(1), 1
+        while bool(waiting.any()):  # most of many grid steps reveal nothing, so more and more of them are tried at once
+            rows = waiting.nonzero()[:, 0]
+            columns = free[rows].any(0).nonzero()[:, 0]
+            steps = grid_step[rows, None] + 1 + torch.arange(count)
+            uniform = self.uniforms(canvas, rows.repeat_interleave(count), steps.flatten(), columns)
+            shown = uniform.view(len(rows), count, -1) < self._chance(spec, steps)[..., None]
+            shown &= free[rows][:, None, columns]
+            hit, first = shown.any(2).any(1), shown.any(2).to(torch.int8).argmax(1)
+            grid_step[rows] += torch.where(hit, first + 1, count)
+            found = hit.nonzero()[:, 0]
+            reveal[rows[found, None], columns] = shown[found, first[found]]
+            waiting[rows[found]] = False
+            count = min(2 * count, max(1, _CHUNK // (len(rows) * len(columns))))
         return grid_step, reveal
 
-    def uniforms(self, canvas: Canvas, grid_step: Tensor) -> Tensor:
-        """[B, L] uniform numbers that decide which positions a row reveals at its ``grid_step`` [B]."""
-        positions = torch.arange(canvas.ids.shape[1]).expand(len(grid_step), -1)
-        return keyed_uniform(canvas.seed, grid_step + NoiseStream.ORDER, positions)
+    def _chance(self, spec: Spec, grid_step: Tensor) -> Tensor:
+        """Probability that a free position is revealed at each of these grid steps, of any shape."""
+        assert spec.family.schedule is not None
+        alpha_t = spec.family.schedule.alpha(self._time(grid_step))
+        alpha_s = spec.family.schedule.alpha(self._time(grid_step + 1))
+        chance = (alpha_s - alpha_t) / (1 - alpha_t).clamp(min=1e-12)
+        return torch.where(grid_step + 1 >= self.steps, 1.0, chance)
+
+    def uniforms(self, canvas: Canvas, rows: Tensor, grid_step: Tensor, columns: Tensor) -> Tensor:
+        """[S, N] uniform numbers: which ``columns`` [N] are revealed in ``rows`` [S] at ``grid_step`` [S]."""
+        return keyed_uniform(canvas.seed[rows], grid_step + NoiseStream.ORDER, columns.expand(len(rows), -1))
 
     def _time(self, grid_step: Tensor) -> Tensor:
         return (1 - grid_step.double() * (1 - self.eps) / self.steps).clamp(min=0)

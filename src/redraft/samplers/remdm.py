@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.limits import MAX_STEPS
 from redraft.options import setting
 from redraft.runtime import keyed_uniform
 from redraft.samplers.base import Sampler
@@ -53,7 +52,7 @@ class ReMDM(Sampler):
     no forward pass, and only the written positions are predicted.
     """
 
-    steps: int = setting(64, "Number of denoising steps.", least=1, most=MAX_STEPS)
+    steps: int = setting(64, "Number of denoising steps.", least=1, most=4096)
     strategy: str = setting("cap", "How the probability of masking again is set.", choices=_STRATEGIES)
     eta: float = setting(0.04, "Largest probability of masking again.", least=0, most=1)
     t_on: float = setting(0.55, "Time at which the loop begins.", above=0, below=1)

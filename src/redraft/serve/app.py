@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from redraft import __version__
 from redraft.serve import requests, schema
+from redraft.serve.compilers import Compilers
 from redraft.serve.config import ServerConfig
 from redraft.serve.engine import EngineLimits
 from redraft.serve.errors import ApiError, add_error_handlers
@@ -48,9 +49,9 @@ def create_app(config: ServerConfig, on_ready: Callable[[], None] | None = None)
     Raises:
         UserError: a model does not exist.
     """
-    limits = EngineLimits(config.batch, config.queue)
+    limits = EngineLimits(config.batch, config.queue, client_share=config.client_share, stuck_after=config.stuck_after)
     pool = ModelPool(config.models, config.device, limits, config.dtype)
-    service = Service(config, pool, Metrics(pool))
+    service = Service(config, pool, Metrics(pool), Compilers(config.compilers, config.compile_timeout))
     app = FastAPI(
         title="redraft",
         version=__version__,
@@ -65,7 +66,7 @@ def create_app(config: ServerConfig, on_ready: Callable[[], None] | None = None)
     _add_model_routes(app, service)
     _add_generation_routes(app, service)
     app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")
-    app.add_middleware(RequestGuard, config=config)
+    app.add_middleware(RequestGuard, config=config, service=service)
     if config.cors:
         from fastapi.middleware.cors import CORSMiddleware
 
@@ -93,7 +94,9 @@ def _lifespan(
         service.draining = True
         if unloading is not None:
             unloading.cancel()
+        await service.compilers.close()
         await pool.close(config.shutdown_timeout)
+        service.planners.shutdown(wait=False)
 
     return lifespan
 
@@ -111,9 +114,12 @@ def _add_operation_routes(app: FastAPI, service: Service) -> None:
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> JSONResponse:
-        """Status 200 while the server accepts requests, 503 while it shuts down."""
-        status = "draining" if service.draining else "ok"
-        return JSONResponse({"status": status, "version": __version__}, 503 if service.draining else 200)
+        """Status 200 while the server accepts requests; 503 while it shuts down, or if a model's engine is stuck."""
+        entries = service.pool.entries.values()
+        stuck = [entry.name for entry in entries if entry.engine is not None and entry.engine.stuck]
+        status = "draining" if service.draining else "stuck" if stuck else "ok"
+        body = {"status": status, "version": __version__, **({"stuck": stuck} if stuck else {})}
+        return JSONResponse(body, 200 if status == "ok" else 503)
 
     @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", tags=["operation"])
@@ -143,8 +149,8 @@ def _add_generation_routes(app: FastAPI, service: Service) -> None:
     async def completions(body: schema.CompletionRequest, http: Request) -> Any:
         """Continue a prompt; with ``suffix``, fill the gap between prompt and suffix."""
 
-        def make(entry: ModelEntry) -> ResponseBuilder:
-            return CompletionResponse(body, requests.completion(body, entry.model, config))
+        def make(entry: ModelEntry, checkpoint: requests.Checkpoint) -> ResponseBuilder:
+            return CompletionResponse(body, requests.completion(body, entry.model, config, checkpoint))
 
         return await RequestHandler(service, body, http).respond(make)
 
@@ -152,7 +158,7 @@ def _add_generation_routes(app: FastAPI, service: Service) -> None:
     async def chat(body: schema.ChatRequest, http: Request) -> Any:
         """Answer a conversation."""
 
-        def make(entry: ModelEntry) -> ResponseBuilder:
+        def make(entry: ModelEntry, _: requests.Checkpoint) -> ResponseBuilder:
             return ChatResponse(body, requests.conversation(body, entry.model, entry.chat_template, config))
 
         return await RequestHandler(service, body, http).respond(make)
@@ -161,8 +167,8 @@ def _add_generation_routes(app: FastAPI, service: Service) -> None:
     async def infill(body: schema.InfillRequest, http: Request) -> Any:
         """Fill the holes of a text, using the context on both sides of each hole."""
 
-        def make(entry: ModelEntry) -> ResponseBuilder:
-            return InfillResponse(body, requests.infill(body, entry.model, config))
+        def make(entry: ModelEntry, checkpoint: requests.Checkpoint) -> ResponseBuilder:
+            return InfillResponse(body, requests.infill(body, entry.model, config, checkpoint))
 
         return await RequestHandler(service, body, http).respond(make)
 

@@ -46,6 +46,31 @@ class ServerConfig:
         unit="sequences",
         reach=("cli",),
     )
+    client_share: float = setting(
+        0.5,
+        "Share of the queue that one client may fill, so that others find room.",
+        above=0,
+        most=1,
+        reach=("cli",),
+    )
+    connections: int = setting(
+        1000, "Open connections; further ones are closed at once.", least=1, unit="connections", reach=("cli",)
+    )
+    receive_timeout: float = setting(
+        15.0, "Seconds in which the head of a request must arrive, and then its body.", above=0, unit="seconds",
+        reach=("cli",),
+    )  # fmt: skip
+    compilers: int = setting(
+        2, "Processes that compile constraints. They are started when needed.", least=1, most=64, unit="processes",
+        reach=("cli",),
+    )  # fmt: skip
+    compile_timeout: float = setting(
+        30.0, "Seconds that the compilation of a constraint may take.", above=0, unit="seconds", reach=("cli",)
+    )
+    stuck_after: float = setting(
+        60.0, "Seconds of one step after which /healthz reports that a model is stuck.", above=0, unit="seconds",
+        reach=("cli",),
+    )  # fmt: skip
     max_tokens: int = setting(
         0,
         "Maximum number of new tokens per answer; 0 allows as many as the model's context has room for.",
@@ -60,8 +85,9 @@ class ServerConfig:
         reach=("cli",),
     )  # fmt: skip
     shutdown_timeout: float = setting(
-        30.0, "Seconds that a shutdown waits for unfinished requests.", least=0, unit="seconds", reach=("cli",)
-    )
+        30.0, "Seconds that a shutdown takes at most; unfinished requests have most of them.", least=0, unit="seconds",
+        reach=("cli",),
+    )  # fmt: skip
     unload_after: float = setting(
         0.0, "Minutes after which an idle model is unloaded; 0 keeps it loaded.", least=0, unit="minutes",
         reach=("cli",),

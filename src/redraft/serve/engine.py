@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from redraft.models.parts.store import KeyValueStore
 from redraft.runtime import download
 from redraft.serve import batching
 from redraft.serve.incremental_text import IncrementalDecoder
+from redraft.serve.interrupter import Interrupted, Interrupter
 from redraft.serve.jobs import Failed, Finished, Job, Progress, Rejected, RequestOutcome
 from redraft.serve.kv_slots import KvSlots
 from redraft.serve.scheduler import FairQueue, QueueFull
@@ -42,6 +44,9 @@ _LOG = logging.getLogger("redraft.serve")
 # Positions of padding that cost less than a forward pass of their own: see benchmarks/RESULTS.md.
 _PADDING_BUDGET = {"cpu": 48, "cuda": 4096}
 _RETRY_AFTER_SHUTDOWN, _LONGEST_RETRY = 5, 60  # seconds
+_LONGEST_STEP = 1.0  # seconds that a shutdown waits for a computation that it can't interrupt
+_SLOW = 0.02  # seconds between two passes of a sequence from which on it takes turns with the others
+_SLOWER = 4.0  # how many times longer it takes than the others on average
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class EngineLimits:
     rows: int = 32  # canvas rows in a batch; a sequence with several candidate lengths or beams needs several
     queue: int = 256  # waiting sequences
     positions: int = 0  # longest row; 0: the model's context
+    client_share: float = 1.0  # share of the queue that one client may fill
+    stuck_after: float = 60.0  # seconds without a step after which it counts as stuck
 
 
 class Engine:
@@ -71,12 +78,13 @@ class Engine:
         self.stores: dict[tuple[str, int], KeyValueStore] = {}  # shared; the loops create them
         self.slots = KvSlots(limits.rows, self.stores)
         self.counts: Counter[str] = Counter()  # totals since the start, for telemetry
-        self._queue: FairQueue[Job] = FairQueue(limits.queue)
+        self._queue: FairQueue[Job] = FairQueue(limits.queue, limits.client_share)
         self._active: list[Job] = []
         self._wake = threading.Condition()
         self._closing, self._stopped = False, False
         self._departure_interval = 0.05  # running mean of the seconds between two ends
-        self._last_departure = time.monotonic()
+        self._last_departure = self._last_step = time.monotonic()
+        self._interrupter = Interrupter()
         self._thread = threading.Thread(target=self._run, name="redraft-engine", daemon=True)
         self._thread.start()
 
@@ -97,13 +105,24 @@ class Engine:
         """Whether no sequence is queued or active."""
         return not self._active and not len(self._queue)
 
+    @property
+    def stuck(self) -> bool:
+        """Whether there is work, and no step has ended for a long time."""
+        return not self.idle and time.monotonic() - self._last_step > self.limits.stuck_after
+
     def submit(self, client: Hashable, jobs: list[Job]) -> None:
         """Queue all of these sequences for a client, or none.
 
         Raises:
             Rejected: the queue is full, or the engine is closing.
-            UserError: a sequence needs more rows than the batch has, or is longer than a row.
+            UserError: a sequence needs more rows than the batch has, or is longer than a row; or there are more
+                sequences than the queue admits of one client.
         """
+        if len(jobs) > self._queue.most:
+            raise UserError(
+                f"The request asks for {len(jobs)} sequences; at most {self._queue.most} of one client may wait.",
+                "Ask for fewer, in several requests.",
+            )
         for job in jobs:
             if job.rows > self.limits.rows:
                 raise UserError(
@@ -124,7 +143,8 @@ class Engine:
             except QueueFull:
                 self.counts["refused"] += len(jobs)
                 seconds = max(1, round(self._departure_interval * len(self._queue)))
-                message = f"The queue is full: it holds at most {self.limits.queue} sequences."
+                limit, own = self.limits.queue, self._queue.most
+                message = f"The queue is full: it holds at most {limit} sequences, and {own} of one client."
                 raise Rejected(message, min(seconds, _LONGEST_RETRY)) from None
             now = time.monotonic()
             for job in jobs:
@@ -138,7 +158,10 @@ class Engine:
             self._wake.notify()
 
     def close(self, timeout: float = 0.0) -> None:
-        """Accept no more work, finish pending sequences within ``timeout`` seconds, fail the rest, end the thread."""
+        """Accept no more work, finish pending sequences within ``timeout`` seconds, fail the rest, end the thread.
+
+        A computation that can't be interrupted, such as a forward pass, is left to itself after a second.
+        """
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -146,7 +169,11 @@ class Engine:
         self._stopped = True
         with self._wake:
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(_LONGEST_STEP)
+        self._interrupter.close()
+        if self._thread.is_alive():
+            for job in [*self._active, *self._queue]:
+                self._report_shutdown(job)
 
     # ---- the engine's thread
 
@@ -156,6 +183,7 @@ class Engine:
                 with self._wake:
                     while self.idle and not (self._closing or self._stopped):
                         self._wake.wait()
+                    self._last_step = time.monotonic()
                     if self._stopped or self.idle:
                         break
                     abandoned, admitted = self._take_abandoned(), self._admit()
@@ -169,16 +197,14 @@ class Engine:
                     for job in list(self._active):
                         self._fail_with(job, error)
             for job in [*self._active, *self._queue]:
-                self._fail(job, RequestOutcome.SHUTDOWN, "The server was shut down before this request was finished.")
+                if job.generator is not None:
+                    job.generator.close()
+                self._report_shutdown(job)
 
     def _take_abandoned(self) -> list[Job]:
         """Queued and active sequences that were cancelled or are past their deadline. Queued ones leave the queue."""
-        now = time.monotonic()
-
-        def abandoned(job: Job) -> bool:
-            return job.cancelled or job.deadline < now
-
-        return [*self._queue.discard(abandoned), *filter(abandoned, self._active)]
+        found = [*self._queue.discard(lambda job: job.abandoned)]
+        return [*found, *(job for job in self._active if job.abandoned)]
 
     def _admit(self) -> list[Job]:
         """Move queued sequences into the batch, strictly in order: one that needs many rows holds up those behind it,
@@ -211,8 +237,11 @@ class Engine:
         self._advance(job, None)
 
     def _step(self) -> None:
-        """Run the pending call of every active sequence."""
-        jobs = [job for job in self._active if job.call is not None]
+        """Run the pending call of every active sequence that does not rest."""
+        now = time.monotonic()
+        ready = [job for job in self._active if job.call is not None]
+        jobs = [job for job in ready if job.rests_until <= now] or ready
+        seconds: dict[int, float] = {}
         calls = [job.call for job in jobs if job.call is not None]
         for group in batching.groups(calls, self.padding_budget):
             members, parts = [jobs[i] for i in group], [calls[i] for i in group]
@@ -223,16 +252,33 @@ class Engine:
                     self._fail_with(job, error)
                 continue
             for job, own in zip(members, logits, strict=True):
+                began = time.monotonic()
                 self._advance(job, own)
-        self._finish_draws()
+                seconds[job.id] = time.monotonic() - began
+        self._finish_draws(seconds)
+        self._let_rest(jobs, seconds)
 
-    def _finish_draws(self) -> None:
+    def _finish_draws(self, seconds: dict[int, float]) -> None:
         """Send every sequence the tokens that it has drawn on the device; the host waits once for all of them."""
         jobs = [job for job in self._active if job.draw is not None]
         draws = [job.draw for job in jobs if job.draw is not None]
         found = download(*(part for each in draws for part in (each.token, each.conf)))
         for job, token, conf in zip(jobs, found[::2], found[1::2], strict=True):
+            began = time.monotonic()
             self._advance(job, (token, conf))
+            seconds[job.id] = seconds.get(job.id, 0.0) + time.monotonic() - began
+
+    def _let_rest(self, jobs: list[Job], seconds: dict[int, float]) -> None:
+        """A sequence that takes much longer between its passes than the others rests as long as it has worked.
+
+        So a large constraint, for example, takes at most half of the time while others are active.
+        """
+        total, now = sum(seconds.values()), time.monotonic()
+        for job in jobs:
+            own = seconds.get(job.id, 0.0)
+            others = (total - own) / max(1, len(seconds) - 1)
+            if own > _SLOW and own > _SLOWER * others:
+                job.rests_until = now + own
 
     def _forward(self, calls: list[Call]) -> Tensor:
         """One forward pass for several calls: flat logits [N, V]."""
@@ -248,11 +294,15 @@ class Engine:
     def _advance(self, job: Job, sent: Tensor | tuple[Tensor, ...] | None) -> None:
         """Send a sequence its logits [N, V], or its drawn tokens and their log-probabilities ([N], [N]), and run it to
         its next call or draw, or to its end."""
-        assert job.generator is not None and job.decoder is not None
+        generator = job.generator
+        assert generator is not None and job.decoder is not None
         job.call = job.draw = None
         try:
             while True:
-                found = job.generator.send(sent)
+                found = self._interrupter.run(
+                    partial(generator.send, sent),  # type: ignore[arg-type] # a generator starts with None
+                    lambda: self._stopped or job.abandoned,
+                )
                 if isinstance(found, Call):
                     job.call = found
                     return
@@ -262,10 +312,15 @@ class Engine:
                 sent = None
                 self._report(job, job.decoder, found)
                 if job.decoder.stopped:
-                    job.generator.close()
+                    generator.close()
                     break
         except StopIteration:
             pass
+        except Interrupted:
+            job.call = None
+            if not self._stopped:
+                self._fail_abandoned(job)
+            return
         except Exception as error:
             self._fail_with(job, error)
             return
@@ -322,6 +377,10 @@ class Engine:
         self._remove(job)
         self.counts[outcome.value] += 1
         job.on_event(Failed(job, outcome, message))
+
+    def _report_shutdown(self, job: Job) -> None:
+        self.counts[RequestOutcome.SHUTDOWN.value] += 1
+        job.on_event(Failed(job, RequestOutcome.SHUTDOWN, "The server was shut down before this request was finished."))
 
     def _remove(self, job: Job) -> None:
         """Take a sequence out of the batch and free its slots."""

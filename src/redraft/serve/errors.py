@@ -55,6 +55,11 @@ class ApiError(Exception):
         status, kind = _OUTCOMES[event.outcome]
         return cls(status, event.message, kind)
 
+    @classmethod
+    def late(cls) -> ApiError:
+        """The error response for a missed deadline."""
+        return cls(408, "The request was not finished before its deadline.", "timeout_error")
+
     def body(self) -> dict[str, Any]:
         """The error in OpenAI's format."""
         return error_body(self.message, self.kind, self.code)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from sse_starlette import EventSourceResponse
 
 from redraft.errors import UserError
-from redraft.serve import schema
+from redraft.serve import requests, schema
+from redraft.serve.compilers import Compilers
 from redraft.serve.config import ServerConfig
 from redraft.serve.engine import Engine
 from redraft.serve.errors import CLIENT_CLOSED_REQUEST, ApiError
@@ -22,9 +24,13 @@ from redraft.serve.incremental_text import GeneratedText
 from redraft.serve.jobs import Event, Failed, Finished, Job, Rejected
 from redraft.serve.model_pool import ModelEntry, ModelPool
 from redraft.serve.responses import ResponseBuilder, to_json
+from redraft.serve.scheduler import FairSlots
 from redraft.serve.telemetry import Metrics, logger
 
-MakeBuilder = Callable[[ModelEntry], ResponseBuilder]
+T = TypeVar("T")
+MakeBuilder = Callable[[ModelEntry, requests.Checkpoint], ResponseBuilder]
+_RETRY_AFTER = 5  # seconds after which another server may answer
+_PLANNERS = 2  # requests whose holes are measured at the same time
 
 
 @dataclass
@@ -34,7 +40,12 @@ class Service:
     config: ServerConfig
     pool: ModelPool
     metrics: Metrics
+    compilers: Compilers
+    planning: FairSlots = field(default_factory=lambda: FairSlots(_PLANNERS))
+    planners: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_PLANNERS, "redraft-planner"))
     draining: bool = False  # shutting down: no new requests
+    pending: int = 0  # requests under way
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)  # requests that are being prepared are given up
     _seeded: int = 0  # requests that got a seed from the configuration
 
     def find(self, name: str) -> ModelEntry:
@@ -67,13 +78,16 @@ class RequestHandler:
     results: dict[int, GeneratedText] = field(default_factory=dict)  # by index of the job
     events: EventQueue = field(default_factory=EventQueue)
     engine: Engine | None = None
+    automaton: object = None  # the compiled constraint, which is known as long as it is held
+    wanted: bool = True  # somebody waits for the preparation of the request
     id: str = field(default_factory=lambda: f"req-{secrets.token_hex(12)}")
 
     async def respond(self, make_builder: MakeBuilder) -> Response:
         """Generate what the request asks for.
 
         Args:
-            make_builder: from the model to the builder of the response. It runs in a thread.
+            make_builder: from the model, and a checkpoint to be called before every forward pass, to the builder of
+                the response. It runs in a thread.
         Raises:
             ApiError: the response is an error.
         """
@@ -96,9 +110,11 @@ class RequestHandler:
                 self._record(status)
 
     async def _respond(self, make_builder: MakeBuilder) -> Response:
-        builder = await self._submit(make_builder)
+        if self.service.draining:
+            raise ApiError(503, "The server is shutting down.", "server_error", retry_after=_RETRY_AFTER)
         disconnected = asyncio.create_task(self._disconnected())
         try:
+            builder = await self._while_wanted(self._submit(make_builder), disconnected)
             if not self.request.stream:
                 return await self._complete(builder, disconnected)
             # The status of the response is only known after the first event.
@@ -117,23 +133,60 @@ class RequestHandler:
             shutdown_grace_period=self.service.config.shutdown_timeout,
         )
 
+    @property
+    def deadline(self) -> float:
+        """When the request is given up, as ``time.monotonic()`` counts."""
+        longest = self.service.config.deadline
+        return self.started_at + min(self.request.redraft.deadline or longest, longest)
+
+    async def _while_wanted(self, work: Coroutine[Any, Any, T], disconnected: asyncio.Task[None]) -> T:
+        """The result of some work, which is cancelled when nobody waits for it any more.
+
+        Raises:
+            ApiError: the deadline passed, the client closed the connection, or the server ends.
+        """
+        task, stopped = asyncio.create_task(work), asyncio.create_task(self.service.stopped.wait())
+        try:
+            left = max(0.0, self.deadline - time.monotonic())
+            await asyncio.wait({task, disconnected, stopped}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if stopped.done():
+                message = "The server was shut down before this request was finished."
+                raise ApiError(503, message, "server_error", retry_after=_RETRY_AFTER)
+            if disconnected.done():
+                raise ApiError(CLIENT_CLOSED_REQUEST, "The client closed the connection.", "cancelled")
+            raise ApiError.late()
+        finally:
+            self.wanted = task.done()
+            task.cancel()
+            stopped.cancel()
+
+    def _checkpoint(self) -> None:
+        """End the preparation of a request that nobody waits for."""
+        if not self.wanted or time.monotonic() > self.deadline:
+            raise ApiError.late()
+
     async def _submit(self, make_builder: MakeBuilder) -> ResponseBuilder:
-        """Load the model, make the jobs and queue them."""
+        """Load the model, compile the constraint, make the jobs and queue them."""
         service, request = self.service, self.request
         entry = service.find(request.model)
         self.engine = await service.pool.open(entry)
         service.fill_seed(request)
-        longest = service.config.deadline
-        deadline = self.started_at + min(request.redraft.deadline or longest, longest)
+        constraint = requests.constraint_of(request, entry.model)
+        if constraint:
+            self.automaton = await service.compilers.compile(self._client(), entry.model.tokenizer, constraint)
 
         def make() -> tuple[ResponseBuilder, list[Job]]:
-            builder = make_builder(entry)
-            return builder, builder.generation.jobs(self.events, request, deadline)
+            builder = make_builder(entry, self._checkpoint)
+            return builder, builder.generation.jobs(self.events, request, self.deadline)
 
-        builder, self.jobs = await asyncio.to_thread(make)
+        if isinstance(request, schema.InfillRequest) or vars(request).get("suffix") is not None:
+            async with service.planning.of(self._client()):  # measuring holes takes forward passes
+                builder, self.jobs = await asyncio.get_running_loop().run_in_executor(service.planners, make)
+        else:
+            builder, self.jobs = await asyncio.to_thread(make)
         builder.id = self.id
-        if service.draining:
-            raise ApiError(503, "The server is shutting down.", "server_error", retry_after=5)
         try:
             self.engine.submit(self._client(), self.jobs)
         except Rejected as error:

@@ -262,6 +262,7 @@ class IncrementalDecoder:
         self._new_text(self._decode(), final=True)
         ids = self._cut() if self.stopped else self._ids
         complete = self._ended or self.stopped or (self.span.filled and self._at == self.span.end)
+        complete = complete or (self.span.plan is None and self.run.satisfies(ids))
         return GeneratedText(
             text=self.text,
             ids=ids,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -92,6 +93,7 @@ class Job:
     started_at: float = 0.0
     first_text_at: float = 0.0
     ended_at: float = 0.0
+    rests_until: float = 0.0  # it lets the others run until then
     frame_seconds: float = 0.0  # spent on pictures of the canvas, not on generation
     # Set by the engine.
     decoder: IncrementalDecoder | None = None
@@ -99,6 +101,11 @@ class Job:
     call: Call | None = None  # waits for a forward pass
     draw: Draw | None = None  # waits for drawn tokens to arrive on the host
     slots: list[int] = field(default_factory=list)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for it any more: it was cancelled, or is past its deadline."""
+        return self.cancelled or self.deadline < time.monotonic()
 
     @property
     def rows(self) -> int:

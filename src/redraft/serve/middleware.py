@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import re
@@ -10,6 +11,7 @@ from typing import Any
 
 from redraft.serve.config import ServerConfig
 from redraft.serve.errors import error_body
+from redraft.serve.handler import Service
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -37,11 +39,13 @@ class RequestGuard:
       by resolving its own domain to 127.0.0.1 (DNS rebinding).
     - With API keys configured, everything except the page and /healthz requires one. Each key is compared in constant
       time.
-    - A body above the size limit is refused as soon as its size is known.
+    - A body above the size limit is refused as soon as its size is known, and one that does not arrive in time, too.
+
+    It also counts the requests under way, for which a shutdown waits.
     """
 
-    def __init__(self, app: App, config: ServerConfig) -> None:
-        self.app, self.config = app, config
+    def __init__(self, app: App, config: ServerConfig, service: Service) -> None:
+        self.app, self.config, self.service = app, config, service
         self.keys = [key.encode() for key in config.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +70,11 @@ class RequestGuard:
         if _declared_length(headers) > self.config.max_body:
             await _respond(send, 413, self._too_large())
             return
-        await self._with_counted_body(scope, receive, send)
+        self.service.pending += 1
+        try:
+            await self._with_counted_body(scope, receive, send)
+        finally:
+            self.service.pending -= 1
 
     def _matching_key(self, headers: dict[bytes, bytes]) -> int | None:
         """The index of the key that the request sends. Every key is compared, so that timing reveals nothing."""
@@ -78,12 +86,20 @@ class RequestGuard:
         return found
 
     async def _with_counted_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application and stop it when a body without a declared length becomes too large."""
-        size, started = 0, False
+        """Run the application and stop it when its body becomes too large, or does not arrive in time."""
+        size, started, complete = 0, False, False
+        until = asyncio.get_running_loop().time() + self.config.receive_timeout
 
         async def counted() -> Message:
-            nonlocal size
-            message = await receive()
+            nonlocal size, complete
+            if complete:
+                return await receive()  # of a closed connection
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise _BodyTooSlow from None
+            complete = not message.get("more_body", False)
             size += len(message.get("body", b""))
             if size > self.config.max_body:
                 raise _BodyTooLarge
@@ -99,6 +115,10 @@ class RequestGuard:
         except _BodyTooLarge:
             if not started:
                 await _respond(send, 413, self._too_large())
+        except _BodyTooSlow:
+            if not started:
+                message = f"The body of the request did not arrive within {self.config.receive_timeout:g} s."
+                await _respond(send, 408, error_body(message, "timeout_error"), (b"connection", b"close"))
 
     def _too_large(self) -> dict[str, Any]:
         message = f"The request is larger than this server allows ({self.config.max_body} bytes)."
@@ -107,6 +127,10 @@ class RequestGuard:
 
 class _BodyTooLarge(BaseException):
     """Not an ``Exception``, so that parsers which catch those don't answer instead."""
+
+
+class _BodyTooSlow(BaseException):
+    """As ``_BodyTooLarge``."""
 
 
 def _declared_length(headers: dict[bytes, bytes]) -> int:
@@ -123,8 +147,8 @@ def _with_security_headers(send: Send) -> Send:
     return wrapped
 
 
-async def _respond(send: Send, status: int, body: dict[str, Any]) -> None:
+async def _respond(send: Send, status: int, body: dict[str, Any], *more: tuple[bytes, bytes]) -> None:
     content = json.dumps(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from redraft.data import chat
 from redraft.errors import UserError
-from redraft.generation.infill import Hole, InfillPlan, parse
+from redraft.generation.holes import Hole
+from redraft.generation.infill import InfillPlan, parse
+from redraft.generation.method import build_sampler
 from redraft.generation.prompts import answerable_prompt_ids, prompt_ids
 from redraft.generation.run import GenerationRun
 from redraft.generation.start import start_prompts
@@ -22,6 +25,7 @@ from redraft.serve.incremental_text import Span
 from redraft.serve.jobs import Job
 from redraft.settings import Settings
 
+Checkpoint = Callable[[], None]
 Request = schema.CompletionRequest | schema.ChatRequest | schema.InfillRequest
 
 _MAX_OPEN_HOLES = 16  # holes of unknown size in one text; each is tried with several sizes
@@ -77,9 +81,13 @@ class GenerationRequest:
         return start_prompts(self.model, [prompt], settings)
 
 
-def completion(request: schema.CompletionRequest, model: Model, config: ServerConfig) -> GenerationRequest:
+def completion(
+    request: schema.CompletionRequest, model: Model, config: ServerConfig, checkpoint: Checkpoint
+) -> GenerationRequest:
     """``/v1/completions``: continue prompts, or fill the gap between a prompt and a suffix.
 
+    Args:
+        checkpoint: called before every forward pass; it may raise an exception.
     Raises:
         UserError: the request can't be fulfilled.
     """
@@ -95,7 +103,7 @@ def completion(request: schema.CompletionRequest, model: Model, config: ServerCo
     else:
         # A prompt that is a text stays one, so that the plan can move a space at its end into the gap.
         given = [prompt if isinstance(prompt, str) else head for prompt, head in zip(prompts, heads, strict=True)]
-        targets = [_gap(model, prompt, size, request.suffix, settings) for prompt in given]
+        targets = [_gap(model, prompt, size, request.suffix, settings, checkpoint) for prompt in given]
     return GenerationRequest(model, targets, settings, request.n, request.stop_texts, top_logprobs)
 
 
@@ -117,9 +125,13 @@ def conversation(
     return GenerationRequest(model, [target], settings, request.n, (*request.stop_texts, *stop_texts), top_logprobs)
 
 
-def infill(request: schema.InfillRequest, model: Model, config: ServerConfig) -> GenerationRequest:
+def infill(
+    request: schema.InfillRequest, model: Model, config: ServerConfig, checkpoint: Checkpoint
+) -> GenerationRequest:
     """``/v1/infill``: fill the holes of a text.
 
+    Args:
+        checkpoint: called before every forward pass; it may raise an exception.
     Raises:
         UserError: the request can't be fulfilled.
     """
@@ -134,7 +146,7 @@ def infill(request: schema.InfillRequest, model: Model, config: ServerConfig) ->
             f"The text has {unknown} holes of unknown size; at most {_MAX_OPEN_HOLES} are allowed.",
             "Give some holes a size.",
         )
-    plan = InfillPlan.of(model, parts, request.prompt or "", model.settings())
+    plan = InfillPlan.of(model, parts, request.prompt or "", model.settings(), checkpoint)
     head = len(plan.layout.head)
     settings = _settings(request, model, config, len(plan.row) - sum(plan.sizes), new_tokens=plan.free)
     target = Target(plan.row, head, Span(head, len(plan.row), filled=True, plan=plan), plan)
@@ -149,10 +161,22 @@ def _continuation(head: list[int], size: int) -> Target:
     return Target([*head, *[None] * size], len(head), Span(len(head), len(head) + size))
 
 
-def _gap(model: Model, prompt: str | list[int], size: int, suffix: str, settings: Settings) -> Target:
-    plan = InfillPlan.of(model, [Hole(size, size), suffix], prompt, settings)
+def _gap(
+    model: Model, prompt: str | list[int], size: int, suffix: str, settings: Settings, checkpoint: Checkpoint
+) -> Target:
+    plan = InfillPlan.of(model, [Hole(size, size), suffix], prompt, settings, checkpoint)
     begin = len(plan.layout.head)
     return Target(plan.row, begin, Span(begin, begin + size, filled=True, plan=plan), plan)
+
+
+def constraint_of(request: schema._Request, model: Model) -> Mapping[str, Any]:
+    """The constraints on the answers to a request: its own, else those of the model. Empty: none.
+
+    Raises:
+        UserError: the format is not supported.
+    """
+    own = {} if isinstance(request, schema.InfillRequest) else constraint(vars(request).get("response_format"))
+    return own or model.settings().constraint
 
 
 def constraint(response_format: schema.ResponseFormat | None) -> dict[str, Any]:
@@ -196,7 +220,10 @@ def _settings(
         chosen["constraint"] = constraint(request.response_format) or None
     chosen.setdefault("seed", secrets.randbits(48))
     _check_options(chosen, model)
-    return model.settings(**chosen)
+    settings = model.settings(**chosen)
+    holes = suffix is not None or new_tokens is not None
+    _check_rows(settings, 1 if holes else settings.candidates, model, config)
+    return settings
 
 
 def _room(model: Model, given: int, suffix: str | None) -> int:
@@ -246,6 +273,15 @@ def _check_options(chosen: dict[str, Any], model: Model) -> None:
                     f"The option '{name}' names a file, which a request can't do.",
                     "The operator of the server can set it in the model's generation_config.json.",
                 )
+
+
+def _check_rows(settings: Settings, candidates: int, model: Model, config: ServerConfig) -> None:
+    """Check the number of canvas rows of an answer before anything is allocated."""
+    rows = max(build_sampler(model, settings).width, candidates)
+    if rows > config.batch:
+        raise UserError(
+            f"The request needs {rows} candidates or beams; this server runs at most {config.batch}.", "Ask for fewer."
+        )
 
 
 def _check_answers(count: int, config: ServerConfig) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -17,10 +19,15 @@ class FairQueue(Generic[T]):
     """First come, first served for the items of one client; round robin between clients.
 
     A client that queues a thousand requests at once delays its own requests, not those of others. Not thread-safe.
+
+    Args:
+        capacity: items in the queue.
+        share: of the queue that one client may fill, so that there is room for others; at least one item.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, share: float = 1.0) -> None:
         self.capacity = capacity
+        self.most = max(1, int(capacity * share))  # items of one client
         self._clients: OrderedDict[Hashable, deque[T]] = OrderedDict()
         self._count = 0
 
@@ -34,9 +41,9 @@ class FairQueue(Generic[T]):
         """Add all of the items or none.
 
         Raises:
-            QueueFull: there is no room for all of them.
+            QueueFull: there is no room for all of them, or the client has its share of the queue.
         """
-        if self._count + len(items) > self.capacity:
+        if self._count + len(items) > self.capacity or len(self._clients.get(client, ())) + len(items) > self.most:
             raise QueueFull
         self._clients.setdefault(client, deque()).extend(items)
         self._count += len(items)
@@ -66,3 +73,40 @@ class FairQueue(Generic[T]):
                 del self._clients[client]
         self._count -= len(removed)
         return removed
+
+
+class FairSlots:
+    """A number of slots for work, for which clients wait in turns. Used on the event loop only."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(1 << 30)
+
+    @contextlib.asynccontextmanager
+    async def of(self, client: Hashable) -> AsyncIterator[None]:
+        """Hold a slot, as soon as it is the client's turn."""
+        if self._free:
+            self._free -= 1
+        else:
+            turn = asyncio.get_running_loop().create_future()
+            self._queue.put(client, [turn])
+            try:
+                await turn
+            except BaseException:
+                if turn.done() and not turn.cancelled():
+                    self._release()  # the slot was given at the same time
+                else:
+                    self._queue.discard(lambda other: other is turn)
+                raise
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        while self._queue.head() is not None:
+            turn = self._queue.take()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1

@@ -1,8 +1,15 @@
-"""The server process: listens, drains on SIGTERM, and ends."""
+"""The server process: listens, drains on SIGTERM, and ends in time."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import math
+import os
 import socket
+import sys
+import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -11,16 +18,55 @@ import uvicorn
 from redraft.errors import UserError
 from redraft.serve.app import create_app
 from redraft.serve.config import ServerConfig
+from redraft.serve.connections import BACKLOG, SeldomTheSame, limited_protocol, most_connections, quiet_loop
+from redraft.serve.handler import Service
+from redraft.serve.telemetry import logger
+
+_SHORTEST = 1.0  # seconds of a shutdown without patience, in which answers are sent
+_ENDED_BY_FORCE = 1  # exit code
 
 
-class _DrainingServer(uvicorn.Server):
-    """Calls ``on_exit`` as soon as the process gets a signal to end, so that /healthz reports it at once."""
+class DrainingServer(uvicorn.Server):
+    """On SIGTERM it refuses new requests with 503 while those under way are finished, and it always ends in time.
 
-    on_exit: Callable[[], None]
+    A second signal ends the waiting. Whatever happens, the process ends after ``shutdown_timeout`` seconds.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+        self._until = math.inf  # when unfinished requests are given up, as ``time.monotonic()`` counts
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.on_exit()
-        super().handle_exit(sig, frame)
+        """Begin to drain; at the second signal, end."""
+        self._captured_signals.append(sig)
+        if self.service.draining:
+            self._until = 0.0
+            return
+        self.service.draining = True
+        patience = max(self.service.config.shutdown_timeout, _SHORTEST)
+        self._until = time.monotonic() + self.service.config.shutdown_timeout - min(2.0, patience / 2)
+        force = threading.Timer(patience, lambda: _end_by_force())
+        force.daemon = True
+        force.start()
+        if not self.started:
+            self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second: whether to leave the main loop."""
+        if self.service.draining and (not self.service.pending or time.monotonic() >= self._until):
+            if self.service.pending:
+                self.service.stopped.set()
+                await asyncio.sleep(0)  # before the compilations are cancelled
+                await self.service.compilers.close()
+                await self.service.pool.close(0.0)  # the requests under way get their 503
+            self.should_exit = True
+        return await super().on_tick(counter) or self.should_exit
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        quiet_loop(asyncio.get_running_loop(), logger())
+        await super().startup(sockets)
 
 
 def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
@@ -35,30 +81,50 @@ def serve(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     try:
-        app = create_app(config, lambda: on_ready(address))
-    except UserError:
-        listener.close()
-        raise
-    server = _DrainingServer(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(config.shutdown_timeout) + 2,
-            timeout_keep_alive=30,
-            h11_max_incomplete_event_size=64 << 10,
-        )
-    )
-
-    def drain() -> None:
-        app.state.service.draining = True
-
-    server.on_exit = drain
-    try:
-        server.run([listener])
+        draining_server(config, lambda: on_ready(address)).run([listener])
     finally:
         listener.close()
+
+
+def draining_server(config: ServerConfig, on_ready: Callable[[], None] | None = None) -> DrainingServer:
+    """The server, which ``run`` starts.
+
+    Args:
+        on_ready: called when the models are loaded.
+    Raises:
+        UserError: a model does not exist.
+    """
+    app = create_app(config, on_ready)
+    _log_of_uvicorn()
+    limits = uvicorn.Config(
+        app,
+        http=limited_protocol(most_connections(config.connections), config.receive_timeout),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=30,
+        backlog=BACKLOG,
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    return DrainingServer(limits, app.state.service)
+
+
+def _log_of_uvicorn() -> None:
+    """Write uvicorn's warnings to the server's log, and not too often: a client can cause any number of them."""
+    log = logging.getLogger("uvicorn.error")
+    log.setLevel(logging.WARNING)
+    log.addFilter(SeldomTheSame())
+    log.handlers, log.propagate = list(logger().handlers), False
+
+
+def _end_by_force() -> None:
+    """End the process although something in it does not end."""
+    try:
+        logger().error("the shutdown took too long and was ended by force")
+        sys.stderr.flush()
+    finally:
+        os._exit(_ENDED_BY_FORCE)
 
 
 def listen(config: ServerConfig) -> socket.socket:
@@ -80,5 +146,5 @@ def listen(config: ServerConfig) -> socket.socket:
             f"Can't listen on {config.host}:{config.port}: {error.strerror or error}.",
             "Choose another --port, or end the process that uses this one.",
         ) from None
-    listener.listen(1024)
+    listener.listen(BACKLOG)
     return listener

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -81,12 +81,19 @@ def logger() -> logging.Logger:
     """The server's log: JSON lines on stderr."""
     log = logging.getLogger("redraft.serve")
     if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Stderr(sys.stderr)
         handler.setFormatter(_JsonLines())
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
     return log
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to stderr as long as it can. A full disk must not end requests."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # the name of logging
+        """A line that can't be written is lost."""
 
 
 class _JsonLines(logging.Formatter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -67,6 +68,10 @@ class Constraint(Protocol):
 
     def mask(self, canvas: Canvas, request: Request, logits: Tensor) -> Tensor:
         """Logits [N, V] with -inf where a token would make the constraint unsatisfiable."""
+        ...
+
+    def complete(self, ids: Sequence[int]) -> bool:
+        """Do these tokens of a text satisfy the constraint, so that no token may follow?"""
         ...
 
     def admit(self, canvas: Canvas, step: Step) -> Step:

@@ -37,6 +37,12 @@ class TokenAutomaton:
     by_class: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
     @property
+    def nbytes(self) -> int:
+        """Size of its tables in bytes."""
+        own = (self.class_of, self.moves, self.accept, self.source, self.target, self.begin, self.into)
+        return sum(table.nbytes for table in (*own, *self.by_class))
+
+    @property
     def end(self) -> int:
         """The state in which the text has ended."""
         return len(self.accept) - 1

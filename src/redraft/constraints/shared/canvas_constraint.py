@@ -10,6 +10,7 @@ Columns count from the end of the prompt. R rows, n columns, S + 1 states, K cla
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -129,6 +130,19 @@ class CanvasConstraint:
             status=step.status[kept],
             conf=step.conf[kept],
         )
+
+    def complete(self, ids: Sequence[int]) -> bool:
+        """Do these tokens of a text satisfy the constraint, so that no token may follow?
+
+        Then the text has reached its end, with or without an end-of-text token after it.
+        """
+        a, state = self.automaton, 0
+        for token in ids:
+            state = int(a.moves[a.class_of[token], state]) if token < len(a.class_of) else -1
+            if state < 0:
+                return False
+        follows = bool((a.moves[2:, state] >= 0).any()) and not (0 <= self.most <= len(ids))
+        return bool(a.accept[state]) and self._reach.may_end(len(ids)) and not follows
 
     def shortest(self) -> int | None:
         """Number of tokens of the shortest text that satisfies the constraint and ``least``; None if there is none."""
