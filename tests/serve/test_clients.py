@@ -166,3 +166,45 @@ def test_a_source_of_keys_without_a_key_is_an_error(tmp_path: Path, monkeypatch:
     for wrong in ("", " " * 8, "two words", "x" * 7):
         with pytest.raises(UserError, match="API key"):
             ServerConfig(("any",), api_keys=(wrong,))
+
+
+def test_an_answer_to_which_nothing_can_be_added_ends_with_stop(client: Any, offline: dict[str, Model]) -> None:
+    """Also if it takes all of ``max_tokens``; where more text may follow, it is cut off by the length."""
+    for pattern, finish in (("[ab]{4}", "stop"), ("[ab]{4,9}", "length")):
+        form = {"type": "regex", "pattern": pattern}
+        body = {**ROUTES["/v1/completions"], "model": "text-autoregressive", "max_tokens": 4, "response_format": form}
+        body["redraft"] = {"options": {"beams": 1}}
+        choice = client.post("/v1/completions", json=body).json()["choices"][0]
+        model = offline["text-autoregressive"]
+        truth = model.generate("the cat", max_new_tokens=4, constraint={"regex": pattern})[0]
+        assert choice["text"] == truth.text and len(truth.ids) <= 4
+        if len(truth.ids) == 4:
+            assert choice["finish_reason"] == truth.finish == finish
+        else:
+            assert choice["finish_reason"] == truth.finish == "stop"
+
+
+def test_a_log_that_can_not_be_written_does_not_end_requests(
+    client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import logging
+
+    from redraft.serve.telemetry import logger
+
+    class Full:
+        def write(self, _: str) -> None:
+            raise OSError(28, "No space left on device")
+
+        flush = write
+
+    log = logger()
+    before = list(log.handlers)
+    log.handlers.clear()
+    with monkeypatch.context() as context:
+        context.setattr("sys.stderr", Full())
+        logger()  # makes a handler for the full disk
+    try:
+        assert client.post("/v1/completions", json=ROUTES["/v1/completions"]).status_code == 200
+    finally:
+        log.handlers[:] = before
+    assert "Logging error" not in capsys.readouterr().err and logging.raiseExceptions
