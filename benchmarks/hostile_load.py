@@ -235,7 +235,7 @@ def phase(server: Server, name: str, contents: Iterator[str], seconds: float) ->
         (f"{name}: witness statuses", str(dict(witness.statuses))),
         (f"{name}: server MB", f"{server.megabytes():.0f}"),
     ]
-    if name == "constraints":
+    if name.startswith("constraints"):
         rows.append((f"{name}: latest 408 after its deadline, s", f"{max(late, default=0.0):.2f}"))
     return rows
 
@@ -283,18 +283,20 @@ def main() -> None:
     try:
         with Witness(server.port) as alone:
             time.sleep(5)
-        rows = [("witness alone, p50 / p95 / max ms", quantiles(alone.seconds))]
-        rows += phase(server, "warm-up", iter(odd[: given.requests // 10]), given.seconds / 4)
-        rows += phase(server, "numbers", iter(odd), given.seconds)
-        rows += phase(server, "constraints", iter(constraints(given.constraints)), given.seconds)
-        rows.append(("constraints, a second time: server MB before", f"{server.megabytes():.0f}"))
-        rows += phase(server, "constraints", iter(constraints(given.constraints)), given.seconds / 2)[-2:]
-        rows += shutdown(server)
+        show([("witness alone, p50 / p95 / max ms", quantiles(alone.seconds))])
+        show(phase(server, "warm-up", iter(odd[: given.requests // 10]), given.seconds / 4))
+        show(phase(server, "numbers", iter(odd), given.seconds))
+        show(phase(server, "constraints", iter(constraints(given.constraints)), given.seconds))
+        show(phase(server, "constraints again", iter(constraints(given.constraints)), given.seconds / 2))
+        show(shutdown(server))
     finally:
         server.process.kill()
-    width = max(len(name) for name, _ in rows)
+
+
+def show(rows: Sequence[tuple[str, str]]) -> None:
+    """Print rows of the table."""
     for name, value in rows:
-        print(f"{name:{width}}  {value}")
+        print(f"{name:50}  {value}", flush=True)
 
 
 if __name__ == "__main__":

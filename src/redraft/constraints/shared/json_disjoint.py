@@ -97,8 +97,8 @@ class Comparison:
             if other.get("additionalProperties") is False and any(key not in known for key in one.get("required", [])):
                 return True
         shared = set(a.get("required", [])) & set(b.get("required", []))
-        parts = [(schema.get("properties", {}).get(key, True) for schema in (a, b)) for key in shared]
-        return any(self.disjoint(*part, depth + 1) for part in parts)
+        known, others = a.get("properties", {}), b.get("properties", {})
+        return any(self.disjoint(known.get(key, True), others.get(key, True), depth + 1) for key in shared)
 
 
 def _constants(schema: Mapping[str, Any]) -> list[Any] | None:
