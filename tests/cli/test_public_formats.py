@@ -47,7 +47,8 @@ def test_a_checkpoint_is_fine_tuned_with_an_adapter_and_without(
     redraft: Redraft, published: dict[str, Path], name: str, pairs: Path, tmp_path: Path
 ) -> None:
     given = ("--from", published[name], "--data", pairs, "--input", "question", "--target", "answer", *SMALL)
-    for out, adapter in (("whole", ()), ("adapter", ("--lora-rank", "2"))):
+    experts = ("--lora-targets", "query_key_value,gate_proj,up_proj,down_proj") if "moe" in name else ()
+    for out, adapter in (("whole", ()), ("adapter", ("--lora-rank", "2", *experts))):
         made = redraft("finetune", *given, *adapter, "--out", tmp_path / out, "--json")
         assert made.code == 0, made.err
         said = redraft("generate", "--model", tmp_path / out, "--prompt", "the cat", "--max-new-tokens", "8", "--json")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
@@ -93,6 +95,27 @@ def test_logits(kind: str, more: dict[str, Any], tmp_path: Path) -> None:
         expected = reference(input_ids=ids).logits
     ours = load(tmp_path, "cpu", mask_id=49 if "Bert" in kind else None)
     torch.testing.assert_close(model_logits(ours, ids), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_causal_logits_of_nemotron_labs_diffusion_are_those_of_ministral3(tmp_path: Path) -> None:
+    """Its layers are Ministral 3's, whose queries grow with their positions, under other names."""
+    growing = {**_YARN, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}
+    reference = make(
+        "Ministral3", {"num_key_value_heads": 2, "head_dim": 8, "rope_parameters": growing}, tmp_path / "a"
+    )
+    names = {"model.": "encoder.", "lm_head.": "diffusion_head."}
+    state = {key: value for key, value in reference.state_dict().items() if value.is_floating_point()}
+    for old, new in names.items():
+        state = {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in state.items()}
+    (tmp_path / "b").mkdir()
+    save_file({key: value.contiguous() for key, value in state.items()}, str(tmp_path / "b" / "model.safetensors"))
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config |= {"model_type": "nemotron_labs_diffusion", "mask_token_id": 49, "block_size": 8}
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config))
+    ids = torch.randint(3, 50, (2, 40))
+    with torch.no_grad():
+        expected = reference(input_ids=ids).logits
+    torch.testing.assert_close(model_logits(load(tmp_path / "b", "cpu"), ids), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "more"), named(WINDOWS))
