@@ -300,7 +300,7 @@ class Engine:
         try:
             while True:
                 found = self._interrupter.run(
-                    partial(generator.send, sent),  # type: ignore[arg-type] # a generator starts with None
+                    partial(generator.send, sent),
                     lambda: self._stopped or job.abandoned,
                 )
                 if isinstance(found, Call):
