@@ -33,12 +33,13 @@ def prompts(count: int) -> list[str]:
         return [json.loads(line)["english"] for line, _ in zip(file, range(count), strict=False)]
 
 
-def start(model: str, batch: int) -> tuple[subprocess.Popen[bytes], str]:
+def start(model: str, batch: int, device: str) -> tuple[subprocess.Popen[bytes], str]:
     """Start a server in its own process and wait until it answers: the process and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "redraft", "serve", "--model", model, "--port", str(port), "--batch", str(batch)]
+    command += ["--device", device, "--dtype", "float32"]  # in bfloat16 the texts may differ
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     for _ in range(1200):
@@ -122,13 +123,14 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     import redraft
 
     model, asked = redraft.load(given.model, "cpu"), prompts(given.prompts)
     own: dict = {} if model.spec.network.shift else {"steps": given.steps, "candidates": given.candidates}
     texts = [model.generate(prompt, max_new_tokens=48, seed=1, **own)[0].text for prompt in asked]
-    server, address = start(given.model, given.batch)
+    server, address = start(given.model, given.batch, given.device)
     body = {
         "model": Path(given.model).name,
         "max_tokens": 48,
