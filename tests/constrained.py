@@ -258,11 +258,13 @@ def methods() -> Iterator[tuple[str, Any]]:
 _HOMES = {
     "analytic": "sedd",
     "autoregressive": "autoregressive",
+    "causal_blocks": "hybrid",
     "ddim": "embedding",
     "dpm_solver": "embedding",
     "draft_verify": "hybrid",
     "posterior": "uniform",
     "predictor_corrector": "uniform",
+    "self_speculation": "hybrid",
 }
 
 

@@ -63,6 +63,7 @@ def tiny(recipe: Recipe, **more: Any) -> list[str]:
     plain = {
         "data.source": "multiplication:3x3:500" if generated else f"{RECIPES}/toy/data/{source}",
         "tokenizer.kind": "bytes",
+        "data.too_long": "skip",
         "model.preset": "toy",
         "train.batch_tokens": max(1024, recipe.data.length + 1),
         "train.passes": 0,
@@ -72,6 +73,8 @@ def tiny(recipe: Recipe, **more: Any) -> list[str]:
         "train.log_every": 1,
         "train.threads": 1,
     }
+    if recipe.family["name"] == "thought":
+        plain["family.segment_end"] = "+"  # of the tokenizer of bytes
     return [f"{key}={json.dumps(value)}" for key, value in {**plain, **more}.items()]
 
 

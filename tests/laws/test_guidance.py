@@ -194,7 +194,7 @@ def test_texts_are_guided_towards_a_label(tmp_path: Path) -> None:
     [
         ("classifier_fre", {}, "classifier_free"),
         ("classifier_free", {"scal": 1}, "scale"),
-        ("classifier_free", {"scale": -1}, "at least 0"),
+        ("classifier_free", {"scale": -1}, "between 0 and 1000"),
         (None, {"scale": 1}, "name"),
         ("classifier", {"data": "none.jsonl", "value": "a"}, "does not exist"),
     ],

@@ -201,9 +201,8 @@ def test_a_deadline_ends_the_choice_of_the_sizes_of_holes(folders: dict[str, Pat
 
 
 @pytest.fixture
-def running(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[DrainingServer, Any]]:
+def running(folders: dict[str, Path]) -> Iterator[tuple[DrainingServer, Any]]:
     """A server on a free port with short time-outs, as ``redraft serve`` runs it."""
-    monkeypatch.setattr(server_module, "_end_by_force", lambda: None)
     only = {"text-masked": folders["text-masked"]}
     config = server_config(only, port=0, receive_timeout=0.3, connections=4, shutdown_timeout=4.0)
     listener = listen(config)
@@ -214,6 +213,8 @@ def running(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterat
         assert thread.is_alive()
         time.sleep(0.01)
     yield server, listener.getsockname()
+    if server.force is not None:
+        server.force.cancel()  # it would end the process of the tests
     server.should_exit = True
     thread.join(10)
     assert not thread.is_alive()

@@ -167,7 +167,7 @@ def write(path: Path) -> Path:
 
 def recipe(start: Path, data: Path, family: dict[str, Any], *overrides: str, curriculum: str = "anneal") -> Recipe:
     tables = {
-        "data": {"source": str(data), "text": "text", "length": 32},
+        "data": {"source": str(data), "text": "text", "length": 32, "fractions": [0.9, 0.05, 0.05]},
         "model": {"from": str(start)},
         "family": family,
         "curriculum": {"name": curriculum},

@@ -122,7 +122,7 @@ class Loop:
             if step.parents is not None:
                 self._reorder(canvas, step.parents)
             if self.method.constraint is not None:
-                step = _admit(self.method.constraint, canvas, requests, outputs, step)
+                step = _admit(self.method.constraint, canvas, requests, outputs, step, sampler.exact)
             if step.kind is not None:
                 step = self._resize(canvas, step)
                 ending = _Ending(canvas, self.spec.tokens.eos_id, pending=True)
@@ -311,12 +311,18 @@ class Loop:
                 store.copy(torch.tensor(source), torch.tensor(target))
 
 
-def _admit(constraint: Constraint, canvas: Canvas, requests: list[Request], outputs: list[Output], step: Step) -> Step:
-    """The feasible part of a step. A row without feasible changes writes its most confident prediction instead."""
+def _admit(
+    constraint: Constraint, canvas: Canvas, requests: list[Request], outputs: list[Output], step: Step, exact: bool
+) -> Step:
+    """The feasible part of a step. A row without feasible changes writes its most confident prediction instead.
+
+    An ``exact`` sampler verifies its drafts: a row that only drafts writes none of them.
+    """
     kept = constraint.admit(canvas, step)
     if kept is step:
         return step
-    stuck = np.setdiff1d(step.row.numpy(), kept.row.numpy())
+    asked = step.row[step.status == SEALED] if exact else step.row
+    stuck = np.setdiff1d(asked.numpy(), kept.row.numpy())
     stuck = stuck[(canvas.status.numpy()[stuck] == FREE).any(1)]
     if not len(stuck):
         return kept

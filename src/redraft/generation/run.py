@@ -55,8 +55,8 @@ class GenerationRun:
         constraint = self.loop.method.constraint
         return constraint is not None and constraint.complete(ids)
 
-    def _text(self, row: int, ids: list[int]) -> str:
-        """The text of the new ids. SentencePiece and WordPiece drop the first space of what they decode."""
+    def text(self, row: int, ids: list[int]) -> str:
+        """The text of the new ids of a row. SentencePiece and WordPiece drop the first space of what they decode."""
         begin = int(self.canvas.prompt[row])
         before = self.canvas.ids[row, max(0, begin - _CONTEXT) : begin].tolist() if self.continues else []
         known, whole = self.tokenizer.decode(before), self.tokenizer.decode([*before, *ids])
@@ -72,7 +72,7 @@ class GenerationRun:
             same = self.canvas.owner == self.canvas.owner[row]
             found.append(
                 Generation(
-                    text=self._text(row, ids),
+                    text=self.text(row, ids),
                     ids=ids,
                     nfe=int(self.canvas.nfe[same].max()),
                     score=float(self.canvas.score[row]),

@@ -25,7 +25,8 @@ class SelfSpeculation(Sampler):
     The output is that of ``autoregressive``, token for token, as with ``draft_verify``. Here a drafted block of
     ``block`` positions begins with the last token of the text, which sees the drafts too, and the first token after the
     prompt comes from a causal pass. With ``threshold`` 0 one pass drafts everything. Otherwise each pass keeps the
-    drafts with p(x) > ``threshold``, and always the most confident one, until the block is full.
+    drafts with p(x) > ``threshold``, and always the most confident one, until the block is full. If a constraint admits
+    none of a pass's drafts, those that are there are verified.
     """
 
     block: int = setting(
@@ -39,17 +40,19 @@ class SelfSpeculation(Sampler):
     retracts = True  # only drafts, never sealed tokens
     tries = {"block": (4, 8, 16)}
 
-    def start(self, canvas: Canvas, spec: Spec) -> None:
+    def start(self, canvas: Canvas, spec: Spec) -> Tensor:
         check_drafts(spec)
+        return torch.full_like(canvas.step, -1)
 
-    def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
+    def plan(self, canvas: Canvas, state: Tensor, spec: Spec) -> list[Request]:
+        """``state`` [B]: the number of drafts before the last pass that drafted; -1 if the last pass verified."""
         begin, run = frontier(canvas)
         drafts = canvas.status == DRAFT
         columns = torch.arange(canvas.ids.shape[1])
         end = begin + (run - 1).clamp(min=0, max=self.block - 1)  # the verifier adds one token
         missing = (canvas.status == FREE) & (columns >= begin[:, None]) & (columns < end[:, None])
         known = begin > canvas.prompt  # a token of the answer is there
-        drafting = (run > 1) & known & missing.any(1)
+        drafting = (run > 1) & known & missing.any(1) & (drafts.sum(1) > state)
         verifying = (run > 0) & ~drafting
         found = []
         if bool(verifying.any()):
@@ -60,9 +63,13 @@ class SelfSpeculation(Sampler):
         return found
 
     def apply(
-        self, canvas: Canvas, state: None, spec: Spec, requests: list[Request], outputs: list[Output]
-    ) -> tuple[None, Step]:
-        return None, joined([self._step(canvas, spec, *pair) for pair in zip(requests, outputs, strict=True)])
+        self, canvas: Canvas, state: Tensor, spec: Spec, requests: list[Request], outputs: list[Output]
+    ) -> tuple[Tensor, Step]:
+        state = state.clone()
+        for request in requests:
+            drafts = (canvas.status[request.rows] == DRAFT).sum(1)
+            state[request.rows] = torch.full_like(drafts, -1) if request.find(DraftQuery) is None else drafts
+        return state, joined([self._step(canvas, spec, *pair) for pair in zip(requests, outputs, strict=True)])
 
     def _step(self, canvas: Canvas, spec: Spec, request: Request, out: Output) -> Step:
         if request.find(DraftQuery) is None:  # autoregressive predictions

@@ -107,7 +107,7 @@ class IncrementalDecoder:
         """The text of the first ``count`` ids (None: of all final ids)."""
         ids = self._ids[:count]
         if self.span.plan is None:
-            return self.run.tokenizer.decode(ids)
+            return self.run.text(0, ids)
         until = self._at if count is None or count >= len(self._ids) else self._positions[count]
         return self.span.plan.text_before(self.run.canvas, dict(zip(self._positions, ids, strict=False)), until)
 

@@ -36,6 +36,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self.service = service
         self._until = math.inf  # when unfinished requests are given up, as ``time.monotonic()`` counts
+        self.force: threading.Timer | None = None  # of a shutdown: ends the process
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; at the second signal, end."""
@@ -46,9 +47,9 @@ class DrainingServer(uvicorn.Server):
         self.service.draining = True
         patience = max(self.service.config.shutdown_timeout, _SHORTEST)
         self._until = time.monotonic() + self.service.config.shutdown_timeout - min(2.0, patience / 2)
-        force = threading.Timer(patience, lambda: _end_by_force())
-        force.daemon = True
-        force.start()
+        self.force = threading.Timer(patience, _end_by_force)
+        self.force.daemon = True
+        self.force.start()
         if not self.started:
             self.should_exit = True
 

@@ -270,8 +270,10 @@ class _Outline:
         twin.network.train()
         ids = torch.randint(8, 200, (rows, self.length))
         target = torch.ones_like(ids, dtype=torch.bool)
-        target[:, 0] = False
-        batch = Batch(ids, target, torch.ones_like(target), None, torch.full((rows,), self.length))
+        prompt = self.length // 2 if twin.paired else 1  # of plain text, all but the first token
+        target[:, :prompt] = False
+        prompts = torch.full((rows,), prompt) if twin.paired else None
+        batch = Batch(ids, target, torch.ones_like(target), prompts, torch.full((rows,), self.length))
         objective = twin.family.phases()[-1].objective
         networks = {"main": twin.network, "teacher": twin.network}
         prepared, _ = prepare_batch(objective, batch, twin.spec, torch.Generator().manual_seed(0), networks)
@@ -309,7 +311,8 @@ class _Outline:
         wanted = {"vocab_size": spec.tokens.vocab_size, "shift": spec.network.shift, "timed": spec.network.timed}
         wanted |= {"edits": spec.edits, "self_conditioning": spec.network.self_conditioning > 0}
         known = {field: value for field, value in wanted.items() if shape.has_field(field)}
-        return Model(models.build(replace(shape, **known)), tokenizer, family, name, False)
+        network = models.build(replace(shape, **known))
+        return Model(network, tokenizer, family, name, paired=network.needs_prompt)
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()

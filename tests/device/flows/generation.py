@@ -26,6 +26,8 @@ SAMPLERS, CACHES = list(names("samplers")), list(names("caches"))
 SUITED = {
     "autoregressive": "autoregressive-pairs",
     "draft_verify": "hybrid-text",
+    "causal_blocks": "hybrid-text",
+    "self_speculation": "hybrid-text",
     "posterior": "uniform-pairs",
     "analytic": "sedd-pairs",
     "predictor_corrector": "uniform-text",

@@ -37,7 +37,7 @@ def test_a_recipe_trains(path: Path, tmp_path: Path, log: pretend_device.Log) ->
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "accumulated": ("masked", {"train.accumulate": 2, "train.batch_tokens": 512}),
     "averaged": ("masked", {"train.ema": 0.9, "train.keep_best": True, "train.validate_every": 500}),
-    "recomputed": ("masked", {"train.recompute": True}),
+    "recomputed": ("masked", {"train.activation_checkpointing": "full"}),
     "dropout": ("masked", {"train.dropout": 0.1, "train.drop_prompt": 0.5}),
     "compiled": ("masked", {"train.compile": True}),
     "float32": ("masked", {"train.dtype": "float32"}),
