@@ -74,7 +74,7 @@ def tiny(recipe: Recipe, **more: Any) -> list[str]:
         "train.threads": 1,
     }
     if recipe.family["name"] == "thought":
-        plain["family.segment_end"] = "+"  # of the tokenizer of bytes
+        plain |= {"family.segment_end": "+", "data.length": 256}  # for the tokenizer of bytes
     return [f"{key}={json.dumps(value)}" for key, value in {**plain, **more}.items()]
 
 
