@@ -9,6 +9,8 @@ READY := .venv/.ready
 
 # Waiting threads sleep instead of spinning. On shared cores spinning costs a factor of 4 to 10.
 export OMP_WAIT_POLICY := passive
+# Keep compiled modules, also where the environment turns that off: the tests start many processes that import torch.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install pretrained demo test lint types unit format checksums clean
 

@@ -20,13 +20,14 @@ ZOO = Path(__file__).parents[1] / "zoo"
 def main() -> None:
     """Fine-tune the shipped pair on the same tokens, measure both models, and print the verdict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=str(DATA), help="A data set with the columns english and german.")
     parser.add_argument("--out", default="runs/verdict", help="Folder for the report.")
     parser.add_argument("--tokens", type=int, default=20_000, help="Training tokens of each model.")
     parser.add_argument("--rows", type=int, default=200, help="Test rows.")
     args = parser.parse_args()
 
     study = Study(
-        data=str(DATA),
+        data=args.data,
         input="english",
         target="german",
         families=("autoregressive", "masked"),  # the first is the baseline

@@ -21,8 +21,9 @@ step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 step "1. The data: English sentences and their German translations, one JSON object a line"
 # A data set is a file (JSONL, CSV, Parquet, text), a folder, or a common prefix NAME for NAME.train, NAME.validation
 # and NAME.test. --input and --target name the columns. Plain text needs only --text.
-DATA=(--data examples/data/tatoeba.en-de --input english --target german)
-gzip -dc examples/data/tatoeba.en-de.train.jsonl.gz | sed -n 1,3p
+SAMPLE=${LIFE_DATA:-examples/data/tatoeba.en-de}
+DATA=(--data "$SAMPLE" --input english --target german)
+gzip -dc "$SAMPLE.train.jsonl.gz" | sed -n 1,3p
 
 step "2. Train two small models that differ only in their family"
 # Same data, tokenizer settings, network and budget. The autoregressive model predicts the next token. The masked model

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import gzip
+import itertools
 import json
 import os
 import re
@@ -39,6 +41,17 @@ def run(arguments: list[str], **environment: str) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Some rows of the sample data."""
+    folder = tmp_path_factory.mktemp("sample")
+    for split, count in (("train", 600), ("validation", 60), ("test", 60)):
+        name = f"tatoeba.en-de.{split}.jsonl.gz"
+        with gzip.open(EXAMPLES / "data" / name, "rb") as whole, gzip.open(folder / name, "wb") as part:
+            part.writelines(itertools.islice(whole, count))
+    return str(folder / "tatoeba.en-de")
+
+
 def test_train(tmp_path: Path) -> None:
     told = run([sys.executable, "examples/train.py", "--out", str(tmp_path / "model"), "--tokens", "4000"])
     assert told.count("forward passes: ") == 2
@@ -56,10 +69,9 @@ def test_generate() -> None:
     assert filled.endswith(" gekauft.")
 
 
-def test_compare(tmp_path: Path) -> None:
-    told = run(
-        [sys.executable, "examples/compare.py", "--out", str(tmp_path / "out"), "--tokens", "1000", "--rows", "4"]
-    )
+def test_compare(tmp_path: Path, sample: str) -> None:
+    command = [sys.executable, "examples/compare.py", "--data", sample, "--out", str(tmp_path / "out")]
+    told = run([*command, "--tokens", "1000", "--rows", "4"])
     assert "forward passes per sample" in told
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert {setting["family"] for setting in results["settings"]} == {"autoregressive", "masked"}
@@ -86,7 +98,7 @@ def test_a_sampler_from_outside_on_the_command_line() -> None:
     assert json.loads(told)["sampler"] == "examples.my_sampler:Leftmost"
 
 
-def test_the_life_of_a_model(tmp_path: Path) -> None:
+def test_the_life_of_a_model(tmp_path: Path, sample: str) -> None:
     """The whole script, with models that learn nothing."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -95,6 +107,7 @@ def test_the_life_of_a_model(tmp_path: Path) -> None:
         told = run(
             ["bash", "examples/life_of_a_model.sh", "--quick", str(tmp_path)],
             PATH=f"{scripts}{os.pathsep}{settings()['PATH']}",
+            LIFE_DATA=sample,
             LIFE_TOKENS="2048",
             LIFE_ROWS="24",
             LIFE_STUDY_TOKENS="1000",
