@@ -243,18 +243,23 @@ def training(setup: Setup) -> Iterator[Row]:
         for shift, objective in ((1, "autoregressive"), (0, "masked")):
             network = setup.network(name, shift, torch.float32)
             losses = updates(setup, network, shift, 7, rows, length, bfloat16=True)
-            for _ in range(2):
-                next(losses)
-            runtime.synchronise(setup.where)
-            begin = time.perf_counter()
-            count = sum(1 for _ in losses)
-            runtime.synchronise(setup.where)
-            seconds = (time.perf_counter() - begin) / count
+            seconds = seconds_each(setup, losses, warm_up=2)
             flops = 3 * network.forward_cost().of_request(sample_request(setup, rows, length, shift))
             value = f"{rows * length / seconds:,.0f} tokens/s"
             yield Row("training", f"{name}, {objective}", value, f"{flops / seconds / peak:.0%} of the peak")
             del network, losses
     yield Row("training", "memory", setup.memory())
+
+
+def seconds_each(setup: Setup, losses: Iterator[torch.Tensor], warm_up: int) -> float:
+    """Mean seconds of an update, after the first ``warm_up`` of them."""
+    for _ in range(warm_up):
+        next(losses)
+    runtime.synchronise(setup.where)
+    begin = time.perf_counter()
+    count = sum(1 for _ in losses)
+    runtime.synchronise(setup.where)
+    return (time.perf_counter() - begin) / count
 
 
 def sample_request(setup: Setup, rows: int, length: int, shift: int) -> Forward:
@@ -306,12 +311,7 @@ def lora(setup: Setup) -> Iterator[Row]:
         attach(network, Lora(rank=16), llama.layout(network.config).places)
         freeze(network, packing)
         losses = updates(setup, network, 1, 4, rows, length, bfloat16=True)
-        next(losses)
-        runtime.synchronise(setup.where)
-        begin = time.perf_counter()
-        count = sum(1 for _ in losses)
-        runtime.synchronise(setup.where)
-        seconds = (time.perf_counter() - begin) / count
+        seconds = seconds_each(setup, losses, warm_up=1)
         value = f"{rows * length / seconds:,.0f} tokens/s"
         yield Row("lora", f"8b, base in {packing or 'bfloat16'}", value, setup.memory())
         del network, losses
