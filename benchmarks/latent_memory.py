@@ -23,9 +23,9 @@ from redraft.data.vocabulary import Ids, Vocabulary
 from redraft.evaluation.memory import PeakMemory
 from redraft.likelihood import prepare_batch
 from redraft.model import Model
+from redraft.objectives.shared.vocabulary import backward
 from redraft.presets import preset
 from redraft.train import optim
-from redraft.train.loop import backward
 from redraft.types import Batch
 
 _VOCABULARY = 8192

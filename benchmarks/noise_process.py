@@ -28,8 +28,8 @@ import torch
 
 from redraft.likelihood import bound
 from redraft.objectives.masked import Masked
+from redraft.objectives.shared.vocabulary import backward
 from redraft.train import optim, schedules
-from redraft.train.loop import backward
 from redraft.train.recipe import Recipe
 from redraft.train.setup import prepare
 

@@ -23,10 +23,10 @@ import torch
 from redraft.bench._twin import llama_twin
 from redraft.models.transformer import Transformer
 from redraft.objectives.autoregressive import Autoregressive
+from redraft.objectives.shared.vocabulary import backward
 from redraft.presets import preset
 from redraft.runtime import bfloat16_is_faster, keep_freed_memory
 from redraft.train import optim
-from redraft.train.loop import backward
 from redraft.train.throughput import Peak
 from redraft.types import AttentionPattern, Batch, FamilyFacts, NetworkFacts, Spec, TokenIds
 

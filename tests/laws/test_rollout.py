@@ -16,8 +16,8 @@ from redraft.models.transformer import Config, Transformer
 from redraft.objectives.distill import Distill
 from redraft.objectives.glancing import Glancing
 from redraft.objectives.masked import Masked, MaskedBatch
+from redraft.objectives.shared.vocabulary import backward
 from redraft.objectives.thought import Thought, thoughts
-from redraft.train.loop import backward
 from redraft.types import Batch, Forward, Prepared, Spec
 from tests.tiny import VOCABULARY, changed, family, pairs
 

@@ -30,10 +30,10 @@ from redraft.models.gpt import Gpt
 from redraft.models.parts.readout import Readout
 from redraft.models.transformer import Config, Transformer
 from redraft.objectives.masked import Masked
+from redraft.objectives.shared.vocabulary import backward
 from redraft.objectives.wrappers.self_conditioned import SelfConditioned
 from redraft.presets import shape
 from redraft.samplers.confidence import Confidence
-from redraft.train.loop import backward
 from redraft.train.recipe import Recipe
 from redraft.train.setup import prepare
 from redraft.types import FREE, Canvas, Forward, Prepared, Request, SelfConditioning, Spec

@@ -23,9 +23,10 @@ from redraft.errors import UserError
 from redraft.likelihood import bound
 from redraft.model import Model
 from redraft.objectives.autoregressive import Autoregressive
+from redraft.objectives.shared.vocabulary import backward
 from redraft.presets import preset
 from redraft.train.logging import Event, Progress, describe
-from redraft.train.loop import Result, backward, train
+from redraft.train.loop import Result, train
 from redraft.train.recipe import Recipe
 from redraft.train.setup import prepare
 from redraft.types import Batch

@@ -243,7 +243,7 @@ class Job:
             "settings": [dataclasses.asdict(setting) for setting in settings],
             "batch": batch,
             "calls": plan.timed_calls,
-            "new_tokens": limits if len({*limits}) > 1 else plan.new_tokens,
+            "new_tokens": limits,
             "items": digest(prompts),
         }
 
