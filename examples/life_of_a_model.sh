@@ -55,6 +55,7 @@ step "6. Generate"
 redraft generate --model "$OUT/small-masked" --prompt "I am tired."
 redraft generate --model translate-en-de-masked --prompt "The weather is fine today." --steps 4
 redraft infill --model translate-en-de-masked --prompt "My brother bought a new car." --text "Mein Bruder hat [[?]] gekauft."
+redraft trace --model translate-en-de-masked --prompt "The weather is fine today." --beside translate-en-de-autoregressive --out "$OUT/trace.html"
 
 step "7. Serve the model, and ask it with an OpenAI request"
 PORT=${LIFE_PORT:-8123}

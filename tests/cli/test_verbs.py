@@ -159,15 +159,16 @@ def test_the_animation_ends_in_the_same_text(zoo: Path) -> None:
 
 
 def test_frames_join_the_parts_of_a_character() -> None:
-    from redraft.cli._animation import pieces
     from redraft.data.tokenizer import Tokenizer
+    from redraft.trace.marks import Mark, pieces
     from redraft.types import SEALED
 
     tokenizer = Tokenizer.bytes()
     ids = tokenizer.encode("aß€")
     assert len(ids) == 6
-    shown = list(pieces(ids, [SEALED] * 6, [0.9, 0.8, 0.4, 0.7, 0.6, 0.5], tokenizer))
-    assert [(text, sure) for text, sure, _ in shown] == [("a", 0.9), ("ß", 0.4), ("€", 0.5)]
+    marks = [Mark(token, sure, 1, 1) for token, sure in zip(ids, [0.9, 0.8, 0.4, 0.7, 0.6, 0.5], strict=True)]
+    shown = [(piece.text, piece.probability) for piece in pieces(ids, [SEALED] * 6, marks, tokenizer)]
+    assert shown == [("a", 0.9), ("ß", 0.4), ("€", 0.5)]
 
 
 # infill

@@ -403,6 +403,7 @@ def test_holes_of_unknown_length_keep_the_given_text(family: str, paired: bool) 
 def test_the_animation_and_the_servers_decoder_follow_moving_positions(family: str) -> None:
     from redraft.cli import _animation
     from redraft.serve.incremental_text import IncrementalDecoder, Span
+    from redraft.trace.marks import Marks
 
     tokenizer = Tokenizer.bytes()
     model = Model.fresh({"name": family}, tokenizer, preset("toy", tokenizer.vocab_size), True, seed=2)
@@ -411,13 +412,13 @@ def test_the_animation_and_the_servers_decoder_follow_moving_positions(family: s
         run = model.start(["hello"], settings)
         head = len(prompt_ids(model, "hello"))
         reader = IncrementalDecoder(run, Span(head, head + 16), alternatives=2, predictions=True)
-        certainty = [[float("nan")] * run.canvas.ids.shape[1]]
+        marks = Marks.blank(run.canvas)
         streamed = ""
         for step in run:
             streamed += reader.add(step)
-            _animation.note(certainty, step)
-            _animation.frame(run.canvas, certainty, tokenizer, 1.0)
-            assert len(certainty[0]) == run.canvas.ids.shape[1]
+            marks.note(step)
+            _animation.frame(run.canvas, marks, tokenizer, 1.0)
+            assert len(marks.rows[0]) == run.canvas.ids.shape[1]
             assert sum(piece["tokens"] for piece in reader.frame()["canvas"]) == int(extent(run.canvas)[0]) - head
         whole = reader.finish()
         offline = model.generate("hello", max_new_tokens=16, temperature=1.0, seed=seed, start=4)[0]

@@ -25,7 +25,7 @@ TIERS = [
     {"families", "curricula"},
     {"convert"},
     {"generation", "likelihood", "model", "loading", "saving", "conversion", "adapters"},
-    {"metrics", "tasks"},
+    {"metrics", "tasks", "trace"},
     {"evaluation"},
     {"train"},
     {"compare", "serve", "interop", "bench", "parity", "tune"},

@@ -104,7 +104,8 @@ def run(drafting: GenerationRun, pace: float, animated: bool) -> float:
     Raises:
         UserError: there was no position to fill.
     """
-    from redraft.cli._animation import Timed, watch
+    from redraft.cli._animation import watch
+    from redraft.trace.recording import Timed
 
     if animated:
         return watch(drafting, screen(as_json=False), pace)
