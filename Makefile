@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install pretrained demo test lint types unit format checksums clean
 
 help:
-	@echo "make demo        shipped models: denoising step by step, a speed comparison, a small study with a report"
+	@echo "make demo        shipped models: denoising step by step, a speed comparison, what diffusion is good for, a small study with a report"
 	@echo "make test        lint, types and all tests"
 	@echo "make install     create the .venv (the two commands above also do this)"
 	@echo "make pretrained  install the pretrained model smollm2-135m (93 MB)"

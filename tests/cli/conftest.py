@@ -40,6 +40,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for family in ("masked", "autoregressive"):
         pairs = Model.fresh({"name": family}, tokenizer, shape, paired=True, seed=1)
         pairs.save(folder / f"translate-en-de-{family}", card=f"# Tiny {family}\n\nUntrained, for tests.\n")
+        pairs.save(folder / f"multiply-{family}", card=f"# Tiny {family}\n\nUntrained, for tests.\n")
         Model.fresh({"name": family}, tokenizer, shape, paired=False, seed=1).save(folder / f"base-{family}")
     yield folder
 

@@ -447,6 +447,7 @@ def test_demo(redraft: Redraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         demo, "study", lambda *given: replace(whole(*given), **brief, test_rows=4, validation_rows=4, batch_sizes=(2,))
     )
     monkeypatch.setattr(demo, "_CALLS", 1)
+    monkeypatch.setattr(demo, "_PRODUCTS", 2)
     answer = redraft("demo", "--out", tmp_path / "demo", "--json")
     assert answer.code == 0, answer.err
     found = answer.json
@@ -454,6 +455,10 @@ def test_demo(redraft: Redraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert set(found["race"]) == {"autoregressive", "masked"}
     assert all(Path(path).is_file() for path in found["files"].values())
     assert "░" in answer.err
+    good_for = found["good_for"]
+    assert good_for["multiplication"]["drafted by diffusion"]["same"] == 1
+    assert good_for["json"]["valid"]["with"] == good_for["json"]["objects"]
+    assert good_for["hole"]["text"].startswith("Mein Bruder hat ")
 
 
 # tune

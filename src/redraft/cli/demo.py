@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
 _PAIR = {family: f"translate-en-de-{family}" for family in ("autoregressive", "masked")}
 _SENTENCE = "I think that we should go home now."
 _NEW_TOKENS, _STEPS, _SHOWN = 48, 4, 5
+_PRODUCTS, _OBJECTS = 64, 8
 _CALLS = 8  # of each rival in the race
 _STUDY_TOKENS = 20_000
+_ENGLISH, _HOLE = "My brother bought a new car.", "Mein Bruder hat [[?]] gekauft."
+_DIGITS = "multiplication:4x4"
+_SCHEMA = """{"type": "object", "properties": {"name": {"type": "string", "pattern": "^[A-Z][a-z]{2,9}$"}, "age": {"type": "integer",
+"minimum": 0, "maximum": 99}, "sex": {"enum": ["female", "male"]}}, "required": ["name", "age", "sex"],
+"additionalProperties": false}"""
 _LABEL = {"autoregressive": "autoregressive", "masked": f"masked, {_STEPS} steps"}
 _PACE = 0.25  # seconds a pass stays in sight
 
@@ -47,8 +54,9 @@ def demo(
       redraft demo
       redraft demo --out runs/another-demo --seed 1
 
-    A text is denoised pass by pass, two models race on the same prompts, and a small study compares them in
-    earnest. All of it on shipped checkpoints and a shipped sample of real English-German sentence pairs.
+    A text is denoised pass by pass, and two models race on the same prompts. Four tasks show what diffusion is good
+    for: drafting for an autoregressive model, answering at once, filling holes, and JSON that is always valid. A small
+    study compares two models in earnest. All of it on shipped checkpoints and real English-German sentence pairs.
     """
     import redraft
     from redraft.cli.compare import run
@@ -64,9 +72,17 @@ def demo(
     rows = heldout(data)
     raced = race(models, make_items(rows, models["masked"].tokenizer, 64, True, _NEW_TOKENS), console)
 
-    console.rule("3. A small comparison, with a report", align="left")
+    console.rule("3. What diffusion is good for", align="left")
+    good_for = {
+        "multiplication": multiply(console, device, dtype),
+        "hole": fill(models["masked"], console, seed),
+        "json": write_json(console, seed, device, dtype),
+    }
+
+    console.rule("4. A small comparison, with a report", align="left")
     found = run(study(data, out, seed, device, dtype), as_json)
-    return {"denoised": denoised, "race": raced, "compare": found["verdict"], "files": found["files"]}
+    verdict = {"compare": found["verdict"], "files": found["files"]}
+    return {"denoised": denoised, "race": raced, "good_for": good_for, **verdict}
 
 
 def sample() -> Path:
@@ -141,6 +157,81 @@ def race(models: dict[str, Model], asked: list[Item], console: Console) -> dict[
         times.add_row(*cells)
     console.print(times)
     return result
+
+
+def multiply(console: Console, device: str, dtype: Dtype) -> dict[str, Any]:
+    """Products of two numbers: autoregression alone, with a diffusion model that drafts for it, and diffusion alone."""
+    from rich.table import Table
+
+    import redraft
+    from redraft.data.examples import load
+    from redraft.evaluation.decoding import DecodingConfig
+    from redraft.evaluation.items import make_items
+    from redraft.evaluation.scores import score
+    from redraft.evaluation.texts import generate_texts
+    from redraft.evaluation.timing import time_in_turns
+    from redraft.metrics.final_answer import FinalAnswer
+
+    plain, masked = (redraft.load(f"multiply-{family}", device, dtype) for family in _PAIR)
+    plain.draft_with(redraft.load("multiply-masked", device, dtype))
+    new = plain.settings().max_new_tokens
+    asked = make_items(load(_DIGITS).test, plain.tokenizer, _PRODUCTS, True, new)
+    prompts = [item.prompt for item in asked]
+    own, greedy = masked.settings(), DecodingConfig("autoregressive", temperature=0.0, top_p=1.0)
+    rivals = {
+        "autoregressive": (plain, greedy),
+        "drafted by diffusion": (plain, DecodingConfig("draft_verify", {"block": 32}, temperature=0.0, top_p=1.0)),
+        "diffusion alone": (masked, DecodingConfig(own.sampler or "confidence", own.options, temperature=0.0)),
+    }
+    wrote = {name: generate_texts(model, prompts, config, new, 32) for name, (model, config) in rivals.items()}
+    timed = time_in_turns(list(rivals.values()), prompts, 1, _CALLS, new)
+    medians = [statistics.median(entry.seconds) for entry in timed]
+    table = Table("", "same text", "right", "passes a text", "one text", "speed", title_justify="left")
+    table.title = f"{len(prompts)} products of four-digit numbers, such as {prompts[0]}"
+    found: dict[str, Any] = {}
+    for (name, run), median in zip(wrote.items(), medians, strict=True):
+        same = statistics.fmean(a == b for a, b in zip(run.texts, wrote["autoregressive"].texts, strict=True))
+        right = score(FinalAnswer(), run.texts, asked).value
+        passes, speed = statistics.fmean(run.nfe), medians[0] / median
+        found[name] = {"same": same, "right": right, "passes": passes, "median_seconds": median, "speed": speed}
+        cells = (f"{same:.0%}", f"{right:.0f} %", f"{passes:.1f}", f"{median * 1000:.0f} ms", f"{speed:.1f}x")
+        table.add_row(name, *cells)
+    console.print(table)
+    return found
+
+
+def fill(model: Model, console: Console, seed: int) -> dict[str, Any]:
+    """A hole with text on both sides, which an autoregressive model can't see."""
+    filled = model.infill(_HOLE, _ENGLISH, seed=seed)
+    console.print(f"English:  {_ENGLISH}", markup=False)
+    console.print(f"Given:    {_HOLE.replace('[[?]]', '____')}", markup=False)
+    console.print(f"Filled:   {filled.text}", markup=False)
+    console.print("The model chose the size of the hole, and saw the text behind it.", style="dim")
+    return {"prompt": _ENGLISH, "holes": _HOLE, "text": filled.text}
+
+
+def write_json(console: Console, seed: int, device: str, dtype: Dtype) -> dict[str, Any]:
+    """Texts of a model that has never seen JSON, with and without a schema."""
+    import redraft
+
+    model = redraft.load("base-masked", device, dtype)
+    prompts, common = ["A person: "] * _OBJECTS, {"max_new_tokens": 48, "seed": seed}
+    valid = {}
+    for name, constraint in (("without", {}), ("with", {"json_schema": _SCHEMA})):
+        texts = [one.text for one in model.generate(prompts, constraint=constraint, **common)]
+        valid[name] = sum(map(_parses, texts))
+    console.print(f"JSON from a model of novels: {texts[0]}", markup=False)
+    console.print(
+        f"Valid of {_OBJECTS}: {valid['with']} with the schema, {valid['without']} without.", style="dim", markup=False
+    )
+    return {"objects": _OBJECTS, "valid": valid, "example": texts[0]}
+
+
+def _parses(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def study(data: Path, out: Path, seed: int, device: str, dtype: Dtype) -> Any:
