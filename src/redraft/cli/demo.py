@@ -30,9 +30,10 @@ _CALLS = 8  # of each rival in the race
 _STUDY_TOKENS = 20_000
 _ENGLISH, _HOLE = "My brother bought a new car.", "Mein Bruder hat [[?]] gekauft."
 _DIGITS = "multiplication:4x4"
-_SCHEMA = """{"type": "object", "properties": {"name": {"type": "string", "pattern": "^[A-Z][a-z]{2,9}$"}, "age": {"type": "integer",
-"minimum": 0, "maximum": 99}, "sex": {"enum": ["female", "male"]}}, "required": ["name", "age", "sex"],
-"additionalProperties": false}"""
+_SCHEMA = """{"type": "object", "additionalProperties": false, "required": ["name", "age", "sex"], "properties": {
+"name": {"type": "string", "pattern": "^[A-Z][a-z]{2,9}$"}, "age": {"type": "integer", "minimum": 0, "maximum": 99},
+"sex": {"enum": ["female", "male"]}}}"""
+_CONSTRAINTS: dict[str, dict[str, str]] = {"without": {}, "with": {"json_schema": _SCHEMA}}
 _LABEL = {"autoregressive": "autoregressive", "masked": f"masked, {_STEPS} steps"}
 _PACE = 0.25  # seconds a pass stays in sight
 
@@ -215,10 +216,10 @@ def write_json(console: Console, seed: int, device: str, dtype: Dtype) -> dict[s
     import redraft
 
     model = redraft.load("base-masked", device, dtype)
-    prompts, common = ["A person: "] * _OBJECTS, {"max_new_tokens": 48, "seed": seed}
-    valid = {}
-    for name, constraint in (("without", {}), ("with", {"json_schema": _SCHEMA})):
-        texts = [one.text for one in model.generate(prompts, constraint=constraint, **common)]
+    prompts, valid = ["A person: "] * _OBJECTS, {}
+    for name, constraint in _CONSTRAINTS.items():
+        wrote = model.generate(prompts, constraint=constraint, max_new_tokens=48, seed=seed)
+        texts = [one.text for one in wrote]
         valid[name] = sum(map(_parses, texts))
     console.print(f"JSON from a model of novels: {texts[0]}", markup=False)
     console.print(
