@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redraft.errors import UserError
+from redraft.evaluation import stats
 from redraft.evaluation.cost import Cost
 from redraft.evaluation.memory import PeakMemory
 from redraft.evaluation.timing import Speed, ratio_interval
@@ -25,6 +26,7 @@ from redraft.metrics.chrf import Chrf
 from redraft.metrics.diversity import Diversity
 from redraft.metrics.exact_match import ExactMatch
 from redraft.metrics.f1 import F1
+from redraft.metrics.mauve import Mauve, area
 from redraft.metrics.ngram_similarity import NgramSimilarity
 from redraft.metrics.perplexity import Perplexity
 from redraft.metrics.rouge import Rouge
@@ -260,4 +262,41 @@ def test_perplexity_is_that_of_an_independent_model(tmp_path: Path) -> None:
     assert found.value == pytest.approx(math.exp(float(sum(nats)) / sum(row.shape[1] - 1 for row in ids)), rel=1e-4)
     assert found.rows[1] == 0.0 and found.stats[1].tolist() == [0.0, 0.0]
     with pytest.raises(UserError, match="a model of family masked, can't judge"):
-        Perplexity(str(tmp_path / "masked"), "cpu").check()
+        _ = Perplexity(str(tmp_path / "masked"), "cpu").model
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "value"),
+    [
+        ([0.5, 0.5], [0.5, 0.5], 1.0),
+        ([0.5, 0.5], [0.75, 0.25], 0.941004),
+        ([0.5, 0.25, 0.25], [0.25, 0.25, 0.5], 0.912889),
+        ([1.0, 0.0], [0.0, 1.0], 0.004072),
+    ],
+)
+def test_mauve_of_two_histograms(p: list[float], q: list[float], value: float) -> None:
+    """Values of the reference implementation's formula."""
+    both = np.array([[p, q], [q, p]])
+    assert area(both[:, 0], both[:, 1]) == pytest.approx(value, abs=1e-6), "and it is symmetric"
+    assert area(both[0, 0][::-1], both[0, 1][::-1]) == pytest.approx(value, abs=1e-6)
+
+
+def test_mauve_tells_other_texts_from_the_same(tmp_path: Path) -> None:
+    from redraft.data.tokenizer import Tokenizer
+    from redraft.model import Model
+    from redraft.presets import preset
+
+    tokenizer = Tokenizer.bytes()
+    shape = preset("toy", tokenizer.vocab_size, dim=32, max_length=64)
+    Model.fresh({"name": "autoregressive"}, tokenizer, shape, paired=False).save(tmp_path / "judge")
+    metric = Mauve(str(tmp_path / "judge"), "cpu", clusters=4)
+    human = [f"text {number} ends in {'abcd'[number % 4]}" for number in range(120)]
+    same, other = metric.score(human[::-1], human), metric.score(["", "!"] * 60, human)
+    assert same.value == pytest.approx(1.0)
+    assert other.value < 0.1
+    around = stats.interval(other.stats[None], metric.combine)
+    assert around.low <= other.value <= around.high
+    one = metric.features(["the same", "the same but longer", "the same"])
+    assert np.allclose(one[0], one[2], atol=1e-5) and not np.allclose(one[0], one[1], atol=1e-3)
+    with pytest.raises(UserError, match="MAUVE of 3 texts says nothing"):
+        metric.score(human[:3], human[:3])

@@ -77,7 +77,7 @@ class Evaluation(Scoring, DataSource):
     batch_size: int = setting(32, "Number of prompts in a batch.", least=1)
     samples: int = setting(4, "Noise samples per row for the likelihood bound.", least=2)
     judge: str | None = setting(
-        None, "Model that judges the texts by their perplexity, such as smollm2-135m.", metavar="MODEL"
+        None, "Model that judges the texts by their perplexity and by MAUVE, such as smollm2-135m.", metavar="MODEL"
     )
     out: Path | None = setting(None, "File for every prompt, its references and the text, as JSON lines.")
 

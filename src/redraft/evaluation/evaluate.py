@@ -21,7 +21,9 @@ from redraft.evaluation.texts import resolved
 from redraft.evaluation.votes import majority_vote
 from redraft.generation.prompts import longest, prompt_ids
 from redraft.likelihood import bound
+from redraft.metrics.mauve import Mauve
 from redraft.metrics.perplexity import Perplexity
+from redraft.metrics.shared.judge import Judged
 from redraft.model import Model
 from redraft.options import echo
 from redraft.settings import Settings
@@ -127,9 +129,7 @@ def evaluate(
     for warning in (forgotten(examples, model.tokenizer), stray_markers(examples, model.tokenizer)):
         if warning:
             log(warning)
-    judges = [] if wanted.judge is None else [Perplexity(wanted.judge, str(model.network.device))]
-    for judge in judges:
-        judge.check()
+    judges = _judges(wanted, model)
     examples = fitting(model, examples, settings.max_new_tokens, wanted.skip_bad_rows, log)
     rows = min(wanted.rows, len(examples))
     overall = likelihood(model, sample(examples, wanted.rows), wanted.samples, settings.seed)
@@ -143,6 +143,15 @@ def evaluate(
         tasks[name], lines = _one_task(model, part, wanted, choices[name], settings, own, judges, log)
         texts += [{"task": name, **line} for line in lines]
     return EvaluationResult(rows, overall, tasks, texts)
+
+
+def _judges(wanted: Evaluation, model: Model) -> list[Judged]:
+    """The metrics of the judge, if there is one. It is loaded before texts are generated."""
+    if wanted.judge is None:
+        return []
+    judges: list[Judged] = [kind(wanted.judge, str(model.network.device)) for kind in (Perplexity, Mauve)]
+    _ = judges[0].model
+    return judges
 
 
 def likelihood(model: Model, examples: Sequence[Example], samples: int, seed: int) -> Likelihood:
@@ -171,7 +180,7 @@ def _one_task(
     chosen: Choice,
     settings: Settings,
     own: Likelihood,
-    judges: Sequence[Perplexity],
+    judges: Sequence[Judged],
     log: Log,
 ) -> tuple[TaskResult, list[dict[str, Any]]]:
     """The result on the rows of one task, and its texts."""
@@ -188,7 +197,11 @@ def _one_task(
         for item, answer in zip(items, answers, strict=True)
     ]
     metrics = {}
-    for metric in (*chosen.task.metrics(), *judges):
+    able = [judge for judge in judges if len(items) >= judge.least]
+    for judge in judges:
+        if judge not in able:
+            log(f"{judge.label} is left out: it needs {judge.least} texts, and there are {len(items)}.")
+    for metric in (*chosen.task.metrics(), *able):
         score = metric.score([answer.text for answer in answers], [item.references for item in items])
         around = stats.interval(score.stats[None], metric.combine)
         metrics[metric.name] = MetricValue(around.value, around.low, around.high, metric.label, metric.signature)
