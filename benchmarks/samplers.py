@@ -51,6 +51,11 @@ def grid() -> list[Setting]:
     found += [
         ("wino", {"threshold": bar, "verify": verify}, 0.0) for bar, verify in ((0.3, 0.2), (0.3, 0.5), (0.6, 0.7))
     ]
+    found += [
+        ("multi_block", {"block": block, "threshold": entropy}, 0.0) for block in (4, 8) for entropy in (0.4, 1.5, 3.0)
+    ]
+    found += [("token_to_mask", {"threshold": bar, "doubt": 0.1}, 0.0) for bar in (0.5, 0.9)]
+    found += [("token_to_mask", {"threshold": 0.5, "by": "change", "doubt": 0.3}, 0.0)]
     for strategy in ("cap", "rescale", "conf", "loop", "forward_backward"):
         found.append(("remdm", {"steps": 32, "strategy": strategy, "eta": 0.04}, 0.0))
     found.append(("remdm", {"steps": 8, "strategy": "cap", "eta": 0.04}, 0.0))

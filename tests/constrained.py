@@ -264,6 +264,7 @@ _HOMES = {
     "draft_verify": "hybrid",
     "posterior": "uniform",
     "predictor_corrector": "uniform",
+    "psi": "uniform",
     "self_speculation": "hybrid",
 }
 

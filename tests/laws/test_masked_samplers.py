@@ -314,6 +314,82 @@ def test_joint_threshold_ends_after_its_rounds() -> None:
     assert len(trace) == 1 + 5
 
 
+def test_tokens_that_nothing_makes_doubtful_stay() -> None:
+    """With a threshold of 0 no token is doubted, and the sampler is that of token editing without edits."""
+    network, ours, theirs = random_network(9, 4), board(8), board(8)
+    trace = steps(network, make("token_to_mask", threshold=0.6, doubt=0.0), ours)
+    expected = steps(network, make("joint_threshold", threshold=0.6, edit=1.0), theirs)
+    assert [(written(a), a.token.tolist()) for a in trace] == [(written(b), b.token.tolist()) for b in expected]
+
+
+@pytest.mark.parametrize(("by", "doubt"), [("replacement", 0.5), ("probability", 0.5), ("change", 0.5)])
+@pytest.mark.parametrize("most", [0, 2])
+def test_a_position_is_masked_again_at_most_so_often(by: str, doubt: float, most: int) -> None:
+    canvas, again = board(6), Counter[int]()
+    sampler = make("token_to_mask", threshold=0.5, by=by, doubt=doubt, most=most, rounds=50, share=1.0)
+    trace = steps(NeverStable(), sampler, canvas)
+    for step in trace:
+        again.update(step.pos[step.status == FREE].tolist())
+    assert all(again[place] == (0 if by == "change" and not most else most) for place in range(1, 7))
+    assert bool((canvas.status[0, 1:] == SEALED).all()) and len(trace) <= 2 * 6 + 3 * 6 * max(most, 1)
+
+
+@dataclass
+class Contextual:
+    """Predicts one letter until something is written elsewhere in the row, then another one, at masks and letters."""
+
+    def __call__(self, request: Forward, store: object = None) -> torch.Tensor:
+        row, column = (request.targets >= 0).nonzero(as_tuple=True)
+        at = request.targets[row, column]
+        letters = (request.tokens >= 5).sum(1)[row] - (request.tokens[row, at] >= 5).long()
+        logits = torch.zeros(len(at), SPEC.tokens.vocab_size)
+        logits[torch.arange(len(at)), torch.where(letters > 0, 6, 5)] = 9.0
+        return logits
+
+
+def test_a_doubtful_token_is_written_again() -> None:
+    canvas = board(6)
+    trace = steps(Contextual(), make("token_to_mask", threshold=0.5, by="probability", doubt=0.3, share=0.5), canvas)
+    assert canvas.ids[0, 1:].tolist() == [6] * 6
+    assert trace[0].token.tolist() == [5] * 6, "all were written at once, before the context was known"
+
+
+def _blocks_in_flight(
+    network: Fixed, free: int, block: int, entropy: float, add: float, active: float
+) -> list[set[int]]:
+    """The positions that each pass writes, by the definition: blocks are added and become active one by one."""
+    p = network.log_p()[1:].exp().double()
+    h = -torch.special.xlogy(p, p).sum(-1)
+    left, passes = set(range(free)), []
+    blocks = [set(range(begin, min(begin + block, free))) for begin in range(0, free, block)]
+    while left:
+        reached = []
+        for share in (add, active):
+            last = 0
+            while last + 1 < len(blocks) and len(blocks[last] - left) >= share * len(blocks[last]):
+                last += 1
+            reached.append(last)
+        now = {i for own in blocks[: reached[0] + 1] for i in own & left if h[i] < entropy}
+        idle = [own & left for own in blocks[: min(reached) + 1] if own & left and not own & now]
+        if idle:
+            now.add(min(idle[0], key=lambda i: (float(h[i]), i)))
+        left -= now
+        passes.append({i + 1 for i in now})
+    return passes
+
+
+@pytest.mark.parametrize(("add", "active"), [(0.5, 0.5), (0.1, 0.95), (1.0, 1.0), (0.25, 0.25)])
+@pytest.mark.parametrize("entropy", [0.0, 0.3, 0.9, 1e6])
+def test_several_blocks_are_in_flight(entropy: float, add: float, active: float) -> None:
+    network = random_network(15, 5, 3.0)
+    sampler = make("multi_block", block=4, threshold=entropy, add=add, active=active)
+    trace = steps(network, sampler, board(14))
+    assert [written(step) for step in trace] == _blocks_in_flight(network, 14, 4, entropy, add, active)
+    assert len(trace) <= 14
+    if entropy > 100:
+        assert len(trace) == 4, "a pass writes all blocks that were added"
+
+
 @pytest.mark.parametrize("isolate", [True, False])
 def test_a_shadow_predicts_as_if_its_draft_were_masked(isolate: bool) -> None:
     """This is exact in a network of one layer, where no other position depends on the draft's token."""
@@ -458,6 +534,10 @@ def test_nothing_is_written_after_an_end_of_text(name: str) -> None:
         ("hierarchical", {"threshold": 0.0}, "threshold"),
         ("joint_threshold", {"edit": 1.5}, "edit"),
         ("joint_threshold", {"rounds": 0}, "rounds"),
+        ("multi_block", {"add": 0.0}, "add"),
+        ("multi_block", {"block": 0}, "block"),
+        ("token_to_mask", {"by": "age"}, "by"),
+        ("token_to_mask", {"share": 0.0}, "share"),
         ("prophet", {"steps": 4, "late": -1.0}, "late"),
         ("remdm", {"strategy": "caps"}, "cap"),
         ("remdm", {"eta": 2.0}, "eta"),

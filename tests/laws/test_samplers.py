@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "credit": [{"threshold": 0.3, "strength": 2.0}, {"threshold": 0.3, "block": 3}],
     "klass": [{"threshold": 0.1, "kl": 3.0, "history": 1}, {"threshold": 0.1, "kl": 3.0, "history": 1, "block": 3}],
+    "multi_block": [
+        {"block": 3, "threshold": 1.0},
+        {"block": 3, "measure": "confidence", "threshold": 0.3, "add": 0.1, "active": 0.95},
+    ],
     "position_calibrated": [{"decay": 0.0}, {"decay": 1.0, "block": 3}],
     "prophet": [{"early": 1.0, "middle": 0.5, "late": 0.2}, {"early": 0.5, "block": 3}],
     "remdm": [
@@ -53,6 +58,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         for strategy in ("cap", "rescale", "conf", "loop", "forward_backward")
     ],
     "slow_fast": [{"reach": 0.05, "threshold": 0.3}, {"reach": 0.05, "threshold": 0.3, "explore": 2, "block": 3}],
+    "token_to_mask": [
+        {"threshold": 0.2, "doubt": 0.5},
+        {"threshold": 0.2, "by": "replacement", "doubt": 0.1, "share": 1.0, "block": 3},
+        {"threshold": 0.2, "by": "change", "doubt": 0.01, "rounds": 3},
+    ],
     "wino": [{"threshold": 0.1, "verify": 0.3}, {"threshold": 0.1, "verify": 0.3, "block": 3}],
     "sub_blocks": [{"threshold": 0.3, "size": 3}],
     "threshold": [{"threshold": 0.3}, {"threshold": 0.3, "block": 3}],
@@ -87,6 +97,7 @@ HOMES = {
     "EditFlow": "edit",
     "Posterior": "uniform",
     "PredictorCorrector": "uniform",
+    "Psi": "uniform",
     "SelfSpeculation": "hybrid",
     "Thought": "thought",
 }
@@ -450,6 +461,42 @@ def test_corrections_reduce_the_error_of_few_steps() -> None:
     assert total_variation("predictor_corrector", {"steps": 3, "corrections": 0}) == plain
     options = {"steps": 3, "corrections": 4, "share": 0.3}
     assert total_variation("predictor_corrector", {**options, "order": "random"}) < plain - 0.03
+
+
+@dataclass
+class Certain:
+    """A network that predicts one letter everywhere."""
+
+    letter: int
+
+    def __call__(self, request: Forward, store: object = None) -> torch.Tensor:
+        logits = torch.full((int((request.targets >= 0).sum()), tiny.VOCABULARY.vocab_size), -60.0)
+        logits[:, self.letter] = 0.0
+        return logits
+
+
+@pytest.mark.parametrize("renew", [0.1, 1.0])
+def test_the_psi_sampler_keeps_the_share_of_noise(renew: float) -> None:
+    """If the prediction is certain, a token is the predicted one with probability alpha(s) + (1 - alpha(s)) / n."""
+    from redraft.samplers.psi import Psi
+
+    spec, _ = tiny.family("uniform")
+    assert spec.family.schedule is not None
+    letters = [tiny.VOCABULARY.eos_id, *tiny.VOCABULARY.letters]
+    rows, sampler = 1500, Psi(steps=10, renew=renew)
+    board = make_canvas([[6, 4, None, None]] * rows, [2] * rows, spec, seeds=list(range(rows)), temperature=1.0)
+    trace = Loop({"main": Certain(6)}, Method(sampler), spec).run(board)
+    for number, _ in enumerate(trace, 1):
+        alpha = float(spec.family.schedule.alpha(sampler._time(torch.tensor([number]), spec)))
+        share = float((board.ids[:, 2:] == 6).double().mean())
+        expected = 1.0 if number == 10 else alpha + (1 - alpha) / len(letters)
+        assert share == pytest.approx(expected, abs=4 * math.sqrt(0.25 / (2 * rows))), number
+    plateau = float(spec.family.schedule.alpha(sampler._time(torch.tensor([6]), spec)))
+    assert plateau == pytest.approx(0.9, abs=1e-6)
+
+
+def test_renewing_tokens_keeps_the_joint_distribution() -> None:
+    assert total_variation("psi", {"steps": 12, "plateau": 0.8, "begin": 0.45, "stay": 0.25, "renew": 0.2}) < 0.06
 
 
 def test_correcting_the_most_doubtful_tokens_sharpens() -> None:

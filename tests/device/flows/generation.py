@@ -31,6 +31,7 @@ SUITED = {
     "posterior": "uniform-pairs",
     "analytic": "sedd-pairs",
     "predictor_corrector": "uniform-text",
+    "psi": "uniform-text",
     "edit_flow": "edit-pairs",
     "ddim": "latent-pairs",
     "dpm_solver": "embedding-pairs",
