@@ -208,3 +208,17 @@ def test_a_log_that_can_not_be_written_does_not_end_requests(
     finally:
         log.handlers[:] = before
     assert "Logging error" not in capsys.readouterr().err and logging.raiseExceptions
+
+
+def test_a_response_tells_which_messages_the_model_did_not_get(client: Any) -> None:
+    talk = [("system", "be kind"), ("user", "the cat"), ("assistant", "a mat"), ("user", "the dog")]
+    messages = [{"role": role, "content": content} for role, content in talk]
+    body = {"model": "pairs-masked", "messages": messages, "seed": 1, "n": 2}
+    (said,) = client.post(CHAT, json=body).json()["warnings"]
+    assert said["code"] == "messages_left_out" and said["messages"] == [0, 1, 2]
+    assert "the system message and 2 other messages" in said["message"]
+    lines = [line for line in client.post(CHAT, json={**body, "stream": True}).text.splitlines() if line]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert [chunk.get("warnings") for chunk in chunks] == [[said], *[None] * (len(chunks) - 1)]
+    for whole in ({**body, "messages": messages[-1:]}, {**body, "model": "text-masked"}):
+        assert "warnings" not in client.post(CHAT, json=whole).json()

@@ -234,3 +234,17 @@ def test_on_a_phone_the_page_fits_the_screen(visit: Callable[..., Any]) -> None:
     )
     page.tap("#tab-race")
     assert page.locator("#race-scrub").bounding_box()["width"] > 100  # wide enough for a thumb
+
+
+def test_warnings_of_an_answer_are_shown(visit: Callable[..., Any]) -> None:
+    page = visit()
+    assert page.is_hidden("#warnings")
+    ask = (
+        "(messages) => import('/api.js')"
+        ".then((api) => api.ask('/v1/chat/completions', {model: 'pairs-masked', messages}))"
+    )
+    last = {"role": "user", "content": "the cat"}
+    page.evaluate(ask, [{"role": "system", "content": "be kind"}, last])
+    assert "the system message" in page.locator("#warnings").inner_text()
+    page.evaluate(ask, [last])
+    assert page.is_hidden("#warnings")

@@ -169,11 +169,15 @@ def test_a_model_of_conversations_gets_a_template(folder: Path, tmp_path: Path, 
 def test_what_a_model_does_not_get_is_said() -> None:
     tokenizer = Tokenizer.bytes()
     system, talk = [{"role": "system", "content": "be kind"}], conversation("a", "b", "c")
-    assert chat.left_out(talk[:1], tokenizer, True, None) == chat.left_out(system + talk, tokenizer, False, None) == ""
+    assert not chat.left_out(talk[:1], tokenizer, True, None) and not chat.left_out(
+        system + talk, tokenizer, False, None
+    )
     said = chat.left_out(system + talk, tokenizer, True, None)
-    assert "single questions" in said and said.endswith("the system message and 2 earlier messages")
+    assert said.messages == (0, 1, 2) and "single questions" in str(said)
+    assert str(said).endswith("the system message and 2 other messages")
     users = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
-    assert chat.left_out(system + talk, tokenizer, True, users).endswith("chat template: the system message")
+    said = chat.left_out([*system, {"role": "system", "content": ""}, *talk], tokenizer, True, users)
+    assert said.messages == (0,) and str(said).endswith("chat template: the system message")
     assert chat.forgotten([example("a"), example("a", "b", "c")], tokenizer).startswith("1 rows")
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from redraft.data.chat import LeftOut
     from redraft.serve.engine import Engine
     from redraft.serve.incremental_text import GeneratedText
 
@@ -150,12 +151,12 @@ class _Talk:
         )
         self.seed += 1
 
-    def _tell(self, left_out: str) -> None:
-        """Say once which messages the model doesn't get."""
-        kind = "".join(letter for letter in left_out if not letter.isdigit()).replace("messages", "message")
-        if left_out and kind not in self.told:
-            self.told.add(kind)
-            log(left_out)
+    def _tell(self, found: LeftOut) -> None:
+        """Say once which kinds of messages the model doesn't get."""
+        kinds = {kind.strip("0123456789 ").removesuffix("s") for kind in found.kinds}
+        if not kinds <= self.told:
+            self.told |= kinds
+            log(str(found))
 
     def _answer(self, console: Console) -> tuple[GeneratedText, float]:
         from rich.live import Live

@@ -17,6 +17,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from redraft.data.examples import Example
@@ -25,6 +26,7 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 
 __all__ = [
+    "LeftOut",
     "adopt",
     "example_ids",
     "fill",
@@ -80,25 +82,42 @@ def prompt(
     return ids, ()
 
 
-def left_out(messages: Conversation, tokenizer: Tokenizer, paired: bool, template: str | None) -> str:
-    """Which messages ``prompt`` leaves out, in words; empty if none."""
+@dataclass(frozen=True)
+class LeftOut:
+    """The messages of a conversation that a model doesn't get; false if it gets all of them."""
+
+    messages: tuple[int, ...] = ()  # their places in the conversation, from 0
+    kinds: tuple[str, ...] = ()  # what they are, in words
+    why: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.messages)
+
+    def __str__(self) -> str:
+        return f"left out by {self.why}: {' and '.join(self.kinds)}" if self else ""
+
+
+def left_out(messages: Conversation, tokenizer: Tokenizer, paired: bool, template: str | None) -> LeftOut:
+    """Which messages ``prompt`` leaves out."""
     if template is not None:
         text = fill(messages, tokenizer, template)
-        lost = [one for one in messages if one["role"] != "assistant" and one["content"].strip() not in text]
+        lost = [
+            i
+            for i, one in enumerate(messages)
+            if one["role"] != "assistant" and (content := one["content"].strip()) and content not in text
+        ]
         why = "the model's chat template"
     elif paired:
         last = max((i for i, one in enumerate(messages) if one["role"] == "user"), default=-1)
-        lost = [one for i, one in enumerate(messages) if i != last]
+        lost = [i for i in range(len(messages)) if i != last]
         why = "a model that was trained on single questions and answers"
     else:
-        lost = []
-    if not lost:
-        return ""
-    systems = sum(one["role"] == "system" for one in lost)
-    parts = ["the system message"] * bool(systems)
-    if rest := len(lost) - systems:
-        parts.append(f"{rest} earlier message{'s' * (rest > 1)}")
-    return f"left out by {why}: {' and '.join(parts)}"
+        return LeftOut()
+    systems = sum(messages[i]["role"] in ("system", "developer") for i in lost)
+    rest = len(lost) - systems
+    kinds = ["the system message"] if systems == 1 else [f"{systems} system messages"] if systems else []
+    kinds += [f"{rest} other message{'s' * (rest > 1)}"] if rest else []
+    return LeftOut(tuple(lost), tuple(kinds), why)
 
 
 def transcript(messages: Conversation, paired: bool, opened: bool = True) -> str:

@@ -51,6 +51,7 @@ class GenerationRequest:
     n: int
     stop_texts: tuple[str, ...] = ()
     top_logprobs: int = 0
+    left_out: chat.LeftOut = chat.LeftOut()  # messages of the conversation that the model doesn't get
 
     @property
     def prompt_tokens(self) -> int:
@@ -122,7 +123,9 @@ def conversation(
     top_logprobs = request.top_logprobs or 0
     _check_logprobs(top_logprobs, settings)
     target = _continuation(head, settings.max_new_tokens)
-    return GenerationRequest(model, [target], settings, request.n, (*request.stop_texts, *stop_texts), top_logprobs)
+    stop_texts = (*request.stop_texts, *stop_texts)
+    left_out = chat.left_out(messages, model.tokenizer, model.paired, chat_template)
+    return GenerationRequest(model, [target], settings, request.n, stop_texts, top_logprobs, left_out)
 
 
 def infill(

@@ -40,7 +40,8 @@ class ResponseBuilder:
     def complete(self, texts: Sequence[GeneratedText]) -> dict[str, Any]:
         """The complete response."""
         choices = [self._choice(index, text) for index, text in enumerate(texts)]
-        return {**self._head(self.object), "choices": choices, "usage": self.usage(texts), "redraft": self.settings}
+        head = {**self._head(self.object), "choices": choices, "usage": self.usage(texts)}
+        return {**head, **self._warnings(), "redraft": self.settings}
 
     def first_chunks(self) -> list[dict[str, Any]]:
         """Chunks before any text."""
@@ -75,6 +76,14 @@ class ResponseBuilder:
         used = self.generation.settings
         sampler = unwrapped(build_sampler(self.generation.model, used))
         return {**echo(used, "http"), "sampler": sampler.name, "options": dict(vars(sampler))}
+
+    def _warnings(self) -> dict[str, Any]:
+        """What the client should know about its request; empty if there is nothing."""
+        found = self.generation.left_out
+        if not found:
+            return {}
+        said = {"code": "messages_left_out", "message": f"Messages were {found}.", "messages": list(found.messages)}
+        return {"warnings": [said]}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.request.model}
@@ -128,12 +137,14 @@ class ChatResponse(ResponseBuilder):
     chunk_object = "chat.completion.chunk"
 
     def first_chunks(self) -> list[dict[str, Any]]:
-        """The role of each answer."""
+        """The role of each answer, and the warnings with the first."""
         role = {"role": "assistant", "content": ""}
-        return [
+        found: list[dict[str, Any]] = [
             {**self._head(self.chunk_object), "choices": [{"index": index, "delta": role, "finish_reason": None}]}
             for index in range(self.generation.n)
         ]
+        found[0] |= self._warnings()
+        return found
 
     def _choice(self, index: int, text: GeneratedText) -> dict[str, Any]:
         message = {"role": "assistant", "content": text.text, "refusal": None}

@@ -1,5 +1,7 @@
 // Client of the server's API: requests, streams of server-sent events, and readable errors.
 
+import { showWarnings } from "./ui.js";
+
 export const key = { // the API key, for this browser tab only
   get value() { return sessionStorage.getItem("key") || ""; },
   set value(text) { sessionStorage.setItem("key", text); },
@@ -31,13 +33,16 @@ export async function models() {
 
 export async function ask(path, body, signal) {
   const options = { method: "POST", headers: headers(), body: JSON.stringify(body), signal };
-  return (await send(path, options)).json();
+  const answer = await (await send(path, options)).json();
+  showWarnings(answer.warnings);
+  return answer;
 }
 
 // Calls onChunk(chunk) for every event of a stream.
 export async function stream(path, body, onChunk, signal) {
   const options = { method: "POST", headers: headers(), body: JSON.stringify({ ...body, stream: true }), signal };
   const response = await send(path, options);
+  showWarnings(null);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -52,6 +57,7 @@ export async function stream(path, body, onChunk, signal) {
       if (line === "data: [DONE]") return;
       if (!line.startsWith("data: ")) continue;
       const chunk = JSON.parse(line.slice(6));
+      if (chunk.warnings) showWarnings(chunk.warnings);
       if (chunk.error) throw new Error(chunk.error.message);
       onChunk(chunk);
     }

@@ -23,6 +23,12 @@ export function showError(error) {
   $("error").textContent = error ? String(error.message || error) : "";
 }
 
+// The warnings of a response ("warnings" in docs/serving.md); null: none.
+export function showWarnings(warnings) {
+  $("warnings").hidden = !warnings;
+  $("warnings").textContent = warnings ? warnings.map((one) => one.message).join(" ") : "";
+}
+
 // ---- buttons
 
 // Runs work(signal) on a click. During the work the same button stops it. Returns the click handler.
