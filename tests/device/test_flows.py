@@ -38,7 +38,7 @@ left = ("redraft.__main__", "redraft.interop.lm_eval")
 for module in pkgutil.walk_packages(redraft.__path__, "redraft."):
     if module.name not in left:
         importlib.import_module(module.name)
-from redraft.evaluation.memory import peak_resident
+from redraft.host_memory import peak_resident
 assert peak_resident() >= 0
 """
 

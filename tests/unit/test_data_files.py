@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from redraft import host_memory
 from redraft.compare.data import load_dataset
 from redraft.compare.study import Study
 from redraft.data import rows as data_rows
 from redraft.data.columns import Columns
 from redraft.data.examples import load, read
 from redraft.data.locate import resolve
+from redraft.data.report import describe
 from redraft.errors import UserError
-from redraft.evaluation.config import DataSource
+from redraft.evaluation.config import DataSource, Evaluation
 from redraft.train.recipe import Recipe
 from redraft.train.setup import texts
 
@@ -137,6 +139,31 @@ def test_a_stray_quote_loses_its_own_row_alone(tmp_path: Path) -> None:
     assert left == ["9: a quote is open over 45 lines, each of which is a row of its own"]
 
 
+def test_a_short_pair_of_stray_quotes_is_told(tmp_path: Path) -> None:
+    swallowed = 'a,b\n1,x\n"stray,y\n2,z\nalso",w\n3,v\n'
+    found, left = pairs(tmp_path / "q.csv", swallowed, skip=False)
+    assert (found, left) == ([("1", "x"), ("stray,y\n2,z\nalso", "w"), ("3", "v")], [])
+    told = "q.csv:3: a quote is open over 3 lines, each of which could be a row of its own"
+    splits = load(str(tmp_path / "q.csv"), PAIR, fractions=(1.0, 0.0, 0.0))
+    assert [f"{Path(one.where).name}: {one.reason}" for one in splits.train.doubtful] == [told]
+    assert "rows that may be several: 1" in str(describe(splits))
+    said: list[str] = []
+    Evaluation(data=str(tmp_path / "q.csv"), input="a", target="b").examples(said.append)
+    assert sum(told in line for line in said) == 1
+    # A mixture that repeats the row tells it once.
+    table = '[[task]]\nname = "{}"\nsource = "{}"\n{}'
+    (tmp_path / "big.jsonl").write_text("".join(f'{{"input": "{n}", "target": "t"}}\n' for n in range(400)))
+    (tmp_path / "q.csv").write_text(swallowed + "".join(f"k{n},v\n" for n in range(40)))
+    columns = 'input = "a"\ntarget = "b"\n'
+    mix = tmp_path / "m.mix.toml"
+    mix.write_text(table.format("q", "q.csv", columns) + table.format("big", "big.jsonl", ""))
+    assert [len(part.doubtful) for _, part in load(str(mix)).items() if part.doubtful] == [1]
+    # A text of several lines that do not look like rows is beyond doubt; so is a table of one column.
+    for content in ('input,target\n"no\nseparator",y\n', 'input,target\n"a, b, c\nd",y\n', 'text\n"x\ny"\n'):
+        (tmp_path / "fine.csv").write_text(content)
+        assert read(str(tmp_path / "fine.csv")).doubtful == []
+
+
 def test_long_quoted_fields_are_still_one_row(tmp_path: Path) -> None:
     text = "\n".join(f"line {n}" for n in range(500))
     assert pairs(tmp_path / "q.csv", f'a,b\n"{text}","{text}"\nc,d\n', skip=False)[0] == [(text, text), ("c", "d")]
@@ -181,15 +208,31 @@ def test_hostile_files_are_refused_before_they_fill_the_memory(tmp_path: Path, m
     for source in (str(tmp_path / "pipe.jsonl"), "/dev/zero"):
         with pytest.raises(UserError, match="is a pipe or a device"):
             read(source)
+    monkeypatch.setattr(data_rows, "_MOST_EMPTY", 1000)
     for name in ("empty.jsonl.gz", "empty.txt.gz", "empty.csv.gz"):
-        (tmp_path / name).write_bytes(gzip.compress(b'{"text": "a"}\n' + b"\n" * 1_000_001, 1))
-        with pytest.raises(UserError, match=f"{name}:2: More than 1,000,000 empty lines"):
+        (tmp_path / name).write_bytes(gzip.compress(b'{"text": "a"}\n' + b"\n" * 1001, 1))
+        with pytest.raises(UserError, match=f"{name}:2: More than 1,000 empty lines"):
             read(str(tmp_path / name), skip_bad_rows=True)
     monkeypatch.setattr(data_rows.lines, "__defaults__", (1 << 20,))
     with gzip.open(tmp_path / "long.txt.gz", "wb") as file:
         file.write(b"a\n" + b" " * (3 << 20))
     with pytest.raises(UserError, match="long.txt.gz:2: The line is longer than 1 MiB"):
         read(str(tmp_path / "long.txt.gz"))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz", "one.txt.gz"])
+def test_data_of_any_size_are_read_as_long_as_they_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Many equal lines compress as well as a file that was made to fill the memory; only what is held counts."""
+    line = {"jsonl": b'{"text": "aaaaaaaa"}\n', "csv": b"aaaaaaaa\n", "txt": b"aaaaaaaa\n"}[name.split(".")[1]]
+    head = b"text\n" if "csv" in name else b""
+    (tmp_path / name).write_bytes(gzip.compress(head + line * 20_000, 9))
+    assert os.path.getsize(tmp_path / name) < 2000
+    assert len(read(str(tmp_path / name))) == (1 if "txt" in name else 20_000)
+    monkeypatch.setattr(host_memory, "left", lambda: 1_000_000)
+    with pytest.raises(UserError, match=f"{name}' holds more than fits into memory: 1 MB are left"):
+        read(str(tmp_path / name), skip_bad_rows=True)
 
 
 def test_a_run_of_empty_lines_is_one_bad_row(tmp_path: Path) -> None:

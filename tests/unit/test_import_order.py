@@ -17,7 +17,7 @@ TIERS = [
     {"errors"},
     {"options", "registry"},
     {"limits"},
-    {"types", "lora", "settings", "keyword_settings", "config", "files", "hub", "shipped", "runtime"},
+    {"types", "lora", "settings", "keyword_settings", "config", "files", "hub", "shipped", "runtime", "host_memory"},
     {"gguf_file", "weight_files"},
     {"data", "noise", "models", "weights"},
     {"presets", "canvas", "samplers", "guidance", "caches", "constraints"},

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from redraft import host_memory
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.evaluation.memory import LiveBytes
@@ -123,3 +124,12 @@ def test_a_run_without_a_checkpoint_has_a_plan_too() -> None:
     values: dict[str, Any] = {"data": {"source": "unused.txt"}, "train": {"tokens": 100, "optimizer": "adamw8bit"}}
     found = memory_plan.plan(Recipe.of({**values, "model": {"preset": "1m"}}), CPU)
     assert found.optimizer < found.gradients and "weights" in str(found) and found.to_json()["total"] == found.total
+
+
+@pytest.mark.parametrize("key", ["inactive_file", "total_inactive_file"])
+def test_files_that_were_read_take_nothing_of_the_memory_of_a_container(tmp_path: Path, key: str) -> None:
+    for name, content in (("max", "1000"), ("current", "900"), ("memory.stat", f"anon 300\n{key} 600")):
+        (tmp_path / name).write_text(f"{content}\n")
+    assert host_memory._left_in_group(tmp_path / "max", tmp_path / "current") == 700
+    (tmp_path / "max").write_text("max\n")
+    assert host_memory._left_in_group(tmp_path / "max", tmp_path / "current") is None

@@ -49,6 +49,8 @@ def tune(
     check_writable(study.out, folder=True)
     place = None if dry_run else check_place(model, to)
     splits = study.load()
+    for remark in (remark for _, part in splits.items() for remark in part.remarks()):
+        log(remark)
     if (joined := study.joined(splits)) is not None:
         log(f"{len(splits.validation)} validation rows are too few: the {len(splits.test)} test rows are used, too")
         splits = joined

@@ -68,6 +68,8 @@ def load_dataset(study: Study) -> Dataset:
     skipped = sum(len(part.skipped) for _, part in splits.items())
     notes = [f"Rows of training, validation and test: {splits}."]
     notes += [f"{skipped} rows could not be read and were left out."] if skipped else []
+    doubtful = [row for _, part in splits.items() for row in part.doubtful]
+    notes += [f"{len(doubtful)} rows may be several: in {doubtful[0].where}, {doubtful[0].reason}."] if doubtful else []
     known = {normalise(key_text(example)) for example in train}
     chosen = splits.train.columns
     return Dataset(

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 from redraft.data.columns import BadRow, Columns, Turns, choose_columns, reader, unanswered
+from redraft.data.held import Held
 from redraft.data.locate import SPLITS, resolve, source_kind
 from redraft.errors import UserError
 
@@ -38,6 +39,14 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Doubtful:
+    """A row that was read, and may be several rows."""
+
+    where: str
+    reason: str
+
+
 @dataclass
 class Examples(Sequence[Example]):
     """The examples of one split, and the bad rows that were left out."""
@@ -47,6 +56,7 @@ class Examples(Sequence[Example]):
     recognised: bool = False  # the columns were recognised by their names, not named by the user
     skipped: list[Skipped] = field(default_factory=list)
     unanswered: int = 0  # conversations whose last messages have no answer, and are left out
+    doubtful: list[Doubtful] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,9 +67,22 @@ class Examples(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         return iter(self.rows)
 
-    def replace(self, rows: list[Example], skipped: list[Skipped] | None = None, unanswered: int = 0) -> Examples:
-        """A copy with the same columns and other rows."""
-        return Examples(rows, self.columns, self.recognised, skipped or [], unanswered)
+    def replace(self, rows: list[Example], reported: bool = False) -> Examples:
+        """A copy with the same columns and other rows.
+
+        Args:
+            reported: it also has what is reported about rows that were left out.
+        """
+        kept = {row.where for row in rows} if self.doubtful else set()
+        doubtful = [one for one in self.doubtful if one.where in kept]
+        if reported:
+            return replace(self, rows=rows, doubtful=doubtful)
+        return Examples(rows, self.columns, self.recognised, doubtful=doubtful)
+
+    def remarks(self) -> Iterator[str]:
+        """A line for each row that was left out, and for each that may be several."""
+        yield from (f"left out {bad.where}: {bad.reason}" for bad in self.skipped)
+        yield from (f"read as one row {one.where}: {one.reason}" for one in self.doubtful)
 
 
 @dataclass
@@ -201,7 +224,7 @@ def split(examples: Examples, fractions: tuple[float, ...], seed: int = 0) -> Sp
         index = 0 if point < fractions[0] else 1 if point < fractions[0] + fractions[1] or not fractions[2] else 2
         rows[SPLITS[index]].append(example)
     return Splits(
-        examples.replace(rows["train"], examples.skipped, examples.unanswered),  # reported once
+        examples.replace(rows["train"], reported=True),  # reported once
         examples.replace(rows["validation"]),
         examples.replace(rows["test"]),
     )
@@ -239,6 +262,7 @@ def _folding() -> _Folding:
 
 
 def _read_files(files: list[str], columns: Columns | None, skip_bad_rows: bool) -> Examples:
+    held = Held(files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files")
     rows = (row for file in files for row in source_kind(file).read(file))
     wanted = columns or Columns()
     chosen: Columns | None = None
@@ -246,7 +270,9 @@ def _read_files(files: list[str], columns: Columns | None, skip_bad_rows: bool) 
     unfinished = 0
     examples: list[Example] = []
     skipped: list[Skipped] = []
+    doubtful: dict[str, Doubtful] = {}  # by row: a mixture may repeat one
     for row in rows:
+        held.add_row(row.values)
         problem, found = row.problem, None
         if not problem:
             if read_row is None:
@@ -258,6 +284,8 @@ def _read_files(files: list[str], columns: Columns | None, skip_bad_rows: bool) 
                 problem = str(error)
         if found is not None and chosen is not None:
             examples += [Example(prompt, target, row.where, row.task, turns) for prompt, target, turns in found]
+            if row.doubt:
+                doubtful[row.where] = Doubtful(row.where, row.doubt)
             unfinished += chosen.messages is not None and unanswered(row.values, chosen.messages)
         elif skip_bad_rows:
             skipped.append(Skipped(row.where, problem))
@@ -268,7 +296,7 @@ def _read_files(files: list[str], columns: Columns | None, skip_bad_rows: bool) 
         left = f" ({len(skipped)} bad rows left out{first})" if skipped else ""
         raise UserError(f"'{', '.join(files)}' holds no rows{left}.", "Give a file with at least one good row.")
     assert chosen is not None
-    return Examples(examples, chosen, wanted == Columns(), skipped, unfinished)
+    return Examples(examples, chosen, wanted == Columns(), skipped, unfinished, list(doubtful.values()))
 
 
 def unit_hash(text: str, seed: int) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from redraft.data.columns import Columns
-from redraft.data.examples import Example, Skipped, Splits, key_text, normalise
+from redraft.data.examples import Doubtful, Example, Skipped, Splits, key_text, normalise
 from redraft.data.tokenizer import Tokenizer
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -65,6 +65,7 @@ class SplitReport:
     skipped: tuple[Skipped, ...]
     tasks: tuple[TaskReport, ...] = ()  # if the source is a mixture
     unanswered: int = 0  # conversations whose last messages have no answer
+    doubtful: tuple[Doubtful, ...] = ()  # rows that may be several
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def describe(splits: Splits, tokenizer: Tokenizer | None = None) -> Report:
                 skipped=tuple(examples.skipped),
                 tasks=_tasks(examples.rows),
                 unanswered=examples.unanswered,
+                doubtful=tuple(examples.doubtful),
             )
         )
     return Report(splits.train.columns, splits.train.recognised, tuple(parts), str(splits))
@@ -185,11 +187,12 @@ def _lines(part: SplitReport) -> Iterable[str]:
         yield f"  inputs that also occur in train: {len(part.leaks):,} rows, {exact:,} of them exactly equal ({named})"
     if part.unanswered:
         yield f"  conversations that end with a message without an answer, which is left out: {part.unanswered:,}"
-    if part.skipped:
-        yield f"  bad rows left out: {len(part.skipped):,}"
-        yield from (f"    {bad.where}: {bad.reason}" for bad in part.skipped[:_SHOWN])
-        if len(part.skipped) > _SHOWN:
-            yield f"    and {len(part.skipped) - _SHOWN:,} more"
+    for what, rows in (("bad rows left out", part.skipped), ("rows that may be several", part.doubtful)):
+        if rows:
+            yield f"  {what}: {len(rows):,}"
+            yield from (f"    {row.where}: {row.reason}" for row in rows[:_SHOWN])
+        if len(rows) > _SHOWN:
+            yield f"    and {len(rows) - _SHOWN:,} more"
 
 
 def _some(pairs: Sequence[tuple[str, str]]) -> str:

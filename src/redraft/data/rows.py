@@ -27,6 +27,7 @@ class Row:
     line: int  # from 1; the number of the row in formats without lines
     problem: str = ""  # not empty: the row is broken, and ``values`` must not be used
     task: str = ""  # name of the task, if the source mixes several
+    doubt: str = ""  # not empty: why the row, which was read, may be several rows
 
     @property
     def where(self) -> str:

@@ -99,8 +99,8 @@ class Evaluation(Scoring, DataSource):
             )
         else:
             found = dict(self.splits().items())[self.split]
-        for bad in found.skipped:
-            log(f"left out {bad.where}: {bad.reason}")
+        for remark in found.remarks():
+            log(remark)
         if not found:
             raise UserError(f"'{self.data}' has no rows in its {self.split} split.", "Name another one with --split.")
         return found

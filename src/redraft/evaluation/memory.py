@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from redraft.host_memory import left, peak_resident, resident
 from redraft.models.parts.packed import packed_in
 from redraft.runtime import release_memory
 
-_STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 
 
@@ -95,52 +94,5 @@ def available(device: torch.device) -> int | None:
     """Bytes that a program can still take on a device; None: the system doesn't say. Limits of containers count."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = [_left_in_group(*files) for files in _GROUPS]
-    if _MEMINFO.exists():
-        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    known = [left + resident() for left in found if left is not None]  # what this process holds is also its to use
-    return min(known, default=None)
-
-
-_MEMINFO = Path("/proc/meminfo")
-_GROUPS = (  # limit and use of a container, by version of control groups
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
-
-
-def _left_in_group(limit: Path, use: Path) -> int | None:
-    try:
-        most, now = limit.read_text().strip(), use.read_text().strip()
-    except OSError:
-        return None
-    return max(int(most) - int(now), 0) if most.isdigit() and now.isdigit() else None
-
-
-def readable(size: float) -> str:
-    """``1.25 GB``, ``14 MB``."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def resident() -> int:
-    """Resident bytes of this process now; their peak where the system doesn't report the current number, else 0."""
-    return _status("VmRSS")
-
-
-def peak_resident() -> int:
-    """Peak resident bytes of this process; 0 on systems that don't report it (Windows)."""
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    unused = left()
+    return None if unused is None else unused + resident()  # what this process holds is also its to use

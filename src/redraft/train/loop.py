@@ -17,9 +17,9 @@ from torch import nn
 from redraft import config, runtime
 from redraft.curricula import build_curriculum
 from redraft.errors import UserError
-from redraft.evaluation.memory import peak_resident
 from redraft.files import write_atomically
 from redraft.guidance.shared.condition import drop_prompts
+from redraft.host_memory import peak_resident
 from redraft.likelihood import prepare_batch
 from redraft.objectives.base import Objective, TrainingPhase
 from redraft.objectives.shared.vocabulary import backward

@@ -19,8 +19,9 @@ import torch
 from redraft import models, runtime
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.evaluation.memory import LiveBytes, available, readable, resident
+from redraft.evaluation.memory import LiveBytes, available
 from redraft.families import build_family
+from redraft.host_memory import readable, resident
 from redraft.likelihood import prepare_batch
 from redraft.loading import outline, stored_dtype
 from redraft.model import Model

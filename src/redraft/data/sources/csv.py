@@ -12,9 +12,7 @@ from redraft.data.rows import EMPTY_LINE, Row, Source, check_names, lines, undec
 from redraft.errors import UserError
 
 _LONGEST = 10_000  # lines of a record: a quoted field that is longer was never closed
-_GLUED = (
-    8  # lines of a quoted field, each of which has as many fields as the header: two stray quotes, not one long text
-)
+_GLUED = 8  # further lines that look like rows of their own: from here on they are, and not one long text
 
 
 class Csv(Source):
@@ -24,7 +22,10 @@ class Csv(Source):
     tabs, and a quotation mark in it is a character like any other: a line is a row. A table with tabs and quoted fields
     is read under the name ``.csv``.
 
-    A quote that is not closed breaks its own row alone: reading goes on in the next line.
+    A quote that is not closed breaks its own row alone: reading goes on in the next line. Two stray quotes make one
+    quoted field of the lines between them. If each of these lines has as many separators as the header, they are read
+    as rows where there are many of them. Few may also be an honest text of several lines: the row is read and is in
+    ``doubt``. A table of one column has no separators, so nothing can be told there.
     """
 
     suffixes = (".csv", ".tsv")
@@ -47,9 +48,9 @@ def _rows(path: str) -> Iterator[Row]:
         raise UserError(f"{path}:1: {problem}.", "Write the column names in the first line.")
     check_names(header, f"{path}:1")
     records.columns = len(header)
-    for line, fields, problem in records:
+    for line, fields, problem, doubt in records:
         problem = problem or next((found for field in fields if (found := undecodable(field))), "")
-        yield Row({} if problem else dict(zip(header, fields, strict=True)), path, line, problem)
+        yield Row({} if problem else dict(zip(header, fields, strict=True)), path, line, problem, doubt=doubt)
 
 
 def _separator(header: str) -> str:
@@ -57,7 +58,7 @@ def _separator(header: str) -> str:
 
 
 class _Records:
-    """An iterator of (line number, fields, problem). Errors of the csv module become problems of the record.
+    """An iterator of (line number, fields, problem, doubt). Errors of the csv module become problems of the record.
 
     Attributes:
         columns: number of fields of a good record; 0: any.
@@ -71,7 +72,7 @@ class _Records:
     def __iter__(self) -> _Records:
         return self
 
-    def __next__(self) -> tuple[int, list[str], str]:
+    def __next__(self) -> tuple[int, list[str], str, str]:
         line = self._next_line()
         if line is None:
             raise StopIteration
@@ -82,11 +83,16 @@ class _Records:
             problem = f"{len(fields)} fields, but the header names {self.columns} columns"
             if self.quoting == csv.QUOTE_NONE:
                 problem += " (a .tsv has no quoting; a table with quoted fields is read under the name .csv)"
-        if not problem and self._glued(line, rest):
-            problem = f"a quote is open over {len(rest) + 1} lines, each of which is a row of its own"
+        doubt = ""
+        if not problem and self._looks_like_rows(line, rest):
+            open_over = f"a quote is open over {len(rest) + 1} lines, each of which"
+            if len(rest) < _GLUED:
+                doubt = f"{open_over} could be a row of its own"
+            else:
+                problem = f"{open_over} is a row of its own"
         if problem:  # only the first line is lost: the others are read again
             self.waiting.extendleft(reversed(rest))
-        return line[0], fields, problem
+        return line[0], fields, problem, doubt
 
     def parse(self, line: tuple[int, str]) -> tuple[list[str], str, list[tuple[int, str]]]:
         """The record that begins in a line: its fields, what is wrong with it, and its further lines."""
@@ -111,9 +117,9 @@ class _Records:
         finally:
             csv.field_size_limit(limit)
 
-    def _glued(self, line: tuple[int, str], rest: list[tuple[int, str]]) -> bool:
-        """Do two stray quotes make one row of many?"""
-        if len(rest) < _GLUED or self.columns < 2:
+    def _looks_like_rows(self, line: tuple[int, str], rest: list[tuple[int, str]]) -> bool:
+        """Has each line of a record of several lines as many separators as the header?"""
+        if not rest or self.columns < 2:
             return False
         return all(text.count(self.separator) == self.columns - 1 for _, text in (line, *rest))
 

@@ -63,7 +63,13 @@ def _row(path: str, number: int, line: str) -> Row:
 
 
 def _items(path: str) -> Iterator[Row]:
-    text = "\n".join(line for _, line in lines(path, _WHOLE))
+    parts, size = [], 0
+    for _, line in lines(path, _WHOLE):
+        parts.append(line)
+        size += len(line) + 1
+        if size > _WHOLE:
+            raise UserError(f"{path} holds one list of more than {_WHOLE >> 20} MiB.", "Write one object on each line.")
+    text = "\n".join(parts)
     if problem := undecodable(text):
         raise UserError(f"{path}: {problem}.", "Save the file as UTF-8, or write one JSON object on each line.")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -115,6 +115,7 @@ class Mix(Source):
             for bad in examples.skipped:
                 path, _, line = bad.where.rpartition(":")
                 yield Row({}, path, int(line), bad.reason, part.name)
+        doubts = {row.where: row.reason for examples in found for row in examples.doubtful}
         rows = [list(examples) for examples in found]
         if name == "train":
             rows = [_some(part, examples) for part, examples in zip(mixture.task, rows, strict=True)]
@@ -125,7 +126,7 @@ class Mix(Source):
                 )
             repeats = mixture.repeats([len(examples) for examples in rows])
             rows = [list(_repeated(examples, times)) for examples, times in zip(rows, repeats, strict=True)]
-        yield from _interleaved(mixture.task, rows)
+        yield from _interleaved(mixture.task, rows, doubts)
 
 
 def _parse(file: str) -> Mixture:
@@ -158,7 +159,7 @@ def _rows(part: Part, split: str, file: str, root: str | None) -> Examples:
             "Train on the conversations alone, or name its input and target columns.",
         )
     if part.characters:
-        return found.replace([piece for text in found for piece in _pieces(text, part.characters)], found.skipped)
+        return found.replace([piece for text in found for piece in _pieces(text, part.characters)], reported=True)
     return found
 
 
@@ -189,8 +190,12 @@ def _repeated(rows: Iterable[Example], times: float) -> Iterator[Example]:
         yield from repeat(example, int(whole) + (rest > 0 and unit_hash(example.prompt or "", 0) < rest))
 
 
-def _interleaved(parts: Sequence[Part], rows: Sequence[Sequence[Example]]) -> Iterator[Row]:
-    """All rows, with those of each task spread evenly over the pass."""
+def _interleaved(parts: Sequence[Part], rows: Sequence[Sequence[Example]], doubts: Mapping[str, str]) -> Iterator[Row]:
+    """All rows, with those of each task spread evenly over the pass.
+
+    Args:
+        doubts: of rows that may be several, by ``where``.
+    """
 
     def spread(number: int) -> Iterator[tuple[float, int, Example]]:
         for index, example in enumerate(rows[number]):
@@ -199,4 +204,4 @@ def _interleaved(parts: Sequence[Part], rows: Sequence[Sequence[Example]]) -> It
     for _, number, example in heapq.merge(*map(spread, range(len(parts))), key=lambda found: found[:2]):
         part, (file, _, line) = parts[number], example.where.rpartition(":")
         values = {"input": part.prompt.replace("{}", example.prompt or ""), "target": example.target}
-        yield Row(values, file, int(line), "", part.name)
+        yield Row(values, file, int(line), "", part.name, doubts.get(example.where, ""))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from redraft.data.held import Held
 from redraft.data.locate import data_files
 from redraft.data.rows import Row, Source, lines, undecodable
 
@@ -22,22 +23,32 @@ class Text(Source):
         return super().matches(path) or (os.path.isdir(path) and bool(self._files(path)))
 
     def read(self, path: str) -> Iterator[Row]:
+        held = Held(path)
         if Path(path).is_dir():
             for file in self._files(path):
-                yield _document(file, list(lines(file)))
+                yield _document(file, list(_counted(file, held)))
+                held.clear()
             return
         block: list[tuple[int, str]] = []
-        for number, line in lines(path):
+        for number, line in _counted(path, held):
             if line.strip():
                 block.append((number, line))
             elif block:
                 yield _document(path, block)
                 block = []
+                held.clear()
         if block:
             yield _document(path, block)
 
     def _files(self, folder: str) -> list[str]:
         return [file for file in data_files(folder) if super(Text, self).matches(file)]
+
+
+def _counted(path: str, held: Held) -> Iterator[tuple[int, str]]:
+    """The lines of a file, each of which is counted."""
+    for number, line in lines(path):
+        held.add_line(line)
+        yield number, line
 
 
 def _document(path: str, block: list[tuple[int, str]]) -> Row:
