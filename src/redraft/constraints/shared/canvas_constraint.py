@@ -87,18 +87,41 @@ class CanvasConstraint:
         at = request.target_positions.numpy()[row, column] - canvas.prompt.numpy()[rows[row]]
         final, size = self._known(canvas, rows, drafts=False)
         shown = self._shown(canvas, request, final)
-        first, last = int(at.min()), int(at.max())
-        before = self._reach.alpha(rows, shown, last)
-        after = self._reach.beta(final if request.attention.kind == "causal" else shown, size, first + 1, last + 1)
-        allowed = self._reach.allowed(before[row, at], after[row, at - first], at)
-        stuck = ~allowed.any(1)
-        if stuck.any():
-            before = self._reach.alpha(rows, final, last)
-            after = self._reach.beta(final, size, first + 1, last + 1)
-            alone = self._reach.allowed(before[row, at], after[row, at - first], at)
-            allowed[stuck] = alone[stuck]
-            allowed[~allowed.any(1)] = True
+        behind = final if request.attention.kind == "causal" else shown
+        allowed = np.zeros((len(row), len(self.automaton.moves)), dtype=bool)
+        for part in self._reach.parts(*shown.shape):
+            mine = np.flatnonzero((row >= part.start) & (row < part.stop))
+            if not len(mine):
+                continue
+            where = row[mine] - part.start, at[mine]
+            found = self._allowed(rows, shown, behind, size, part, where)
+            stuck = ~found.any(1)
+            if stuck.any():
+                found[stuck] = self._allowed(rows, final, final, size, part, where)[stuck]
+                found[~found.any(1)] = True
+            allowed[mine] = found
         return self._hide(logits, torch.from_numpy(allowed))
+
+    def _allowed(
+        self,
+        rows: np.ndarray,
+        before: np.ndarray,
+        behind: np.ndarray,
+        size: np.ndarray,
+        part: slice,
+        where: tuple[np.ndarray, np.ndarray],
+    ) -> np.ndarray:
+        """[N, K] bool: the classes of tokens that are allowed at N places of a part of the rows.
+
+        Args:
+            before, behind: [R, n] the known tokens before a place, and those behind it. size: [R] sizes of the rows.
+            where: row within the part, and column, of each place.
+        """
+        (row, at), reach = where, self._reach
+        first, last = int(at.min()), int(at.max())
+        alpha = reach.alpha(rows[part], before[part], last, part.start)
+        beta = reach.beta(behind[part], size[part], first + 1, last + 1)
+        return reach.allowed(alpha[row, at], beta[row, at - first], at)
 
     def admit(self, canvas: Canvas, step: Step) -> Step:
         """The part of a step that is feasible together: all of it, or the part with the highest summed probability."""

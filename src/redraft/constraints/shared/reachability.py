@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from redraft.constraints.automata.token_automaton import TokenAutomaton
+from redraft.constraints.shared.tables import tables
+from redraft.errors import UserError
 
 OPEN = -1  # in place of a token: any token may stand here
-_MAX_CACHED = 1 << 28  # bytes of alpha that are kept between forward passes
+_MAX_TABLE = 1 << 26  # entries of alpha for the rows that are computed together
+_MAX_ROW = 1 << 28  # entries of alpha for one row
 _MAX_ENTRIES = 1 << 24  # entries of a temporary table
 
 
@@ -26,8 +29,8 @@ _MAX_ENTRIES = 1 << 24  # entries of a temporary table
 class Reachability:
     """The sets alpha and beta of rows of tokens, with bounds on the length of the text.
 
-    Tables that don't change between forward passes are cached. The cache compares contents, so it never changes a
-    result.
+    Tables that don't change between forward passes are kept (``tables``), those of open rows for all users of the
+    automaton. Contents are compared, so this never changes a result.
 
     Fields:
         least, most: tokens of text, end-of-text not counted; most -1: no bound.
@@ -36,7 +39,7 @@ class Reachability:
     automaton: TokenAutomaton
     least: int = 0
     most: int = -1
-    _cache: _Cache = field(default_factory=lambda: _Cache(), compare=False, repr=False)
+    _own: _Owner = field(default_factory=lambda: _Owner(), compare=False, repr=False)
 
     @property
     def accept(self) -> np.ndarray:
@@ -52,6 +55,21 @@ class Reachability:
     def may_end(self, count: int) -> bool:
         """May a text of ``count`` tokens end?"""
         return self.least <= count and (self.most < 0 or count <= self.most)
+
+    def parts(self, rows: int, columns: int) -> list[slice]:
+        """Rows that are computed together, so that their tables take some hundred megabytes at most.
+
+        Raises:
+            UserError: the tables of a single row would be too large.
+        """
+        entries = (columns + 1) * (self.automaton.end + 1)
+        if entries > _MAX_ROW:
+            raise UserError(
+                f"The constraint has {self.automaton.end} states, which is too many for {columns} positions.",
+                "Give its repetitions smaller bounds, or generate fewer tokens.",
+            )
+        together = max(1, _MAX_TABLE // entries)
+        return [slice(first, min(rows, first + together)) for first in range(0, rows, together)]
 
     # ---- forwards
 
@@ -82,13 +100,18 @@ class Reachability:
         new[row[target >= 0], target[target >= 0]] = True
         return new
 
-    def alpha(self, rows: np.ndarray, known: np.ndarray, upto: int) -> np.ndarray:
-        """alpha [R, upto + 1 or more, S + 1] of rows of known tokens [R, n]. ``rows`` identifies them in the cache.
+    def alpha(self, rows: np.ndarray, known: np.ndarray, upto: int, part: int = 0) -> np.ndarray:
+        """alpha [R, upto + 1 or more, S + 1] of rows of known tokens [R, n].
 
-        Columns whose preceding tokens are the same as in the previous call are not computed again.
+        Columns whose preceding tokens are the same as in the previous call for the same rows are not computed again.
+
+        Args:
+            part: number of the first of these rows; rows of different parts are kept beside each other.
         """
-        table, column = self._cache.recall(rows, known, self.automaton.end + 1)
-        if column == 0:
+        kept = tables().find(self._own, part)
+        table, column = (None, 0) if kept is None else kept.filled(rows, known)
+        if table is None:
+            table = np.zeros((len(known), known.shape[1] + 1, self.automaton.end + 1), dtype=bool)
             table[:, 0] = self.first()
         for at in range(column, upto):
             token, now = known[:, at], table[:, at]
@@ -100,7 +123,7 @@ class Reachability:
             else:
                 table[free, at + 1] = self.step_open(now[free], at)
                 table[~free, at + 1] = self._step_known(now[~free], token[~free], at)
-        self._cache.keep(rows, known, max(upto, column), table)
+        tables().keep(self._own, part, _Alpha(rows, known, max(upto, column), table), table.nbytes)
         return table
 
     # ---- backwards
@@ -147,7 +170,7 @@ class Reachability:
 
     def _back_open(self, after: np.ndarray, column: int) -> np.ndarray:
         end = self.automaton.end
-        source, target, begin, into = self._cache.by_source(self.automaton)
+        source, target, begin, into = self._by_source()
         new = np.zeros_like(after)
         if len(source):
             new[:, into] = np.logical_or.reduceat(after[:, target], begin, axis=1)
@@ -158,25 +181,47 @@ class Reachability:
 
     def tails(self, size: np.ndarray) -> list[np.ndarray]:
         """For each row of sizes [R], beta [size + 1, S + 1] of a row of that size in which every position is open."""
-        found = self._cache.tails
-        for length in np.unique(size).tolist():
-            if length not in found:
-                table = np.empty((length + 1, self.automaton.end + 1), dtype=bool)
-                table[length] = self._last(length)
-                for column in range(length - 1, -1, -1):
-                    table[column] = self._back_open(table[None, column + 1], column)[0]
-                found[length] = table
+        found = {length: self._tail(length) for length in np.unique(size).tolist()}
         return [found[length] for length in size.tolist()]
+
+    def _tail(self, length: int) -> np.ndarray:
+        name = "tail", self.least, self.most, length
+        table: np.ndarray | None = tables().find(self.automaton, name)
+        if table is None:
+            table = np.empty((length + 1, self.automaton.end + 1), dtype=bool)
+            table[length] = self._last(length)
+            for column in range(length - 1, -1, -1):
+                table[column] = self._back_open(table[None, column + 1], column)[0]
+            tables().keep(self.automaton, name, table, table.nbytes)
+        return table
+
+    def _by_source(self) -> tuple[np.ndarray, ...]:
+        """The pairs of states by ascending source: source, target, where each source begins, and which it is."""
+        found: tuple[np.ndarray, ...] | None = tables().find(self.automaton, "by source")
+        if found is None:
+            order = np.argsort(self.automaton.source, kind="stable")
+            source, target = self.automaton.source[order], self.automaton.target[order]
+            begin = np.flatnonzero(np.diff(source, prepend=-1))
+            found = source, target, begin, source[begin]
+            tables().keep(self.automaton, "by source", found, sum(table.nbytes for table in found))
+        return found
 
     # ---- both
 
     def feasible(self, rows: np.ndarray, known: np.ndarray, size: np.ndarray) -> np.ndarray:
-        """[R] bool: which rows of known tokens [R, n] and sizes [R] can be completed."""
-        final = last_known(known)
-        alpha = self.alpha(rows, known, int(final.max()) + 1)
-        here = alpha[np.arange(len(known)), final + 1]
-        after = np.stack([tail[column] for tail, column in zip(self.tails(size), final + 1, strict=True)])
-        return np.asarray((here & after).any(1))
+        """[R] bool: which rows of known tokens [R, n] and sizes [R] can be completed.
+
+        Raises:
+            UserError: the tables would be too large.
+        """
+        found, final = np.zeros(len(known), dtype=bool), last_known(known)
+        for part in self.parts(len(known), known.shape[1]):
+            column = final[part] + 1
+            alpha = self.alpha(rows[part], known[part], int(column.max()), part.start)
+            here = alpha[np.arange(len(column)), column]
+            after = np.stack([tail[at] for tail, at in zip(self.tails(size[part]), column, strict=True)])
+            found[part] = (here & after).any(1)
+        return found
 
     def allowed(self, before: np.ndarray, after: np.ndarray, column: np.ndarray) -> np.ndarray:
         """[N, K] bool: the classes of tokens that lead from ``before`` [N, S + 1] into ``after`` [N, S + 1]."""
@@ -206,39 +251,26 @@ class Reachability:
         return None
 
 
-@dataclass
-class _Cache:
-    """Tables that are kept between calls."""
+class _Owner:
+    """Whose tables: see ``tables``."""
 
-    tails: dict[int, np.ndarray] = field(default_factory=dict)
-    _rows: np.ndarray | None = None  # of the last call
-    _known: np.ndarray | None = None
-    _upto: int = 0
-    _table: np.ndarray | None = None
-    _by_source: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
 
-    def recall(self, rows: np.ndarray, known: np.ndarray, states: int) -> tuple[np.ndarray, int]:
-        """A table for alpha [R, n + 1, states], and the column up to which it is already filled."""
-        if self._table is None or self._known is None or self._rows is None:
-            pass
-        elif np.array_equal(rows, self._rows) and (width := known.shape[1]) <= self._known.shape[1]:
-            differs = (self._known[:, :width] != known).any(0)
-            return self._table, min(int(differs.argmax()) if differs.any() else width, self._upto)
-        return np.zeros((len(known), known.shape[1] + 1, states), dtype=bool), 0
+@dataclass(frozen=True)
+class _Alpha:
+    """A table of alpha [R, n + 1, S + 1], and what it was computed for."""
 
-    def keep(self, rows: np.ndarray, known: np.ndarray, upto: int, table: np.ndarray) -> None:
-        """Keep a table that is filled up to a column, unless it is too large."""
-        self._rows, self._known, self._upto = rows, known, upto
-        self._table = table if table.nbytes <= _MAX_CACHED else None
+    rows: np.ndarray
+    known: np.ndarray
+    upto: int  # the last column that is filled
+    table: np.ndarray
 
-    def by_source(self, a: TokenAutomaton) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The pairs of states by ascending source: source, target, where each source begins, and which it is."""
-        if self._by_source is None:
-            order = np.argsort(a.source, kind="stable")
-            source, target = a.source[order], a.target[order]
-            begin = np.flatnonzero(np.diff(source, prepend=-1))
-            self._by_source = source, target, begin, source[begin]
-        return self._by_source
+    def filled(self, rows: np.ndarray, known: np.ndarray) -> tuple[np.ndarray | None, int]:
+        """The table and the last column of it that holds for known tokens [R, n]; None if it can't be used."""
+        width = known.shape[1]
+        if not np.array_equal(rows, self.rows) or width > self.known.shape[1]:
+            return None, 0
+        differs = (self.known[:, :width] != known).any(0)
+        return self.table, min(int(differs.argmax()) if differs.any() else width, self.upto)
 
 
 def last_known(known: np.ndarray) -> np.ndarray:
