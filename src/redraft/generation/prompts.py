@@ -19,9 +19,16 @@ def prompt_ids(model: Model, prompt: Prompt) -> list[int]:
     """The ids of a prompt as in training, with the separator or the beginning-of-text token. Ids are unchanged, and a
     conversation has the form of ``data.chat.prompt``.
 
+    A prompt without any token becomes the token that training puts before such rows (``data.loader.tokenise``), because
+    the first prediction of a causal network, and that of the length, are read at the token before.
+
     Raises:
         UserError: an id is not in the vocabulary, or the chat template can't render a conversation.
     """
+    return _ids(model, prompt) or [model.tokenizer.bos_id]
+
+
+def _ids(model: Model, prompt: Prompt) -> list[int]:
     tokenizer = model.tokenizer
     if isinstance(prompt, str):
         return chat.text_ids(prompt, tokenizer) if model.paired else tokenizer.encode_opening(prompt)
@@ -41,7 +48,7 @@ def answerable_prompt_ids(model: Model, prompt: Prompt) -> list[int]:
     Raises:
         UserError: as ``prompt_ids``; or the prompt is empty and the model was trained on pairs.
     """
-    if model.paired and isinstance(prompt, str) and not prompt.strip():
+    if model.paired and not (prompt.strip() if isinstance(prompt, str) else prompt):
         raise UserError(
             "The prompt is empty, and this model answers prompts.",
             "Give a prompt; a model of plain text can continue an empty one.",
