@@ -1,4 +1,4 @@
-"""Keyword arguments of ``Model.generate`` and its relatives: the fields of ``Settings``, for type checkers.
+"""Keyword arguments of ``Model.generate``, ``Model.decide`` and others: declared settings, for checkers.
 
 Made from ``settings.py`` by ``python -m tests.docs.test_settings_types``.
 """
@@ -55,3 +55,20 @@ class KeywordSettings(TypedDict, total=False):
     """Generate all max_new_tokens; end-of-text is a token like any other."""
     seed: int | None
     """Random seed of the first prompt; prompt i uses seed + i."""
+
+
+class DecisionKeywords(TypedDict, total=False):
+    """Settings of decisions, as keyword arguments; None: not given."""
+
+    method: Literal["auto", "one_pass", "chain", "likelihood"] | None
+    """one_pass: all slots are masked and scored in one forward pass. chain: the most certain slot is decided first,
+    and the others given it. likelihood: every combination of labels is scored. auto: one_pass for masked models,
+    likelihood for others."""
+    by: Literal["sum", "token", "byte"] | None
+    """The score of a label is log p of all of it, or per token or byte, which does not favour short labels."""
+    calibrate: bool | None
+    """Subtract from each score the score of the label where all fields and the prompt are empty."""
+    samples: int | None
+    """Noise samples for each combination, where the likelihood is only known as a bound."""
+    seed: int | None
+    """Random seed of these samples."""

@@ -15,6 +15,7 @@ from redraft import models
 from redraft.errors import UserError
 from redraft.families import build_family
 from redraft.families.base import Family
+from redraft.generation import decide as decisions
 from redraft.generation import infill as infilling
 from redraft.generation import scoring, start
 from redraft.generation.answer_lengths import AnswerLengths
@@ -22,14 +23,16 @@ from redraft.generation.prompts import Prompt, answerable_prompt_ids, check_leng
 from redraft.generation.run import GenerationRun
 from redraft.models.cpu import cpu_form
 from redraft.models.parts.backbone import Backbone
-from redraft.settings import Settings, Weights
+from redraft.settings import DecisionSettings, Settings, Weights
 from redraft.types import Forward, Generation, Network, Spec, Step
 from redraft.weights import TensorMap
 
 if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
+    from redraft.generation.decide import Decision
     from redraft.generation.scoring import Measure, ScoredOption
-    from redraft.keyword_settings import KeywordSettings
+    from redraft.generation.slots import Labels, Row
+    from redraft.keyword_settings import DecisionKeywords, KeywordSettings
     from redraft.likelihood import Bound
     from redraft.models.cpu import CpuForm
     from redraft.models.parts.lora import Lora
@@ -307,6 +310,32 @@ class Model:
             UserError: fewer than two options, or an empty one.
         """
         return scoring.rank(self, prompt, options, by, samples, seed, sampler, sampler_options)
+
+    def decide(
+        self,
+        text: str,
+        labels: Labels,
+        rows: Sequence[Row] = ({},),
+        prompt: str = "",
+        **settings: Unpack[DecisionKeywords],
+    ) -> list[Decision]:
+        """Which label belongs into each slot of a text, with a probability for each label. One decision for each row.
+
+        ``decide("Review: {text} Mood: [mood]", {"mood": ["good", "bad"]}, [{"text": "I liked it."}])`` takes one
+        forward pass of a masked model for all slots, labels and rows, and likelihoods of other models. The module
+        ``generation.decide`` gives the equations. A decision does not depend on the other rows.
+
+        Args:
+            text: ``[name]`` is a slot, ``{name}`` a field that each row fills. labels: of each slot.
+            rows: the text of each field. prompt: what the text answers, for models of pairs; it may have fields.
+            settings: the fields of ``DecisionSettings``.
+        Raises:
+            UserError: a slot without labels, labels that are equal or that the vocabulary can't express, a missing
+                field, or a method that the model can't use.
+        """
+        given = {key: value for key, value in settings.items() if value is not None}
+        chosen = configs.build(DecisionSettings, given, "settings of a decision")
+        return decisions.decide(self, text, labels, rows, prompt, chosen)
 
     # ---- saving
 

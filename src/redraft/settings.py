@@ -87,3 +87,28 @@ class Settings:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True)
+class DecisionSettings:
+    """How ``Model.decide`` scores the labels of slots (``redraft.generation.decide``)."""
+
+    method: Literal["auto", "one_pass", "chain", "likelihood"] = setting(
+        "auto",
+        "one_pass: all slots are masked and scored in one forward pass. chain: the most certain slot is decided first, "
+        "and the others given it. likelihood: every combination of labels is scored. auto: one_pass for masked models, "
+        "likelihood for others.",
+    )
+    by: Literal["sum", "token", "byte"] = setting(
+        "sum", "The score of a label is log p of all of it, or per token or byte, which does not favour short labels."
+    )
+    calibrate: bool = setting(
+        False, "Subtract from each score the score of the label where all fields and the prompt are empty."
+    )
+    samples: int = setting(
+        128, "Noise samples for each combination, where the likelihood is only known as a bound.", least=2, most=1 << 16
+    )
+    seed: int = setting(0, "Random seed of these samples.", above=-(1 << 62), below=1 << 62)
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import get_type_hints
 
 from redraft.options import declared
-from redraft.settings import Settings
+from redraft.settings import DecisionSettings, Settings
 
 FILE = Path(__file__).parents[2] / "src" / "redraft" / "keyword_settings.py"
-_HEAD = '''"""Keyword arguments of ``Model.generate`` and its relatives: the fields of ``Settings``, for type checkers.
+_HEAD = '''"""Keyword arguments of ``Model.generate``, ``Model.decide`` and others: declared settings, for checkers.
 
 Made from ``settings.py`` by ``python -m tests.docs.test_settings_types``.
 """
@@ -53,14 +53,17 @@ def _wrapped(text: str) -> str:
 def source() -> str:
     """The file as it should be."""
     doc = "Settings of a generation, as keyword arguments; None: not given."
-    return _HEAD + typed_dict(Settings, "KeywordSettings", doc)
+    deciding = "Settings of decisions, as keyword arguments; None: not given."
+    found = typed_dict(Settings, "KeywordSettings", doc), typed_dict(DecisionSettings, "DecisionKeywords", deciding)
+    return _HEAD + "\n\n".join(found)
 
 
 def test_the_keyword_arguments_are_the_declared_settings() -> None:
-    from redraft.keyword_settings import KeywordSettings
+    from redraft.keyword_settings import DecisionKeywords, KeywordSettings
 
     assert FILE.read_text(encoding="utf-8") == source(), "run: python -m tests.docs.test_settings_types"
     assert set(get_type_hints(KeywordSettings)) == set(declared(Settings))
+    assert set(get_type_hints(DecisionKeywords)) == set(declared(DecisionSettings))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from redraft.samplers.shared.common import length_request
 if TYPE_CHECKING:
     from redraft.generation.loop import Constraint
     from redraft.model import Model
+    from redraft.types import Spec
 
 _NEIGHBOURS = 2  # given tokens on each side of a hole whose log-probability is part of the score of its size
 _MOST_CHECKED = 4096  # largest number of combinations of sizes that a constraint checks
@@ -182,9 +183,7 @@ def _best(
     by_length: list[float] | None,
     checkpoint: Callable[[], None],
 ) -> list[int]:
-    network, spec = model.inference_network(), model.spec
-    if spec.tokens.expand_id >= 0:  # a mask stands for one token here
-        spec = spec.with_tokens(forbidden=(*spec.tokens.forbidden, spec.tokens.expand_id, spec.tokens.delete_id))
+    network, spec = model.inference_network(), fixed_size_spec(model)
     rows = [layout.row(sizes) for sizes in combinations]
     masked: list[Row] = []
     for sizes, row in zip(combinations, rows, strict=True):
@@ -201,19 +200,36 @@ def _best(
     return combinations[max(range(len(rows)), key=scores.__getitem__)]
 
 
+def fixed_size_spec(model: Model) -> Spec:
+    """The model's spec where each mask stands for one token, also for a model that inserts and deletes."""
+    spec = model.spec
+    if spec.tokens.expand_id < 0:
+        return spec
+    return spec.with_tokens(forbidden=(*spec.tokens.forbidden, spec.tokens.expand_id, spec.tokens.delete_id))
+
+
 def _length_scores(model: Model, layout: HoleLayout, most: Sequence[int]) -> list[float] | None:
     """log p of a row's length by the length head, indexed by that length; None without a length head."""
-    if not model.spec.network.length_head:
+    found = length_scores(model, [layout.head], len(layout.row(most)))
+    return None if found is None else found[0]
+
+
+def length_scores(model: Model, heads: Sequence[list[int]], longest: int) -> list[list[float]] | None:
+    """log p of the length of rows with these prompts by the length head, each indexed by that length up to ``longest``;
+    None without a length head. One forward pass.
+    """
+    spec = model.spec
+    if not spec.network.length_head:
         return None
-    prompt = torch.tensor([len(layout.head)])
-    longest = len(layout.row(most))
+    prompt, rows = torch.tensor([len(head) for head in heads]), torch.arange(len(heads))
+    width = int(prompt.max())
+    ids = torch.tensor([[*head, *[spec.tokens.pad_id] * (width - len(head))] for head in heads])
     with torch.inference_mode():
-        logits = model.inference_network()(
-            length_request(torch.tensor([layout.head]), prompt, model.spec, torch.zeros(1, dtype=torch.int64))
-        )
+        logits = model.inference_network()(length_request(ids, prompt, spec, rows))
         log_p, lengths = best_lengths(logits, longest, longest)
-    found = [-math.inf] * (longest + 1)
-    for value, length in zip(log_p[0].tolist(), lengths[0].tolist(), strict=True):
-        if length + len(layout.head) <= longest:
-            found[length + len(layout.head)] = value
+    found = [[-math.inf] * (longest + 1) for _ in heads]
+    for own, head, values, sizes in zip(found, heads, log_p.tolist(), lengths.tolist(), strict=True):
+        for value, length in zip(values, sizes, strict=True):
+            if length + len(head) <= longest:
+                own[length + len(head)] = value
     return found

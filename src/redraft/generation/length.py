@@ -70,13 +70,22 @@ def first_pass(
         truths: tokens at free positions whose log-probability is requested. These positions count only in ``truth``.
         checkpoint: called before every pass; it may raise an exception.
     """
-    passes, logits = first_passes(rows, prompts, spec, truths), None
+    return run_passes(first_passes(rows, prompts, spec, truths), network, checkpoint)
+
+
+def run_passes(passes: Passes[T], network: Network, checkpoint: Callable[[], None] | None = None) -> T:
+    """Run the forward passes of a generator with a network, and return its result.
+
+    Args:
+        checkpoint: called before every pass; it may raise an exception.
+    """
+    logits: Tensor | None = None
     with torch.inference_mode():
         while True:
             try:
                 request = passes.send(logits)  # type: ignore[arg-type] # a generator starts with None
             except StopIteration as end:
-                found: list[FirstPass] = end.value
+                found: T = end.value
                 return found
             if checkpoint is not None:
                 checkpoint()
@@ -88,12 +97,8 @@ def first_passes(
 ) -> Passes[list[FirstPass]]:
     """``first_pass`` as a generator, for a caller that runs the network."""
     found: list[FirstPass] = []
-    for part in _parts(rows):
-        canvas = make_canvas([rows[i] for i in part], [prompts[i] for i in part], spec, seeds=[0] * len(part))
-        (request,) = common.requests_for(canvas, spec, canvas.status == FREE)
-        logits = yield request
-        logits.index_fill_(1, upload(torch.tensor(spec.tokens.forbidden, dtype=torch.int64), logits.device), -torch.inf)
-        log_p = logits.float().log_softmax(-1)
+    for part in parts(rows):
+        request, log_p = yield from predictions([rows[i] for i in part], [prompts[i] for i in part], spec)
         row, column = (request.targets >= 0).nonzero(as_tuple=True)
         at, owner = request.targets[row, column].tolist(), row.tolist()
         tokens = [None if truths is None else truths[part[r]][i] for r, i in zip(owner, at, strict=True)]
@@ -110,10 +115,19 @@ def first_passes(
     return found
 
 
+def predictions(rows: Sequence[Row], prompts: Sequence[int], spec: Spec) -> Passes[tuple[Request, Tensor]]:
+    """One forward pass over rows: the request, and log-probabilities [N, V] at its targets, the free positions."""
+    canvas = make_canvas(rows, prompts, spec, seeds=[0] * len(rows))
+    (request,) = common.requests_for(canvas, spec, canvas.status == FREE)
+    logits = yield request
+    logits.index_fill_(1, upload(torch.tensor(spec.tokens.forbidden, dtype=torch.int64), logits.device), -torch.inf)
+    return request, logits.float().log_softmax(-1)
+
+
 _PASS_TOKENS = 4096  # positions in one pass of ``first_pass``
 
 
-def _parts(rows: Sequence[Row]) -> Iterator[range]:
+def parts(rows: Sequence[Row]) -> Iterator[range]:
     """Consecutive rows that together have about ``_PASS_TOKENS`` positions, padding included."""
     begin, widest = 0, 0
     for index, row in enumerate(rows):

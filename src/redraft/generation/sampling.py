@@ -82,11 +82,7 @@ def arrange(request: Request, log_p: Tensor, token: Tensor, conf: Tensor) -> Out
     Raises:
         UserError: the network's predictions are not numbers.
     """
-    if np.isnan(conf.numpy()).any():  # samplers that rank by confidence would never finish
-        raise UserError(
-            "The network's predictions are not numbers: its training diverged, or its weights are damaged.",
-            "Use another checkpoint.",
-        )
+    check_numbers(conf.numpy())  # samplers that rank by confidence would never finish
     real = request.targets >= 0
     if request.targets.shape[1] == 1 and real.all():
         return Output(log_p, token[:, None], conf[:, None])
@@ -94,6 +90,19 @@ def arrange(request: Request, log_p: Tensor, token: Tensor, conf: Tensor) -> Out
     confs = torch.full(request.targets.shape, -torch.inf)
     tokens[real], confs[real] = token, conf
     return Output(log_p, tokens, confs)
+
+
+def check_numbers(predicted: np.ndarray) -> None:
+    """Check the predictions of a network.
+
+    Raises:
+        UserError: some are not numbers.
+    """
+    if np.isnan(predicted).any():
+        raise UserError(
+            "The network's predictions are not numbers: its training diverged, or its weights are damaged.",
+            "Use another checkpoint.",
+        )
 
 
 def sample(canvas: Canvas, request: Request, log_p: Tensor) -> Output:
