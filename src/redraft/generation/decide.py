@@ -26,11 +26,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,14 +38,15 @@ from redraft.generation import joint
 from redraft.generation.holes import fixed_size_spec, go_on
 from redraft.generation.length import parts, predictions, run_passes
 from redraft.generation.prompts import check_mask
-from redraft.generation.sampling import check_numbers
-from redraft.generation.slots import Labels, Row, Scores, SlotTemplate, SlotText, length_log_p
+from redraft.generation.slots import Labels, Row, Scores, SlotTemplate, SlotText, length_log_p, softmax
 from redraft.runtime import download, upload
 from redraft.settings import DecisionSettings
 from redraft.types import Request
 
 if TYPE_CHECKING:
     from redraft.model import Model
+
+_GROUP_ROWS = 4096  # rows that are prepared together
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,33 @@ def decide(
     template = SlotTemplate.of(model, text, labels, prompt)
     texts = [template.text(row, place) for row, place in zip(rows, where or [""] * len(rows), strict=True)]
     empty = template.empty() if settings.calibrate else None
-    if not texts:
-        return []
     method = _method(model, settings)
-    if method == "likelihood":
-        scores, nfe = joint.scores(model, texts, empty, settings, checkpoint)
-        chosen = [joint.marginals(one, softmax(own)) for one, own in zip(texts, scores, strict=True)]
-    elif method == "chain":
-        chosen, nfe = _chain(model, texts, empty, settings, checkpoint)
-    else:
-        found, nfe = _calibrated(model, [_State(one, {}) for one in texts], empty, settings, checkpoint)
-        chosen = [[softmax(own) for own in slots] for slots in found]
-    return [_decision(one, own, passes) for one, own, passes in zip(texts, chosen, nfe, strict=True)]
+    found: list[Decision] = []
+    for group in _groups(texts, joint.combinations if method == "likelihood" else _row_counts):
+        run = {"likelihood": joint.marginals, "chain": _chain, "one_pass": _one_pass}[method]
+        p, nfe = run(model, group, empty, settings, checkpoint)
+        found += [_decision(one, own, passes) for one, own, passes in zip(group, p, nfe, strict=True)]
+    return found
+
+
+def _groups(texts: Sequence[SlotText], rows: Callable[[SlotText], Sequence[Any]]) -> Iterator[list[SlotText]]:
+    """Consecutive texts that together have about ``_GROUP_ROWS`` rows to run, which bounds the memory."""
+    group: list[SlotText] = []
+    size = 0
+    for text in texts:
+        own = len(rows(text))
+        if group and size + own > _GROUP_ROWS:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += own
+    if group:
+        yield group
+
+
+def _row_counts(text: SlotText) -> list[int]:
+    """The different numbers of tokens of the labels of all slots."""
+    return [size for own in text.ids for size in {len(ids) for ids in own}]
 
 
 def _method(model: Model, settings: DecisionSettings) -> str:
@@ -130,18 +145,19 @@ def _decision(text: SlotText, probabilities: Scores, nfe: int) -> Decision:
     )
 
 
-def softmax(scores: Sequence[float]) -> list[float]:
-    """exp(score) of each, normalised to 1.
-
-    Raises:
-        UserError: the network's predictions are not numbers.
-    """
-    check_numbers(np.array(scores))
-    weights = [math.exp(score - max(scores)) for score in scores]
-    return [weight / math.fsum(weights) for weight in weights]
-
-
 # ---- one pass
+
+
+def _one_pass(
+    model: Model,
+    texts: Sequence[SlotText],
+    empty: SlotText | None,
+    settings: DecisionSettings,
+    checkpoint: Callable[[], None],
+) -> tuple[list[Scores], list[int]]:
+    """The probabilities of the labels of each text, and its passes."""
+    scores, nfe = _calibrated(model, [_State(text, {}) for text in texts], empty, settings, checkpoint)
+    return [[softmax(own) for own in slots] for slots in scores], nfe
 
 
 def _chain(

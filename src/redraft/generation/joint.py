@@ -14,7 +14,7 @@ from redraft import likelihood
 from redraft.errors import UserError
 from redraft.generation.holes import fixed_size_spec
 from redraft.generation.length import parts
-from redraft.generation.slots import Scores, SlotText, length_log_p
+from redraft.generation.slots import Scores, SlotText, length_log_p, softmax
 from redraft.samplers.confidence import Confidence
 from redraft.settings import DecisionSettings
 from redraft.types import Batch
@@ -56,29 +56,20 @@ def combinations(text: SlotText) -> list[tuple[int, ...]]:
     return list(itertools.product(*(range(len(own)) for own in text.ids)))
 
 
-def marginals(text: SlotText, p: Sequence[float]) -> Scores:
-    """The probability of each label of each slot, from that of each combination."""
-    found = [[0.0] * len(own) for own in text.ids]
-    for combination, one in zip(combinations(text), p, strict=True):
-        for slot, label in enumerate(combination):
-            found[slot][label] += one
-    return found
-
-
-def scores(
+def marginals(
     model: Model,
     texts: Sequence[SlotText],
     empty: SlotText | None,
     settings: DecisionSettings,
     checkpoint: Callable[[], None],
-) -> tuple[list[list[float]], list[int]]:
-    """The score of each combination of labels of each text (see ``decide``), and the passes of each text.
+) -> tuple[list[Scores], list[int]]:
+    """The probability of each label of each slot (see ``decide``), and the passes of each text.
 
     Args:
         empty: the text whose scores are subtracted; None: nothing is.
         checkpoint: called before forward passes; it may raise an exception.
     Raises:
-        UserError: too many combinations.
+        UserError: too many combinations, or the network's predictions are not numbers.
     """
     every = [*texts, *([] if empty is None else [empty])]
     candidates = [one for number, text in enumerate(every) for one in _candidates(text, number, settings.by)]
@@ -88,13 +79,22 @@ def scores(
         log_p, passes = _masked(model, every, candidates, checkpoint)
     else:
         log_p, passes = _bounded(model, candidates, settings, checkpoint)
-    found: list[list[float]] = [[] for _ in every]
+    scores: list[list[float]] = [[] for _ in every]
     for candidate, own in zip(candidates, log_p, strict=True):
-        found[candidate.text].append(own / candidate.unit)
-    nfe = [passes.get(number, 0) for number in range(len(texts))]
+        scores[candidate.text].append(own / candidate.unit)
     if empty is not None:
-        found = [[a - b for a, b in zip(own, found[-1], strict=True)] for own in found[:-1]]
-    return found, nfe
+        scores = [[a - b for a, b in zip(own, scores[-1], strict=True)] for own in scores[:-1]]
+    found = [_summed(text, softmax(own)) for text, own in zip(texts, scores, strict=True)]
+    return found, [passes[number] for number in range(len(texts))]
+
+
+def _summed(text: SlotText, p: Sequence[float]) -> Scores:
+    """The probability of each label of each slot, from that of each combination."""
+    found = [[0.0] * len(own) for own in text.ids]
+    for combination, one in zip(combinations(text), p, strict=True):
+        for slot, label in enumerate(combination):
+            found[slot][label] += one
+    return found
 
 
 def _candidates(text: SlotText, number: int, by: str) -> list[_Candidate]:

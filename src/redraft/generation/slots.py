@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from redraft.errors import UserError, suggest
 from redraft.generation.holes import Hole, HoleLayout, length_scores
+from redraft.generation.sampling import check_numbers
 
 if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
@@ -239,3 +243,14 @@ def length_log_p(
     found = length_scores(model, [text.layout.head for text in texts], max(map(len, rows)))
     assert found is not None
     return [found[number][len(row)] for row, number in zip(rows, owner, strict=True)]
+
+
+def softmax(scores: Sequence[float]) -> list[float]:
+    """exp(score) of each, normalised to 1.
+
+    Raises:
+        UserError: the network's predictions are not numbers.
+    """
+    check_numbers(np.array(scores))
+    weights = [math.exp(score - max(scores)) for score in scores]
+    return [weight / math.fsum(weights) for weight in weights]
