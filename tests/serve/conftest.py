@@ -20,6 +20,7 @@ WORDS = ["the cat sat on a mat", "a dog ran to the house", "where is the bird th
 ROUTES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "text-masked", "prompt": "the cat", "max_tokens": 8},
     "/v1/chat/completions": {"model": "pairs-masked", "messages": [{"role": "user", "content": "the cat"}]},
+    "/v1/decide": {"model": "text-masked", "text": "the [who] sat", "labels": {"who": ["cat", "dog"]}},
     "/v1/infill": {"model": "text-masked", "text": "the [[2]] sat on [[1]] mat"},
 }
 

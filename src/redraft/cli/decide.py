@@ -85,13 +85,10 @@ def decide(
     rows = None if data is None else _rows(data, split)
     task = _Task(redraft.load(model, device, dtype), read_text(text), labels, prompt, {**given, "seed": seed})
     begin = time.perf_counter()
-    if rows is None:
-        found = _one(task, _pairs(field or [], "--field", str), as_json)
-    else:
-        found = {"data": data, **_many(task, rows, right, out, as_json)}
-    settings = echo(DecisionSettings(**task.settings), "cli")
-    found |= {"seconds": time.perf_counter() - begin, **settings, "model": model}
-    return {**found, "family": task.model.family_name, **placement(task.model)}
+    values = _pairs(field or [], "--field", str)
+    found = _one(task, values, as_json) if rows is None else _many(task, rows, right, out, as_json)
+    used = {"seconds": time.perf_counter() - begin, **echo(DecisionSettings(**task.settings), "cli")}
+    return {**found, "data": data, **used, "model": model, "family": task.model.family_name, **placement(task.model)}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The HTTP application: OpenAI's routes, infilling, health, metrics, and the web page."""
+"""The HTTP application: OpenAI's routes, infilling, decisions, health, metrics, and the web page."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from redraft import __version__
-from redraft.serve import requests, schema
+from redraft.serve import decide_schema, requests, schema
 from redraft.serve.compilers import Compilers
 from redraft.serve.config import ServerConfig
+from redraft.serve.decisions import DecisionHandler
 from redraft.serve.engine import EngineLimits
 from redraft.serve.errors import ApiError, add_error_handlers
-from redraft.serve.handler import RequestHandler, Service
+from redraft.serve.exchange import Service
+from redraft.serve.handler import RequestHandler
 from redraft.serve.middleware import RequestGuard
 from redraft.serve.model_pool import ModelEntry, ModelPool
 from redraft.serve.responses import ChatResponse, CompletionResponse, InfillResponse, ResponseBuilder
@@ -171,6 +173,11 @@ def _add_generation_routes(app: FastAPI, service: Service) -> None:
             return InfillResponse(body, requests.infill(body, entry.model, config, checkpoint))
 
         return await RequestHandler(service, body, http).respond(make)
+
+    @app.post("/v1/decide", tags=["generation"], responses=_ERRORS)
+    async def decide(body: decide_schema.DecideRequest, http: Request) -> decide_schema.DecideResponse:
+        """Choose the label of each slot of a text, with a probability for each label."""
+        return await DecisionHandler(service, body, http).respond()  # type: ignore[return-value] # already JSON
 
     @app.api_route("/v1/embeddings", methods=["GET", "POST"], include_in_schema=False)
     async def embeddings() -> None:

@@ -12,12 +12,17 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount, Route
 
 from redraft.errors import UserError
+from redraft.serve import schema
+from redraft.serve.decide_schema import DecideRequest
 from redraft.serve.jobs import Failed, RequestOutcome
-from redraft.serve.schema import FIELDS
 from redraft.serve.settings_schema import in_request_terms
 from redraft.serve.telemetry import logger
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a closed connection; it appears in logs and metrics only
+# Names of fields, to tell them from the names of alternatives in pydantic's errors.
+_BODIES = (schema.CompletionRequest, schema.ChatRequest, schema.InfillRequest, DecideRequest, schema.Table)
+_PARTS = (schema.Message, schema.Part, schema.ResponseFormat, schema.JsonSchema)
+_FIELDS = frozenset(name for model in (*_BODIES, *_PARTS) for name in model.model_fields)
 INTERNAL_ERROR = "Internal server error. The server's log has the details."
 # Status and error type of each outcome.
 _OUTCOMES: dict[RequestOutcome, tuple[int, str]] = {
@@ -136,7 +141,7 @@ def _path(location: Sequence[Any], body: Any) -> list[str]:
             and part < len(value)
         ):
             value = value[part]
-        elif part not in FIELDS:
+        elif part not in _FIELDS:
             continue
         path.append(str(part))
     return path

@@ -11,7 +11,7 @@ from typing import Any
 
 from redraft.serve.config import ServerConfig
 from redraft.serve.errors import error_body
-from redraft.serve.handler import Service
+from redraft.serve.exchange import Service
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from redraft.errors import suggest
-from redraft.serve.settings_schema import CONVERSIONS, OPENAI_NAMES, SETTINGS, SPELLINGS, Strict, Table, optional
+from redraft.serve.settings_schema import (
+    CONVERSIONS,
+    OPENAI_NAMES,
+    SETTINGS,
+    SPELLINGS,
+    Strict,
+    Table,
+    optional,
+)
 
 # Fields of OpenAI's API that are not supported: the values that ask for nothing are accepted.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -30,7 +38,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
 }
 # Fields of OpenAI's API that do not change the answer.
-_IGNORED = ("user", "metadata", "parallel_tool_calls", "safety_identifier", "prompt_cache_key")
+IGNORED = ("user", "metadata", "parallel_tool_calls", "safety_identifier", "prompt_cache_key")
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Int = Annotated[int, CONVERSIONS[int]]
 Count = Annotated[int, Field(ge=1, le=1 << 20), CONVERSIONS[int]]
@@ -79,8 +87,23 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = None
 
 
-class _Request(Strict):
+class Body(Strict):
+    """What every request with a model has."""
+
     model: Name
+
+    @property
+    def streams(self) -> bool:
+        """Is the answer sent as server-sent events?"""
+        return False
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds after which the request is given up; None: not set."""
+        raise NotImplementedError
+
+
+class _Request(Body):
     max_tokens: MaxTokens = Field(None, description=SETTINGS["max_new_tokens"].help)
     temperature: Temperature = Field(None, description=SETTINGS["temperature"].help)
     top_p: TopP = Field(None, description=SETTINGS["top_p"].help)
@@ -110,7 +133,7 @@ class _Request(Strict):
         for key, one in value.items():
             if key in cls.model_fields:
                 found[key] = one
-            elif key in _IGNORED:
+            elif key in IGNORED:
                 continue
             elif key in UNSUPPORTED:
                 if one is not None and one not in UNSUPPORTED[key]:
@@ -120,11 +143,21 @@ class _Request(Strict):
             elif key in Table.model_fields:
                 raise ValueError(f"Unknown field '{key}'. It belongs to the table redraft: set redraft.{key}.")
             else:
-                raise ValueError(f"Unknown field '{key}'. {suggest(key, [*cls.model_fields, *UNSUPPORTED, *_IGNORED])}")
+                raise ValueError(f"Unknown field '{key}'. {suggest(key, [*cls.model_fields, *UNSUPPORTED, *IGNORED])}")
         if moved:
             table = found.get("redraft")
             found["redraft"] = {**moved, **table} if isinstance(table, dict) else moved
         return {key: one for key, one in found.items() if one is not None}
+
+    @property
+    def streams(self) -> bool:
+        """Is the answer sent as server-sent events?"""
+        return bool(self.stream)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds after which the request is given up; None: not set."""
+        return self.redraft.deadline
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
@@ -271,14 +304,6 @@ class InfillRequest(_Request):
         if self.max_tokens is not None:
             raise ValueError("'max_tokens' has no effect here: the holes define the number of tokens. Leave it out.")
         return self
-
-
-# Names of fields, to tell them from the names of alternatives in pydantic's errors.
-FIELDS = frozenset(
-    name
-    for model in (CompletionRequest, ChatRequest, InfillRequest, Message, Part, ResponseFormat, JsonSchema, Table)
-    for name in model.model_fields
-)
 
 
 class ErrorDetail(BaseModel):

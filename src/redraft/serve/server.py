@@ -19,7 +19,7 @@ from redraft.errors import UserError
 from redraft.serve.app import create_app
 from redraft.serve.config import ServerConfig
 from redraft.serve.connections import BACKLOG, SeldomTheSame, limited_protocol, most_connections, quiet_loop
-from redraft.serve.handler import Service
+from redraft.serve.exchange import Service
 from redraft.serve.telemetry import logger
 
 _SHORTEST = 1.0  # seconds of a shutdown without patience, in which answers are sent

@@ -50,6 +50,7 @@ def _to_float(value: Any) -> Any:
 
 
 CONVERSIONS = {int: BeforeValidator(_to_int), float: BeforeValidator(_to_float)}
+Deadline = Annotated[float, Field(gt=0, le=86_400), CONVERSIONS[float]] | None
 SETTINGS: Mapping[str, HttpField] = http_fields(Settings)
 
 
@@ -76,9 +77,7 @@ def in_request_terms(message: str) -> str:
 class TableBase(Strict):
     """The table ``redraft``: generation settings beyond OpenAI's. A field that is not set takes the model's default."""
 
-    deadline: Annotated[float, Field(gt=0, le=86_400), CONVERSIONS[float]] | None = Field(
-        default=None, description="Seconds after which the request is given up (status 408)."
-    )
+    deadline: Deadline = Field(default=None, description="Seconds after which the request is given up (status 408).")
 
     @model_validator(mode="before")
     @classmethod
