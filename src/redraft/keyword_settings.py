@@ -61,8 +61,8 @@ class DecisionKeywords(TypedDict, total=False):
     """Settings of decisions, as keyword arguments; None: not given."""
 
     method: Literal["auto", "one_pass", "chain", "likelihood"] | None
-    """one_pass: all slots are masked and scored in one forward pass. chain: the most certain slot is decided first,
-    and the others given it. likelihood: every combination of labels is scored. auto: one_pass for masked models,
+    """one_pass: all slots are masked and scored in one forward pass. chain: one slot after the other is decided,
+    and the next given it. likelihood: every combination of labels is scored. auto: one_pass for masked models,
     likelihood for others."""
     by: Literal["sum", "token", "byte"] | None
     """The score of a label is log p of all of it, or per token or byte, which does not favour short labels."""

@@ -95,8 +95,8 @@ class DecisionSettings:
 
     method: Literal["auto", "one_pass", "chain", "likelihood"] = setting(
         "auto",
-        "one_pass: all slots are masked and scored in one forward pass. chain: the most certain slot is decided first, "
-        "and the others given it. likelihood: every combination of labels is scored. auto: one_pass for masked models, "
+        "one_pass: all slots are masked and scored in one forward pass. chain: one slot after the other is decided, "
+        "and the next given it. likelihood: every combination of labels is scored. auto: one_pass for masked models, "
         "likelihood for others.",
     )
     by: Literal["sum", "token", "byte"] = setting(

@@ -1,6 +1,6 @@
-"""The table of generation settings in the documentation is the one that the declarations give.
+"""The tables of settings in the documentation are those that the declarations give.
 
-``python -m tests.docs.test_settings_table`` writes it.
+``python -m tests.docs.test_settings_table`` writes them.
 """
 
 from __future__ import annotations
@@ -8,23 +8,29 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from redraft.options import table
-from redraft.settings import Settings
+from redraft.settings import DecisionSettings, Settings
 
-PAGE = Path(__file__).parents[2] / "docs" / "choosing.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES: dict[str, type] = {"choosing.md": Settings, "decide.md": DecisionSettings}
 
 
-def with_table(text: str) -> str:
+def with_table(text: str, cls: type) -> str:
     """The page with the current table between its markers."""
     between = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- /settings -->)", re.DOTALL)
-    return between.sub(lambda _: f"{table(Settings)}\n", text)
+    return between.sub(lambda _: f"{table(cls)}\n", text)
 
 
-def test_the_documented_settings_are_the_declared_ones() -> None:
-    text = PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES)
+def test_the_documented_settings_are_the_declared_ones(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
     assert "<!-- settings -->" in text
-    assert text == with_table(text), "run: python -m tests.docs.test_settings_table"
+    assert text == with_table(text, PAGES[page]), "run: python -m tests.docs.test_settings_table"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, settings in PAGES.items():
+        path = DOCS / name
+        path.write_text(with_table(path.read_text(encoding="utf-8"), settings), encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from redraft import likelihood
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.generation.slots import Part, parse
@@ -137,6 +138,26 @@ def test_an_autoregressive_model_ranks_by_likelihood(by: str) -> None:
         assert found.labels["label"] == ranked[0].option and found.nfe == 1
 
 
+def test_an_autoregressive_model_decides_from_left_to_right() -> None:
+    """Each label counts with the text up to the next slot, given the labels before it."""
+    model = fresh("autoregressive", True, prompt_encoder=False)
+    (found,) = model.decide("[x], so[y]!", {"x": ["a", "bc"], "y": ["d", "e"]}, prompt="the", method="chain")
+    head = model.tokenizer.encode_prompt("the")
+
+    def log_p(before: str, text: str, end: bool = False) -> float:
+        ids = [*head, *letters(before + text), *([BYTES.eos_id] if end else [])]
+        at = len(head) + len(letters(before))
+        logits = likelihood.score(model.network, ids[:at], ids[at:], model.family.objective(), model.spec)
+        return -logits.nats
+
+    first = [log_p("", f"{x}, so") for x in ("a", "bc")]
+    second = [log_p(f"{found.labels['x']}, so", f"{y}!", end=True) for y in ("d", "e")]
+    for name, scores in (("x", first), ("y", second)):
+        weights = [math.exp(score - max(scores)) for score in scores]
+        assert list(found.probabilities[name].values()) == pytest.approx([w / sum(weights) for w in weights], abs=1e-4)
+    assert found.nfe == 2
+
+
 FAMILIES = [("masked", True, "auto"), ("masked", False, "chain"), ("masked", False, "likelihood")]
 FAMILIES += [
     ("autoregressive", False, "auto"),
@@ -163,9 +184,9 @@ def test_a_decision_does_not_depend_on_the_other_rows(family: str, paired: bool,
 def test_other_families_rank_by_their_bound() -> None:
     (found,) = fresh("uniform").decide("ab[x]", {"x": ["c", "d"]}, samples=4)
     assert sum(found.probabilities["x"].values()) == pytest.approx(1) and found.nfe >= 8
-    for family in ("uniform", "autoregressive", "block"):
+    for family, method in (("uniform", "one_pass"), ("autoregressive", "one_pass"), ("block", "chain")):
         with pytest.raises(UserError, match="Use method 'likelihood'"):
-            fresh(family).decide("ab[x]", {"x": ["c", "d"]}, method="one_pass")
+            fresh(family).decide("ab[x]", {"x": ["c", "d"]}, method=method)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

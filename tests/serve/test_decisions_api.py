@@ -60,7 +60,7 @@ def test_the_schema_declares_settings_and_response(client: Any) -> None:
         ({"rows": ROWS * 30}, "at most 64"),
         ({"method": "guess"}, "method"),
         ({"metod": "chain"}, "Did you mean 'method'"),
-        ({"model": "text-autoregressive", "method": "chain"}, "Use method 'likelihood'"),
+        ({"model": "text-autoregressive", "method": "one_pass"}, "Use method 'likelihood'"),
         ({"model": "gone"}, "not served here"),
         ({"deadline": 0.000001}, "deadline"),
         ({"text": "the {what} " * 400 + "[where][who]"}, "does not fit"),

@@ -5,6 +5,7 @@ its score over the labels of the slot:
 
     one_pass     score(l) = log p(n_l) + sum_j log p(l_j | x, n_l masks in s, masks in z)
     chain        the same; the most certain slot is decided first, and z holds the labels of the slots decided before
+                 autoregressive models: score(l) = log p(l and the text up to the next slot | text and labels before it)
     likelihood   p(l) = sum over the labels of z of p(l, z | x), from the likelihood of every combination
 
 ``one_pass`` is a pseudo-likelihood: the tokens of a label, and the slots, are predicted independently of each other. It
@@ -28,6 +29,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +40,7 @@ from redraft.generation import joint
 from redraft.generation.holes import fixed_size_spec, go_on
 from redraft.generation.length import parts, predictions, run_passes
 from redraft.generation.prompts import check_mask
-from redraft.generation.slots import Labels, Row, Scores, SlotTemplate, SlotText, length_log_p, softmax
+from redraft.generation.slots import Labels, Row, Scores, SlotTemplate, SlotText, State, length_log_p, softmax
 from redraft.runtime import download, upload
 from redraft.settings import DecisionSettings
 from redraft.types import Request
@@ -46,6 +48,7 @@ from redraft.types import Request
 if TYPE_CHECKING:
     from redraft.model import Model
 
+Scorer = Callable[[Sequence[State]], tuple[list[Scores], list[int]]]  # scores of undecided slots, and passes
 _GROUP_ROWS = 4096  # rows that are prepared together
 
 
@@ -57,14 +60,6 @@ class Decision:
     labels: Mapping[str, str]  # the most probable label of each slot
     probabilities: Mapping[str, Mapping[str, float]]  # of each label of each slot; they sum to 1 in a slot
     nfe: int  # forward passes that the text took part in; where a bound is estimated, noise samples
-
-
-@dataclass(frozen=True)
-class _State:
-    """A text, and the labels of the slots that are decided, both as numbers."""
-
-    text: SlotText
-    decided: Mapping[int, int]
 
 
 def decide(
@@ -124,21 +119,20 @@ def _method(model: Model, settings: DecisionSettings) -> str:
     Raises:
         UserError: the model can't use it.
     """
-    fits = joint.fills_masks(model)
     if settings.method == "auto":
-        return "one_pass" if fits else "likelihood"
-    if settings.method in ("one_pass", "chain") and not fits:
-        raise UserError(
-            f"A model of family '{model.family_name}' can't score slots by '{settings.method}': it needs masks, and "
-            "attention to the text after a slot.",
-            "Use method 'likelihood'.",
-        )
-    return settings.method
+        return "one_pass" if joint.fills_masks(model) else "likelihood"
+    if settings.method == "one_pass" and not joint.fills_masks(model):
+        reason = "by 'one_pass': it needs masks, and attention to the text after a slot"
+    elif settings.method == "chain" and not (joint.fills_masks(model) or joint.is_exact(model)):
+        reason = "by 'chain': its likelihood is only known as a bound"
+    else:
+        return settings.method
+    raise UserError(f"A model of family '{model.family_name}' can't decide {reason}.", "Use method 'likelihood'.")
 
 
 def _decision(text: SlotText, probabilities: Scores, nfe: int) -> Decision:
     names, labels = text.template.names, text.template.labels
-    best = [labels[name][max(range(len(p)), key=p.__getitem__)] for name, p in zip(names, probabilities, strict=True)]
+    best = [labels[name][p.index(max(p))] for name, p in zip(names, probabilities, strict=True)]
     by_label = [dict(zip(labels[name], p, strict=True)) for name, p in zip(names, probabilities, strict=True)]
     return Decision(
         text.filled(best), dict(zip(names, best, strict=True)), dict(zip(names, by_label, strict=True)), nfe
@@ -156,7 +150,8 @@ def _one_pass(
     checkpoint: Callable[[], None],
 ) -> tuple[list[Scores], list[int]]:
     """The probabilities of the labels of each text, and its passes."""
-    scores, nfe = _calibrated(model, [_State(text, {}) for text in texts], empty, settings, checkpoint)
+    score = partial(_slot_scores, model, settings=settings, checkpoint=checkpoint)
+    scores, nfe = _calibrated(score, [State(text, {}) for text in texts], empty)
     return [[softmax(own) for own in slots] for slots in scores], nfe
 
 
@@ -167,36 +162,33 @@ def _chain(
     settings: DecisionSettings,
     checkpoint: Callable[[], None],
 ) -> tuple[list[Scores], list[int]]:
-    """The probabilities of the labels of each text, and its passes: the most certain slot first."""
+    """The probabilities of the labels of each text, and its passes: of the slots that are scored, the most certain one
+    is decided, then the next one given it."""
+    scorer = _slot_scores if joint.fills_masks(model) else joint.next_slot_scores
+    score = partial(scorer, model, settings=settings, checkpoint=checkpoint)
     count = len(texts[0].template.names)
     decided: list[dict[int, int]] = [{} for _ in texts]
     found: list[Scores] = [[[] for _ in range(count)] for _ in texts]
     nfe = [0] * len(texts)
     for _ in range(count):
-        states = [_State(text, dict(known)) for text, known in zip(texts, decided, strict=True)]
-        scores, passes = _calibrated(model, states, empty, settings, checkpoint)
+        states = [State(text, dict(known)) for text, known in zip(texts, decided, strict=True)]
+        scores, passes = _calibrated(score, states, empty)
         for number, own in enumerate(scores):
-            open_slots = {slot: softmax(own[slot]) for slot in range(count) if slot not in decided[number]}
-            slot = max(open_slots, key=lambda each: max(open_slots[each]))
-            found[number][slot] = open_slots[slot]
-            decided[number][slot] = max(range(len(open_slots[slot])), key=open_slots[slot].__getitem__)
+            p = {slot: softmax(own[slot]) for slot in range(count) if own[slot]}
+            slot = max(p, key=lambda each: max(p[each]))
+            found[number][slot] = p[slot]
+            decided[number][slot] = p[slot].index(max(p[slot]))
             nfe[number] += passes[number]
     return found, nfe
 
 
-def _calibrated(
-    model: Model,
-    states: Sequence[_State],
-    empty: SlotText | None,
-    settings: DecisionSettings,
-    checkpoint: Callable[[], None],
-) -> tuple[list[Scores], list[int]]:
-    """``_slot_scores``, minus those of the empty text with the same decided labels. Its rows share the passes."""
+def _calibrated(score: Scorer, states: Sequence[State], empty: SlotText | None) -> tuple[list[Scores], list[int]]:
+    """The scores of texts, minus those of the empty text with the same decided labels. Its rows share the passes."""
     if empty is None:
-        return _slot_scores(model, states, settings.by, checkpoint)
+        return score(states)
     keys = [tuple(sorted(state.decided.items())) for state in states]
     twins = {key: len(states) + number for number, key in enumerate(dict.fromkeys(keys))}
-    scores, nfe = _slot_scores(model, [*states, *(_State(empty, dict(key)) for key in twins)], settings.by, checkpoint)
+    scores, nfe = score([*states, *(State(empty, dict(key)) for key in twins)])
     found = [
         [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(own, scores[twins[key]], strict=True)]
         for own, key in zip(scores, keys, strict=False)
@@ -216,7 +208,7 @@ class _Place:
 
 
 def _slot_scores(
-    model: Model, states: Sequence[_State], by: str, checkpoint: Callable[[], None]
+    model: Model, states: Sequence[State], settings: DecisionSettings, checkpoint: Callable[[], None]
 ) -> tuple[list[Scores], list[int]]:
     """The score of each label of the slots that are not decided (others: no labels), and the passes of each text."""
     rows, owner, places = _rows(states)
@@ -236,14 +228,14 @@ def _slot_scores(
         values = iter(_at(request, log_p, [(one.row - part.start, one.begin) for one in own], tokens))
         for place, ids in zip(own, tokens, strict=True):
             score = math.fsum(next(values) for _ in ids) + (0.0 if lengths is None else lengths[place.row])
-            unit = texts[place.state].unit(place.slot, place.label, by)
+            unit = texts[place.state].unit(place.slot, place.label, settings.by)
             found[place.state][place.slot][place.label] = score / unit
         for number in {owner[i] for i in part}:
             nfe[number] += 1
     return found, nfe
 
 
-def _rows(states: Sequence[_State]) -> tuple[list[list[int | None]], list[int], list[_Place]]:
+def _rows(states: Sequence[State]) -> tuple[list[list[int | None]], list[int], list[_Place]]:
     """The rows in which all labels can be scored, the state of each row, and where each label is scored."""
     rows: list[list[int | None]] = []
     owner: list[int] = []

@@ -14,7 +14,7 @@ from redraft import likelihood
 from redraft.errors import UserError
 from redraft.generation.holes import fixed_size_spec
 from redraft.generation.length import parts
-from redraft.generation.slots import Scores, SlotText, length_log_p, softmax
+from redraft.generation.slots import Scores, SlotText, State, length_log_p, softmax
 from redraft.samplers.confidence import Confidence
 from redraft.settings import DecisionSettings
 from redraft.types import Batch
@@ -30,14 +30,19 @@ def fills_masks(model: Model) -> bool:
     return model.spec.masks and not model.spec.edits and model.spec.network.attention.kind == "full"
 
 
+def is_exact(model: Model) -> bool:
+    """Is the likelihood known exactly, from left to right?"""
+    return model.spec.family.schedule is None
+
+
 @dataclass(frozen=True)
 class _Candidate:
-    """A text with one label in each slot."""
+    """A text with a label in each slot, or its beginning up to a slot."""
 
     text: int  # number of the text
     head: int  # length of its prompt
     row: list[int]
-    slots: list[tuple[int, int]]  # first position of each, and one past its last
+    slots: list[tuple[int, int]]  # of the labels to score: first position of each, and one past its last
     unit: int  # the score is divided by it
 
 
@@ -51,7 +56,7 @@ def combinations(text: SlotText) -> list[tuple[int, ...]]:
     if count > _MOST:
         raise UserError(
             f"The slots have {count:,} combinations of labels; by likelihood at most {_MOST:,} are scored.",
-            "Decide fewer slots at once, or use method 'one_pass' or 'chain' of a masked model.",
+            "Decide fewer slots at once, or use method 'chain'.",
         )
     return list(itertools.product(*(range(len(own)) for own in text.ids)))
 
@@ -73,7 +78,7 @@ def marginals(
     """
     every = [*texts, *([] if empty is None else [empty])]
     candidates = [one for number, text in enumerate(every) for one in _candidates(text, number, settings.by)]
-    if model.spec.family.schedule is None:
+    if is_exact(model):
         log_p, passes = _causal(model, candidates, settings, checkpoint)
     elif fills_masks(model):
         log_p, passes = _masked(model, every, candidates, checkpoint)
@@ -105,6 +110,35 @@ def _candidates(text: SlotText, number: int, by: str) -> list[_Candidate]:
         unit = 1 if by == "sum" else sum(text.unit(slot, label, by) for slot, label in enumerate(combination))
         found.append(_Candidate(number, len(text.layout.head), row, text.layout.spans(sizes), unit))
     return found
+
+
+def next_slot_scores(
+    model: Model, states: Sequence[State], settings: DecisionSettings, checkpoint: Callable[[], None]
+) -> tuple[list[Scores], list[int]]:
+    """Of an autoregressive model, the score of each label of the first slot that is not decided (others: no labels),
+    from the likelihood of the label and the text up to the next slot; and the passes of each text.
+
+    Args:
+        checkpoint: called before forward passes; it may raise an exception.
+    """
+    candidates: list[_Candidate] = []
+    found: list[Scores] = []
+    for number, (text, decided) in enumerate((state.text, state.decided) for state in states):
+        slot = next(each for each in range(len(text.ids)) if each not in decided)
+        for label in range(len(text.ids[slot])):
+            known = {**decided, slot: label}
+            sizes = [len(own[known.get(each, 0)]) for each, own in enumerate(text.ids)]
+            spans, row = text.layout.spans(sizes), text.row(sizes, known)
+            end = spans[slot + 1][0] if slot + 1 < len(spans) else len(row)
+            ids, unit = [token for token in row[:end] if token is not None], text.unit(slot, label, settings.by)
+            candidates.append(_Candidate(number, len(text.layout.head), ids, [spans[slot]], unit))
+        found.append([[] for _ in text.ids])
+    log_p, passes = _causal(model, candidates, settings, checkpoint)
+    for candidate, own in zip(candidates, log_p, strict=True):
+        text, decided = states[candidate.text].text, states[candidate.text].decided
+        slot = next(each for each in range(len(text.ids)) if each not in decided)
+        found[candidate.text][slot].append(own / candidate.unit)
+    return found, [passes[number] for number in range(len(states))]
 
 
 def _batch(candidates: Sequence[_Candidate], pad_id: int, slots_only: bool) -> Batch:

@@ -213,6 +213,14 @@ class SlotText:
         return "".join(pieces)
 
 
+@dataclass(frozen=True)
+class State:
+    """A text, and the label of each slot that is decided, both as numbers."""
+
+    text: SlotText
+    decided: Mapping[int, int]
+
+
 def _normalised(label: str, tokenizer: Tokenizer) -> str:
     normalizer = tokenizer.backend.normalizer
     return label if normalizer is None else str(normalizer.normalize_str(label))
