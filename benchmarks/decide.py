@@ -10,9 +10,9 @@ them again), and decides the test rows with every method. The tasks:
 - e2e-three: three of these fields, with few enough combinations to score all of them.
 - sst2: positive or negative, from a sentence of a review (SST-2).
 
-With --zero-shot MODEL, a pretrained model decides the rows of sst2 without training. It prints one JSON object per line:
-accuracy in percent (each slot, their mean, and all slots of a row), forward passes and positions for a row, and its time one
-by one and in batches of 32, in ms. --tiny trains for a few updates, to check the script.
+With --zero-shot MODEL, a pretrained model decides the rows of sst2 without training. It prints one JSON object per
+line: accuracy in percent (each slot, their mean, and all slots of a row), forward passes and positions for a row, and
+its time one by one and in batches of 32, in ms. --tiny trains for a few updates, to check the script.
 """
 
 from __future__ import annotations

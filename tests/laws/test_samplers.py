@@ -47,6 +47,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "credit": [{"threshold": 0.3, "strength": 2.0}, {"threshold": 0.3, "block": 3}],
     "klass": [{"threshold": 0.1, "kl": 3.0, "history": 1}, {"threshold": 0.1, "kl": 3.0, "history": 1, "block": 3}],
+    "daedal": [{"threshold": 0.3, "block": 3}],
+    "rho_eos": [{"threshold": 0.3, "block": 3}],
     "multi_block": [
         {"block": 3, "threshold": 1.0},
         {"block": 3, "measure": "confidence", "threshold": 0.3, "add": 0.1, "active": 0.95},

@@ -10,10 +10,11 @@ from redraft.canvas import Growth, make_canvas
 from redraft.errors import UserError
 from redraft.generation.length import LengthChoice, LengthSearch, Row, TypicalLength
 from redraft.generation.loop import Loop, Method
-from redraft.generation.method import build_method
+from redraft.generation.method import build_method, build_sampler
 from redraft.generation.prompts import Prompt, answer_suffix, check_length, check_mask, prompt_ids
 from redraft.generation.run import GenerationRun
 from redraft.models.cpu import cpu_form
+from redraft.samplers.base import Sampler, unwrapped
 from redraft.types import Canvas, Network, Sampling, Spec, Step
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _prepare(model: Model, rows: Rows, settings: Settings) -> tuple[Method, Spec
         spec = spec.with_tokens(eos_id=-1)
     check_mask(model)
     if rows.growth is not None and method.constraint is not None:
-        raise UserError("A constraint needs a fixed length, and this model changes it.", "Use another model.")
+        raise UserError("A constraint needs a fixed length, and this model or sampler changes it.", "Use another one.")
     length = "fixed" if rows.fixed else _length(model, settings)
     chosen = length in _CHOSEN
     if settings.candidates > 1 and not chosen and not rows.fixed:
@@ -147,7 +148,27 @@ def _from_prompts(model: Model, heads: Sequence[list[int]], settings: Settings) 
         return _growing(model, heads, settings)
     if settings.start is not None:
         raise UserError(f"A model of family '{model.family_name}' does not change its length.", "Remove start.")
+    sampler = build_sampler(model, settings)
+    if sampler.initial_length:
+        return _growing_by(sampler, heads, settings)
     return Rows(_with_free(heads, settings.max_new_tokens), [len(head) for head in heads])
+
+
+def _growing_by(sampler: Sampler, heads: Sequence[list[int]], settings: Settings) -> Rows:
+    """Rows whose length a sampler changes.
+
+    Raises:
+        UserError: settings that fix or choose the length.
+    """
+    if settings.ignore_eos or settings.length not in ("auto", "fixed") or settings.candidates > 1:
+        raise UserError(
+            f"Sampler '{unwrapped(sampler).name}' finds the length of an answer itself.",
+            "Leave out length, candidates and ignore_eos.",
+        )
+    first, most = min(sampler.initial_length, settings.max_new_tokens), settings.max_new_tokens
+    return Rows(
+        _with_free(heads, first), [len(head) for head in heads], True, Growth([len(head) + most for head in heads])
+    )
 
 
 def _with_free(heads: Sequence[list[int]], free: int, suffix: Sequence[int] = ()) -> list[list[int | None]]:

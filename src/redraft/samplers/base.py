@@ -42,6 +42,11 @@ class Sampler(Registered, ABC):
         return int(vars(self).get("block", 0))
 
     @property
+    def initial_length(self) -> int:
+        """Free positions that an answer begins with, if the sampler changes its length; 0: it does not."""
+        return 0
+
+    @property
     def exact(self) -> bool:
         """It samples exactly from the model's joint distribution at temperature 1."""
         return False
@@ -88,6 +93,10 @@ class SamplerWrapper(Sampler):
     """A sampler that adapts another one to a model."""
 
     inner: Sampler
+
+    @property
+    def initial_length(self) -> int:
+        return self.inner.initial_length
 
     @property
     def exact(self) -> bool:
