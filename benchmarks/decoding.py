@@ -152,7 +152,7 @@ class Bench:
         """Drafts of several sizes, of a hybrid or another model, against one token in each forward pass."""
         found = []
         for temperature in (0.0, 1.0):
-            plain = DecodingConfig.of("autoregressive", {})
+            plain = DecodingConfig.of("autoregressive", {"draws": "gumbel"})
             trials = [plain, *(DecodingConfig.of("draft_verify", {"block": block}) for block in (4, 8, 16, 32))]
             self.temperature = temperature
             wrote = [self._write(self.model, trial) for trial in trials]

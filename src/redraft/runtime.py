@@ -1,4 +1,4 @@
-"""Devices, memory, keyed random numbers and sampling by inverse CDF."""
+"""Devices, memory, keyed random numbers, and sampling from them by inverse CDF or by the Gumbel-max trick."""
 
 from __future__ import annotations
 
@@ -157,13 +157,19 @@ def keyed_uniform(seed: Tensor, noise_step: Tensor, positions: Tensor) -> Tensor
     Returns:
         [R, W] float64 on the host.
     """
+    z = noise_keys(seed, noise_step, positions).numpy().view(np.uint64)
+    return torch.from_numpy(((z >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
+
+
+def noise_keys(seed: Tensor, noise_step: Tensor, positions: Tensor) -> Tensor:
+    """The hash of 64 bits behind ``keyed_uniform``, of the same arguments -> [R, W] int64 on the host."""
     with np.errstate(over="ignore"):
         key = seed.cpu().numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         key = _mix(key + noise_step.cpu().numpy().astype(np.uint64) * np.uint64(0xD1B54A32D192ED03))
         z = _mix(
             key[:, None] + (positions.cpu().numpy().astype(np.uint64) + np.uint64(1)) * np.uint64(0x8CB92BA72F3D8DD7)
         )
-    return torch.from_numpy(((z >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
+    return torch.from_numpy(z.view(np.int64))
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
@@ -195,11 +201,82 @@ def inverse_cdf(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
 
 def _inverse_cdf(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     where = logits.device
-    scaled, temperature = logits.float(), upload(sampling.temperature, where)[:, None].float()
-    scaled = (scaled - scaled.amax(1, keepdim=True)) / temperature  # no overflow near temperature 0
-    mass = sampling.truncate(scaled).softmax(-1).double().cumsum(-1)
+    mass = _tempered(logits, sampling).softmax(-1).double().cumsum(-1)
     token = torch.searchsorted(mass, (upload(uniform, where).double() * mass[:, -1])[:, None], right=True)[:, 0]
     return token.clamp(max=logits.shape[1] - 1)
+
+
+def _tempered(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits [N, V] after temperature and truncation, at most 0, -inf where nothing is sampled."""
+    scaled, temperature = logits.float(), upload(sampling.temperature, logits.device)[:, None].float()
+    scaled = (scaled - scaled.amax(1, keepdim=True)) / temperature  # no overflow near temperature 0
+    return sampling.truncate(scaled)
+
+
+GUMBEL_TOKENS = 256  # tokens of a distribution that have a Gumbel number of their own
+
+
+def gumbel_max(logits: Tensor, keys: Tensor, sampling: Sampling) -> Tensor:
+    """argmax_i log p_i + g_i with Gumbel numbers g_i keyed by ``keys`` and the token, after temperature and truncation.
+
+    The token has the distribution p. Two distributions p and q that are sampled with the same keys agree with
+    probability sum_i 1 / sum_j max(p_j / p_i, q_j / q_i), whatever the order of the vocabulary. With inverse CDF it
+    depends on the order. (Gumbel 1954; coupling for speculative decoding: Daliri et al. 2024, arXiv:2408.07978.)
+
+    Only the ``GUMBEL_TOKENS`` likeliest tokens have numbers of their own. The others share one, because the maximum of
+    log p_i + g_i over them is Gumbel around the logarithm of their total probability; where they win, inverse CDF
+    chooses among them. The distribution is exact. A device without 64-bit numbers leaves it to the host.
+
+    Args:
+        logits: [N, V]. keys: [N] int64, of ``noise_keys``, on the host. sampling: as in ``inverse_cdf``.
+    Returns:
+        [N] tokens on the device of the logits.
+    """
+    where = logits.device
+    if not has_float64(where):
+        return gumbel_max(logits.cpu(), keys, sampling).to(where)
+    parts = row_chunks(logits)
+    found = [_gumbel_max(logits[part], keys[part], sampling.at(part)) for part in parts]
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64, device=where)
+
+
+def _gumbel_max(logits: Tensor, keys: Tensor, sampling: Sampling) -> Tensor:
+    where = logits.device
+    key = upload(keys, where)[:, None]
+    scaled = _tempered(logits, sampling)
+    value, ids = scaled.topk(min(GUMBEL_TOKENS, scaled.shape[1]), 1)
+    score, best = (value.double() + _gumbel(key, ids)).max(1)
+    token = ids.gather(1, best[:, None])[:, 0]
+    if value.shape[1] == scaled.shape[1]:
+        return token
+    tail = scaled.scatter(1, ids, -torch.inf)
+    none = torch.full_like(ids[:, :1], -1)
+    tail_wins = tail.logsumexp(1).double() + _gumbel(key, none)[:, 0] > score
+    if where.type == "cpu" and not bool(tail_wins.any()):
+        return token
+    uniform = _hashed_uniform(key, none - 1)[:, 0]
+    mass = (tail - tail.amax(1, keepdim=True)).double().exp().nan_to_num(0.0).cumsum(1)
+    other = torch.searchsorted(mass, (uniform * mass[:, -1])[:, None], right=True)[:, 0]
+    return torch.where(tail_wins, other.clamp(max=logits.shape[1] - 1), token)
+
+
+def _gumbel(key: Tensor, ids: Tensor) -> Tensor:
+    """Gumbel numbers of ``ids`` [N, K] under ``key`` [N, 1] -> [N, K] float64."""
+    return -(-_hashed_uniform(key, ids).log()).log()
+
+
+def _hashed_uniform(key: Tensor, ids: Tensor) -> Tensor:
+    """As ``keyed_uniform``, on the device: keys [N, 1] and ids [N, K] of at least -2 -> [N, K] float64."""
+    z = key + (ids + 3) * (0xA0761D6478BD642F - (1 << 64))  # int64 arithmetic wraps
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ _shifted(z, shift)) * (factor - (1 << 64))
+    z = z ^ _shifted(z, 31)
+    return (_shifted(z, 12).double() + 0.5) * 2.0**-52
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """The logical shift of int64 numbers [...] to the right; torch's is arithmetic."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def peak_matmul(where: torch.device, dtype: torch.dtype = torch.float32, size: int = 0, seconds: float = 0.4) -> float:

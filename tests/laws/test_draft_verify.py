@@ -71,7 +71,9 @@ def results(loop: Loop, canvas: Canvas) -> list[Any]:
 def plain(main: Model, **heat: Any) -> tuple[Canvas, list[Any]]:
     spec = main.spec.with_family(drafter=None)
     canvas = board(spec, **heat)
-    return canvas, write(Loop({"main": main.network.eval()}, Method(Autoregressive(), Exact()), spec), canvas)
+    return canvas, write(
+        Loop({"main": main.network.eval()}, Method(Autoregressive(draws="gumbel"), Exact()), spec), canvas
+    )
 
 
 @each_heat
@@ -245,10 +247,10 @@ def test_generate_with_a_drafter() -> None:
     main = model({"name": "autoregressive"}, True)
     main.draft_with(model({"name": "masked"}, True, seed=2))
     prompts = ["hello", "a longer prompt", "x"]
-    for temperature in (0.0, 1.0):
+    for temperature, draws in ((0.0, "gumbel"), (1.0, "gumbel"), (1.0, "inverse_cdf")):
         options = {"max_new_tokens": 20, "temperature": temperature, "seed": 3}
-        expected = main.generate(prompts, **options)
-        found = main.generate(prompts, sampler="draft_verify", options={"block": 4}, **options)
+        expected = main.generate(prompts, options={"draws": draws}, **options)
+        found = main.generate(prompts, sampler="draft_verify", options={"block": 4, "draws": draws}, **options)
         assert [f.ids for f in found] == [e.ids for e in expected]
         assert [f.score for f in found] == pytest.approx([e.score for e in expected])
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
+from redraft import runtime
 from redraft.canvas import best_rows, completion, make_canvas
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
@@ -13,7 +16,7 @@ from redraft.generation.length import choose_lengths
 from redraft.generation.loop import Loop, Method
 from redraft.model import Model
 from redraft.presets import preset
-from redraft.runtime import inverse_cdf, keyed_uniform
+from redraft.runtime import gumbel_max, inverse_cdf, keyed_uniform, noise_keys
 from redraft.samplers.confidence import Confidence
 from redraft.types import Sampling
 from tests import tiny
@@ -81,6 +84,51 @@ def test_the_tail_of_a_large_vocabulary_is_sampled() -> None:
     uniform = torch.tensor([1 - 0.75e-6, 1 - 0.25e-6], dtype=torch.float64)
     tokens = inverse_cdf(logits.expand(2, -1), uniform, Sampling.of(2))
     assert tokens.tolist() == pytest.approx([25_000, 75_000], rel=0.2)
+
+
+def keys(count: int) -> torch.Tensor:
+    return noise_keys(torch.zeros(1), torch.zeros(1), torch.arange(count)[None])[0]
+
+
+@pytest.mark.parametrize("own", [3, 256])
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_gumbel_frequencies_are_the_softmax(own: int, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where most tokens share one Gumbel number."""
+    monkeypatch.setattr(runtime, "GUMBEL_TOKENS", own)
+    logits, count = torch.tensor([2.0, -1.0, 0.5, -torch.inf, 1.0, 1.5, 0.0]), 40_000
+    tokens = gumbel_max(logits.expand(count, -1), keys(count), Sampling.of(count, temperature=temperature))
+    counts, p = torch.bincount(tokens, minlength=7), (logits / temperature).softmax(0).double()
+    keep = p > 0
+    assert counts[3] == 0
+    assert chisquare(counts[keep].tolist(), (p[keep] / p[keep].sum() * count).tolist()).pvalue > 1e-3
+
+
+def test_gumbel_draws_respect_truncation_and_do_not_depend_on_their_batch() -> None:
+    logits, count = torch.tensor([1.0, 4.0, 2.0, 3.0]), 500
+    tokens = gumbel_max(logits.expand(count, -1), keys(count), Sampling.of(count, top_k=2))
+    assert set(tokens.tolist()) == {1, 3}
+    alone = gumbel_max(logits[None], keys(count)[7:8], Sampling.of(1, top_k=2))
+    assert int(alone) == int(tokens[7])
+
+
+def test_coupled_draws_agree_as_often_as_the_closed_form_says_in_every_order_of_the_vocabulary() -> None:
+    """P(agree) = sum_i 1 / sum_j max(p_j / p_i, q_j / q_i) = 0.693548, and at most 1 - TV(p, q) = 0.7 is possible.
+    With inverse CDF the agreement is the overlap of the tokens' intervals: 0.5 to 0.7, and 0.6 in this order."""
+    p, q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    ratio = torch.maximum(p[None] / p[:, None], q[None] / q[:, None])
+    assert float((1 / ratio.sum(1)).sum()) == pytest.approx(0.693548, abs=1e-6)
+    assert float(torch.minimum(p, q).sum()) == pytest.approx(0.7)
+    count, overlaps = 40_000, []
+    for order in itertools.permutations(range(3)):
+        one, other = (
+            gumbel_max(each[list(order)].log().expand(count, -1), keys(count), Sampling.of(count)) for each in (p, q)
+        )
+        assert float((one == other).double().mean()) == pytest.approx(0.693548, abs=4 * (0.25 / count) ** 0.5)
+        ends = torch.stack([p[list(order)].cumsum(0), q[list(order)].cumsum(0)])
+        begins = ends - torch.stack([p[list(order)], q[list(order)]])
+        overlaps.append(float((ends.amin(0) - begins.amax(0)).clamp(min=0).sum()))
+    assert overlaps[0] == pytest.approx(0.6)
+    assert (min(overlaps), max(overlaps)) == pytest.approx((0.5, 0.7))
 
 
 def paired(seed: int = 0) -> Model:

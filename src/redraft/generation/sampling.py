@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.runtime import download, inverse_cdf, keyed_uniform, row_chunks, upload
+from redraft.runtime import download, gumbel_max, inverse_cdf, keyed_uniform, noise_keys, row_chunks, upload
 from redraft.types import Canvas, Output, Request
 
 
@@ -46,7 +46,8 @@ class Draw:
 
 
 def draw(canvas: Canvas, request: Request, log_p: Tensor) -> Draw:
-    """Draw a token at each target position by inverse CDF, from one uniform keyed by (seed, noise step, position).
+    """Draw a token at each target position from random numbers keyed by (seed, noise step, position): by inverse CDF
+    from one uniform, or, if ``Drawing.gumbel`` is set, from one Gumbel number for each token.
 
     Temperature 0 is argmax. ``conf`` is the log-probability at temperature 1, before top-k and top-p. The host does not
     wait for the device.
@@ -63,13 +64,14 @@ def draw(canvas: Canvas, request: Request, log_p: Tensor) -> Draw:
     row = real.nonzero()[:, 0]
     flat = warm[row].nonzero()[:, 0]
     step = canvas.step[rows] if request.drawing.noise_step is None else request.drawing.noise_step
-    uniform = keyed_uniform(canvas.seed[rows], step, request.targets.clamp(min=0))[real][flat]
+    noise, choose = (noise_keys, gumbel_max) if request.drawing.gumbel else (keyed_uniform, inverse_cdf)
+    noise_at = noise(canvas.seed[rows], step, request.targets.clamp(min=0))[real][flat]
     sampling = canvas.sampling.at(rows[row[flat]])
     if len(flat) == len(row):
-        token = inverse_cdf(log_p, uniform, sampling)
+        token = choose(log_p, noise_at, sampling)
         return Draw(token, log_p.gather(1, token[:, None])[:, 0])
     here = upload(flat, log_p.device)
-    sampled = inverse_cdf(log_p[here], uniform, sampling)
+    sampled = choose(log_p[here], noise_at, sampling)
     token[here] = sampled
     conf[here] = log_p[here, sampled]
     return Draw(token, conf)

@@ -12,7 +12,7 @@ from redraft.errors import UserError
 from redraft.limits import MAX_ROWS
 from redraft.options import setting
 from redraft.runtime import download
-from redraft.samplers.base import Sampler
+from redraft.samplers.base import Draws, Sampler, draws_option
 from redraft.types import FREE, SEALED, Canvas, Drawing, Output, Request, Spec, Step
 
 
@@ -26,6 +26,7 @@ class Autoregressive(Sampler):
     length_penalty: float = setting(
         1.0, "Power of the length by which beam search divides log-probabilities.", least=-10, most=10
     )
+    draws: Draws = draws_option("inverse_cdf")
 
     exact = True
     tries = {"beams": (1, 2, 4)}
@@ -56,7 +57,8 @@ class Autoregressive(Sampler):
                 targets=torch.from_numpy(frontier[:, None]),
                 attention=spec.network.attention,
                 prompt=canvas.prompt[rows] if spec.network.prompt_encoder else None,
-                drawing=Drawing(rows, torch.zeros_like(rows)),  # samples are keyed by seed and position
+                # Samples are keyed by seed and position.
+                drawing=Drawing(rows, torch.zeros_like(rows), gumbel=self.draws == "gumbel"),
             )
         ]
 

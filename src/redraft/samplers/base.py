@@ -12,6 +12,7 @@ from redraft.options import setting
 from redraft.registry import Registered
 from redraft.types import Canvas, Output, Request, Spec, Step
 
+Draws = Literal["inverse_cdf", "gumbel"]
 State = Any  # state of a sampler between steps: None, a tensor [B, ...] or a dataclass of these
 
 
@@ -19,6 +20,16 @@ def block_option() -> int:
     """The option ``block`` of a sampler."""
     words = "Size of the blocks that are generated one after the other; 0: the whole sequence is one block."
     return setting(0, words, least=0, most=MAX_POSITIONS, unit="positions")
+
+
+def draws_option(default: Draws) -> Draws:
+    """The option ``draws`` of a sampler that predicts left to right."""
+    words = (
+        "How tokens are sampled: by inverse CDF from one random number a position, or from a Gumbel number a token "
+        "(the same distribution). With gumbel the verifier accepts as many drafts in any order of the vocabulary."
+    )
+    found: Draws = setting(default, words)
+    return found
 
 
 class Sampler(Registered, ABC):

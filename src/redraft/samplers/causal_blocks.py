@@ -12,7 +12,7 @@ from redraft.canvas import extent, joined
 from redraft.errors import UserError
 from redraft.limits import MAX_POSITIONS
 from redraft.options import setting
-from redraft.samplers.base import Sampler
+from redraft.samplers.base import Draws, Sampler
 from redraft.samplers.shared import common
 from redraft.types import FREE, Canvas, DraftQuery, Drawing, Output, Request, Spec, Step
 
@@ -85,12 +85,18 @@ def next_token(canvas: Canvas, spec: Spec, rows: Tensor, first: Tensor) -> Reque
 
 
 def draft(
-    canvas: Canvas, spec: Spec, rows: Tensor, begin: Tensor, end: Tensor, wanted: Tensor, stepless: bool = False
+    canvas: Canvas,
+    spec: Spec,
+    rows: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    wanted: Tensor,
+    draws: Draws | None = None,
 ) -> Request:
     """Request the drafter's tokens at the positions in ``wanted`` [B, L] of ``rows`` [R].
 
     The positions from ``begin`` to ``end`` [B] see all of each other, and the text before them, which is causal.
-    ``stepless``: the samples have the keys of an autoregressive model, so that equal distributions give equal tokens.
+    With ``draws``, the samples have the keys of an autoregressive model, so that equal distributions give equal tokens.
     """
     assert spec.family.drafter is not None
     network, tokens = spec.family.drafter.network, spec.family.drafter.tokens
@@ -105,6 +111,6 @@ def draft(
         attention=network.attention,
         prompt=canvas.prompt[rows] if network.prompt_encoder else None,
         network=network.name,
-        drawing=Drawing(rows, torch.zeros_like(rows) if stepless else None),
+        drawing=Drawing(rows, None if draws is None else torch.zeros_like(rows), gumbel=draws == "gumbel"),
         extra=(DraftQuery(network.shift, begin[rows]),),
     )

@@ -11,7 +11,7 @@ from redraft.canvas import joined
 from redraft.errors import UserError
 from redraft.limits import MAX_POSITIONS
 from redraft.options import setting
-from redraft.samplers.base import Sampler
+from redraft.samplers.base import Draws, Sampler, draws_option
 from redraft.samplers.shared import common
 from redraft.samplers.shared.common import length_request
 from redraft.types import DRAFT, FREE, SEALED, Canvas, DraftQuery, Drawing, Output, Request, Spec, Step
@@ -33,16 +33,21 @@ class DraftVerify(Sampler):
     autoregressive model's token at each position. The longest prefix of drafts equal to these tokens is kept, and the
     first unequal draft is replaced. So two passes generate at least one token and at most ``block`` + 1.
 
-    The result equals autoregressive generation, token for token, at any temperature: a token is sampled by inverse CDF
-    from one uniform keyed by (seed, position), and drafts are only compared with it. Drafts are sampled with the same
-    uniform, so they agree more often the closer the two distributions are. (Rounding may break ties differently,
-    because a pass over several positions sums in another order than a pass over one.)
+    The result equals autoregressive generation with the same ``draws``, token for token, at any temperature, so it has
+    the model's distribution with any drafter: a token is sampled from random numbers keyed by (seed, position), and
+    drafts are only compared with it. Drafts are sampled from the same numbers, so they agree more often the closer the
+    two distributions are. (Rounding may break ties differently, because a pass over several positions sums in another
+    order than a pass over one.) With ``draws`` gumbel, the verifier's p and the drafter's q agree with probability
+    sum_i 1 / sum_j max(p_j / p_i, q_j / q_i). At most sum min(p, q) is possible (Leviathan et al., theorem 3.5).
+    Inverse CDF reaches between 0 and that, depending on the order of the vocabulary.
 
     The drafter is ``FamilyFacts.drafter``: another model (``Model.draft_with``, ``--drafter``), or the same network if
     it was trained for both (family ``hybrid``).
     """
 
     block: int = setting(8, "Number of tokens that are drafted at once.", least=1, most=MAX_POSITIONS, unit="tokens")
+
+    draws: Draws = draws_option("gumbel")
 
     exact = True
     retracts = True  # only drafts, never sealed tokens
@@ -66,7 +71,7 @@ class DraftVerify(Sampler):
         verify = live & (drafts.any(1) | (run == 1))
         requests = []
         if bool(verify.any()):
-            requests.append(verification(canvas, spec, verify, begin, torch.minimum(drafted + 1, run)))
+            requests.append(verification(canvas, spec, verify, begin, torch.minimum(drafted + 1, run), self.draws))
         draft = live & ~verify
         unknown = draft & (state.length == 0) if spec.family.drafter.network.length_head else torch.zeros_like(draft)
         if bool(unknown.any()):
@@ -108,7 +113,8 @@ class DraftVerify(Sampler):
             prompt=prompt,
             time=common.time_of_share(drafter, (end - start) / answer) if network.timed else None,
             network=network.name,
-            drawing=Drawing(rows, torch.zeros_like(rows)),  # the same keys as for the verifier
+            # The same keys as for the verifier.
+            drawing=Drawing(rows, torch.zeros_like(rows), gumbel=self.draws == "gumbel"),
             extra=(DraftQuery(network.shift, start if pattern.kind == "causal" else None),),
         )
 
@@ -142,7 +148,7 @@ def frontier(canvas: Canvas) -> tuple[Tensor, Tensor]:
     return begin, end - begin
 
 
-def verification(canvas: Canvas, spec: Spec, live: Tensor, begin: Tensor, count: Tensor) -> Request:
+def verification(canvas: Canvas, spec: Spec, live: Tensor, begin: Tensor, count: Tensor, draws: Draws) -> Request:
     """Request the autoregressive model's tokens at ``count`` [B] positions from ``begin`` [B] on."""
     rows = live.nonzero()[:, 0]
     start, stop = begin[rows], (begin + count)[rows]
@@ -155,7 +161,8 @@ def verification(canvas: Canvas, spec: Spec, live: Tensor, begin: Tensor, count:
         attention=spec.network.attention,
         prompt=canvas.prompt[rows] if spec.network.prompt_encoder else None,
         network=spec.network.name,
-        drawing=Drawing(rows, torch.zeros_like(rows)),  # the same keys as in ``Autoregressive``
+        # The same keys as in ``Autoregressive``.
+        drawing=Drawing(rows, torch.zeros_like(rows), gumbel=draws == "gumbel"),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from redraft.canvas import joined
 from redraft.limits import MAX_POSITIONS
 from redraft.options import setting
-from redraft.samplers.base import Sampler
+from redraft.samplers.base import Draws, Sampler, draws_option
 from redraft.samplers.causal_blocks import check_drafts, draft
 from redraft.samplers.draft_verify import frontier, run_length, verification, verified
 from redraft.samplers.shared import common
@@ -22,11 +22,11 @@ from redraft.types import DRAFT, FREE, Canvas, DraftQuery, Output, Request, Spec
 class SelfSpeculation(Sampler):
     """The lossless decoding of Nemotron-Labs-Diffusion (``linear_spec_generate``), for models of family hybrid.
 
-    The output is that of ``autoregressive``, token for token, as with ``draft_verify``. Here a drafted block of
-    ``block`` positions begins with the last token of the text, which sees the drafts too, and the first token after the
-    prompt comes from a causal pass. With ``threshold`` 0 one pass drafts everything. Otherwise each pass keeps the
-    drafts with p(x) > ``threshold``, and always the most confident one, until the block is full. If a constraint admits
-    none of a pass's drafts, those that are there are verified.
+    The output is that of ``autoregressive`` with the same ``draws``, token for token, as with ``draft_verify``. Here a
+    drafted block of ``block`` positions begins with the last token of the text, which sees the drafts too, and the
+    first token after the prompt comes from a causal pass. With ``threshold`` 0 one pass drafts everything. Otherwise
+    each pass keeps the drafts with p(x) > ``threshold``, and always the most confident one, until the block is full. If
+    a constraint admits none of a pass's drafts, those that are there are verified.
     """
 
     block: int = setting(
@@ -35,6 +35,8 @@ class SelfSpeculation(Sampler):
     threshold: float = setting(
         0.0, "Confidence above which a pass keeps a draft; 0: one pass drafts everything.", least=0, most=1
     )
+
+    draws: Draws = draws_option("gumbel")
 
     exact = True
     retracts = True  # only drafts, never sealed tokens
@@ -57,9 +59,9 @@ class SelfSpeculation(Sampler):
         found = []
         if bool(verifying.any()):
             count = torch.minimum(run_length(drafts, begin) + 1, run)
-            found.append(verification(canvas, spec, verifying, begin, count))
+            found.append(verification(canvas, spec, verifying, begin, count, self.draws))
         if bool(drafting.any()):
-            found.append(draft(canvas, spec, drafting.nonzero()[:, 0], begin - 1, end, missing, stepless=True))
+            found.append(draft(canvas, spec, drafting.nonzero()[:, 0], begin - 1, end, missing, self.draws))
         return found
 
     def apply(

@@ -282,6 +282,7 @@ class Drawing:
     noise_step: Tensor | None = None  # [R] noise step in the key of the samples; None: the row's step, set by the loop
     disallowed: Tensor | None = None  # [R, K] ids that may not be sampled, besides the forbidden ones; -1 is none
     kind: Literal["token", "length"] = "token"  # length: the answer is a distribution of output length
+    gumbel: bool = False  # sampled by ``runtime.gumbel_max``; else by ``runtime.inverse_cdf``
 
 
 @dataclass
