@@ -14,7 +14,7 @@ from redraft.presets import preset
 from redraft.registry import Registered, find, names
 from tests.laws.outside import Leftmost, Plain
 
-FOLDERS = ["samplers", "objectives", "families", "caches", "guidance", "noise"]
+FOLDERS = ["samplers", "objectives", "families", "caches", "guidance", "noise", "rewards"]
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
 
 

@@ -1,0 +1,1 @@
+"""Shared by rewards: the answer within a text, and numbers."""
