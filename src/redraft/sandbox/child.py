@@ -65,8 +65,8 @@ def rules(machine: str) -> list[tuple[int, int, int, int]]:
     found += _if_argument(_CLONE[column], 0, _THREAD, _ALLOW, _REFUSE)
     found += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ABSENT)]
     for numbers in _ALLOWED.values():
-        if (call := numbers[column]) is not None:
-            found += [(_EQUAL, 0, 1, call), (_RETURN, 0, 0, _ALLOW)]
+        if (allowed := numbers[column]) is not None:
+            found += [(_EQUAL, 0, 1, allowed), (_RETURN, 0, 0, _ALLOW)]
     return [*found, (_RETURN, 0, 0, _REFUSE)]
 
 
