@@ -1,1 +1,1 @@
-"""Adapters to other libraries. Each needs the package that it is named after; no other module imports them."""
+"""Adapters to other libraries. Each needs the package that it is named after, and imports it when it is used."""

@@ -100,6 +100,8 @@ def draining_server(config: ServerConfig, on_ready: Callable[[], None] | None = 
     limits = uvicorn.Config(
         app,
         http=limited_protocol(most_connections(config.connections), config.receive_timeout),
+        loop="asyncio",  # the same server whatever other packages are installed
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
