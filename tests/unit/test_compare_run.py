@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from redraft.cli import compare as compare_cli
-from redraft.compare import job, time_budget
+from redraft.compare import job, time_budget, workbench
 from redraft.compare import run as runs
 from redraft.compare.record import Record
 from redraft.compare.study import Study
 from redraft.errors import UserError
+from redraft.executors.base import NO_TIME
 from redraft.files import folder_of_its_own
 from redraft.loading import load
 
@@ -107,7 +108,7 @@ def test_an_interrupted_study_computes_only_what_is_missing(
         if json.loads(path.read_text(encoding="utf-8"))["key"]["kind"] == "texts"
     )
     victim.unlink()
-    monkeypatch.setattr(job, "train", None)  # training again would fail
+    monkeypatch.setattr(workbench, "train", None)  # training again would fail
     again = runs.run(study(folder), lambda line: None)
     after = stamps(folder)
     assert [name for name in after if after[name] != before[name]] == [victim.name]
@@ -118,14 +119,14 @@ def test_a_piece_that_fails_is_reported_and_the_rest_stands(
     finished: tuple[Path, Record, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _, _ = finished
-    real = job.generate_texts
+    real = workbench.generate_texts
 
     def failing(model: Any, prompts: Any, setting: Any, *rest: Any) -> Any:
         if setting.steps == 3:
             raise UserError("three steps are refused.", "Take two.")
         return real(model, prompts, setting, *rest)
 
-    monkeypatch.setattr(job, "generate_texts", failing)
+    monkeypatch.setattr(workbench, "generate_texts", failing)
     found = runs.run(study(folder, steps=(2, 3)), lambda line: None)
     assert any("three steps are refused" in m.why for m in found.missing)
     assert not found.complete
@@ -137,15 +138,15 @@ def test_when_the_time_is_up_what_is_optional_is_left_out_and_told(
     finished: tuple[Path, Record, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _, _ = finished
-    monkeypatch.setattr(job, "train", None)  # training again would fail
+    monkeypatch.setattr(workbench, "train", None)  # training again would fail
     monkeypatch.setattr(time_budget, "deadline", lambda study, begun: begun)
     found = runs.run(study(folder, steps=(1, 4, 5)), lambda line: None)
-    late = {m.what for m in found.missing if m.why == job.NO_TIME}
+    late = {m.what for m in found.missing if m.why == NO_TIME}
     assert [what for what in late if what.startswith("validation")] == ["validation: masked, 4 steps, seed 0"]
     assert {row.decoding.steps for row in found.settings} == {None, 1, 5}
     assert all(row.validation is not None for row in found.settings)
     assert {row.family for row in found.settings if row.chosen} == {"autoregressive", "masked"}
-    assert job.NO_TIME in (folder / "out" / "report.md").read_text(encoding="utf-8")
+    assert NO_TIME in (folder / "out" / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_size_is_one_at_which_all_families_are_equal(
@@ -166,7 +167,7 @@ def test_a_constraint_is_measured_with_and_without(
     """Chosen settings only, on the same models; nothing that was measured before is touched."""
     folder, found, _ = finished
     before = stamps(folder)
-    monkeypatch.setattr(job, "train", None)  # training again would fail
+    monkeypatch.setattr(workbench, "train", None)  # training again would fail
     told: list[str] = []
     under = runs.run(study(folder, constraint={"regex": "[0-9]+ [a-z ]{3,20}"}), told.append)
     after = stamps(folder)
@@ -209,7 +210,7 @@ def test_of_several_dropouts_each_family_keeps_its_best_on_validation_rows(
 ) -> None:
     """What validation says is made up here: autoregressive is better at 0.3, masked at 0.0."""
     (tmp_path / "mine.jsonl").write_text(rows(160), encoding="utf-8")
-    real, loaded = job.train, []
+    real, loaded = workbench.train, []
 
     def trained(recipe: Any, folder: Path, **rest: Any) -> Any:
         result = real(recipe, folder, **rest)
@@ -221,8 +222,8 @@ def test_of_several_dropouts_each_family_keeps_its_best_on_validation_rows(
         loaded.append(folder.name)
         return load(folder, *how)
 
-    monkeypatch.setattr(job, "train", trained)
-    monkeypatch.setattr(job, "load", watched)
+    monkeypatch.setattr(workbench, "train", trained)
+    monkeypatch.setattr(workbench, "load", watched)
     found = runs.run(study(tmp_path, dropouts=(0.0, 0.3)), lambda line: None)
     assert found.complete and len(found.training) == 4
     kept = {run.family: run for run in found.training if run.kept}
@@ -233,7 +234,7 @@ def test_of_several_dropouts_each_family_keeps_its_best_on_validation_rows(
     assert f"{total:,} in all" in note and "autoregressive 0.3, masked 0" in note
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert text.count("(not kept)") == 4  # for each a row of the table and a point of the learning curves
-    monkeypatch.setattr(job, "train", None)
+    monkeypatch.setattr(workbench, "train", None)
     again = runs.run(study(tmp_path, dropouts=(0.0, 0.3)), lambda line: None)
     assert again.settings == found.settings
 
@@ -313,8 +314,8 @@ def test_the_report_is_made_again_from_finished_pieces_alone(
     (copied / "cells").mkdir(parents=True)
     for name in ("study.json", *(f"cells/{path.name}" for path in (folder / "out" / "cells").iterdir())):
         shutil.copy(folder / "out" / name, copied / name)
-    monkeypatch.setattr(job, "train", None)  # computing anything would fail
-    monkeypatch.setattr(job, "load", None)
+    monkeypatch.setattr(workbench, "train", None)  # computing anything would fail
+    monkeypatch.setattr(workbench, "load", None)
     again = runs.render(copied)
     assert replace(again, created=found.created) == found
     for name in runs.FILES:
@@ -418,7 +419,7 @@ def test_a_study_whose_training_fails_does_not_exit_with_0(
 
     shutil.copytree(finished[0], tmp_path / "failing")
     shutil.rmtree(tmp_path / "failing" / "out" / "cells")
-    monkeypatch.setattr(job, "train", full)
+    monkeypatch.setattr(workbench, "train", full)
     assert compare_cli.run(study(tmp_path / "failing"), as_json=True)["ok"] is False
     monkeypatch.undo()
     assert compare_cli.run(study(finished[0]), as_json=True)["ok"] is True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from redraft.errors import UserError
+from redraft.interop.ray_session import ADDRESS_HELP
 from redraft.settings import DEVICE_HELP, DTYPE_HELP, Dtype
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ ModelName = Annotated[str, typer.Option("--model", help="Model folder or shipped
 Adapter = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="LoRA adapter to merge into the weights, in peft's format.")
 ]
+Ray = Annotated[str | None, typer.Option("--ray", metavar="[ADDRESS]", help=ADDRESS_HELP)]
 Pace = Annotated[
     float, typer.Option(min=0, help="Seconds to show each step in a terminal; not part of the measured time.")
 ]

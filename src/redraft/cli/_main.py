@@ -60,11 +60,24 @@ class Verbs(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+class VerbCommand(TyperCommand):
+    """The command of a verb. An option whose metavar is in brackets may be given without a value, which is then empty:
+    if it is the last word, or if another option follows.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments."""
+        alone = {flag for one in self.params if str(one.metavar).startswith("[") for flag in one.opts}
+        following = [*args, "-"][1:]
+        args = [f"{a}=" if a in alone and b.startswith("-") else a for a, b in zip(args, following, strict=True)]
+        return super().parse_args(ctx, args)
+
+
 def command(name: str) -> Any:
     """Build the command of a verb, its options included."""
     verb = find_verb(name)
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(name, help=verb.help)(expand(verb.run))
+    app.command(name, cls=VerbCommand, help=verb.help)(expand(verb.run))
     return get_command(app)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli._common import Json, log
+from redraft.cli._common import Json, Ray, log
 from redraft.cli._options import Options
 from redraft.cli._verbs import verb
 
@@ -30,6 +30,7 @@ def compare(
             "trains from scratch. Unset, without a budget and a preset: the shipped models for this kind of data.",
         ),
     ] = None,
+    ray: Ray = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Train both kinds of model on your data and give a verdict.
@@ -44,11 +45,13 @@ def compare(
         --service-endpoint https://api.example.com/v1 --service-model small --service-price-out 0.6
       redraft compare --data my.jsonl --input question --target answer --from runs/mine --out runs/verdict \\
         --families autoregressive,masked,block,hybrid
+      redraft compare recipes/compare/tatoeba-en-de.toml --ray
 
     Every family gets the same budget; quality, latency, compute and memory are measured. Without a budget the study
     is planned to end within ten minutes (an hour, if checkpoints of 50M parameters or more are trained on a CPU).
     With --constraint the chosen settings are also measured under it: how many texts are valid with and without, and
-    what that costs. OUT gets report.html, report.md and results.json.
+    what that costs. OUT gets report.html, report.md and results.json. --ray computes the pieces of the study side by
+    side, with the same results (docs/ray.md).
     """
     from redraft import config
     from redraft.compare.checkpoints import choose_bases
@@ -58,15 +61,21 @@ def compare(
     if bases and not from_:
         log(f"starting from the shipped models {', '.join(Path(path).name for path in bases.values())}")
     given = {**given, **({"bases": bases} if bases else {})}
-    return run(Study.load(study, given) if study else config.build(Study, given, "compare"), as_json)
+    return run(Study.load(study, given) if study else config.build(Study, given, "compare"), as_json, ray)
 
 
-def run(study: Study, as_json: bool) -> dict[str, Any]:
-    """Run a study and print its verdict. The result is not ``ok`` if a model could not be trained."""
+def run(study: Study, as_json: bool, ray: str | None = None) -> dict[str, Any]:
+    """Run a study and print its verdict. The result is not ``ok`` if a model could not be trained.
+
+    Args:
+        ray: address of a Ray cluster; empty: a Ray of this machine; None: no Ray.
+    """
     from redraft.compare.run import command_line
     from redraft.compare.run import run as measure
+    from redraft.executors.local import Local
+    from redraft.executors.ray import Ray as RayExecutor
 
-    record = measure(study, log, command_line())
+    record = measure(study, log, command_line(), Local() if ray is None else RayExecutor(ray))
     failed = [one for one in record.missing if one.what.startswith("training ")]
     for one in failed:
         log(f"not trained: {one.what.removeprefix('training ')}: {one.why}")

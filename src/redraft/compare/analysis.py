@@ -88,6 +88,7 @@ def analyse(measured: Measurements) -> Record:
         service=service_comparison.summarise(measured, selected),
         constraint_study=constrained,
         starts=measured.starts,
+        timed_on=measured.places,
     )
 
 

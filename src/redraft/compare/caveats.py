@@ -47,6 +47,12 @@ def caveats(
             f"The machine was busy (load {load:.1f} on {cores} cores). Settings were timed in turns, so ratios are "
             "fair, but absolute times are too long."
         )
+    if len(measured.places) > 1:
+        nodes = " and ".join(dict.fromkeys(place.node for place in measured.places))
+        notes.append(
+            f"Times were measured in different places ({nodes}), one for each batch size: don't compare times of "
+            "different batch sizes. Settings at the same batch size were timed in turns in one place."
+        )
     if measured.missing:
         count = len(measured.missing)
         notes.append(f"{count} piece{'s' if count > 1 else ''} of the study are missing; the report lists them.")

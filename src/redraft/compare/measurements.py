@@ -178,12 +178,25 @@ class GeneratedTexts:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where times were measured. No other piece of the study ran on this machine at the time."""
+
+    executor: str  # local: in the study's own process; ray: in a task that held all cores of its node
+    node: str  # host name
+    gpu: str | None
+    cpu: str
+    cores: int | None
+    threads: int | None
+
+
+@dataclass(frozen=True)
 class Timing:
     """Settings timed in turns at one batch size."""
 
     batch: int
     entries: tuple[TimedCalls, ...]
     constrained: bool = False  # settings without the study's constraint and under it
+    place: Place | None = None  # None: measured by a version that did not record it
 
     def of(self, setting: str) -> TimedCalls | None:
         """The calls of a setting by its id."""
@@ -247,6 +260,11 @@ class Measurements:
         return [
             one for one in self.texts if one.part == part and one.setting == setting and one.constrained == constrained
         ]
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where times were measured, as far as it is known."""
+        return tuple(dict.fromkeys(one.place for one in self.timings if one.place is not None))
 
     def timings_by_batch(self, constrained: bool = False) -> list[Timing]:
         """Timings, the smallest batch size first."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from redraft.compare.measurements import DataSummary, Machine, Missing, Start, TrainingRun
+from redraft.compare.measurements import DataSummary, Machine, Missing, Place, Start, TrainingRun
 from redraft.compare.plan import Plan
 from redraft.compare.results import (
     BaselineChoice,
@@ -63,6 +63,7 @@ class Record:
     service: ServiceResult | None
     constraint_study: ConstraintStudy | None
     starts: tuple[Start, ...] = ()  # checkpoints, one for each family; empty: trained from scratch
+    timed_on: tuple[Place, ...] = ()  # where times were measured; more than one only if a study was continued elsewhere
 
     @classmethod
     def load(cls, path: str | Path) -> Record:

@@ -15,7 +15,7 @@ from redraft.compare.analysis import analyse
 from redraft.compare.constraint_study import share_satisfied
 from redraft.compare.data import load_dataset
 from redraft.compare.grid import core
-from redraft.compare.job import Job, Log, likelihood_rows
+from redraft.compare.job import Job
 from redraft.compare.measurements import Machine
 from redraft.compare.planning import Planner
 from redraft.compare.prepared import ModelKey, Prepared, TaskName
@@ -25,28 +25,33 @@ from redraft.compare.sections import study_report
 from redraft.compare.select import select_settings, selected_names
 from redraft.compare.setup import Setup
 from redraft.compare.study import Study
+from redraft.compare.workbench import Log, Workbench, likelihood_rows
 from redraft.errors import UserError
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.machine import describe_machine
 from redraft.evaluation.result_cache import ResultCache, digest
+from redraft.executors.base import Executor
+from redraft.executors.local import Local
 from redraft.files import folder_of_its_own, write_atomically
 
 FILES = ("report.html", "report.md", "results.json")
 
 
-def run(study: Study, log: Log, command: str = "") -> Record:
+def run(study: Study, log: Log, command: str = "", executor: Executor | None = None) -> Record:
     """Run a study, or what is left of it, and write its report.
 
     The study's folder gets ``results.json``, ``report.md`` and ``report.html``, and keeps ``cells/``, ``models/`` and
     ``data/``. If a piece fails (a family that diverges, a setting that a sampler rejects), the report says so and
     holds the rest.
 
+    Args:
+        executor: where the pieces are computed; None: in this process. Data are read and the plan is made here.
     Raises:
         UserError: the data or the study can't be used at all, or another process uses its folder.
     """
-    out = Path(study.out)
-    with folder_of_its_own(out, f"Another process is running a study in '{out}'."):
-        job = begin(study, log, command)
+    out, executor = Path(study.out), executor or Local()
+    with folder_of_its_own(out, f"Another process is running a study in '{out}'."), executor.opened(*_folders(study)):
+        job = begin(study, log, command, executor)
         measure(job)
         job.measured.machine = replace(job.prepared.machine, load=_load())
         replace(job.prepared, machine=job.measured.machine, failures=job.failures).save(job.out)
@@ -66,11 +71,11 @@ def render(folder: Path) -> Record:
         raise UserError(f"'{folder}' has no finished pieces.", "Run redraft compare with this --out first.")
     job = Job(
         prepared=prepared,
-        setup=None,
+        bench=None,
+        executor=Local(),
         cache=ResultCache(folder),
         out=folder,
         log=lambda line: None,
-        deadline=float("inf"),
         measured=prepared.measurements(),
         failures=dict(prepared.failures),
     )
@@ -80,14 +85,16 @@ def render(folder: Path) -> Record:
     return found
 
 
-def begin(study: Study, log: Log, command: str = "") -> Job:
+def begin(study: Study, log: Log, command: str = "", executor: Executor | None = None) -> Job:
     """Read the data, train the tokenizer, plan, and write down what is fixed from now on.
 
     Raises:
         UserError: the data or the study can't be used.
     """
     begun, out = time.monotonic(), Path(study.out)
-    cache, device = ResultCache(out), runtime.device(study.device)
+    cache, device, executor = ResultCache(out), runtime.device(study.device), executor or Local()
+    if executor.separate and (device.index is not None or device.type not in ("cpu", "cuda")):
+        raise UserError(f"--device {study.device} can't be shared out by --ray.", "Write --device cuda, or cpu.")
     log(f"reading {study.data}")
     raw = load_dataset(study)
     log(f"task     {raw.choice.name}: {raw.choice.reason}")
@@ -122,28 +129,35 @@ def begin(study: Study, log: Log, command: str = "") -> Job:
         log(f"constraint: {share:.0f} % of the test references satisfy it")
     for line in plan.lines(study):
         log(line)
-    deadline = time_budget.deadline(time_budget.limited(study, setup.large), begun)
-    return Job(prepared, setup, cache, out, log, deadline, prepared.measurements())
+    left = time_budget.deadline(time_budget.limited(study, setup.large), begun) - time.monotonic()
+    bench = Workbench(prepared, setup, log, time.time() + left)
+    return Job(prepared, bench, executor, cache, out, log, prepared.measurements())
 
 
 def measure(job: Job) -> None:
     """All pieces of a study in order. What a verdict needs comes first; optional settings come last."""
     study, plan = job.prepared.study, job.prepared.plan
-    job.train_models()
-    job.select_dropouts()
-    job.score_rows()
-    job.run_baselines()
+    training = job.trainings()
+    if study.dropouts:
+        job.run(training)
+        job.select_dropouts()
+        training = []
     needed = core(plan.settings, study.baseline)
-    job.generate("validation", needed)
-    job.generate("validation", [setting for setting in plan.settings if setting not in needed], optional=True)
-    job.time_settings()
+    job.run([*training, *job.likelihoods(), *job.baselines(), *job.texts("validation", needed)])
+    job.run(job.texts("validation", [one for one in plan.settings if one not in needed], optional=True))
+    job.run(job.timings())
     chosen, others = _split_settings(job)
-    job.generate("test", chosen)
+    job.run(job.texts("test", chosen))
     if study.constraint:
-        job.generate("test", chosen, constrained=True)
-        job.time_constrained(chosen)
-    job.generate("test", others, optional=True)
-    job.ask_service()
+        job.run(job.texts("test", chosen, constrained=True))
+        job.run(job.constrained_timings(chosen))
+    job.run(job.texts("test", others, optional=True))
+    job.run(job.service())
+
+
+def _folders(study: Study) -> list[Path]:
+    """The folders that the pieces of a study read and write."""
+    return [Path(study.out), *(Path(base) for base in study.bases.values() if Path(base).is_dir())]
 
 
 def _split_settings(job: Job) -> tuple[list[DecodingConfig], list[DecodingConfig]]:

@@ -15,6 +15,11 @@ from redraft import __version__, runtime
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Hardware, load and software versions as plain values, with the measured speed of a matrix product in GFLOP/s."""
+    return {**hardware(device), "matmul_gflops": runtime.peak_matmul(device) / 1e9}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Hardware, load and software versions as plain values, without measuring anything."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     model = ""
     with contextlib.suppress(OSError):
@@ -31,5 +36,4 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "redraft": __version__,
-        "matmul_gflops": runtime.peak_matmul(device) / 1e9,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from redraft.compare.measurements import Place
 from redraft.compare.record import Record
 from redraft.compare.report import Block, Command, Facts, Listing, Section
 
@@ -32,6 +33,7 @@ def method(record: Record) -> Section:
         "seeds": ", ".join(str(study.seed + i) for i in range(study.seeds)),
         "decoding": f"at most {plan.new_tokens} new tokens; chosen on {data.validation_items} validation items",
         "machine": _machine(record),
+        "times": "; ".join(map(_place, record.timed_on)),
         "software": f"redraft {record.redraft}, torch {record.machine.torch}, Python {record.machine.python}",
     }
     blocks: list[Block] = [Command(record.command)] if record.command else []
@@ -47,6 +49,17 @@ def _machine(record: Record) -> str:
     if machine.matmul_gflops:
         parts.append(f"matrix product {machine.matmul_gflops:,.0f} GFLOP/s when the study began")
     return ", ".join(part for part in parts if part)
+
+
+def _place(place: Place) -> str:
+    """Where times were measured, and what kept other work away."""
+    how = {
+        "local": "in the process of the study, one piece at a time",
+        "ray": "in a task of Ray that held all cores of its node, so that no other task ran there",
+    }
+    parts = [place.gpu or "", place.cpu, f"{place.threads} of {place.cores} cores"]
+    machine = ", ".join(part for part in parts if part)
+    return f"on '{place.node}' ({machine}), {how.get(place.executor, place.executor)}"
 
 
 def glossary(record: Record) -> Section:
