@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +14,9 @@ from redraft.cli._common import Json, log
 from redraft.cli._options import Options
 from redraft.cli._verbs import verb
 from redraft.errors import UserError
+from redraft.interop.ray_session import LOCAL
 from redraft.options import declared
-from redraft.serve.config import ServerConfig
+from redraft.serve.config import Replication, ServerConfig
 
 _FIELDS = declared(ServerConfig)
 
@@ -37,6 +39,15 @@ def serve(
         list[str] | None, typer.Option(metavar=_FIELDS["cors"].metavar, help=f"{_FIELDS['cors'].help} Repeatable.")
     ] = None,
     given: Annotated[dict[str, Any], Options(ServerConfig, leave_out=("models", "cors"))],
+    ray_serve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Serve with several processes of Ray Serve: on this machine, or in the cluster at ADDRESS (auto, or "
+            "HOST:PORT), which goes on serving when the command has ended.",
+        ),
+    ] = None,
+    spread: Annotated[dict[str, Any], Options(Replication)],
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Serve models over HTTP with an API for OpenAI's clients, and a web page at / that shows each denoising step.
@@ -46,6 +57,7 @@ def serve(
       redraft serve --model translate-en-de-masked --model translate-en-de-autoregressive
       redraft serve --model runs/mine --port 9000 --batch 64
       redraft serve --model runs/mine --host 0.0.0.0 --api-key-file keys.txt
+      redraft serve --model runs/mine --replicas 2 --ray-serve
 
     OpenAI's client connects with OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="any"). See docs/serving.md.
     """
@@ -55,18 +67,33 @@ def serve(
     if not config.loopback and not config.api_keys:
         log(f"Warning: other machines can reach {config.host}, and no API key is required. Set --api-key.")
     found: dict[str, Any] = {}
+    stays = bool(ray_serve) and ray_serve != LOCAL
+    hint = "the cluster goes on serving" if stays else "Ctrl-C stops the server"
 
     def on_ready(address: str) -> None:
         found["url"] = address
-        log(f"Serving {', '.join(model)} at {address} (Ctrl-C stops the server)")
+        log(f"Serving {', '.join(model)} at {address} ({hint})")
 
-    _server()(config, on_ready)
+    _server(spread, ray_serve, given)(config, on_ready)
     return {**found, "models": list(model)}
 
 
-def _server() -> Callable[[ServerConfig, Callable[[str], None]], None]:
-    """The function that runs a server. Its packages are an optional part of the installation."""
+def _server(
+    spread: dict[str, Any], ray_serve: str | None, given: dict[str, Any]
+) -> Callable[[ServerConfig, Callable[[str], None]], None]:
+    """The function that runs a server. Its packages are an optional part of the installation.
+
+    Raises:
+        UserError: a package is missing, or there are options of Ray Serve without it.
+    """
+    replication = Replication(**spread)
+    if ray_serve is None and spread:
+        raise UserError(f"--{next(iter(spread))} needs --ray-serve.", "Add --ray-serve, or leave it out.")
     try:
+        if ray_serve is not None:
+            from redraft.serve.ray_serve import serve as replicated
+
+            return partial(replicated, replication=replication, address=ray_serve, given=given)
         from redraft.serve.server import serve as run
     except ImportError as error:
         raise UserError(

@@ -50,7 +50,10 @@ def run(study: Study, log: Log, command: str = "", executor: Executor | None = N
         UserError: the data or the study can't be used at all, or another process uses its folder.
     """
     out, executor = Path(study.out), executor or Local()
-    with folder_of_its_own(out, f"Another process is running a study in '{out}'."), executor.opened(*_folders(study)):
+    with (
+        folder_of_its_own(out, f"Another process is running a study in '{out}'."),
+        executor.opened(out, _inputs(study)),
+    ):
         job = begin(study, log, command, executor)
         measure(job)
         job.measured.machine = replace(job.prepared.machine, load=_load())
@@ -155,9 +158,9 @@ def measure(job: Job) -> None:
     job.run(job.service())
 
 
-def _folders(study: Study) -> list[Path]:
-    """The folders that the pieces of a study read and write."""
-    return [Path(study.out), *(Path(base) for base in study.bases.values() if Path(base).is_dir())]
+def _inputs(study: Study) -> list[Path]:
+    """The checkpoints that the pieces of a study read, those that redraft brings apart."""
+    return [Path(base) for base in study.bases.values() if Path(base).exists()]
 
 
 def _split_settings(job: Job) -> tuple[list[DecodingConfig], list[DecodingConfig]]:

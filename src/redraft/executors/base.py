@@ -64,11 +64,11 @@ class Executor(Registered, ABC):
     separate: ClassVar[bool] = False  # tasks run in other processes, which are told how much memory each needs
 
     @abstractmethod
-    def opened(self, *folders: Path) -> AbstractContextManager[None]:
+    def opened(self, out: Path, inputs: Sequence[Path] = ()) -> AbstractContextManager[None]:
         """A block in which tasks can be run.
 
         Args:
-            folders: what the tasks read and write; they exist.
+            out: the folder that the tasks write to. inputs: files and folders that they read. All exist.
         Raises:
             UserError: tasks can't be run, or wouldn't see a folder.
         """

@@ -12,7 +12,7 @@ from redraft.executors.base import Executor, Log, Outcome, State, Task, attempt
 class Local(Executor):
     """Runs tasks in the order in which they are given."""
 
-    def opened(self, *folders: Path) -> AbstractContextManager[None]:
+    def opened(self, out: Path, inputs: Sequence[Path] = ()) -> AbstractContextManager[None]:
         """Nothing has to be prepared."""
         return nullcontext()
 

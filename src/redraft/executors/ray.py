@@ -42,14 +42,14 @@ class Ray(Executor):
     _sent: dict[int, Any] = field(default_factory=dict)  # states in the object store of Ray, by id
 
     @contextmanager
-    def opened(self, *folders: Path) -> Iterator[None]:
-        """Start or join Ray, and check that all nodes see the folders.
+    def opened(self, out: Path, inputs: Sequence[Path] = ()) -> Iterator[None]:
+        """Start or join Ray, and check that all nodes see the same files.
 
         Raises:
-            UserError: Ray can't be used, or a folder is not on a file system that all nodes share.
+            UserError: Ray can't be used, or a path is not on a file system that all nodes share.
         """
         with connect(self.address, self.cpus) as session:
-            session.check(*folders)
+            session.check(out, inputs=inputs)
             self._session = session
             try:
                 yield

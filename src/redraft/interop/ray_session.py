@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +34,11 @@ ADDRESS_HELP = (
 )
 _PATIENCE = 5.0  # seconds in which the machine of an address must answer
 _CHECKING = 120.0  # seconds in which every node must have answered a question
+_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent unless the user asked for it
+    "RAY_worker_niceness": "0",  # work under Ray is as urgent as the same work without it
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a busy machine takes more than the usual 5 to import the proxy
+}
 _ENVIRONMENT = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "REDRAFT_DATA")  # for the nodes of a cluster
 
 
@@ -89,22 +95,26 @@ class RaySession:
             what = f"A node of the Ray cluster does not answer: {_first_line(error)}"
             raise UserError(what, "See which nodes are alive with: ray status.") from None
 
-    def check(self, *folders: Path) -> None:
+    def check(self, *folders: Path, inputs: Sequence[Path] = ()) -> None:
         """Check that every node has this version of redraft and sees these folders, which exist here.
 
+        Args:
+            folders: that can be written: a file written here must be readable there.
+            inputs: files and folders that are only read: their names and sizes must be the same there.
         Raises:
             UserError: names the node that differs.
         """
+        seen = {str(path.resolve()): _listing(path) for path in inputs}
         with _marked(folders) as marks:
-            answers = self.on_each_node(_look, marks)
+            answers = self.on_each_node(_look, marks, seen)
         for node, (version, unseen) in answers:
             if version != __version__:
                 what = f"Node '{node.name}' of the Ray cluster has redraft {version}; this is {__version__}."
                 raise UserError(what, "Install the same version on all nodes.")
             if unseen:
                 raise UserError(
-                    f"'{Path(unseen[0]).parent}' is not visible on node '{node.name}' of the Ray cluster.",
-                    "Choose a folder on a file system that all nodes share at the same path, such as NFS.",
+                    f"'{unseen[0]}' is not the same on node '{node.name}' of the Ray cluster.",
+                    "Choose a place on a file system that all nodes share at the same path, such as NFS.",
                 )
 
 
@@ -112,7 +122,8 @@ class RaySession:
 def connect(address: str | None = None, cpus: int | None = None) -> Iterator[RaySession]:
     """Connect this process to Ray for the length of the block.
 
-    If the process is connected already, that connection is used, and left open.
+    If the process is connected already, that connection is used, and left open. Ray prints some of its warnings to
+    stdout; within the block they go to stderr, as everything else that is printed there does.
 
     Args:
         address: None or ``"local"`` starts Ray on this machine and ends it after the block; ``"auto"`` joins the
@@ -124,27 +135,29 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Ray
     """
     ray = ray_package()
     wanted = address or LOCAL
+    check_address(wanted)
     if ray.is_initialized():
         yield RaySession(wanted, False)
         return
     local = wanted == LOCAL
-    check_address(wanted)
     if not local:
         _check_answer(os.environ.get("RAY_ADDRESS", "") if wanted == AUTO else wanted)
     options: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if local else {}
     if not local:
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unless the user asked for it
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
     try:
         # Workers print through the functions that they call: what they write themselves would end up on stdout.
         ray.init(address=wanted, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
         what = f"Can't {'start Ray here' if local else f'join the Ray cluster at {wanted!r}'}: {_first_line(error)}"
         raise UserError(what, "Start a cluster with `ray start --head`, or give --ray without an address.") from None
-    try:
-        yield RaySession(wanted, local)
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):
+        try:
+            yield RaySession(wanted, local)
+        finally:
+            ray.shutdown()
 
 
 def ray_package() -> ModuleType:
@@ -203,19 +216,28 @@ def _marked(folders: Sequence[Path]) -> Iterator[dict[str, str]]:
                 path.unlink()
 
 
-def _look(marks: dict[str, str]) -> tuple[str, list[str]]:
-    """On a node: its version of redraft, and the marks that can't be read here."""
+def _look(marks: dict[str, str], seen: dict[str, list[tuple[str, int]]]) -> tuple[str, list[str]]:
+    """On a node: its version of redraft, and the paths that are not the same here."""
     from redraft import __version__ as version
 
-    unseen = []
-    for path, text in marks.items():
-        try:
-            same = Path(path).read_text() == text
-        except OSError:
-            same = False
-        if not same:
-            unseen.append(path)
-    return version, unseen
+    unseen = [str(Path(path).parent) for path, text in marks.items() if _text(Path(path)) != text]
+    return version, unseen + [path for path, listing in seen.items() if _listing(Path(path)) != listing]
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def _listing(path: Path) -> list[tuple[str, int]]:
+    """Names and sizes of the files of a folder, or of a file; empty if there is nothing."""
+    try:
+        files = [one for one in path.iterdir() if one.is_file()] if path.is_dir() else [path]
+        return sorted((one.name, one.stat().st_size) for one in files)
+    except OSError:
+        return []
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Configuration of a server."""
+"""Configuration of a server, and of how many processes it has."""
 
 from __future__ import annotations
 
@@ -113,3 +113,35 @@ class ServerConfig:
     def loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         return self.host in ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Replication:
+    """How many processes serve."""
+
+    replicas: int | None = setting(
+        None, "With --ray-serve: processes that hold the models. Unset: 1.", least=1, reach=("cli",)
+    )
+    autoscale: str = setting(
+        "",
+        "With --ray-serve: between MIN and MAX processes, by the requests under way; one is added when each has more "
+        "than --batch of them.",
+        metavar="MIN:MAX",
+        reach=("cli",),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.replicas is not None and self.autoscale:
+            raise UserError("--replicas and --autoscale exclude each other.", "Give one of them.")
+        low, high = self.bounds
+        if not 1 <= low <= high:
+            raise UserError(f"--autoscale {self.autoscale} is not MIN:MAX with 1 <= MIN <= MAX.", "For example 1:4.")
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Smallest and largest number of replicas; zeros if they can't be read."""
+        if not self.autoscale:
+            return self.replicas or 1, self.replicas or 1
+        low, _, high = self.autoscale.partition(":")
+        return (int(low), int(high)) if low.isdecimal() and high.isdecimal() else (0, 0)

@@ -53,6 +53,13 @@ class Service:
         except UserError as error:
             raise ApiError(404, str(error), "invalid_request_error", "model_not_found") from None
 
+    async def stop(self) -> None:
+        """Give up the requests under way: each gets its 503."""
+        self.stopped.set()
+        await asyncio.sleep(0)  # before the compilations are cancelled
+        await self.compilers.close()
+        await self.pool.close(0.0)
+
     def fill_seed(self, request: schema._Request) -> None:
         """With a configured seed, give the next one to a request that sends none, so that runs are reproducible."""
         if request.seed is None and self.config.seed is not None:

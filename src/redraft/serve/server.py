@@ -47,7 +47,7 @@ class DrainingServer(uvicorn.Server):
         self.service.draining = True
         patience = max(self.service.config.shutdown_timeout, _SHORTEST)
         self._until = time.monotonic() + self.service.config.shutdown_timeout - min(2.0, patience / 2)
-        self.force = threading.Timer(patience, _end_by_force)
+        self.force = threading.Timer(patience, end_by_force)
         self.force.daemon = True
         self.force.start()
         if not self.started:
@@ -57,10 +57,7 @@ class DrainingServer(uvicorn.Server):
         """Called ten times a second: whether to leave the main loop."""
         if self.service.draining and (not self.service.pending or time.monotonic() >= self._until):
             if self.service.pending:
-                self.service.stopped.set()
-                await asyncio.sleep(0)  # before the compilations are cancelled
-                await self.service.compilers.close()
-                await self.service.pool.close(0.0)  # the requests under way get their 503
+                await self.service.stop()
             self.should_exit = True
         return await super().on_tick(counter) or self.should_exit
 
@@ -121,7 +118,7 @@ def _log_of_uvicorn() -> None:
     log.handlers, log.propagate = list(logger().handlers), False
 
 
-def _end_by_force() -> None:
+def end_by_force() -> None:
     """End the process although something in it does not end."""
     try:
         logger().error("the shutdown took too long and was ended by force")
