@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from redraft import runtime
 from redraft.cli import compare as compare_cli
 from redraft.compare import job, time_budget, workbench
 from redraft.compare import run as runs
@@ -95,6 +97,19 @@ def test_a_finished_study_is_not_computed_again(finished: tuple[Path, Record, li
     for one, other in zip(found.settings, again.settings, strict=True):
         assert one.quality == other.quality
         assert (other.speed[0].cost_per_thousand or 0) > 0  # a price needs no measurement
+
+
+def test_all_models_of_a_study_are_trained_in_one_type_of_numbers(
+    finished: tuple[Path, Record, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which type is faster is measured, and another measurement may say otherwise: the first answer holds."""
+    folder, _, _ = finished
+    used = {path.read_text() for path in (folder / "out" / "models").glob("*/train/recipe.toml")}
+    types = {tomllib.loads(text)["train"]["dtype"] for text in used}
+    assert len(used) > 1 and len(types) == 1 and types < {"float32", "bfloat16"}
+    monkeypatch.setattr(runtime, "bfloat16_is_faster", lambda where: types == {"float32"})
+    bench = runs.begin(study(folder), lambda line: None).bench
+    assert bench is not None and {bench.dtype} == types
 
 
 def test_an_interrupted_study_computes_only_what_is_missing(

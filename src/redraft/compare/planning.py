@@ -21,6 +21,8 @@ from redraft.loading import load
 from redraft.presets import shape as shape_of
 from redraft.train.logging import Event
 from redraft.train.loop import train
+from redraft.train.process import use_bfloat16
+from redraft.train.tables import TrainTable
 
 SMALLEST_BATCH, LARGE_BATCH = 1024, 512  # tokens of the smallest update; with large checkpoints on a CPU
 PROBE_MINUTES = 0.3  # of a short training run of a large checkpoint
@@ -84,6 +86,21 @@ class Planner:
             found = dataclasses.asdict(made)
             self.cache.put(key, found)
         return config.build(Plan, found, "plan")
+
+    def dtype(self, table: Mapping[str, Any]) -> str:
+        """The type of matrix products in training, of a plan's [train] with ``auto`` decided.
+
+        Where that takes a measurement, its first answer is cached: models of one study must not differ by it.
+        """
+        wanted, device = str(table.get("dtype", TrainTable.dtype)), self.setup.device
+        if wanted != "auto":
+            return wanted
+        key = {"kind": "dtype", "device": device.type}
+        found = self.cache.get(key)
+        if found is None:
+            found = {"dtype": "bfloat16" if use_bfloat16(wanted, device) else "float32"}
+            self.cache.put(key, found)
+        return str(found["dtype"])
 
     def check_parameters(self, preset: str) -> None:
         """Families that are trained from scratch are compared at equal size.

@@ -103,7 +103,8 @@ def begin(study: Study, log: Log, command: str = "", executor: Executor | None =
     log(f"task     {raw.choice.name}: {raw.choice.reason}")
     setup = Setup.prepare(study, raw, device)
     study = setup.study
-    plan = Planner(setup, cache, log, begun).plan()
+    planner = Planner(setup, cache, log, begun)
+    plan = planner.plan()
     rows = likelihood_rows(setup.dataset, plan.test_rows)
     prepared = Prepared(
         schema_version=SCHEMA_VERSION,
@@ -133,7 +134,7 @@ def begin(study: Study, log: Log, command: str = "", executor: Executor | None =
     for line in plan.lines(study):
         log(line)
     left = time_budget.deadline(time_budget.limited(study, setup.large), begun) - time.monotonic()
-    bench = Workbench(prepared, setup, log, time.time() + left)
+    bench = Workbench(prepared, setup, log, time.time() + left, planner.dtype(plan.train))
     return Job(prepared, bench, executor, cache, out, log, prepared.measurements())
 
 

@@ -7,7 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from redraft.train.logging import Event
 from redraft.train.loop import train
 from redraft.train.memory_plan import fitted
 from redraft.train.memory_plan import plan as plan_memory
+from redraft.train.recipe import Recipe
 
 Log = Callable[[str], None]
 Work = Callable[["Workbench"], dict[str, Any]]  # computes the value of one piece
@@ -62,6 +63,7 @@ class Workbench:
     setup: Setup
     log: Log
     deadline: float  # time.time() at which the study should end
+    dtype: str  # of matrix products in training, the same for all models and machines
     _loaded: dict[Trained, Model] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,8 +75,7 @@ class Workbench:
         Raises:
             UserError: it does not fit into memory, or diverges.
         """
-        recipe = self.setup.recipe(self.prepared.plan, one.family, one.seed, dropout)
-        recipe, memory = fitted(recipe, self.setup.device)
+        recipe, memory = fitted(self._recipe(one.family, one.seed, dropout), self.setup.device)
         self.log(str(memory))
         result = train(recipe, one.folder, device=str(self.setup.device), on_event=self._watch(str(one)))
         return {**dataclasses.asdict(result), "curve": _curve(one.folder / "train" / "metrics.jsonl")}
@@ -83,7 +84,11 @@ class Workbench:
         """Bytes of the host that the training of a family needs; its other pieces need less. 0: the device has them."""
         if self.setup.device.type != "cpu":
             return 0
-        return plan_memory(self.setup.recipe(self.prepared.plan, family, 0), self.setup.device).total
+        return plan_memory(self._recipe(family, self.prepared.study.seed, None), self.setup.device).total
+
+    def _recipe(self, family: str, seed: int, dropout: float | None) -> Recipe:
+        recipe = self.setup.recipe(self.prepared.plan, family, seed, dropout)
+        return replace(recipe, train=replace(recipe.train, dtype=self.dtype))
 
     def likelihood(self, one: Trained) -> dict[str, Any]:
         """Negative log-likelihood of every test row: exact, or a bound with its Monte-Carlo error."""

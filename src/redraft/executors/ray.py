@@ -39,6 +39,7 @@ class Ray(Executor):
     address: str | None = None
     cpus: int | None = None
     _session: RaySession | None = None
+    _lines: Any = None  # an actor that holds the lines of the workers
     _sent: dict[int, Any] = field(default_factory=dict)  # states in the object store of Ray, by id
 
     @contextmanager
@@ -51,10 +52,11 @@ class Ray(Executor):
         with connect(self.address, self.cpus) as session:
             session.check(out, inputs=inputs)
             self._session = session
+            self._lines = ray_package().remote(num_cpus=0, max_restarts=-1)(_Lines).remote()
             try:
                 yield
             finally:
-                self._session = None
+                self._session = self._lines = None
                 self._sent.clear()
 
     def run(self, tasks: Sequence[Task], state: State, log: Log) -> Iterator[Outcome]:
@@ -71,19 +73,18 @@ class Ray(Executor):
         if id(state) not in self._sent:
             self._sent = {id(state): ray.put(state)}
         shared = [self._sent[id(state)]]  # in a list, so that a process fetches it once and not for every task
-        lines = ray.remote(num_cpus=0, max_restarts=-1)(_Lines).remote()
         perform = ray.remote(max_retries=RETRIES, retry_exceptions=False)(_perform)
         sent: dict[str, Any] = {}
         for task in tasks:
             needed = [sent[name] for name in task.needs if name in sent]
             options = {"name": task.label, **place.options(task)}
-            sent[task.id] = perform.options(**options).remote(shared, lines, task, place.threads(task), *needed)
+            sent[task.id] = perform.options(**options).remote(shared, self._lines, task, place.threads(task), *needed)
         names = {reference: name for name, reference in sent.items()}
         failed: set[str] = set()
         try:
             while names:
                 done, _ = ray.wait(list(names), num_returns=1, timeout=_WAIT)
-                _show(ray, lines, log)
+                _show(ray, self._lines, log)
                 for reference in done:
                     name = names.pop(reference)
                     task = next(task for task in tasks if task.id == name)
@@ -91,7 +92,7 @@ class Ray(Executor):
                     if found.value is None:
                         failed.add(name)
                     yield found
-            _show(ray, lines, log)
+            _show(ray, self._lines, log)
         finally:
             for reference in names:  # the run was given up
                 ray.cancel(reference, force=True)
