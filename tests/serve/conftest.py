@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,9 @@ def client(folders: dict[str, Path]) -> Iterator[Any]:
         yield opened
 
 
-@pytest.fixture(scope="session")
-def address(folders: dict[str, Path]) -> Iterator[str]:
-    """The address of a server on a free port of this machine."""
+@contextmanager
+def listening(folders: dict[str, Path]) -> Iterator[str]:
+    """The address of a server of these models on a free port of this machine."""
     import uvicorn
 
     from redraft.serve.app import create_app
@@ -98,3 +99,10 @@ def address(folders: dict[str, Path]) -> Iterator[str]:
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def address(folders: dict[str, Path]) -> Iterator[str]:
+    """The address of a server on a free port of this machine."""
+    with listening(folders) as found:
+        yield found

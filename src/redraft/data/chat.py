@@ -16,9 +16,10 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from redraft.data.examples import Example
 from redraft.data.templates import render, template_of
@@ -38,7 +39,7 @@ __all__ = [
     "transcript",
 ]
 
-Conversation = Sequence[Mapping[str, str]]  # messages {"role": ..., "content": ...}
+Conversation = Sequence[Mapping[str, Any]]  # messages {"role": ..., "content": ...}; those with calls: ``data.tools``
 _NEXT_USER = "\nUser:"
 _SPEAKERS = {"user": "User: ", "assistant": "Assistant: "}
 _PROBE = ({"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"})
@@ -51,7 +52,11 @@ _LINES = (
 
 
 def prompt(
-    messages: Conversation, tokenizer: Tokenizer, paired: bool, template: str | None
+    messages: Conversation,
+    tokenizer: Tokenizer,
+    paired: bool,
+    template: str | None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[list[int], tuple[str, ...]]:
     """Token ids of the prompt, and the stop strings of the answer.
 
@@ -59,7 +64,7 @@ def prompt(
     text, so that a message can't imitate a turn of the conversation.
 
     Args:
-        paired: the model was trained on pairs.
+        paired: the model was trained on pairs. tools: that the template describes (``data.tools.with_tools``).
     Raises:
         UserError: the template can't render these messages, or there is no message to answer.
     """
@@ -74,12 +79,23 @@ def prompt(
         hidden.append(found[0])
         return mark.format(len(hidden) - 1)
 
-    safe = [{**message, "content": pattern.sub(hide, message["content"])} for message in messages]
-    text = fill(safe, tokenizer, template)
+    def hidden_in(part: str) -> str:
+        return pattern.sub(hide, part)
+
+    text = fill(_mapped(list(messages), hidden_in), tokenizer, template, tools=_mapped(list(tools), hidden_in))
     ids: list[int] = []
     for number, part in enumerate(re.split(mark.format(r"(\d+)"), text) if hidden else [text]):
         ids += tokenizer.encode(hidden[int(part)]) if number % 2 else tokenizer.encode_marked(part)
     return ids, ()
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """A value of JSON with all its texts changed, the names in objects included."""
+    if isinstance(value, Mapping):
+        return {_mapped(key, change): _mapped(one, change) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(one, change) for one in value]
+    return change(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -90,8 +106,17 @@ class LeftOut:
     kinds: tuple[str, ...] = ()  # what they are, in words
     why: str = ""
 
+    @classmethod
+    def of(cls, messages: Conversation, lost: Sequence[int], why: str) -> LeftOut:
+        """The messages at the places ``lost``."""
+        systems = sum(messages[i]["role"] in ("system", "developer") for i in lost)
+        rest = len(lost) - systems
+        kinds = ["the system message"] if systems == 1 else [f"{systems} system messages"] if systems else []
+        kinds += [f"{rest} other message{'s' * (rest > 1)}"] if rest else []
+        return cls(tuple(lost), tuple(kinds), why)
+
     def __bool__(self) -> bool:
-        return bool(self.messages)
+        return bool(self.kinds)
 
     def __str__(self) -> str:
         return f"left out by {self.why}: {' and '.join(self.kinds)}" if self else ""
@@ -113,11 +138,7 @@ def left_out(messages: Conversation, tokenizer: Tokenizer, paired: bool, templat
         why = "a model that was trained on single questions and answers"
     else:
         return LeftOut()
-    systems = sum(messages[i]["role"] in ("system", "developer") for i in lost)
-    rest = len(lost) - systems
-    kinds = ["the system message"] if systems == 1 else [f"{systems} system messages"] if systems else []
-    kinds += [f"{rest} other message{'s' * (rest > 1)}"] if rest else []
-    return LeftOut(tuple(lost), tuple(kinds), why)
+    return LeftOut.of(messages, lost, why)
 
 
 def transcript(messages: Conversation, paired: bool, opened: bool = True) -> str:
@@ -138,15 +159,21 @@ def transcript(messages: Conversation, paired: bool, opened: bool = True) -> str
     return "\n".join([*lines, "Assistant:"] if opened else lines)
 
 
-def fill(messages: Conversation, tokenizer: Tokenizer, template: str, opened: bool = True) -> str:
+def fill(
+    messages: Conversation,
+    tokenizer: Tokenizer,
+    template: str,
+    opened: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """The text of a conversation, rendered by a chat template.
 
     Args:
-        opened: end where the answer begins (``add_generation_prompt``).
+        opened: end where the answer begins (``add_generation_prompt``). tools: that the model may call.
     Raises:
         UserError: the template can't render these messages.
     """
-    return render(template, messages, tokenizer.names, opened)
+    return render(template, messages, tokenizer.names, opened, tools)
 
 
 @lru_cache(maxsize=8)

@@ -48,12 +48,18 @@ def template_of(folder: Path, name: str = "default") -> str | None:
     return found if isinstance(found, str) else None
 
 
-def render(template: str, messages: Sequence[Mapping[str, str]], names: Mapping[str, str], opened: bool) -> str:
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str],
+    opened: bool,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """Render a chat template in the same environment as transformers.
 
     Args:
         names: texts of the tokenizer's special tokens (``bos`` ...). The template knows them as ``bos_token`` ...
-        opened: end where the answer begins (``add_generation_prompt``).
+        opened: end where the answer begins (``add_generation_prompt``). tools: that the model may call.
     Raises:
         UserError: the template can't render these messages.
     """
@@ -62,7 +68,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], names: Mapping[
     tokens = {f"{key}_token": name for key, name in names.items()}
     try:
         return _compiled(template).render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=opened, **tokens
+            messages=messages, tools=list(tools) or None, documents=None, add_generation_prompt=opened, **tokens
         )
     except RecursionError:
         reason = "it calls itself too often"

@@ -17,11 +17,12 @@ from redraft.serve.decide_schema import DecideRequest
 from redraft.serve.jobs import Failed, RequestOutcome
 from redraft.serve.settings_schema import in_request_terms
 from redraft.serve.telemetry import logger
+from redraft.serve.tool_schema import Call, CalledFunction, Function, Tool
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a closed connection; it appears in logs and metrics only
 # Names of fields, to tell them from the names of alternatives in pydantic's errors.
 _BODIES = (schema.CompletionRequest, schema.ChatRequest, schema.InfillRequest, DecideRequest, schema.Table)
-_PARTS = (schema.Message, schema.Part, schema.ResponseFormat, schema.JsonSchema)
+_PARTS = (schema.Message, schema.Part, schema.ResponseFormat, schema.JsonSchema, Tool, Function, Call, CalledFunction)
 _FIELDS = frozenset(name for model in (*_BODIES, *_PARTS) for name in model.model_fields)
 INTERNAL_ERROR = "Internal server error. The server's log has the details."
 # Status and error type of each outcome.

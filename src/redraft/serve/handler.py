@@ -72,7 +72,7 @@ class RequestHandler(Exchange[schema._Request]):
         entry = service.find(request.model)
         self.engine = await service.pool.open(entry)
         service.fill_seed(request)
-        constraint = requests.constraint_of(request, entry.model)
+        constraint = requests.constraint_of(request, entry.model, entry.chat_template)
         if constraint:
             self.automaton = await service.compilers.compile(self.client(), entry.model.tokenizer, constraint)
 

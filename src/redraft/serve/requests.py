@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from redraft.data import chat
+from redraft.data.tools import CallForm
 from redraft.errors import UserError
 from redraft.generation.holes import Hole
 from redraft.generation.infill import InfillPlan, parse
@@ -23,6 +24,7 @@ from redraft.serve.config import ServerConfig
 from redraft.serve.event_queue import EventQueue
 from redraft.serve.incremental_text import Span
 from redraft.serve.jobs import Job
+from redraft.serve.tool_calls import conversation_of
 from redraft.settings import Settings
 
 Checkpoint = Callable[[], None]
@@ -52,6 +54,7 @@ class GenerationRequest:
     stop_texts: tuple[str, ...] = ()
     top_logprobs: int = 0
     left_out: chat.LeftOut = chat.LeftOut()  # messages of the conversation that the model doesn't get
+    call_form: CallForm | None = None  # how the answers call tools; None: they are text
 
     @property
     def prompt_tokens(self) -> int:
@@ -117,15 +120,15 @@ def conversation(
         UserError: the request can't be fulfilled.
     """
     _check_answers(request.n, config)
-    messages = [{"role": message.role, "content": message.text} for message in request.messages]
-    head, stop_texts = chat.prompt(messages, model.tokenizer, model.paired, chat_template)
-    settings = _settings(request, model, config, len(head))
+    talk = conversation_of(request, model.tokenizer, chat_template)
+    head, stop_texts = chat.prompt(talk.messages, model.tokenizer, model.paired, chat_template, talk.tools)
+    settings = _settings(request, model, config, len(head), constraint=talk.constraint)
     top_logprobs = request.top_logprobs or 0
     _check_logprobs(top_logprobs, settings)
     target = _continuation(head, settings.max_new_tokens)
-    stop_texts = (*request.stop_texts, *stop_texts)
-    left_out = chat.left_out(messages, model.tokenizer, model.paired, chat_template)
-    return GenerationRequest(model, [target], settings, request.n, stop_texts, top_logprobs, left_out)
+    stops = (*request.stop_texts, *stop_texts)
+    left_out = talk.left_out(model.tokenizer, model.paired, chat_template)
+    return GenerationRequest(model, [target], settings, request.n, stops, top_logprobs, left_out, talk.form)
 
 
 def infill(
@@ -172,17 +175,21 @@ def _gap(
     return Target(plan.row, begin, Span(begin, begin + size, filled=True, plan=plan), plan)
 
 
-def constraint_of(request: schema._Request, model: Model) -> Mapping[str, Any]:
+def constraint_of(request: schema._Request, model: Model, chat_template: str | None) -> Mapping[str, Any]:
     """The constraints on the answers to a request: its own, else those of the model. Empty: none.
 
     Raises:
         UserError: the format is not supported.
     """
-    own = {} if isinstance(request, schema.InfillRequest) else constraint(vars(request).get("response_format"))
+    own: Mapping[str, Any] = {}
+    if isinstance(request, schema.ChatRequest):
+        own = conversation_of(request, model.tokenizer, chat_template).constraint
+    if not own and not isinstance(request, schema.InfillRequest):
+        own = format_constraint(vars(request).get("response_format"))
     return own or model.settings().constraint
 
 
-def constraint(response_format: schema.ResponseFormat | None) -> dict[str, Any]:
+def format_constraint(response_format: schema.ResponseFormat | None) -> dict[str, Any]:
     """The constraint of a ``response_format`` as in ``Settings.constraint``: kind -> text. Empty: no constraint.
 
     Raises:
@@ -204,12 +211,14 @@ def _settings(
     given: int,
     suffix: str | None = None,
     new_tokens: int | None = None,
+    constraint: Mapping[str, Any] | None = None,
 ) -> Settings:
     """The model's own settings, overridden by those of the request, as in offline generation.
 
     Args:
         given: number of given tokens, without those of the suffix.
         new_tokens: number of new tokens, if the request's text defines it.
+        constraint: that of the answer, where it is not that of the ``response_format``.
     """
     chosen = request.settings()
     wanted, name = (chosen.get("max_new_tokens"), "max_tokens") if new_tokens is None else (new_tokens, "size of holes")
@@ -220,7 +229,7 @@ def _settings(
     if suffix is not None:
         chosen.pop("candidates", None)  # the gap has a fixed size
     if not isinstance(request, schema.InfillRequest):
-        chosen["constraint"] = constraint(request.response_format) or None
+        chosen["constraint"] = constraint or format_constraint(request.response_format) or None
     chosen.setdefault("seed", secrets.randbits(48))
     _check_options(chosen, model)
     settings = model.settings(**chosen)

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from redraft.generation.method import build_sampler
@@ -17,6 +18,7 @@ from redraft.samplers.base import unwrapped
 from redraft.serve import schema
 from redraft.serve.incremental_text import GeneratedText, Token
 from redraft.serve.requests import GenerationRequest
+from redraft.serve.tool_calls import CallReader
 
 _IMPOSSIBLE = -9999.0  # OpenAI's log-probability of what can't be generated
 Frame = dict[str, Any]  # a picture of the canvas: see ``IncrementalDecoder.frame``
@@ -55,7 +57,8 @@ class ResponseBuilder:
     def last_chunk(self, index: int, text: str, result: GeneratedText, frame: Frame | None) -> dict[str, Any]:
         """The end of one sequence."""
         chunk = self.chunk(index, text, frame)
-        chunk["choices"][0] |= {"finish_reason": result.finish, **self._details(result), **_statistics(result)}
+        finish = self._finish(index, result, chunk["choices"][0])
+        chunk["choices"][0] |= {"finish_reason": finish, **self._details(result), **_statistics(result)}
         return {**chunk, "redraft": self.settings}
 
     def closing_chunks(self, texts: Sequence[GeneratedText]) -> list[dict[str, Any]]:
@@ -95,6 +98,10 @@ class ResponseBuilder:
     def _delta(self, index: int, text: str) -> dict[str, Any]:
         """A choice of a chunk."""
         raise NotImplementedError
+
+    def _finish(self, index: int, text: GeneratedText, choice: dict[str, Any]) -> str:
+        """The reason why a streamed choice ended; ``choice`` gets what was held back."""
+        return text.finish
 
     def _details(self, text: GeneratedText) -> dict[str, Any]:
         """Further fields of a finished choice."""
@@ -136,9 +143,15 @@ class ChatResponse(ResponseBuilder):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
+    @cached_property
+    def _readers(self) -> list[CallReader]:
+        """Of each answer of a stream; none if the answers are text."""
+        form = self.generation.call_form
+        return [] if form is None else [CallReader(form) for _ in range(self.generation.n)]
+
     def first_chunks(self) -> list[dict[str, Any]]:
         """The role of each answer, and the warnings with the first."""
-        role = {"role": "assistant", "content": ""}
+        role = {"role": "assistant", "content": None if self._readers else ""}
         found: list[dict[str, Any]] = [
             {**self._head(self.chunk_object), "choices": [{"index": index, "delta": role, "finish_reason": None}]}
             for index in range(self.generation.n)
@@ -147,13 +160,26 @@ class ChatResponse(ResponseBuilder):
         return found
 
     def _choice(self, index: int, text: GeneratedText) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text.text, "refusal": None}
-        head = {"index": index, "message": message, "finish_reason": text.finish}
+        form, finish = self.generation.call_form, text.finish
+        message: dict[str, Any] = {"content": text.text}
+        if form is not None:
+            message = CallReader(form).message(text.text)
+            finish = "tool_calls" if "tool_calls" in message else finish
+        head = {"index": index, "message": {"role": "assistant", **message, "refusal": None}, "finish_reason": finish}
         return {**head, **self._details(text), **_statistics(text)}
 
     def _delta(self, index: int, text: str) -> dict[str, Any]:
-        delta = {"content": text} if text else {}
+        if self._readers:
+            delta = self._readers[index].feed(text)
+        else:
+            delta = {"content": text} if text else {}
         return {"index": index, "delta": delta, "finish_reason": None, "logprobs": None}
+
+    def _finish(self, index: int, text: GeneratedText, choice: dict[str, Any]) -> str:
+        if not self._readers:
+            return text.finish
+        choice["delta"] |= self._readers[index].feed("", final=True)
+        return "tool_calls" if self._readers[index].calls else text.finish
 
     def _details(self, text: GeneratedText) -> dict[str, Any]:
         assert isinstance(self.request, schema.ChatRequest)

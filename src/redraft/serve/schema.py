@@ -17,6 +17,7 @@ from redraft.serve.settings_schema import (
     Table,
     optional,
 )
+from redraft.serve.tool_schema import Call, NamedTool, Tool
 
 # Fields of OpenAI's API that are not supported: the values that ask for nothing are accepted.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -237,14 +238,29 @@ class Message(Strict):
     """A message of a conversation."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[Part], Field(min_length=1)] | None = None
+    tool_calls: Annotated[list[Call], Field(max_length=128)] | None = Field(None, description="Of the assistant.")
+    tool_call_id: str | None = Field(None, description="The call whose result a message with the role 'tool' holds.")
 
     @model_validator(mode="after")
     def _check_content(self) -> Message:
         if self.content is None and self.role != "assistant":  # an assistant that called tools may have said nothing
             raise ValueError(f"A message with the role '{self.role}' needs a content: a text or a list of parts.")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("A message with the role 'tool' needs the field 'tool_call_id'.")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"A message with the role '{self.role}' has no 'tool_calls': the assistant calls tools.")
         return self
+
+    def as_template_reads(self) -> dict[str, Any]:
+        """The message as chat templates read it."""
+        found: dict[str, Any] = {"role": self.role, "content": self.text}
+        if self.tool_calls:
+            found["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            found["tool_call_id"] = self.tool_call_id
+        return found
 
     @property
     def text(self) -> str:
@@ -264,14 +280,32 @@ class ChatRequest(_Request):
         None, description="Number of alternatives per token; needs logprobs."
     )
     response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = Field(None, description="Functions that it may call.")
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        None, description="none: no call. auto: text or calls. required: one call or more. A tool: one call of it."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call.")
 
     @model_validator(mode="after")
     def _check_fields(self) -> ChatRequest:
+        self._check_tools()
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ValueError("'max_tokens' and 'max_completion_tokens' differ. Set one of them.")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("'top_logprobs' needs 'logprobs': true.")
         return self
+
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("Two of the 'tools' have the same name.")
+        if not names and self.tool_choice not in (None, "none", "auto"):
+            raise ValueError("'tool_choice' asks for a call, and there are no 'tools'.")
+        if names and self.tool_choice != "none":
+            if self.response_format is not None and self.response_format.type != "text":
+                raise ValueError("'response_format' can't be combined with 'tools': their schemas are the format.")
+            if self.stop:
+                raise ValueError("'stop' can't be combined with 'tools': it could cut off a call.")
 
     def settings(self) -> dict[str, Any]:
         """The generation settings that the request sets."""
