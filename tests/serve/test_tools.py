@@ -115,6 +115,17 @@ def test_results_of_tools_belong_to_the_conversation(openai: Any) -> None:
         assert answer.usage.prompt_tokens > 40
 
 
+def test_what_a_model_does_not_read_is_told(openai: Any) -> None:
+    """A model of prompt and answer without a template gets the last message alone, without descriptions of tools."""
+    talk = [{"role": "system", "content": "Be brief."}, *ASKED["messages"]]
+    for messages, places, words in ((talk, [0], "the system message and "), (ASKED["messages"], [], "")):
+        asked = {"model": "pairs", **ASKED, "messages": messages, "tool_choice": "required"}
+        (said,) = openai.chat.completions.create(**asked).warnings
+        assert said["messages"] == places and f"{words}the descriptions of the tools" in said["message"]
+    answer = openai.chat.completions.create(**{"model": "masked", **ASKED, "messages": talk, "tool_choice": "required"})
+    assert "warnings" not in (answer.model_extra or {})
+
+
 CALL = {"id": "1", "type": "function", "function": {"name": "a", "arguments": "{}"}}
 
 

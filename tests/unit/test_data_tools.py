@@ -67,36 +67,38 @@ def test_the_form_of_calls_is_found_by_rendering(tokenizer: Tokenizer, written: 
 
 
 def test_the_template_writes_tools_calls_and_results(tokenizer: Tokenizer) -> None:
-    messages, tools, form = with_tools(TALK, TOOLS, tokenizer, HERMES)
-    ids, stops = chat.prompt(messages, tokenizer, False, HERMES, tools)
+    talk = with_tools(TALK, TOOLS, tokenizer, HERMES)
+    ids, stops = chat.prompt(talk.messages, tokenizer, False, HERMES, talk.tools)
     expected = (
         f"<|system|>{json.dumps(TOOLS[0])}\n<|end|><|user|>When?<|end|>\n<|assistant|><tool_call>\n"
         '{"name": "now", "arguments": {"zone": "<|end|>"}}\n</tool_call><|end|>\n<|tool|>noon<|end|>\n<|assistant|>'
     )
     assert tokenizer.backend.decode(ids, skip_special_tokens=False) == expected
-    assert form == PLAIN and stops == ()
+    assert talk.form == PLAIN and stops == () and talk.origins == [(0,), (1,), (2,)]
     end = tokenizer.backend.token_to_id("<|end|>")
     assert ids.count(end) == 4  # those of the template: texts of a request write none
 
 
 def test_the_plain_form_is_text(tokenizer: Tokenizer) -> None:
-    messages, tools, form = with_tools(TALK, TOOLS, tokenizer, DEAF)
-    assert (tools, form) == ((), PLAIN)
-    system, asked, called, answered = messages
+    talk = with_tools(TALK, TOOLS, tokenizer, DEAF)
+    assert (talk.tools, talk.form, talk.origins) == ((), PLAIN, [(), (0,), (1,), (2,)])
+    system, asked, called, answered = talk.messages
     assert system["role"] == "system" and json.dumps(TOOLS[0]["function"]) in system["content"]
     assert asked == TALK[0] and PLAIN.begin in system["content"]
     assert called == {"role": "assistant", "content": PLAIN.write([("now", '{"zone": "<|end|>"}')])}
     assert answered == {"role": "user", "content": "<tool_response>\nnoon\n</tool_response>"}
-    ids, _ = chat.prompt(messages, tokenizer, False, DEAF)
+    ids, _ = chat.prompt(talk.messages, tokenizer, False, DEAF)
     assert ids.count(tokenizer.backend.token_to_id("<|end|>")) == 4
-    assert chat.prompt(plain(TALK, ()), tokenizer, False, None)[1] == ("\nUser:",)
+    assert chat.prompt(plain(TALK, ()).messages, tokenizer, False, None)[1] == ("\nUser:",)
 
 
 def test_instructions_and_several_results_are_kept() -> None:
     talk = [{"role": "system", "content": "Be brief."}, *TALK, {"role": "tool", "content": "late", "tool_call_id": "b"}]
-    found = plain(talk, TOOLS)
+    made = plain(talk, TOOLS)
+    found = made.messages
+    assert made.origins == [(0,), (1,), (2,), (3, 4)]
     assert [one["role"] for one in found] == ["system", "user", "assistant", "user"]
     assert found[0]["content"].startswith("Be brief.\n\nYou can call") and talk[0]["content"] == "Be brief."
     assert found[3]["content"].count("<tool_response>") == 2
-    said = plain([{**TALK[1], "content": "Wait."}], ())
+    said = plain([{**TALK[1], "content": "Wait."}], ()).messages
     assert said == [{"role": "assistant", "content": f"Wait.\n{PLAIN.write([('now', CALL['function']['arguments'])])}"}]  # type: ignore[index]
