@@ -262,6 +262,7 @@ _HOMES = {
     "ddim": "embedding",
     "dpm_solver": "embedding",
     "draft_verify": "hybrid",
+    "edit_flow": "edit",
     "posterior": "uniform",
     "predictor_corrector": "uniform",
     "psi": "uniform",

@@ -14,6 +14,7 @@ from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common
 from redraft.types import DRAFT, FREE, SEALED, Canvas, NoiseStream, Output, Request, Spec, Step
 
+_CHUNK = 1 << 14  # uniform numbers that are computed at once
 _STRATEGIES = ("cap", "rescale", "conf", "loop", "forward_backward")
 
 
@@ -73,29 +74,41 @@ class ReMDM(Sampler):
         """Advance each row to its next grid step that writes positions, or to the end."""
         grid_step, hide = state.grid_step.clone(), torch.zeros_like(masked)
         reveal, remask = torch.zeros_like(masked), torch.zeros_like(masked)
-        positions = torch.arange(masked.shape[1]).expand(masked.shape)
-        waiting = (masked | written).any(1) & (grid_step < self.steps)
+        waiting, count = (masked | written).any(1) & (grid_step < self.steps), 1
         while bool(waiting.any()):
-            grid_step = torch.where(waiting, grid_step + 1, grid_step)
-            alpha_t, alpha_s = self._alpha(grid_step, spec), self._alpha(grid_step + 1, spec)
-            last = grid_step + 1 >= self.steps
-            sigma = self._sigma(grid_step, alpha_t, alpha_s, written, state.conf)
-            sigma = torch.where(last[:, None], 0.0, sigma)
-            chance = (alpha_s[:, None] - (1 - sigma) * alpha_t[:, None]) / (1 - alpha_t).clamp(min=1e-12)[:, None]
-            chance = torch.where(last[:, None], 1.0, chance)
-            uniform = keyed_uniform(seed, grid_step + NoiseStream.ORDER, positions)
-            active = waiting[:, None]
-            reveal = torch.where(active, masked & (uniform < chance), reveal)
-            remask = torch.where(active, written & (uniform < sigma), remask)
-            waiting = waiting & ~reveal.any(1) & ~last
-            hidden = remask & waiting[:, None]  # this grid step takes no pass
-            hide, masked, written = hide | hidden, masked | hidden, written & ~hidden
+            rows = waiting.nonzero()[:, 0]
+            steps = grid_step[rows, None] + 1 + torch.arange(count)  # tried at once: most of many change nothing
+            shown, hidden = self._changes(seed[rows], masked[rows], written[rows], spec, steps, state.conf[rows])
+            last = steps + 1 >= self.steps
+            found = (shown | hidden).any(2) | last
+            taken = torch.where(found.any(1), found.to(torch.int8).argmax(1), count - 1)
+            at = torch.arange(len(rows)), taken
+            grid_step[rows], reveal[rows], remask[rows] = steps[at], shown[at], hidden[at]
+            waiting[rows] = ~shown[at].any(1) & ~last[at]
+            unseen = remask & waiting[:, None]  # this grid step takes no pass
+            hide, masked, written = hide | unseen, masked | unseen, written & ~unseen
+            count = min(2 * (int(taken.max()) + 1), max(1, _CHUNK // shown[:, 0].numel()))
         ended = ~reveal.any(1)
         grid_step = torch.where(ended, self.steps, grid_step)
         return ReMDMState(grid_step, hide, reveal, remask & ~ended[:, None], state.conf)
 
+    def _changes(
+        self, seed: Tensor, masked: Tensor, written: Tensor, spec: Spec, grid_step: Tensor, conf: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """[R, S, L] bool: masked positions [R, L] that each grid step [R, S] writes, and written ones that it masks."""
+        alpha_t, alpha_s = self._alpha(grid_step, spec), self._alpha(grid_step + 1, spec)
+        last = (grid_step + 1 >= self.steps)[..., None]
+        sigma = torch.where(last, 0.0, self._sigma(grid_step, alpha_t, alpha_s, written, conf))
+        chance = (alpha_s[..., None] - (1 - sigma) * alpha_t[..., None]) / (1 - alpha_t).clamp(min=1e-12)[..., None]
+        chance = torch.where(last, 1.0, chance)
+        rows, count = grid_step.shape
+        positions = torch.arange(masked.shape[1]).expand(rows * count, -1)
+        keys = grid_step.flatten() + NoiseStream.ORDER
+        uniform = keyed_uniform(seed.repeat_interleave(count), keys, positions).view(rows, count, -1)
+        return masked[:, None] & (uniform < chance), written[:, None] & (uniform < sigma)
+
     def _alpha(self, grid_step: Tensor, spec: Spec) -> Tensor:
-        """[B] probability that a token is unmasked at a grid step."""
+        """Probability that a token is unmasked at grid steps of any shape."""
         t = (1 - grid_step.double() / self.steps).clamp(min=0, max=1)
         if self.strategy != "loop":
             assert spec.family.schedule is not None
@@ -105,19 +118,20 @@ class ReMDM(Sampler):
         return torch.where(t > self.t_on, rising, torch.where(t > self.t_off, self.alpha_on, ending))
 
     def _sigma(self, grid_step: Tensor, alpha_t: Tensor, alpha_s: Tensor, written: Tensor, conf: Tensor) -> Tensor:
-        """[B, L] probability that a written position is masked again, or [B, 1] if it is the same for all positions."""
-        most = ((1 - alpha_s) / alpha_t.clamp(min=1e-12)).clamp(max=1)[:, None]
+        """Probability that a position of ``written`` [R, L] is masked again at each grid step [R, S]: [R, S, L], or
+        [R, S, 1] if it is the same for all positions."""
+        most = ((1 - alpha_s) / alpha_t.clamp(min=1e-12)).clamp(max=1)[..., None]
         if self.strategy == "cap":
             return most.clamp(max=self.eta)
         if self.strategy == "rescale":
             return most * self.eta
         if self.strategy == "forward_backward":
-            return torch.minimum(((alpha_s - alpha_t) / alpha_t.clamp(min=1e-12))[:, None], most)
+            return torch.minimum(((alpha_s - alpha_t) / alpha_t.clamp(min=1e-12))[..., None], most)
         if self.strategy == "conf":
             doubt = (-conf.double().exp()).masked_fill(~written, -torch.inf)
-            return most * doubt.softmax(1).nan_to_num()
+            return most * doubt.softmax(1).nan_to_num()[:, None]
         t = 1 - grid_step.double() / self.steps
-        return torch.where(((t <= self.t_on) & (t > self.t_off))[:, None], most.clamp(max=self.eta), 0.0)
+        return torch.where(((t <= self.t_on) & (t > self.t_off))[..., None], most.clamp(max=self.eta), 0.0)
 
     def plan(self, canvas: Canvas, state: ReMDMState, spec: Spec) -> list[Request]:
         free = canvas.status == FREE
