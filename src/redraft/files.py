@@ -39,7 +39,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def check_writable(path: Path, folder: bool = False) -> None:
-    """Check, before hours of work, that a file (or a folder) can be written; the folders above it are made.
+    """Check, before hours of work, that a file (or a folder) can be written. Only the folders above it are made.
 
     Raises:
         UserError: it can't, or the path is of the other kind.
@@ -48,10 +48,13 @@ def check_writable(path: Path, folder: bool = False) -> None:
     try:
         if not folder and (not path.name or path.is_dir()):
             raise UserError(f"Can't write '{path}': it is a folder.", "Name a file in it.")
+        new = folder and not place.exists()
         place.mkdir(parents=True, exist_ok=True)
         trial = place / f".{path.name}.{os.getpid()}.tmp"  # the longest name that ``write_atomically`` needs
         trial.touch()
         trial.unlink()
+        if new:
+            place.rmdir()
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"Can't write '{path}': a part of it is a file.", "Choose another path.") from None
     except OSError as error:

@@ -30,15 +30,18 @@ def run(recipe: Recipe, out: Path, device: str, as_json: bool, dry_run: bool = F
     """Train and show the progress. Returns the result for ``--json``.
 
     Raises:
-        UserError: the memory doesn't suffice, or as for ``train.loop.train``.
+        UserError: the folder can't be written, the memory doesn't suffice, or as for ``train.loop.train``.
     """
     from redraft import runtime
     from redraft.data.report import describe as describe_data
+    from redraft.files import check_writable
     from redraft.train.logging import Progress, describe
     from redraft.train.loop import train
     from redraft.train.memory_plan import fitted
     from redraft.train.setup import texts
 
+    if not dry_run:
+        check_writable(out, folder=True)
     splits = texts(recipe)
     chats = any(example.turns for example in splits.train)
     log(str(describe_data(splits)))

@@ -114,10 +114,7 @@ def _check(wanted: Conversion, target: Path) -> None:
         raise UserError(f"--to: there is no format '{wanted.to}'.", suggest(wanted.to, formats))
     if os.path.isdir(target) and any(target.iterdir()):
         raise UserError(f"'{target}' is not empty.", "Name a new folder.")
-    new = not os.path.exists(target)
     check_writable(target, folder=True)
-    if new:
-        target.rmdir()
     if wanted.options and (wanted.to in writable() or wanted.to not in names("families")):
         raise UserError("--option sets the fields of a family.", "For example --to masked --option shift=0.")
     if wanted.to in writable() and wanted.storage == "int8":

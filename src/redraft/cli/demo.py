@@ -62,9 +62,11 @@ def demo(
     import redraft
     from redraft.cli.compare import run
     from redraft.evaluation.items import make_items
+    from redraft.files import check_writable
 
     console = screen(as_json)
     data = sample()
+    check_writable(out, folder=True)
     models = {family: redraft.load(name, device, dtype) for family, name in _PAIR.items()}
     console.rule("1. A text comes into focus", align="left")
     denoised = denoise(models["masked"], console, seed)

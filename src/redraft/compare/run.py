@@ -32,7 +32,7 @@ from redraft.evaluation.machine import describe_machine
 from redraft.evaluation.result_cache import ResultCache, digest
 from redraft.executors.base import Executor
 from redraft.executors.local import Local
-from redraft.files import folder_of_its_own, write_atomically
+from redraft.files import check_writable, folder_of_its_own, write_atomically
 
 FILES = ("report.html", "report.md", "results.json")
 
@@ -67,11 +67,13 @@ def render(folder: Path) -> Record:
     """Make the report of a study again from its finished pieces. Nothing is computed; what is missing is listed.
 
     Raises:
-        UserError: the folder holds no study, or no finished piece.
+        UserError: the folder holds no study, or no finished piece, or can't be written.
     """
     prepared = Prepared.load(folder)
     if not any((folder / "cells").glob("*.json")):
         raise UserError(f"'{folder}' has no finished pieces.", "Run redraft compare with this --out first.")
+    for name in FILES:
+        check_writable(folder / name)
     job = Job(
         prepared=prepared,
         bench=None,

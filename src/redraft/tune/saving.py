@@ -9,7 +9,7 @@ from typing import Any
 
 from redraft import config
 from redraft.errors import UserError
-from redraft.files import atomic_folder, read_json, write_atomically
+from redraft.files import atomic_folder, check_writable, read_json, write_atomically
 from redraft.gguf_file import is_gguf
 from redraft.loading import resolve
 from redraft.options import search_space
@@ -24,7 +24,8 @@ def check_place(name: str, to: Path | None) -> Path:
     """The folder whose generation settings will be written.
 
     Raises:
-        UserError: a shipped checkpoint, whose files have checksums, or a public one in another format.
+        UserError: a shipped checkpoint, whose files have checksums, a public one in another format, or a folder that
+            can't be written.
     """
     folder = resolve(name)
     if is_gguf(folder) or "redraft_format" not in read_json(folder / "config.json"):
@@ -35,12 +36,14 @@ def check_place(name: str, to: Path | None) -> Path:
     if to is not None:
         if to.exists():
             raise UserError(f"'{to}' exists already.", "Name a new folder with --to.")
+        check_writable(to, folder=True)
         return to
     if folder in zoo().values():
         raise UserError(
             f"'{name}' is a shipped checkpoint: its files have checksums.",
             "Name a folder for a tuned copy with --to, or use --dry-run.",
         )
+    check_writable(folder / "generation_config.json")
     return folder
 
 
