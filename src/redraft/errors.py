@@ -20,6 +20,10 @@ class UserError(Exception):
         self.what, self.remedy = what, remedy
         super().__init__(f"{what} {remedy}".strip())
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:
+        """Between processes, what is wrong and what to do stay apart."""
+        return type(self), (self.what, self.remedy)
+
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``"Did you mean 'x'? Known: x, y, z."``; without a similar name the question is left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from redraft.errors import UserError
+
+_END = 1 << 20  # bytes at both ends of a file that tell whether it is the same
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -192,6 +195,27 @@ def keep_aside(folder: Path, names: Iterable[str]) -> Path | None:
     except OSError as error:
         raise disk_error(error, place) from None
     return place
+
+
+def file_marks(folder: Path, files: Iterable[Path]) -> list[tuple[str, int, str]]:
+    """The name within the folder, the size, and a hash of the first and the last megabyte of each file.
+
+    Two files of equal marks are taken for the same: data sets and weights are too large to be read for a comparison.
+
+    Raises:
+        UserError: a file can't be read.
+    """
+    found = []
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                digest, size = hashlib.sha256(file.read(_END)), os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - _END))
+                digest.update(file.read(_END))
+        except OSError as error:
+            raise UserError(f"Can't read '{path}': {error.strerror}.", "Check its permissions.") from None
+        found.append((path.relative_to(folder).as_posix(), size, digest.hexdigest()[:16]))
+    return found
 
 
 def remove(path: Path) -> None:

@@ -152,6 +152,20 @@ def load(
     return model
 
 
+def pair(model: Model, drafter: str | None, sampler: str | None) -> str | None:
+    """Give the model its drafter, if there is one, and return the name of the sampler to use.
+
+    Raises:
+        UserError: a sampler other than ``draft_verify``, which would not use the drafter, or an unsuitable drafter.
+    """
+    if drafter is None:
+        return sampler
+    if sampler not in (None, "draft_verify"):
+        raise UserError(f"Sampler '{sampler}' doesn't use a drafter.", "Leave out --drafter, or use draft_verify.")
+    model.draft_with(load(drafter, str(model.network.device), model.network.dtype))
+    return "draft_verify"
+
+
 def outline(name_or_path: str | Path) -> Model:
     """A model without its weights: the parameters of its network have shapes and no memory (device ``meta``).
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
+from redraft.files import file_marks
 from redraft.weight_files import open_file, read_index, stored_type
 
 STORAGES = ("float32", "bfloat16", "int8")
@@ -64,17 +65,8 @@ class Layout:
 
 def same_files(one: Path, other: Path) -> bool:
     """Do two model folders hold the same weights? Their files are compared by name, size, first and last megabyte."""
-    found = []
-    for folder in (one, other):
-        marks = {}
-        for file in sorted({*folder.glob("*.safetensors"), *folder.glob("*.bin")}):
-            size = file.stat().st_size
-            with file.open("rb") as stream:
-                first = stream.read(1 << 20)
-                stream.seek(max(0, size - (1 << 20)))
-                marks[file.name] = size, first, stream.read(1 << 20)
-        found.append(marks)
-    return found[0] == found[1]
+    weights = [sorted({*folder.glob("*.safetensors"), *folder.glob("*.bin")}) for folder in (one, other)]
+    return file_marks(one, weights[0]) == file_marks(other, weights[1])
 
 
 class Files:

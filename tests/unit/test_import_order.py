@@ -29,7 +29,7 @@ TIERS = [
     {"metrics", "tasks", "trace", "rewards"},
     {"evaluation"},
     {"train"},
-    {"compare", "serve", "interop", "executors", "bench", "parity", "tune"},
+    {"compare", "serve", "interop", "executors", "bench", "parity", "tune", "bulk"},
     {"cli"},
 ]
 # Samplers take schedules by their protocol and know no network; networks know no noise; data know neither.

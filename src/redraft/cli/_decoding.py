@@ -1,4 +1,4 @@
-"""What the verbs that generate share: the decoding options, the drafter, and the settings that were used."""
+"""What the verbs that generate share: the decoding options, and the settings that were used."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redraft.cli._options import Options
-from redraft.errors import UserError
 from redraft.settings import Settings
 
 if TYPE_CHECKING:
-    from redraft.model import Model
     from redraft.samplers.base import Sampler
 
 # Defaults are not shown: those of the model's generation_config.json apply.
@@ -23,22 +21,6 @@ Drafter = Annotated[
     str | None,
     typer.Option(help="Diffusion model that drafts for an autoregressive model (sampler draft_verify)."),
 ]
-
-
-def pair(model: Model, drafter: str | None, sampler: str | None) -> str | None:
-    """Give the model its drafter, if there is one, and return the name of the sampler to use.
-
-    Raises:
-        UserError: a sampler other than ``draft_verify``, which would not use the drafter, or an unsuitable drafter.
-    """
-    if drafter is None:
-        return sampler
-    if sampler not in (None, "draft_verify"):
-        raise UserError(f"Sampler '{sampler}' doesn't use a drafter.", "Leave out --drafter, or use draft_verify.")
-    import redraft
-
-    model.draft_with(redraft.load(drafter, str(model.network.device), model.network.dtype))
-    return "draft_verify"
 
 
 def resolved(settings: Settings, sampler: Sampler) -> Settings:

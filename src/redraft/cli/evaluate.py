@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redraft.cli._common import Device, Json, ModelName, Seed, WeightType, log, placement
-from redraft.cli._decoding import Decoding, Drafter, pair
+from redraft.cli._decoding import Decoding, Drafter
 from redraft.cli._options import Options
 from redraft.cli._verbs import verb
 
@@ -49,6 +49,7 @@ def evaluate(
     from redraft.evaluation.evaluate import evaluate as run
     from redraft.evaluation.items import check_kind
     from redraft.files import check_writable, write_atomically
+    from redraft.loading import pair
 
     wanted = Evaluation(**given)
     if wanted.out is not None:

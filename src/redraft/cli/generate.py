@@ -1,14 +1,29 @@
-"""``redraft generate``: generate text from a prompt, step by step in a terminal."""
+"""``redraft generate``: generate text from a prompt, step by step in a terminal, or for every row of a data set."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli._common import Adapter, Device, Json, ModelName, Pace, Seed, WeightType, placement, read_text, screen
-from redraft.cli._decoding import Decoding, Drafter, pair, resolved
+from redraft.cli._common import (
+    Adapter,
+    Device,
+    Json,
+    ModelName,
+    Pace,
+    Ray,
+    Seed,
+    WeightType,
+    log,
+    placement,
+    read_text,
+    screen,
+)
+from redraft.cli._decoding import Decoding, Drafter, resolved
+from redraft.cli._options import Options
 from redraft.cli._verbs import verb
 from redraft.errors import UserError
 from redraft.options import echo
@@ -21,17 +36,21 @@ if TYPE_CHECKING:
 def generate(
     *,
     model: ModelName,
-    prompt: Annotated[str, typer.Option(help="The prompt; - reads it from stdin.")],
+    prompt: Annotated[str | None, typer.Option(help="The prompt; - reads it from stdin.")] = None,
     given: Decoding,
+    bulk: Annotated[dict[str, Any], Options("redraft.bulk.config:Bulk")],
     adapter: Adapter = None,
     drafter: Drafter = None,
+    ray: Ray = None,
     pace: Pace = 0.05,
     as_json: Json = False,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: WeightType = "auto",
 ) -> dict[str, Any]:
-    """Generate text from a prompt. A terminal shows every step; a pipe receives the plain text.
+    """Generate text from a prompt, or for every row of a data set.
+
+    A terminal shows every step; a pipe receives the plain text.
 
     \b
     Examples:
@@ -42,6 +61,7 @@ def generate(
         --prompt "1 2 3 4 * 5 6 7 8"
       redraft generate --model runs/mine --prompt "When?" --constraint 'regex=[0-9]{4}-[0-9]{2}'
       redraft generate --model runs/mine --prompt "Who?" --guidance classifier_free --guide scale=2
+      redraft generate --model runs/mine --data questions.parquet --input question --out runs/answers
       echo "Where is my hat?" | redraft generate --model translate-en-de-autoregressive --prompt -
 
     Options that you leave out take the values of the model's generation_config.json.
@@ -49,22 +69,39 @@ def generate(
     The finished text always satisfies the constraints (redraft models --constraints lists their kinds). Several can be
     combined.
 
+    --data generates for every row and writes the same rows with the texts to --out. It reads and writes in portions, so
+    that the data may be larger than the memory. The same command continues after any interruption. Rows that can't be
+    used are left out and listed. --ray spreads the work over workers that hold a model each.
+
     Seconds and tokens per second cover generation alone, without loading the model.
     """
+    given["seed"] = seed
+    place = {"adapter": adapter, "drafter": drafter, "device": device, "dtype": dtype}
+    if prompt is None:
+        return _rows(model, bulk, given, ray, place, as_json)
+    _check_no_rows({**bulk, **({} if ray is None else {"ray": ray})})
+    return _one(model, prompt, given, place, pace, as_json)
+
+
+def _one(
+    model: str, prompt: str, given: dict[str, Any], place: dict[str, Any], pace: float, as_json: bool
+) -> dict[str, Any]:
+    """Generate for one prompt."""
     import redraft
     from redraft.generation.prompts import answerable_prompt_ids
+    from redraft.loading import pair
 
-    loaded = redraft.load(model, device, dtype, adapter=adapter)
-    given["sampler"] = pair(loaded, drafter, given.get("sampler"))
-    settings = loaded.settings(**given, seed=seed)
+    loaded = redraft.load(model, place["device"], place["dtype"], adapter=place["adapter"])
+    given["sampler"] = pair(loaded, place["drafter"], given.get("sampler"))
+    settings = loaded.settings(**given)
     drafting = loaded.start([answerable_prompt_ids(loaded, read_text(prompt))], settings)
     animated = not as_json and sys.stdout.isatty()
     result = {
         **_outcome(drafting, pace, animated),
         **echo(resolved(settings, drafting.loop.method.sampler), "cli"),
-        "drafter": drafter,
+        "drafter": place["drafter"],
         "model": model,
-        "adapter": adapter,
+        "adapter": place["adapter"],
         "family": loaded.family_name,
         "parameters": loaded.network.parameter_count,
         **placement(loaded),
@@ -78,6 +115,35 @@ def generate(
             err=True,
         )
     return result
+
+
+def _check_no_rows(given: dict[str, Any]) -> None:
+    """Check that no option of --data comes with a prompt.
+
+    Raises:
+        UserError: one does.
+    """
+    if wrong := next((name for name in given if name != "data_root"), None):
+        raise UserError(f"--{wrong.replace('_', '-')} can't be combined with --prompt.", "Leave out one of them.")
+
+
+def _rows(
+    model: str, bulk: dict[str, Any], given: dict[str, Any], ray: str | None, place: dict[str, Any], as_json: bool
+) -> dict[str, Any]:
+    """Generate for every row of a data set.
+
+    Raises:
+        UserError: there is neither a prompt nor data; or as ``bulk.run.run``.
+    """
+    if "data" not in bulk:
+        raise UserError("There is nothing to generate for.", "Give --prompt TEXT, or --data FILE --out FOLDER.")
+    from redraft.bulk.config import Bulk
+    from redraft.bulk.run import run as run_all
+
+    found = run_all(Bulk(**bulk), model, given, log, ray, **place)
+    if not as_json:
+        typer.echo(f"{found.written:,} rows: {found.out}/rows")
+    return {"model": model, **asdict(found)}
 
 
 def _outcome(drafting: GenerationRun, pace: float, animated: bool) -> dict[str, Any]:

@@ -29,6 +29,8 @@ _PAIRS = (
     ("context", "target"),
 )
 _TEXTS = ("text", "content", "document")
+# Names of a prompt in rows without a target.
+_PROMPTS = ("prompt", "question", "instruction+input", "instruction", "input", "source", "src", *_TEXTS)
 Turns = tuple[tuple[str, str], ...]  # role and content of each message
 _JSON_NAMES = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
@@ -64,7 +66,6 @@ def choose_columns(wanted: Columns, row: Row) -> Columns:
     Raises:
         UserError: a named column does not exist, or none are named and none are recognised.
     """
-    present = list(row.values)
     if wanted == Columns():
         return _recognise(row)
     pair = wanted.input is not None or wanted.target is not None
@@ -77,10 +78,64 @@ def choose_columns(wanted: Columns, row: Row) -> Columns:
             "Only one of the columns input and target is named.", "Give both --input and --target, or --text alone."
         )
     for name in (wanted.text, wanted.input, wanted.target, wanted.messages):
-        for column in _joined(name, present) if name is not None else []:
-            if column not in present and column.split(".")[0] not in present:
-                raise UserError(f"{row.file} has no column '{column}'.", suggest(column, present))
+        if name is not None:
+            _check_present(name, row)
     return wanted
+
+
+def _check_present(name: str, row: Row) -> None:
+    present = list(row.values)
+    for column in _joined(name, present):
+        if column not in present and column.split(".")[0] not in present:
+            raise UserError(f"{row.file} has no column '{column}'.", suggest(column, present))
+
+
+def choose_prompt(wanted: str | None, row: Row) -> Columns:
+    """The column of the prompt alone: ``input``, or ``messages`` for conversations. A target is not needed.
+
+    Args:
+        wanted: its name, as in ``Columns.input``; None: recognised in ``row``, the first good row of the source.
+    Raises:
+        UserError: there is no such column, or none is recognised.
+    """
+    present = {name.lower(): name for name in row.values}
+    if wanted is not None:
+        _check_present(wanted, row)
+        return Columns(messages=wanted) if isinstance(row.values.get(wanted), list) else Columns(input=wanted)
+    if "messages" in present:
+        return Columns(messages=present["messages"])
+    paired = [prompt for prompt, answer in _PAIRS if answer in present]
+    for prompt in (*paired, *_PROMPTS):
+        parts = prompt.split("+")
+        if all(part in present for part in parts):
+            return Columns(input="+".join(present[part] for part in parts))
+    raise UserError(
+        f"{row.file}: no column has a name of prompts that is recognised (columns: {', '.join(row.values)}).",
+        "Name the column with --input.",
+    )
+
+
+def prompt_reader(columns: Columns) -> Callable[[Mapping[str, Any]], str | Turns]:
+    """A function from the values of a row to its prompt, for columns from ``choose_prompt``.
+
+    A conversation is read up to its last message that is not the assistant's: an answer that stands there already is
+    not shown to the model. The function raises ``BadRow`` for a row that can't be used.
+    """
+    if columns.messages is not None:
+        name = columns.messages
+        return lambda values: _open_turns(values, name)
+    assert columns.input is not None
+    prompt = columns.input
+    return lambda values: _join(values, prompt)
+
+
+def _open_turns(values: Mapping[str, Any], name: str) -> Turns:
+    turns = list(_turns(values, name))
+    while turns and turns[-1][0] == "assistant":
+        turns.pop()
+    if not turns:
+        raise BadRow(f"column '{name}' has no message to answer")
+    return tuple(turns)
 
 
 def reader(columns: Columns) -> Callable[[Mapping[str, Any]], list[tuple[str | None, str, Turns]]]:
@@ -166,15 +221,19 @@ def unanswered(values: Mapping[str, Any], name: str) -> bool:
     return bool(messages) and messages[-1].get("role") != "assistant"
 
 
+def _turns(values: Mapping[str, Any], name: str) -> Turns:
+    messages = values.get(name)
+    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
+        raise BadRow(f"column '{name}' is not a list of messages with role and content")
+    return tuple((_text(m, "role"), _text(m, "content")) for m in messages)
+
+
 def _chat(values: Mapping[str, Any], name: str) -> list[tuple[str | None, str, Turns]]:
     """Each message of the assistant, with the messages before it.
 
     One message before it is the prompt as it is; several become ``role: content`` lines.
     """
-    messages = values.get(name)
-    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
-        raise BadRow(f"column '{name}' is not a list of messages with role and content")
-    turns = tuple((_text(m, "role"), _text(m, "content")) for m in messages)
+    turns, messages = _turns(values, name), values[name]
     found: list[tuple[str | None, str, Turns]] = []
     for at, (role, content) in enumerate(turns):
         if at and role == "assistant" and messages[at].get("weight", 1) != 0:

@@ -8,6 +8,7 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -63,6 +64,22 @@ class Source:
             UserError: the file can't be read at all.
         """
         raise NotImplementedError
+
+    def read_from(self, path: str, row: int) -> Iterator[Row]:
+        """The rows of a file without its first ``row`` ones, broken rows counted.
+
+        Raises:
+            UserError: the file can't be read at all.
+        """
+        return islice(self.read(path), row, None)
+
+    def count(self, path: str) -> int | None:
+        """The number of rows of a file, if it is known without reading them.
+
+        Raises:
+            UserError: the file can't be read at all.
+        """
+        return None
 
 
 def without_final_empty_lines(rows: Iterable[Row]) -> Iterator[Row]:

@@ -33,6 +33,7 @@ class Rows:
     prompts: Sequence[int]  # length of each row's leading prompt
     fixed: bool = False  # every free position is filled; no length is chosen
     growth: Growth | None = None  # how far rows may grow; None: their length is fixed
+    seeds: Sequence[int] | None = None  # of each row; None: that of the settings plus the number of the row
 
 
 def start(model: Model, prompts: Sequence[Prompt], settings: Settings, keep_trace: bool = False) -> GenerationRun:
@@ -46,13 +47,17 @@ def start(model: Model, prompts: Sequence[Prompt], settings: Settings, keep_trac
     )
 
 
-def start_prompts(model: Model, heads: Sequence[list[int]], settings: Settings) -> GenerationRun:
+def start_prompts(
+    model: Model, heads: Sequence[list[int]], settings: Settings, seeds: Sequence[int] | None = None
+) -> GenerationRun:
     """``start`` for prompts as token ids.
 
+    Args:
+        seeds: of each row; None: that of the settings plus the number of the row.
     Raises:
         UserError: as ``start``.
     """
-    return _run(model, _from_prompts(model, heads, settings), settings, False)
+    return _run(model, replace(_from_prompts(model, heads, settings), seeds=seeds), settings, False)
 
 
 def start_rows(
@@ -132,7 +137,7 @@ def _prepare(model: Model, rows: Rows, settings: Settings) -> tuple[Method, Spec
         rows.rows,
         rows.prompts,
         spec,
-        seeds=[settings.seed + number for number in range(len(rows.rows))],
+        seeds=rows.seeds or [settings.seed + number for number in range(len(rows.rows))],
         copies=copies,
         growth=rows.growth,
         **Sampling.values(settings),
