@@ -25,11 +25,12 @@ class Conversion:
     """How to convert a checkpoint."""
 
     to: str = setting(
-        "redraft", "redraft, a public format that fits the model (llama, qwen3 ...), or a family (masked ...)."
+        "redraft", "redraft, a public format that fits the model (llama, qwen3, gguf ...), or a family (masked ...)."
     )
     options: Mapping[str, Any] = setting({}, "A field of the family named by --to; repeatable.", flag="--option")
-    storage: Literal["float32", "bfloat16", "int8"] = setting(
-        "float32", "Format of the stored weights; int8 is only for redraft's own format."
+    storage: Literal["float32", "bfloat16", "int8", "float16", "q8_0", "q4_0"] = setting(
+        "float32",
+        "Format of the stored weights. int8 is only for redraft's own format; float16, q8_0 and q4_0 are for gguf.",
     )
     mask_id: int | None = setting(None, "Id of the mask token, for a checkpoint whose files don't contain it.", least=0)
     adapter: str | None = setting(None, "LoRA adapter to merge into the weights, in peft's format.", metavar="FOLDER")
@@ -56,13 +57,14 @@ def convert(
       redraft convert GSAI-ML/LLaDA-8B-Instruct runs/llada --storage bfloat16
       redraft convert runs/my-autoregressive exported --to llama
       redraft convert base-autoregressive exported --to llama --json
+      redraft convert base-autoregressive exported --to gguf --storage q8_0
       redraft convert base-autoregressive runs/whole --adapter runs/adapter
       redraft convert base-autoregressive runs/start --to masked --option shift=1
 
     Folders in redraft's format follow the Hugging Face layout: transformers reads them after you import
     redraft.interop.transformers. Autoregressive models can be written as Llama, which every inference engine supports
     (as Qwen3 with normalised queries and keys, as Mistral with attention windows, as Qwen2 with biases of queries, keys
-    and values).
+    and values), or as GGUF for llama.cpp, which also takes masked models with full attention (docs/export.md).
 
     --adapter merges a LoRA adapter into the weights.
 
@@ -105,9 +107,11 @@ def _check(wanted: Conversion, target: Path) -> None:
         UserError: an unknown format, a folder that is not empty, or options that don't fit the format.
     """
     from redraft import hub
-    from redraft.convert import writable
+    from redraft.convert import GGUF, writable
+    from redraft.convert.shared.gguf_export import TYPES
     from redraft.files import check_writable
     from redraft.registry import names
+    from redraft.weights import STORAGES
 
     formats = ("redraft", *writable(), *names("families"))
     if wanted.to not in formats:
@@ -117,8 +121,11 @@ def _check(wanted: Conversion, target: Path) -> None:
     check_writable(target, folder=True)
     if wanted.options and (wanted.to in writable() or wanted.to not in names("families")):
         raise UserError("--option sets the fields of a family.", "For example --to masked --option shift=0.")
-    if wanted.to in writable() and wanted.storage == "int8":
-        raise UserError(f"Format '{wanted.to}' has no int8 weights.", "Use float32 or bfloat16.")
+    known = {"redraft": STORAGES, GGUF: tuple(TYPES)}.get(wanted.to, STORAGES[:2])
+    if wanted.to in names("families"):
+        known = STORAGES
+    if wanted.storage not in known:
+        raise UserError(f"Format '{wanted.to}' has no {wanted.storage} weights.", f"Use {' or '.join(known)}.")
     if wanted.push_to_hub is not None:
         hub.check_push(wanted.push_to_hub)
 
@@ -129,7 +136,11 @@ def _write(model: Model, target: Path, wanted: Conversion, origin: str) -> Model
 
     card = f"# {target.name}\n\n{origin}\n"
     if wanted.to in writable():
-        export(wanted.to, model.network, model.tokenizer, model.spec, target, wanted.storage, card)
+        notes = export(
+            wanted.to, model.network, model.tokenizer, model.spec, target, wanted.storage, card, model.paired
+        )
+        if notes:
+            log(f"stored in another type: {', '.join(notes)}")
         return model
     if wanted.to != "redraft":
         from redraft.conversion import convert_family

@@ -13,20 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redraft.convert.shared import gguf
+from redraft.convert.shared import gguf, gguf_export
 from redraft.convert.shared.format import Format, Translation
 from redraft.convert.shared.keys import Keys
 from redraft.data.vocabulary import Vocabulary, find_ids
 from redraft.errors import UserError, suggest
 from redraft.files import atomic_folder, write_atomically
 from redraft.registry import find, names
-from redraft.weights import Files, check_scale, pack, stored
+from redraft.weights import Files, Layout, check_scale, pack, stored
 
 if TYPE_CHECKING:
     from redraft.data.tokenizer import Tokenizer
     from redraft.data.vocabulary import Ids
     from redraft.models.parts.backbone import Backbone
     from redraft.types import Spec
+
+GGUF = "gguf"  # the format that is one file, in place of a file of this folder
 
 
 @dataclass(frozen=True)
@@ -139,33 +141,66 @@ def _max_ids(config: Mapping[str, Any]) -> int:
 def writable() -> tuple[str, ...]:
     """Names of the formats that can be written."""
     formats: dict[str, type[Format]] = {name: find("convert", name) for name in names("convert")}
-    return tuple(name for name, kind in formats.items() if kind.writable)
+    return (*(name for name, kind in formats.items() if kind.writable), GGUF)
 
 
 def export(
-    format_name: str, network: Backbone, tokenizer: Tokenizer, spec: Spec, folder: Path, storage: str, card: str
-) -> None:
+    format_name: str,
+    network: Backbone,
+    tokenizer: Tokenizer,
+    spec: Spec,
+    folder: Path,
+    storage: str,
+    card: str,
+    paired: bool = False,
+) -> list[str]:
     """Write a model in a public format, atomically: configuration, weights, tokenizer and card.
 
+    As ``gguf``, the folder holds one file with all of them, and the card.
+
+    Args:
+        paired: the model answers prompts. A GGUF file records what stands around a prompt.
+    Returns:
+        What is stored otherwise than asked for, in words.
     Raises:
         UserError: the format can't hold this model, or the folder can't be written.
     """
-    from safetensors.torch import save_file
-
     if spec.network.self_conditioning:
         raise UserError(
             "No public format can hold a model with self-conditioning.", "Fine-tune it with self_condition = 0."
         )
-    config, layout = find("convert", format_name).write(network, spec)
+    if format_name != GGUF:
+        config, layout = find("convert", format_name).write(network, spec)
+    notes: list[str] = []
+    with atomic_folder(folder) as new:
+        if format_name == GGUF:
+            file = new / f"{folder.name}.gguf"
+            notes = gguf_export.write_gguf(network, tokenizer, spec, file, storage, folder.name, paired)
+        else:
+            _write(new, network, tokenizer, spec, config, layout, storage)
+        write_atomically(new / "README.md", card)
+    return notes
+
+
+def _write(
+    folder: Path,
+    network: Backbone,
+    tokenizer: Tokenizer,
+    spec: Spec,
+    config: Mapping[str, Any],
+    layout: Layout,
+    storage: str,
+) -> None:
+    """Write the files of a Hugging Face checkpoint."""
+    from safetensors.torch import save_file
+
     special = {f"{key}_token_id": getattr(spec.tokens, f"{key}_id") for key in ("pad", "eos") if tokenizer.has(key)}
     if tokenizer.has("bos"):
         special["bos_token_id"] = tokenizer.bos_id
     ends = {"eos_token_id": [spec.tokens.eos_id, *spec.tokens.stop_ids]} if spec.tokens.stop_ids else {}
-    with atomic_folder(folder) as new:
-        described = {**config, **special, "dtype": storage}
-        write_atomically(new / "config.json", json.dumps(described, indent=2) + "\n")
-        write_atomically(new / "generation_config.json", json.dumps({**special, **ends}, indent=2) + "\n")
-        state = pack(stored(network, layout), storage)
-        save_file(state, str(new / "model.safetensors"), metadata={"format": "pt"})
-        tokenizer.save(new)
-        write_atomically(new / "README.md", card)
+    described = {**config, **special, "dtype": storage}
+    write_atomically(folder / "config.json", json.dumps(described, indent=2) + "\n")
+    write_atomically(folder / "generation_config.json", json.dumps({**special, **ends}, indent=2) + "\n")
+    state = pack(stored(network, layout), storage)
+    save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    tokenizer.save(folder)

@@ -27,7 +27,7 @@ SPECIAL_KEYS = {  # redraft's name -> the middle of the key tokenizer.ggml.*_tok
     "sep": "seperator",  # llama.cpp's spelling
     "mask": "mask",
 }
-_UNKNOWN, _CONTROL, _OWN, _UNUSED = 2, 3, 4, 5  # tokenizer.ggml.token_type
+NORMAL, UNKNOWN, CONTROL, OWN, UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
 _SPACE = "\u2581"
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
@@ -128,9 +128,9 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer | None:
     try:
         made = _byte_level(file, tokens) if kind == "gpt2" else _sentence_piece(file, tokens, types)
         added = [
-            AddedToken(token, normalized=False, special=types[number] != _OWN)
+            AddedToken(token, normalized=False, special=types[number] != OWN)
             for number, token in tokens.items()
-            if types[number] in (_CONTROL, _OWN) or (types[number] == _UNKNOWN and kind == "llama")
+            if types[number] in (CONTROL, OWN) or (types[number] == UNKNOWN and kind == "llama")
         ]
         made.add_special_tokens([token for token in added if token.special])
         made.add_tokens([token for token in added if not token.special])
@@ -149,7 +149,7 @@ def _tokens(file: GgufFile) -> tuple[dict[int, str], Sequence[int]]:
     types = file.metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens):
         raise file.damaged("tokenizer.ggml.token_type does not have one entry for each token")
-    fillers = {n for n, token in enumerate(tokens) if types[n] == _UNUSED and token == f"[PAD{n}]"}
+    fillers = {n for n, token in enumerate(tokens) if types[n] == UNUSED and token == f"[PAD{n}]"}
     found = {number: token for number, token in enumerate(tokens) if number not in fillers}
     if len(set(found.values())) != len(found):
         raise file.damaged("tokenizer.ggml.tokens holds a token twice")

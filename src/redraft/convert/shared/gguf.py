@@ -38,7 +38,7 @@ _BLOCK = {
     "ffn_down": "mlp.down_proj",
 }
 _TENSOR = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
-_ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,24 @@ class Architecture:
         model_type: that of the Hugging Face configuration.
         paired_rows: in each head, the rows of queries and keys that are rotated together are neighbours. Hugging Face
             has them half a head apart.
-        biases: the configuration says whether queries, keys and values have biases.
+        biases: the configuration says whether queries, keys and values have biases. mlp_biases: and the MLP.
+        shift: of a masked-diffusion model, the shift of its predictions (``diffusion.shift_logits``); None: the model
+            is autoregressive.
     """
 
     model_type: str
     paired_rows: bool = False
     biases: bool = True
+    mlp_biases: bool = False
+    shift: int | None = None
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("llama", paired_rows=True),  # Mistral is stored as llama, too
+    "llama": Architecture("llama", paired_rows=True, mlp_biases=True),  # Mistral is stored as llama, too
     "qwen2": Architecture("qwen2", biases=False),
     "qwen3": Architecture("qwen3"),
+    "dream": Architecture("Dream", biases=False, shift=1),
+    "llada": Architecture("illada", paired_rows=True, mlp_biases=True, shift=0),  # with Llama's names, as iLLaDA
 }
 
 
@@ -83,7 +89,7 @@ def read(path: Path) -> tuple[dict[str, Any], GgufFiles]:
         what = f"{path}: the architecture {name!r} is not supported in GGUF files."
         raise UserError(what, suggest(str(name), ARCHITECTURES))
     found = ARCHITECTURES[name]
-    values = {key: value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
+    values = {key: value for key, value in file.metadata.items() if key.startswith((f"{name}.", "diffusion."))}
     config = _config(file, found, name, Keys(values, path))
     order = (config["num_attention_heads"], config["num_key_value_heads"]) if found.paired_rows else None
     return config, GgufFiles(file, order)
@@ -95,7 +101,9 @@ def _config(file: GgufFile, found: Architecture, name: str, keys: Keys) -> dict[
     head = _count(keys, f"{name}.attention.key_length", width // heads)
     keys.require(f"{name}.attention.value_length", head)
     keys.require(f"{name}.rope.dimension_count", head)
-    keys.require(f"{name}.attention.causal", True)
+    keys.require(f"{name}.attention.causal", found.shift is None)
+    if found.shift is not None:
+        keys.require("diffusion.shift_logits", bool(found.shift))
     for key in ("expert_count", "expert_used_count", "attention.sliding_window"):
         keys.require(f"{name}.{key}", 0)
     keys.ignore(f"{name}.tensor_data_layout")
@@ -122,7 +130,8 @@ def _config(file: GgufFile, found: Architecture, name: str, keys: Keys) -> dict[
         "rope_scaling": _scaling(file, name, keys, head),
         "tie_word_embeddings": "output.weight" not in file.stored,
         **({"attention_bias": "blk.0.attn_q.bias" in file.stored} if found.biases else {}),
-        **({"mlp_bias": "blk.0.ffn_up.bias" in file.stored} if found.model_type == "llama" else {}),
+        **({"mlp_bias": "blk.0.ffn_up.bias" in file.stored} if found.mlp_biases else {}),
+        **({"is_causal": True} if found.model_type == "llama" else {}),  # a mask token does not make it a masked model
         **_special_tokens(file),
     }
     keys.finish()
@@ -150,7 +159,7 @@ def _scaling(file: GgufFile, name: str, keys: Keys, head: int) -> dict[str, Any]
     key = f"{name}.rope.scaling"
     keys.ignore(f"{key}.finetuned")
     kind = keys.get(f"{key}.type", str, "none")
-    if _ROPE_FACTORS in file.stored:
+    if ROPE_FACTORS in file.stored:
         keys.require(f"{key}.type", "none")
         return _llama3(file, head, keys.get(f"{name}.rope.freq_base", float, 10_000.0))
     if kind == "none":
@@ -171,18 +180,23 @@ def _llama3(file: GgufFile, head: int, theta: float) -> dict[str, Any]:
 
     They are recomputed from the published settings, and must agree.
     """
-    stored = file.read(_ROPE_FACTORS).float().flatten()
+    stored = file.read(ROPE_FACTORS).float().flatten()
     found = {"factor": round(float(stored.max()), 4), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     found["original_max_position_embeddings"] = 8192
     if stored.numel() == head // 2:
-        wave = 2 * torch.pi * theta ** (torch.arange(0, head, 2).double() / head)
-        share = (8192 / wave - 1) / 3  # below 0: divided by the whole factor; above 1: unchanged
-        divisor = 1 / ((1 - share) / found["factor"] + share)
-        divisor = torch.where(share < 0, found["factor"], torch.where(share > 1, 1.0, divisor))
+        divisor = llama3_divisors(head, theta, found["factor"])
         if torch.allclose(divisor, stored.double(), rtol=1e-3):
             return {"rope_type": "llama3", **found}
-    what = f"{file.path}: '{_ROPE_FACTORS}' holds a scaling of rotary positions other than that of Llama 3.1 to 3.3."
+    what = f"{file.path}: '{ROPE_FACTORS}' holds a scaling of rotary positions other than that of Llama 3.1 to 3.3."
     raise UserError(what, "It is not supported.")
+
+
+def llama3_divisors(head: int, theta: float, factor: float) -> Tensor:
+    """[head / 2] by how much Llama 3.1 divides the frequency of each rotation, for a context of 8,192 before."""
+    wave = 2 * torch.pi * theta ** (torch.arange(0, head, 2).double() / head)
+    share = (8192 / wave - 1) / 3  # below 0: divided by the whole factor; above 1: unchanged
+    divisor = 1 / ((1 - share) / factor + share)
+    return torch.where(share < 0, factor, torch.where(share > 1, 1.0, divisor))
 
 
 def _decimal(number: float) -> float:
@@ -205,7 +219,7 @@ class GgufFiles(Files):
         """
         self.folder, self.shards, self.pickled = file.path.parent, [file.path], False
         self.file, self.heads, types = file, heads, file.types
-        self.stored_names = {_name(name): name for name in types if name != _ROPE_FACTORS}
+        self.stored_names = {_name(name): name for name in types if name != ROPE_FACTORS}
         self.where = dict.fromkeys(self.stored_names, file.path)
         self.shapes = {name: file.stored[stored].shape for name, stored in self.stored_names.items()}
         self._size = sum(prod(file.stored[name].shape) * (2 if "F16" in types[name].name else 4) for name in types)
@@ -243,6 +257,26 @@ def halves(tensor: Tensor, heads: int) -> Tensor:
     if tensor.shape[0] % (2 * heads):
         return tensor  # a wrong shape, which the reader of the weights reports
     return tensor.view(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+def neighbours(tensor: Tensor, heads: int) -> Tensor:
+    """The inverse of ``halves``: rows [heads * 2r, ...] in the order of Hugging Face, so that those that are rotated
+    together become neighbours."""
+    return tensor.view(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+def stored_name(name: str) -> str:
+    """The inverse of ``_name``: ``model.layers.3.self_attn.q_proj.weight`` -> ``blk.3.attn_q.weight``.
+
+    Raises:
+        KeyError: no tensor of a GGUF file has this name.
+    """
+    stem, _, ending = name.rpartition(".")
+    whole, block = ({known: short for short, known in table.items()} for table in (_WHOLE, _BLOCK))
+    if stem in whole:
+        return f"{whole[stem]}.{ending}"
+    number, _, rest = stem.removeprefix("model.layers.").partition(".")
+    return f"blk.{number}.{block[rest]}.{ending}"
 
 
 def _name(name: str) -> str:

@@ -162,11 +162,8 @@ def _yarn(table: Keys, context: int, growth: bool) -> RopeScaling:
     original = table.get("original_max_position_embeddings", int, context)
     factor = table.get("factor", float, context / original)
 
-    def magnitude(scale: float) -> float:
-        return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
-
     one, all_ = table.get("mscale", float, 0.0), table.get("mscale_all_dim", float, 0.0)
-    size = magnitude(one) / magnitude(all_) if one and all_ else magnitude(1.0)
+    size = yarn_size(factor, one) / yarn_size(factor, all_) if one and all_ else yarn_size(factor)
     return RopeScaling(
         "yarn",
         factor,
@@ -177,6 +174,11 @@ def _yarn(table: Keys, context: int, growth: bool) -> RopeScaling:
         whole=table.get("truncate", bool, True),
         growth=table.get("llama_4_scaling_beta", float, 0.0) if growth else 0.0,
     )
+
+
+def yarn_size(factor: float, scale: float = 1.0) -> float:
+    """By how much YaRN scales rotated vectors, if its configuration does not say otherwise."""
+    return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def map_attention(places: dict[str, TensorMap], block: str, stored: Mapping[str, str], c: Config, bias: bool) -> None:
@@ -290,7 +292,7 @@ def diffusion_config(network: Backbone, spec: Spec, kind: str, shift: int = 0) -
     reason = ""
     if not isinstance(network, Transformer):
         reason = f"its network is a {type(network).__name__}"
-    elif not spec.masks or spec.scores or c.timed or c.edits or c.restart:
+    elif not spec.masks or spec.scores or c.timed or c.edits:
         reason = "it is not a masked model without time conditioning, as those of public checkpoints are"
     elif spec.network.attention.kind != kind:
         reason = f"its attention is {spec.network.attention.kind}, not {kind}"
