@@ -15,6 +15,7 @@ from typing import Any
 from redraft.data.columns import BadRow, Columns, Turns, choose_columns, reader, unanswered
 from redraft.data.held import Held
 from redraft.data.locate import SPLITS, resolve, source_kind
+from redraft.data.rows import Row
 from redraft.errors import UserError
 
 _SMALL = 8000  # rows; see ``shares_of``
@@ -214,20 +215,23 @@ def split(examples: Examples, fractions: tuple[float, ...], seed: int = 0) -> Sp
             f"Split shares {fractions} are not three numbers of at least 0 with a positive sum.",
             "For example 0.9, 0.05, 0.05.",
         )
-    total = sum(fractions)
-    if total in fractions:  # one split takes everything: no hash needed
+    if sum(fractions) in fractions:  # one split takes everything: no hash needed
         train, validation, test = (examples if share else examples.replace([]) for share in fractions)
         return Splits(train, validation, test)
     rows: dict[str, list[Example]] = {name: [] for name in SPLITS}
     for example in examples:
-        point = unit_hash(normalise(key_text(example)), seed) * total
-        index = 0 if point < fractions[0] else 1 if point < fractions[0] + fractions[1] or not fractions[2] else 2
-        rows[SPLITS[index]].append(example)
+        rows[split_of(example, fractions, seed)].append(example)
     return Splits(
         examples.replace(rows["train"], reported=True),  # reported once
         examples.replace(rows["validation"]),
         examples.replace(rows["test"]),
     )
+
+
+def split_of(example: Example, fractions: tuple[float, ...], seed: int = 0) -> str:
+    """The split that an example is in, by a hash of its normalised input (see ``split``)."""
+    point = unit_hash(normalise(key_text(example)), seed) * sum(fractions)
+    return SPLITS[0 if point < fractions[0] else 1 if point < fractions[0] + fractions[1] or not fractions[2] else 2]
 
 
 def key_text(example: Example) -> str:
@@ -261,42 +265,64 @@ def _folding() -> _Folding:
     return _Folding()
 
 
+class RowReader:
+    """Reads rows as examples.
+
+    Attributes:
+        chosen: the columns, once a good row was read. They are chosen in the first one.
+        unanswered: conversations so far whose last messages have no answer.
+    """
+
+    def __init__(self, columns: Columns | None) -> None:
+        self.wanted = columns or Columns()
+        self.chosen: Columns | None = None
+        self.unanswered = 0
+        self._read: Callable[[Mapping[str, Any]], list[tuple[str | None, str, Turns]]] | None = None
+
+    def examples(self, row: Row) -> list[Example]:
+        """The examples of a row.
+
+        Raises:
+            BadRow: it can't be used; the message says why.
+            UserError: a column does not exist, or none is recognised.
+        """
+        if row.problem:
+            raise BadRow(row.problem)
+        if self._read is None or self.chosen is None:
+            self.chosen = choose_columns(self.wanted, row)
+            self._read = reader(self.chosen)
+        found = self._read(row.values)
+        self.unanswered += self.chosen.messages is not None and unanswered(row.values, self.chosen.messages)
+        return [Example(prompt, target, row.where, row.task, turns) for prompt, target, turns in found]
+
+
+def bad_row(row: Row, problem: str) -> UserError:
+    """The error for a bad row where these are not left out."""
+    return UserError(f"{row.where}: {problem}.", "Fix the row, or leave out bad rows with --skip-bad-rows.")
+
+
 def _read_files(files: list[str], columns: Columns | None, skip_bad_rows: bool) -> Examples:
+    reads, examples, skipped = RowReader(columns), list[Example](), list[Skipped]()
     held = Held(files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files")
-    rows = (row for file in files for row in source_kind(file).read(file))
-    wanted = columns or Columns()
-    chosen: Columns | None = None
-    read_row: Callable[[Mapping[str, Any]], list[tuple[str | None, str, Turns]]] | None = None
-    unfinished = 0
-    examples: list[Example] = []
-    skipped: list[Skipped] = []
     doubtful: dict[str, Doubtful] = {}  # by row: a mixture may repeat one
-    for row in rows:
+    for row in (row for file in files for row in source_kind(file).read(file)):
         held.add_row(row.values)
-        problem, found = row.problem, None
-        if not problem:
-            if read_row is None:
-                chosen = choose_columns(wanted, row)
-                read_row = reader(chosen)
-            try:
-                found = read_row(row.values)
-            except BadRow as error:
-                problem = str(error)
-        if found is not None and chosen is not None:
-            examples += [Example(prompt, target, row.where, row.task, turns) for prompt, target, turns in found]
-            if row.doubt:
-                doubtful[row.where] = Doubtful(row.where, row.doubt)
-            unfinished += chosen.messages is not None and unanswered(row.values, chosen.messages)
-        elif skip_bad_rows:
-            skipped.append(Skipped(row.where, problem))
-        else:
-            raise UserError(f"{row.where}: {problem}.", "Fix the row, or leave out bad rows with --skip-bad-rows.")
+        try:
+            examples += reads.examples(row)
+        except BadRow as error:
+            if not skip_bad_rows:
+                raise bad_row(row, str(error)) from None
+            skipped.append(Skipped(row.where, str(error)))
+            continue
+        if row.doubt:
+            doubtful[row.where] = Doubtful(row.where, row.doubt)
     if not examples:
         first = f", the first: {skipped[0].where}: {skipped[0].reason}" if skipped else ""
         left = f" ({len(skipped)} bad rows left out{first})" if skipped else ""
         raise UserError(f"'{', '.join(files)}' holds no rows{left}.", "Give a file with at least one good row.")
-    assert chosen is not None
-    return Examples(examples, chosen, wanted == Columns(), skipped, unfinished, list(doubtful.values()))
+    assert reads.chosen is not None
+    found, general = list(doubtful.values()), reads.wanted == Columns()
+    return Examples(examples, reads.chosen, general, skipped, reads.unanswered, found)
 
 
 def unit_hash(text: str, seed: int) -> float:

@@ -314,7 +314,7 @@ class Loader:
         """
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
-        self.assembler, self.fit = _assembler(data, tokenizer, length, batch_tokens, too_long)
+        self.assembler, self.fit = assembler(data, tokenizer, length, batch_tokens, too_long)
         self.seed, self.rank, self.world = seed, rank, world
         content = zlib.crc32(data.ids.tobytes())
         self._key = [len(self.fit.rows), len(data.ids), content, length, batch_tokens, seed]
@@ -382,13 +382,17 @@ def batches(
     data: Tokenised, tokenizer: Tokenizer, length: int, batch_tokens: int, too_long: str = "error"
 ) -> list[Batch]:
     """Each row (or token of text) once, in a fixed order: for validation. Arguments and errors as in ``Loader``."""
-    assembler, _ = _assembler(data, tokenizer, length, batch_tokens, too_long)
-    return [assembler.assemble(batch) for batch in assembler.plan_epoch(None)]
+    made, _ = assembler(data, tokenizer, length, batch_tokens, too_long)
+    return [made.assemble(batch) for batch in made.plan_epoch(None)]
 
 
-def _assembler(
+Assembler = Pairs | Windows
+
+
+def assembler(
     data: Tokenised, tokenizer: Tokenizer, length: int, batch_tokens: int, too_long: str
-) -> tuple[Pairs | Windows, Fit]:
+) -> tuple[Assembler, Fit]:
+    """What makes batches of rows, and how rows that are too long were treated. Arguments and errors: see ``Loader``."""
     data, fitted = fit(data, length, too_long)
     if data.prompts is None:
         return Windows(data, tokenizer, length, batch_tokens), fitted

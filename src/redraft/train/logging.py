@@ -148,7 +148,8 @@ def describe(event: Event) -> str:
         begun = f"resumed at step {event.step}" if v["resumed"] else "new run"
         part = f" ({v['trained'] / 1e6:.2f}M trained)" if v["trained"] < v["parameters"] else ""
         line = (
-            f"{v['parameters'] / 1e6:.2f}M parameters{part} on {v['device']} in {v['dtype']}, {v['rows']} rows, {begun}"
+            f"{v['parameters'] / 1e6:.2f}M parameters{part} on {v['device']} in {v['dtype']}, "
+            f"{v['rows'] or 'streamed'} rows, {begun}"
         )
         return "\n".join([*(f"note: {note}" for note in v["notes"]), line])
     if event.kind == "update":

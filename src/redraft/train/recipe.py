@@ -79,6 +79,9 @@ class Recipe:
         build_curriculum(recipe.curriculum)
         if not recipe.model.from_:
             preset(recipe.model.preset, vocab_size=1)
+        if recipe.data.streaming and recipe.train.passes:
+            what = f"{where}: The size of a pass is not known before training with data.streaming."
+            raise UserError(what, "Give a budget of tokens or minutes in place of passes.")
         if recipe.lora is not None and not recipe.model.from_:
             raise UserError("[lora] needs a checkpoint to adapt.", "Set model.from.")
         return recipe

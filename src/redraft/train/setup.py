@@ -13,8 +13,10 @@ from redraft import adapters, config
 from redraft.conversion import convert_family, set_paired
 from redraft.data import chat
 from redraft.data.columns import Columns
+from redraft.data.corpus import Corpus
 from redraft.data.examples import Example, Splits, load
-from redraft.data.loader import Fit, Loader, batches, tokenise
+from redraft.data.loader import Fit, Loader, Tokenised, batches, fit, tokenise
+from redraft.data.stream_loader import StreamLoader
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.families import build_family
@@ -28,6 +30,8 @@ from redraft.train.recipe import Recipe
 from redraft.train.tables import DataTable
 from redraft.types import Batch
 
+_SAMPLE = 1 << 24  # characters of a streamed corpus that are held in memory to train a tokenizer
+_PROBED = 4096  # rows of it that are tokenised before training, for checks and the lengths of answers
 _VALIDATION_TOKENS = 8192  # of one validation batch, or of one row if that is longer
 
 
@@ -36,9 +40,9 @@ class Parts:
     """The parts of a run."""
 
     model: Model
-    loader: Loader
+    loader: Loader | StreamLoader
     validation: list[Batch]
-    rows: int  # training rows
+    rows: int  # training rows; 0: not known, as they are read while training
     skipped: int  # rows skipped because they can't be read or are too long, if the recipe allows it
     data_sha256: str  # of the training texts, in order
     notes: tuple[str, ...] = ()  # what of the data is left out or read in another way than it may seem
@@ -52,11 +56,12 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
     Raises:
         UserError: an error in the data, the tokenizer or the model's shape.
     """
-    splits = texts(recipe)
+    corpus = _corpus(recipe) if recipe.data.streaming else None
+    splits = texts(recipe) if corpus is None else _sample(corpus, recipe)
     start = _start(recipe) if recipe.model.from_ else None
     tokenizer = start.tokenizer if start else _tokenizer(recipe, splits.train, work / "tokenizer")
     chat.adopt(tokenizer, splits.train.rows)
-    training = tokenise(splits.train, tokenizer)
+    training = tokenise(splits.train if corpus is None else _some(splits.train, _PROBED), tokenizer)
     model, length = _model(recipe, tokenizer, start, paired=training.prompts is not None)
     model.network.to(device).requires_grad_(True).set_dropout(recipe.train.dropout)
     if recipe.lora is not None:
@@ -68,17 +73,42 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
         for block in model.network.all_blocks():
             block.compile(dynamic=True)
     data, train = recipe.data, recipe.train
-    loader = Loader(training, tokenizer, length, train.batch_tokens, train.seed, too_long=data.too_long)
+    loader = _loader(recipe, corpus, training, tokenizer, length)
+    fitted = loader.fit if isinstance(loader, Loader) else fit(training, length, data.too_long)[1]
     if training.prompts is not None:
-        prompts, rows = training.prompts[loader.fit.rows], training.lengths[loader.fit.rows]
+        prompts, rows = training.prompts[fitted.rows], training.lengths[fitted.rows]
         model.answer_lengths = AnswerLengths.of(prompts, rows - prompts)
     probe = _some(splits.validation, train.validation_rows)
     size = max(_VALIDATION_TOKENS, length + 1)
     checks = batches(tokenise(probe, tokenizer), tokenizer, length, size, data.too_long) if probe else []
-    skipped = len(splits.train.skipped) + len(loader.fit.skipped)
-    notes = (_too_long(loader.fit), chat.stray_markers(splits.train.rows, tokenizer))
+    notes = [chat.stray_markers(splits.train.rows, tokenizer)]
+    if corpus is not None:
+        notes.insert(0, _from_sample(recipe, len(splits.train)))
+        told = tuple(note for note in notes if note)
+        return Parts(model, loader, checks, 0, loader.skipped, corpus.digest(), told)
+    notes.insert(0, _too_long(fitted))
+    skipped = len(splits.train.skipped) + len(fitted.skipped)
     told = tuple(note for note in notes if note)
     return Parts(model, loader, checks, len(splits.train), skipped, _sha256(splits.train), told)
+
+
+def _loader(
+    recipe: Recipe, corpus: Corpus | None, training: Tokenised, tokenizer: Tokenizer, length: int
+) -> Loader | StreamLoader:
+    """The batches of training, from memory or from a corpus that is read again in every pass."""
+    data, train = recipe.data, recipe.train
+    if corpus is None:
+        return Loader(training, tokenizer, length, train.batch_tokens, train.seed, too_long=data.too_long)
+    size = int(data.buffer * (1 << 20))
+    return StreamLoader(corpus, tokenizer, length, train.batch_tokens, size, train.seed, too_long=data.too_long)
+
+
+def _from_sample(recipe: Recipe, rows: int) -> str:
+    """What is known of a streamed corpus from a sample of it alone."""
+    known = ["the lengths of answers"]
+    if not recipe.model.from_ and recipe.tokenizer.kind == "bpe":
+        known.insert(0, "the tokenizer")
+    return f"rows are read while training; {' and '.join(known)} come from a sample of {rows:,} of them"
 
 
 def _too_long(fit: Fit) -> str:
@@ -92,11 +122,35 @@ def _too_long(fit: Fit) -> str:
 
 
 def texts(recipe: Recipe) -> Splits:
-    """The recipe's examples. Test rows are not used in training.
+    """The recipe's examples; with ``data.streaming`` a sample of them. Test rows are not used in training.
 
     Raises:
         UserError: the recipe names no data, or it can't be read.
     """
+    data = recipe.data
+    if data.streaming:
+        return _sample(_corpus(recipe), recipe)
+    source, named = _source(recipe)
+    root = data.data_root or None
+    fractions = (1.0, 0.0, 0.0) if data.validation else data.fractions
+    return load(source, named, data_root=root, fractions=fractions, skip_bad_rows=data.skip_bad_rows)
+
+
+def _corpus(recipe: Recipe) -> Corpus:
+    data = recipe.data
+    source, named = _source(recipe)
+    root = data.data_root or None
+    fractions = (1.0, 0.0, 0.0) if data.validation else data.fractions
+    return Corpus.open(source, named, data_root=root, fractions=fractions, skip_bad_rows=data.skip_bad_rows)
+
+
+def _sample(corpus: Corpus, recipe: Recipe) -> Splits:
+    trains = recipe.tokenizer.kind == "bpe" and not recipe.model.from_
+    return corpus.sample(_SAMPLE if trains else _SAMPLE >> 4, recipe.train.validation_rows)
+
+
+def _source(recipe: Recipe) -> tuple[str | dict[str, str], Columns | None]:
+    """The source of the data, and the columns that the recipe names."""
     data = recipe.data
     if not data.source:
         raise UserError("[data] has no source.", "Set data.source to a file, a folder or a name on the hub.")
@@ -105,9 +159,7 @@ def texts(recipe: Recipe) -> Splits:
     source: str | dict[str, str] = recipe.path(data.source)
     if data.validation:
         source = {"train": recipe.path(data.source), "validation": recipe.path(data.validation)}
-    fractions = (1.0, 0.0, 0.0) if data.validation else data.fractions
-    root = data.data_root or None
-    return load(source, named, data_root=root, fractions=fractions, skip_bad_rows=data.skip_bad_rows)
+    return source, named
 
 
 def _tokenizer(recipe: Recipe, training: Sequence[Example], folder: Path) -> Tokenizer:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from redraft.data.loader import Loader
+from redraft.data.stream_loader import StreamLoader
 from redraft.train.ema import Ema
 from redraft.train.tables import TrainTable
 
@@ -21,7 +22,7 @@ class State:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     ema: Ema | None
-    loader: Loader
+    loader: Loader | StreamLoader
     noise: torch.Generator  # for the objective, on the host: the same corruption on every device
     device: torch.device
     step: int = 0  # updates made

@@ -78,6 +78,21 @@ class DataTable:
         reach=(),
     )
 
+    streaming: bool = setting(
+        False,
+        "Read the rows again in every pass, instead of holding them in memory and tokenising them before training "
+        "(docs/bulk.md). The budget is then --tokens or --minutes.",
+        reach=_CLI,
+    )
+    buffer: float = setting(
+        8.0,
+        "With streaming: text that is tokenised, shuffled and packed together.",
+        above=0,
+        most=1 << 16,
+        unit="MiB",
+        reach=(),
+    )
+
     def __post_init__(self) -> None:
         _check(self, "data")
 
