@@ -79,7 +79,7 @@ def test_the_average_follows_its_recurrence() -> None:
     for n in range(20):
         with torch.no_grad():
             network.weight.add_(torch.randn(2, 3, generator=torch.Generator().manual_seed(n)))
-        ema.update(network)
+        ema.update()
         d = min(decay, (1 + n) / (10 + n))
         expected = d * expected + (1 - d) * network.weight.detach().double()
     torch.testing.assert_close(ema.shadow["weight"].double(), expected, atol=1e-6, rtol=1e-6)
@@ -91,7 +91,7 @@ def test_applying_the_average_gives_the_weights_back() -> None:
     with torch.no_grad():
         network.weight.zero_()
     average = ema.shadow["weight"].clone()
-    with pytest.raises(RuntimeError), ema.applied(network):
+    with pytest.raises(RuntimeError), ema.applied():
         assert torch.equal(network.weight, average)
         raise RuntimeError
     assert not network.weight.any() and torch.equal(ema.shadow["weight"], average)
@@ -106,14 +106,15 @@ def _tensors(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def test_a_checkpoint_comes_back_as_it_was_and_two_are_kept(tmp_path: Path) -> None:
-    assert checkpoint.load_latest(tmp_path) is None
+    assert checkpoint.latest(tmp_path) is None
     for step in (9, 10, 11):
         checkpoint.save(tmp_path, step, _tensors(step), {"step": step, "loss": 0.1 + 0.2})
     assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-000000010", "checkpoint-000000011"]
     assert [p for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-    loaded = checkpoint.load_latest(tmp_path)
-    assert loaded is not None and loaded[1] == {"step": 11, "loss": 0.1 + 0.2}
-    assert all(torch.equal(loaded[0][name], tensor) for name, tensor in _tensors(11).items())
+    loaded = checkpoint.latest(tmp_path)
+    assert loaded is not None and loaded.values == {"step": 11, "loss": 0.1 + 0.2}
+    tensors = loaded.tensors()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in _tensors(11).items())
 
 
 def _flip(path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path, file: str
         saved = checkpoint.save(tmp_path, step, _tensors(), {"text": "x" * 100})
     harm(saved / file)
     with pytest.raises(UserError) as error:
-        checkpoint.load_latest(tmp_path)
+        checkpoint.latest(tmp_path)
     assert str(saved) in str(error.value) and "checkpoint-000000001" in error.value.remedy
 
 
@@ -147,7 +148,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-000000001"]
-    assert checkpoint.load_latest(tmp_path) is not None
+    assert checkpoint.latest(tmp_path) is not None
 
 
 def test_nothing_pickled_is_ever_loaded() -> None:

@@ -67,15 +67,15 @@ def test_weights_that_are_not_finite_are_never_saved_and_the_run_goes_on_from_th
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gradient becomes NaN between two reports (a long ``log_every``); the next checkpoint notices."""
-    out, step, clip = tmp_path / "run", [0], torch.nn.utils.clip_grad_norm_
+    out, step, norm = tmp_path / "run", [0], torch.nn.utils.get_total_norm
 
-    def spoil(parameters: Any, *args: Any, **options: Any) -> Any:
-        given, step[0] = list(parameters), step[0] + 1
+    def spoil(gradients: list[torch.Tensor], *args: Any, **options: Any) -> Any:
+        step[0] += 1
         if step[0] == 7:
-            given[0].grad.fill_(float("nan"))
-        return clip(given, *args, **options)
+            gradients[0].fill_(float("nan"))
+        return norm(gradients, *args, **options)
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoil)
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", spoil)
     with pytest.raises(UserError, match="not finite") as error:
         train(recipe("train.log_every=1000"), out, device="cpu")
     good = checkpoint.checkpoints(out / "train")
@@ -85,7 +85,7 @@ def test_weights_that_are_not_finite_are_never_saved_and_the_run_goes_on_from_th
     for path in good:
         state = load_file(path / "state.safetensors")
         assert all(t.isfinite().all() for t in state.values() if t.is_floating_point())
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", norm)
     with pytest.raises(UserError, match=r"train.seed"):  # anything else may not change
         train(recipe("train.log_every=1000", "train.lr=0.0015", "train.seed=3"), out, device="cpu")
     begun: list[int] = []

@@ -87,7 +87,7 @@ def _source(files: list[str], size: int, number: int, at: Position) -> Any:
         for portion in portions(files, size, number, at):
             yield _table([portion])
 
-    class Portions(Datasource):  # type: ignore[misc] # a class of Ray, which has no types
+    class Portions(Datasource):
         def get_read_tasks(self, parallelism: int, *more: Any, **further: Any) -> list[Any]:
             return [ReadTask(read, BlockMetadata(num_rows=None, size_bytes=None, input_files=files, exec_stats=None))]
 

@@ -74,8 +74,15 @@ class VerbCommand(TyperCommand):
 
 
 def command(name: str) -> Any:
-    """Build the command of a verb, its options included."""
+    """Build the command of a verb, its options included.
+
+    Raises:
+        UserError: torchrun has started it in several processes, and it is made for one.
+    """
     verb = find_verb(name)
+    if not verb.processes and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        what = f"'redraft {name}' can't run in several processes of torchrun."
+        raise UserError(what, "Start it without torchrun; train and finetune can.")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(name, cls=VerbCommand, help=verb.help)(expand(verb.run))
     return get_command(app)
@@ -121,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
             stream.reconfigure(errors="replace")  # a text that the terminal can't show is no reason to lose it
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            result = get_command(app).main(arguments, prog_name="redraft", standalone_mode=False)
+            result = get_command(app).main(arguments, prog_name="redraft", standalone_mode=False, obj=arguments)
         if result == _INTERRUPTED:  # typer returns this after Ctrl-C within a verb
             return _interrupted(arguments)
         if as_json and isinstance(result, dict):
@@ -178,9 +185,10 @@ def _interrupted(arguments: Sequence[str]) -> int:
 
 
 def _refuse(what: str, remedy: str, as_json: bool) -> int:
+    rank = int(os.environ.get("RANK", "0"))  # of this process among several of torchrun
     message = " ".join(f"error: {what} {remedy}".split())
-    typer.echo(message, err=True)
-    if as_json:
+    typer.echo(f"rank {rank}: {message}" if rank else message, err=True)
+    if as_json and not rank:
         with contextlib.suppress(OSError):
             typer.echo(json.dumps({"error": {"what": what, "remedy": remedy}}, ensure_ascii=False))
     return _BAD_INPUT

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,11 @@ from redraft.cli._common import log
 from redraft.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
+    from redraft.train.logging import Watcher
+    from redraft.train.memory_plan import MemoryPlan
+    from redraft.train.ranks import Ranks
     from redraft.train.recipe import Recipe
 
 Out = Annotated[Path, typer.Option(help="Folder for the model. The same command resumes an interrupted run.")]
@@ -32,37 +38,62 @@ def run(recipe: Recipe, out: Path, device: str, as_json: bool, dry_run: bool = F
     Raises:
         UserError: the folder can't be written, the memory doesn't suffice, or as for ``train.loop.train``.
     """
-    from redraft import runtime
     from redraft.data.report import describe as describe_data
     from redraft.files import check_writable
-    from redraft.train.logging import Progress, describe
     from redraft.train.loop import train
-    from redraft.train.memory_plan import fitted
+    from redraft.train.ranks import joined
     from redraft.train.setup import texts
 
-    if not dry_run:
-        check_writable(out, folder=True)
-    splits = texts(recipe)
-    chats = any(example.turns for example in splits.train)
-    log(str(describe_data(splits)))
-    del splits
-    recipe, memory = fitted(recipe, runtime.device(device))
-    log(str(memory))
-    if dry_run:
-        return {"memory": memory.to_json()}
-    try:
-        if sys.stderr.isatty() and not as_json:
-            with Progress() as progress:
-                result = train(recipe, out, device=device, on_event=progress)
-        else:
-            result = train(recipe, out, device=device, on_event=lambda event: log(describe(event)))
-    except KeyboardInterrupt:
-        log(_continuation(out))
-        raise
-    if not as_json:
+    with joined(device) as (ranks, where):
+        tell = log if ranks.is_writer else _silent
+        if not dry_run:
+            ranks.once(lambda: check_writable(out, folder=True))
+        splits = texts(recipe)
+        chats = any(example.turns for example in splits.train)
+        tell(str(describe_data(splits)))
+        del splits
+        recipe, memory = ranks.once(lambda: _fitted(recipe, where, ranks))
+        tell(str(memory))
+        if dry_run:
+            return {"memory": memory.to_json()}
+        try:
+            with _shown(as_json, tell) as show:
+                result = train(recipe, out, device=device, on_event=show)
+        except KeyboardInterrupt:
+            tell(_continuation(out))
+            raise
+    if not as_json and ranks.is_writer:
         how = "chat" if chats else "generate"
         typer.echo(f"The model is in {out}. Try: redraft {how} --model {out}{'' if chats else ' --prompt TEXT'}")
     return {"model": str(out), **dataclasses.asdict(result)}
+
+
+def _silent(text: str) -> None:
+    """Another process says it."""
+
+
+@contextmanager
+def _shown(as_json: bool, tell: Callable[[str], None]) -> Iterator[Watcher]:
+    """How the events of a run are shown."""
+    from redraft.train.logging import Progress, describe
+
+    if tell is log and sys.stderr.isatty() and not as_json:
+        with Progress() as progress:
+            yield progress
+    else:
+        yield lambda event: tell(describe(event))
+
+
+def _fitted(recipe: Recipe, where: torch.device, ranks: Ranks) -> tuple[Recipe, MemoryPlan]:
+    """The recipe with its activation checkpointing chosen, and the plan of the memory of one process that holds all
+    weights. A run whose weights are sharded needs less, and is not refused."""
+    from redraft.train.memory_plan import fitted, plan
+
+    if ranks.world == 1 or recipe.train.parallel == "ddp":
+        return fitted(recipe, where)
+    found = plan(recipe, where)
+    table = dataclasses.replace(recipe.train, activation_checkpointing=found.checkpointing)
+    return dataclasses.replace(recipe, train=table), found
 
 
 def _continuation(out: Path) -> str:

@@ -21,6 +21,7 @@ class Verb:
     run: Callable[..., dict[str, Any]]
     order: int  # place in ``redraft --help``
     resumes: bool  # the same command continues after an interruption
+    processes: bool = False  # torchrun may start it in several processes
 
     @property
     def help(self) -> str:
@@ -31,16 +32,17 @@ class Verb:
 _DECLARED: dict[str, Verb] = {}
 
 
-def verb(order: int, resumes: bool = False) -> Callable[[F], F]:
+def verb(order: int, resumes: bool = False, processes: bool = False) -> Callable[[F], F]:
     """Declare the function of a module of this folder as its verb.
 
     Args:
         order: place in ``redraft --help``.
         resumes: the same command continues where it was interrupted.
+        processes: torchrun may start it in several processes, which work together.
     """
 
     def declare(run: F) -> F:
-        _DECLARED[run.__name__] = Verb(run.__name__, run, order, resumes)
+        _DECLARED[run.__name__] = Verb(run.__name__, run, order, resumes, processes)
         return run
 
     return declare

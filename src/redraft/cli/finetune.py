@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import typer
+
+from redraft.cli import _processes as p
 from redraft.cli import _training as t
 from redraft.cli._common import Device, Json
 from redraft.cli._options import Options, listed
@@ -16,8 +19,9 @@ from redraft.train.tables import CurriculumTable, DataTable, FamilyTable, ModelT
 LEARNING_RATE, PASSES = 3e-4, 3.0
 
 
-@verb(order=50, resumes=True)
+@verb(order=50, resumes=True, processes=True)
 def finetune(
+    context: typer.Context,
     model: Annotated[dict[str, Any], Options(ModelTable, only=("from_",))],
     data: Annotated[dict[str, Any], Options(DataTable)],
     out: t.Out,
@@ -27,6 +31,8 @@ def finetune(
     training: Annotated[dict[str, Any], Options(TrainTable, defaults=False)],
     set_: t.Set = None,
     dry_run: t.DryRun = False,
+    nproc: p.Processes = 1,
+    max_restarts: p.Restarts = 0,
     as_json: Json = False,
     device: Device = "auto",
 ) -> dict[str, Any]:
@@ -61,7 +67,9 @@ def finetune(
         "lora": _lora(lora),
         "train": {"lr": LEARNING_RATE, **training},
     }
-    return t.run(t.recipe_of(values, "command line", set_), out, device, as_json, dry_run)
+    made = t.recipe_of(values, "command line", set_)
+    p.start(context, made, nproc, max_restarts)
+    return t.run(made, out, device, as_json, dry_run)
 
 
 def _lora(given: dict[str, Any]) -> dict[str, Any] | None:

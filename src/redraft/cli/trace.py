@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redraft.cli._common import Device, Json, ModelName, Seed, WeightType, placement, read_text
-from redraft.cli._decoding import Decoding, Drafter, pair, resolved
+from redraft.cli._decoding import Decoding, Drafter, resolved
 from redraft.cli._verbs import verb
 from redraft.config import parse_options
 
@@ -58,6 +58,7 @@ def trace(
     """
     import redraft
     from redraft.files import check_writable, write_atomically
+    from redraft.loading import pair
     from redraft.trace.page import render_page
 
     check_writable(out)

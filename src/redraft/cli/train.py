@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from redraft.cli import _processes as p
 from redraft.cli import _training as t
 from redraft.cli._common import Device, Json
 from redraft.cli._options import Options
@@ -14,8 +15,9 @@ from redraft.cli._verbs import verb
 from redraft.train.tables import DataTable, FamilyTable, ModelTable, TrainTable
 
 
-@verb(order=40, resumes=True)
+@verb(order=40, resumes=True, processes=True)
 def train(
+    context: typer.Context,
     out: t.Out,
     data: Annotated[dict[str, Any], Options(DataTable)],
     family: Annotated[dict[str, Any], Options(FamilyTable)],
@@ -24,6 +26,8 @@ def train(
     recipe: Annotated[Path | None, typer.Argument(help="A TOML file, such as those under recipes/.")] = None,
     set_: t.Set = None,
     dry_run: t.DryRun = False,
+    nproc: p.Processes = 1,
+    max_restarts: p.Restarts = 0,
     as_json: Json = False,
     device: Device = "auto",
 ) -> dict[str, Any]:
@@ -44,4 +48,6 @@ def train(
     given = {name: values for name, values in given.items() if values or name in ("data", "train")}
     values = config.merge(config.read_toml(recipe) if recipe else {}, given)
     where, folder = (str(recipe), str(recipe.resolve().parent)) if recipe else ("command line", "")
-    return t.run(t.recipe_of(values, where, set_, folder), out, device, as_json, dry_run)
+    made = t.recipe_of(values, where, set_, folder)
+    p.start(context, made, nproc, max_restarts)
+    return t.run(made, out, device, as_json, dry_run)

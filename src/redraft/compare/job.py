@@ -270,7 +270,7 @@ class Job:
             self.measured.timings.append(Timing(batch, tuple(entries), constrained, place))
 
         runners = [(models[setting.family], setting) for setting in settings]
-        how = {"runners": runners, "batch": batch, "limits": limits, "executor": self.executor.name}
+        how: dict[str, Any] = {"runners": runners, "batch": batch, "limits": limits, "executor": self.executor.name}
         return Piece(key, label, partial(Workbench.timing, **how), absorb, alone=True)
 
     def service(self) -> list[Piece]:

@@ -20,7 +20,8 @@ NO_TIME = "there was no time left"
 class State(Protocol):
     """What all tasks of a run share. An executor with several processes gives each a copy, with its own ``log``."""
 
-    log: Log
+    @property
+    def log(self) -> Log: ...
 
 
 @dataclass(frozen=True)

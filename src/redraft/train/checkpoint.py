@@ -1,7 +1,9 @@
 """Training checkpoints that survive a kill at any moment: safetensors and JSON, no pickles.
 
-A checkpoint is a folder ``checkpoint-<step>`` with ``state.safetensors`` and ``state.json``. It is written under a
-temporary name, forced to disk and renamed, so a folder with the final name is always complete. The last two are kept.
+A checkpoint is a folder ``checkpoint-<step>`` with ``state.json`` and safetensors files: one process writes
+``state.safetensors``, several write a file each (``sharded_checkpoint``). It is written under a temporary name, forced
+to disk and renamed, so a folder with the final name is always complete. The last two are kept. Any number of processes
+reads what any other number has written.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,61 @@ from redraft.files import atomic_folder, remove
 _KEEP = 2
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is as it was when it was saved."""
+
+    path: Path
+    values: dict[str, Any]
+
+    @property
+    def files(self) -> list[Path]:
+        """Its safetensors files: one, or one of each process that wrote it."""
+        return _weights(self.path)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Read the tensors [...] of a checkpoint of one process.
+
+        Raises:
+            UserError: the file can't be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        (file,) = self.files
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"Checkpoint file {file} can't be read ({_short(error)}).", "Copy it again.") from None
+
+
+class Saver:
+    """Saves the checkpoints of one process. ``start`` returns when a checkpoint is complete."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: the folder of all checkpoints.
+        """
+        self._folder = folder
+        self._saved: Path | None = None
+
+    def start(self, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Begin to save tensors [...] by name and plain JSON values. The checkpoint before must be ``finished``."""
+        self._saved = save(self._folder, step, tensors, values)
+
+    def finished(self, wait: bool = False) -> Path | None:
+        """The checkpoint that has been saved since the last call; None if none has.
+
+        Args:
+            wait: until it has been saved.
+        """
+        found, self._saved = self._saved, None
+        return found
+
+
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Path:
-    """Write one checkpoint atomically and delete all but the last two.
+    """Write one checkpoint of one process atomically and delete all but the last two.
 
     Args:
         folder: the folder of all checkpoints.
@@ -36,20 +92,38 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping
     """
     from safetensors.torch import save_file
 
-    final = folder / f"checkpoint-{step:09d}"
-    for leftover in folder.glob(".checkpoint-*"):  # of a run killed while saving
-        remove(leftover)
+    final = place_of(folder, step)
+    remove_leftovers(folder)
     with atomic_folder(final) as new:
-        weights = new / "state.safetensors"
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, weights)
-        text = json.dumps(values)
-        (new / "state.json").write_text(
-            json.dumps({"sha256": _sha256(weights, text), "values": text}), encoding="utf-8"
-        )
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, new / "state.safetensors")
+        describe(new, values)
+    remove_old(folder)
+    return final
+
+
+def place_of(folder: Path, step: int) -> Path:
+    """The final folder of the checkpoint of a step."""
+    return folder / f"checkpoint-{step:09d}"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a run left behind that was killed while saving."""
+    for leftover in folder.glob(".checkpoint-*"):
+        remove(leftover)
+
+
+def describe(new: Path, values: Mapping[str, Any]) -> None:
+    """Write ``state.json`` beside the complete safetensors files of a checkpoint: its values, and their SHA-256."""
+    text = json.dumps(values)
+    note = json.dumps({"sha256": _sha256(_weights(new), text), "values": text})
+    (new / "state.json").write_text(note, encoding="utf-8")
+
+
+def remove_old(folder: Path) -> None:
+    """Force the list of checkpoints to the disk, and delete all but the last two."""
     _sync(folder)
     for old in checkpoints(folder)[:-_KEEP]:
         shutil.rmtree(old.rename(folder / f".{old.name}"))  # so that no incomplete folder has the final name
-    return final
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -62,8 +136,8 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("checkpoint-"))
 
 
-def load_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The tensors [...] and values of the newest checkpoint, or None if there is none.
+def latest(folder: Path) -> Saved | None:
+    """The newest checkpoint, checked against its recorded SHA-256, or None if there is none.
 
     Raises:
         UserError: it is corrupt or truncated; names the file and what to do.
@@ -72,32 +146,31 @@ def load_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None
     if not found:
         return None
     then = f"resume from {found[-2].name}" if len(found) > 1 else "start again"
-    return load(found[-1], remedy=f"Delete the folder {found[-1]} to {then}.")
+    return _checked(found[-1], remedy=f"Delete the folder {found[-1]} to {then}.")
 
 
-def load(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors [...] and values of one checkpoint folder, and check them against the recorded SHA-256.
-
-    Raises:
-        UserError: corrupt or truncated; names the file and gives the remedy.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    note, weights = path / "state.json", path / "state.safetensors"
+def _checked(path: Path, remedy: str) -> Saved:
+    note = path / "state.json"
     try:
         head = json.loads(note.read_text(encoding="utf-8"))
         digest, text = head["sha256"], str(head["values"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"Checkpoint file {note} is damaged ({_short(error)}).", remedy) from None
+    weights = _weights(path)
+    named = weights[0] if len(weights) == 1 else path / "state.safetensors"
     try:
         if _sha256(weights, text) != digest:
             raise UserError(
-                f"Checkpoint file {weights}, or state.json beside it, has changed since it was saved.", remedy
+                f"Checkpoint file {named}, or state.json beside it, has changed since it was saved.", remedy
             )
-        return load_file(weights), json.loads(text)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"Checkpoint file {weights} is damaged ({_short(error)}).", remedy) from None
+        return Saved(path, json.loads(text))
+    except OSError as error:
+        raise UserError(f"Checkpoint file {named} is damaged ({_short(error)}).", remedy) from None
+
+
+def _weights(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint."""
+    return sorted(path.glob("*.safetensors"))
 
 
 def _sync(folder: Path) -> None:
@@ -109,11 +182,13 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _sha256(path: Path, text: str) -> str:
-    """The SHA-256 of a file and a text together."""
+def _sha256(paths: Sequence[Path], text: str) -> str:
+    """The SHA-256 of a text and files together."""
     digest = hashlib.sha256(text.encode())
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: digest).hexdigest()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def _short(error: Exception) -> str:

@@ -19,32 +19,33 @@ class Ema:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.shadow = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
+        self._weights = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+        self.shadow = {name: weight.clone() for name, weight in self._weights.items()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
+    def update(self) -> None:
         """Add the weights after one more update to the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        weights = dict(network.named_parameters())
-        torch._foreach_lerp_(list(self.shadow.values()), [weights[name] for name in self.shadow], 1.0 - decay)
+        torch._foreach_lerp_(list(self.shadow.values()), list(self._weights.values()), 1.0 - decay)
 
     @contextmanager
-    def applied(self, network: nn.Module) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Use the averaged weights inside the block."""
-        self._swap(network)
+        self._swap()
         try:
             yield
         finally:
-            self._swap(network)
+            self._swap()
 
     @torch.no_grad()
-    def _swap(self, network: nn.Module) -> None:
-        # Exchanges pointers, not numbers: it costs nothing and is exact.
-        weights = dict(network.named_parameters())
-        for name in self.shadow:
-            weight = weights[name]
-            weight.data, self.shadow[name] = self.shadow[name], weight.data
+    def _swap(self) -> None:
+        # Numbers are exchanged, not pointers: what gathers the parts of sharded weights keeps its own.
+        for name, shadow in self.shadow.items():
+            weight = self._weights[name]
+            kept = weight.clone()
+            weight.copy_(shadow)
+            shadow.copy_(kept)
 
     def tensors(self) -> dict[str, Tensor]:
         """The averaged weights [...] by parameter name."""

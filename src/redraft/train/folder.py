@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from torch import Tensor
 from redraft.errors import UserError
 from redraft.files import disk_error, exclusive, read_json, write_atomically
 from redraft.train import checkpoint, divergence
+from redraft.train.checkpoint import Saved, Saver
+from redraft.train.ranks import Ranks
 from redraft.train.recipe import Recipe
-
-Saved = tuple[dict[str, Tensor], dict[str, Any]]  # what ``State.pack`` returned
 
 
 @contextmanager
@@ -81,12 +81,38 @@ def last_checkpoint(recipe: Recipe, work: Path) -> Saved | None:
                 "Restore these settings to resume it, or choose another --out.",
             )
         divergence.forget(work)
-        return checkpoint.load_latest(work)
+        return checkpoint.latest(work)
     if any((work.parent / name).exists() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"'{work.parent}' holds a model and no run to resume.", "Choose another --out.")
     shutil.rmtree(work / "tokenizer", ignore_errors=True)  # of a run killed before its first checkpoint
     write_atomically(path, recipe.to_toml())
     return None
+
+
+def saver(work: Path, ranks: Ranks) -> Saver:
+    """What saves the checkpoints of a run. All machines of several processes share its folder."""
+    if ranks.world == 1:
+        return Saver(work)
+    from redraft.train.sharded_checkpoint import AsyncSaver
+
+    return AsyncSaver(work, ranks)
+
+
+def tensors(saved: Saved, sharded: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """The tensors [...] of a checkpoint by name, whatever number of processes wrote it.
+
+    Args:
+        sharded: the parameters by name, where this process holds only a part of them; else None. What belongs to them
+            is read in parts, too.
+    Raises:
+        UserError: a file can't be read.
+    """
+    if sharded is None and len(saved.files) == 1:
+        return saved.tensors()
+    from redraft.train import sharded_checkpoint
+
+    with own_files(saved.path.parent):
+        return sharded_checkpoint.read(saved.path, sharded or {})
 
 
 def _recorded(path: Path) -> dict[str, Any]:

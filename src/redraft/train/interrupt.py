@@ -5,17 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from redraft.train.ranks import Ranks
+
+_ECHO_SECONDS = 3.0  # within which a second Ctrl-C of several processes is the first one again
 _NOTICE = b"\nStopping after this update, to save it. Press Ctrl-C again to stop at once.\n"
 
 
 class Interrupt:
     """Notes Ctrl-C while it is used as a context manager. Elsewhere than in the main thread it does nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        """
+        Args:
+            ranks: the processes of the run. The terminal tells each of several, and then torchrun tells them once more.
+        """
         self.requested = False
+        self._ranks, self._ignored_until = ranks, 0.0
         self._before: Any = None
 
     def __enter__(self) -> Interrupt:
@@ -30,9 +39,18 @@ class Interrupt:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            if time.monotonic() < self._ignored_until:
+                return
+            self._restore()
+            raise KeyboardInterrupt
         self.requested = True
-        self._restore()  # so that the next Ctrl-C raises KeyboardInterrupt
-        os.write(2, _NOTICE)  # not through Python's buffer, which the interrupted code may be writing to
+        if self._ranks.world > 1:
+            self._ignored_until = time.monotonic() + _ECHO_SECONDS
+        else:
+            self._restore()  # so that the next Ctrl-C raises KeyboardInterrupt, whatever runs then
+        if self._ranks.is_writer:
+            os.write(2, _NOTICE)  # not through Python's buffer, which the interrupted code may be writing to
 
     def _restore(self) -> None:
         if self._before is not None:

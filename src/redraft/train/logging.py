@@ -19,7 +19,7 @@ class Event:
 
     Kinds and their values:
         start       parameters, trained (how many of them), rows, skipped, notes, padding (share of positions), device,
-                    dtype, peak_flops (measured FLOP/s of a matrix product), resumed
+                    processes, dtype, peak_flops (measured FLOP/s of a matrix product), resumed
         update      loss (per target token, since the last one), lr, grad_norm, passes, progress (0..1), and
                     timings: tokens_per_second, share_of_peak (None: measured too low), seconds, eta_seconds
         progress    doing, done, of (batches), progress, loss, seconds (of this start), eta_seconds: where the run is,
@@ -146,11 +146,10 @@ def describe(event: Event) -> str:
     v = event.values
     if event.kind == "start":
         begun = f"resumed at step {event.step}" if v["resumed"] else "new run"
+        others = f" and {v['processes'] - 1} other processes" if v["processes"] > 1 else ""
         part = f" ({v['trained'] / 1e6:.2f}M trained)" if v["trained"] < v["parameters"] else ""
-        line = (
-            f"{v['parameters'] / 1e6:.2f}M parameters{part} on {v['device']} in {v['dtype']}, "
-            f"{v['rows'] or 'streamed'} rows, {begun}"
-        )
+        where, rows = f"{v['device']}{others} in {v['dtype']}", v["rows"] or "streamed"
+        line = f"{v['parameters'] / 1e6:.2f}M parameters{part} on {where}, {rows} rows, {begun}"
         return "\n".join([*(f"note: {note}" for note in v["notes"]), line])
     if event.kind == "update":
         peak = "" if v["share_of_peak"] is None else f"  {100 * v['share_of_peak']:.0f} % of peak"

@@ -24,17 +24,17 @@ from redraft.likelihood import prepare_batch
 from redraft.objectives.base import Objective, TrainingPhase
 from redraft.objectives.shared.vocabulary import backward
 from redraft.train import checkpoint, folder, optim, schedules, validation
+from redraft.train.checkpoint import Saved
 from redraft.train.divergence import check_finite
-from redraft.train.ema import Ema
-from redraft.train.folder import Saved
 from redraft.train.interrupt import Interrupt
 from redraft.train.logging import Event, Watcher
 from redraft.train.phases import Phases
 from redraft.train.process import process_settings, use_bfloat16
+from redraft.train.ranks import Ranks, batch_seeds, joined
 from redraft.train.recipe import Recipe
 from redraft.train.reporter import Reporter
-from redraft.train.setup import Parts, prepare
-from redraft.train.state import State, Window
+from redraft.train.setup import fresh_state, prepare
+from redraft.train.state import Window
 from redraft.train.throughput import Meter, Peak
 from redraft.train.validation import Progress, crossed
 from redraft.types import Batch, Prepared
@@ -62,24 +62,29 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
     with the same weights, bit for bit on the same machine with the same number of threads (except where the budget is
     in minutes). ``out/train`` holds the checkpoints, ``metrics.jsonl``, TensorBoard files and ``recipe.toml``.
 
+    Under torchrun all processes call it, and train one model together (``ranks``).
+
     Args:
-        on_event: called with every ``Event``; events ``progress`` come from another thread (``Reporter``).
+        on_event: called with every ``Event``; events ``progress`` come from another thread (``Reporter``). Of several
+            processes, only that of rank 0 calls it.
     Raises:
         UserError: wrong recipe or data, a damaged checkpoint, another run in ``out``, or a loss that is not finite.
         KeyboardInterrupt: after Ctrl-C, when the current update has been saved.
     """
     begun = time.monotonic()
-    work, where = Path(out) / "train", runtime.device(device)
+    work = Path(out) / "train"
     with ExitStack() as stack:
         # 1. Set up: take the folder, resume from its last checkpoint if there is one, build the parts.
-        stack.enter_context(folder.locked(work))
-        saved = folder.last_checkpoint(recipe, work)
-        if (result := folder.finished(work)) is not None:
+        ranks, where = stack.enter_context(joined(device))
+        ranks.once(lambda: stack.enter_context(folder.locked(work)))
+        saved = ranks.once(lambda: folder.last_checkpoint(recipe, work))
+        if (result := ranks.once(lambda: folder.finished(work))) is not None:
             return config.build(Result, result, f"{work / 'result.json'} (delete it to have it written again)")
         stack.enter_context(process_settings(recipe.train, where))
-        reporter = stack.enter_context(Reporter(work, on_event))
-        run = _Run(recipe, Path(out), where, reporter, saved, begun)
-        interrupt = stack.enter_context(Interrupt())
+        reporter = stack.enter_context(Reporter(work, on_event if ranks.is_writer else None))
+        run = _Run(recipe, Path(out), ranks, where, reporter, saved, begun)
+        stack.callback(run.close)
+        interrupt = stack.enter_context(Interrupt(ranks))
 
         while run.spent < 1.0 or not run.state.step:  # at least one update, however short the minutes
             # 2. Update the weights.
@@ -92,9 +97,10 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
                 run.report()
             if not last and run.validation_is_due(before):
                 run.validate()
-            if last or interrupt.requested or run.save_is_due(before):
+            stop, save = ranks.any(interrupt.requested, ranks.is_writer and run.save_is_due(before))
+            if last or stop or save:
                 run.save()
-            if interrupt.requested:
+            if stop:
                 raise KeyboardInterrupt
 
         # 4. Finish: validate, and write the model where redraft.load finds it.
@@ -105,12 +111,21 @@ class _Run:
     """A run in progress: its parts, its state, and the steps that ``train`` puts together."""
 
     def __init__(
-        self, recipe: Recipe, out: Path, where: torch.device, reporter: Reporter, saved: Saved | None, begun: float
+        self,
+        recipe: Recipe,
+        out: Path,
+        ranks: Ranks,
+        where: torch.device,
+        reporter: Reporter,
+        saved: Saved | None,
+        begun: float,
     ) -> None:
         self.recipe, self.table, self.out, self.work = recipe, recipe.train, out, out / "train"
-        self.where, self.reporter = where, reporter
-        self.parts = parts = prepare(recipe, self.work, where)
-        self.spec, self.state = parts.model.spec, _fresh_state(recipe, parts, where)
+        self.ranks, self.where, self.reporter = ranks, where, reporter
+        self.batches = ranks.share(recipe.train.accumulate)  # of an update, on this rank
+        self.parts = parts = prepare(recipe, self.work, where, ranks)
+        self.saver = folder.saver(self.work, ranks)
+        self.spec, self.state = parts.model.spec, fresh_state(recipe, parts, where, ranks)
         family = parts.model.family
         self.objective: Objective[Any] = family.objective()  # for validation; training may use another
         self.phases = Phases(family, self.state.trainable)
@@ -118,19 +133,22 @@ class _Run:
         if self.curriculum is not None:
             self.phases.check_curriculum(parts.model.family_name)
         self.networks: dict[str, nn.Module] = {"main": self.state.network} | self._teacher()
-        self.bfloat16 = saved[1]["bfloat16"] if saved else use_bfloat16(self.table.dtype, where)
+        self.bfloat16 = saved.values["bfloat16"] if saved else ranks.same(use_bfloat16(self.table.dtype, where))
         self.cost = self.parts.model.network.forward_cost()
         self.peak = Peak(where, torch.bfloat16 if self.bfloat16 else torch.float32)
         if saved:  # after everything else that may draw random numbers
             fingerprint = parts.model.tokenizer.fingerprint
-            folder.check_data(saved[1]["data_sha256"], parts.data_sha256, saved[1].get("tokenizer"), fingerprint)
-            self.state.unpack(*saved)
+            values = saved.values
+            folder.check_data(values["data_sha256"], parts.data_sha256, values.get("tokenizer"), fingerprint)
+            sharded = self.state.parameters if parts.weights.sharded else None
+            self.state.unpack(folder.tensors(saved, sharded), values)
             self.objective = validation.configured(self.objective, self.state.objective)
         self.begun = begun - self.state.seconds  # so that now - begun counts all restarts together
-        reporter.open_files(self.state.step)
+        if ranks.is_writer:
+            reporter.open_files(self.state.step)
         reporter.report(self._started(resumed=saved is not None))
-        self.meter, self.saved_at = Meter(where, self.state.tokens, self.state.flops), time.monotonic()
-        self.spent = self.state.spent(self.table, self.state.tokens, self.seconds)
+        self.meter, self.saved_at = Meter(where, self.state.tokens, self.state.all_flops()), time.monotonic()
+        self.spent = self._share_spent()
         reporter.updated(self.state.step, self.state.tokens, self.spent, None)
         self.phase: TrainingPhase | None = None  # of the last update
         self.rate = 0.0  # learning rate of the last update
@@ -139,6 +157,10 @@ class _Run:
     def seconds(self) -> float:
         """Wall clock so far, over all restarts."""
         return time.monotonic() - self.begun
+
+    def _share_spent(self) -> float:
+        seconds = self.ranks.same(self.seconds) if self.table.minutes else 0.0  # clocks differ
+        return self.state.spent(self.table, self.state.tokens, seconds)
 
     # ---- setup
 
@@ -161,6 +183,7 @@ class _Run:
             "notes": list(self.parts.notes),
             "padding": self.parts.loader.padding_share(),
             "device": str(self.where),
+            "processes": self.ranks.world,
             "dtype": "bfloat16" if self.bfloat16 else "float32",
             "peak_flops": self.peak.flops,
             "resumed": resumed,
@@ -172,24 +195,25 @@ class _Run:
     def update(self) -> None:
         """Read some batches, gather their gradient, and change the weights once."""
         table, state = self.table, self.state
-        batches = [next(state.loader) for _ in range(table.accumulate)]
-        targets = sum(int(batch.target.sum()) for batch in batches)
-        state.tokens += sum(int(batch.valid.sum()) for batch in batches)
-        spent_before, self.spent = self.spent, state.spent(table, state.tokens, self.seconds)
+        batches = [next(state.loader) for _ in range(self.batches)]
+        counts = [(int(batch.target.sum()), int(batch.valid.sum())) for batch in batches]
+        targets, tokens = self.ranks.sum([sum(each) for each in zip(*counts, strict=True)])
+        state.tokens += tokens
+        spent_before, self.spent = self.spent, self._share_spent()
         phase = self._begin(spent_before)
         loss = torch.zeros((), device=self.where)
         for number, batch in enumerate(batches):
             self.reporter.doing(f"update {state.step + 1}", number, len(batches))
-            prepared = self._prepare(phase, batch)
+            prepared = self._prepare(phase, batch, number)
             share = prepared.tokens / targets
             loss += backward(state.network, phase.objective, prepared.to(self.where), share, self.bfloat16)
-        norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), table.clip or float("inf"), foreach=True)
+        norm = self.parts.weights.clip(table.clip)
         optim.step(state.optimizer, self.rate)
         if state.ema:
-            state.ema.update(state.network)
+            state.ema.update()
         state.step += 1
         state.window.add(loss, targets, norm)
-        loss_so_far = state.window.mean() if self.reporter.wants_loss else None
+        loss_so_far = state.window.mean(self.ranks) if self.reporter.wants_loss else None
         self.reporter.updated(state.step, state.tokens, self.spent, loss_so_far)
 
     def _begin(self, spent_before: float) -> TrainingPhase:
@@ -207,9 +231,14 @@ class _Run:
         self.rate = schedules.learning_rate(table.schedule, progress, table.lr, warmup, table.min_lr)
         return phase
 
-    def _prepare(self, phase: TrainingPhase, batch: Batch) -> Prepared:
-        """Corrupt a batch on the host, and count the operations of learning from it."""
-        state = self.state
+    def _prepare(self, phase: TrainingPhase, batch: Batch, number: int) -> Prepared:
+        """Corrupt this rank's batch ``number`` of the update on the host, and count the operations of its passes."""
+        state, ranks = self.state, self.ranks
+        place = state.step * self.table.accumulate + number * ranks.world + ranks.rank  # in the run, as in the loader
+        noise, dropout = batch_seeds(self.table.seed, place)
+        state.noise.manual_seed(noise)
+        torch.manual_seed(dropout)
+        self.parts.weights.ready(phase.objective)
         batch = drop_prompts(batch, self.spec, self.table.drop_prompt, state.noise)
         if self.curriculum is None:
             prepared, rollout = prepare_batch(
@@ -230,10 +259,11 @@ class _Run:
             UserError: the loss is not finite.
         """
         state = self.state
-        loss, norm, targets = state.window.pack()
+        loss, norm, targets = state.window.pack(self.ranks)
         state.window = Window()
-        check_finite(self.work, state.step, self.table.lr, {"loss": loss}, {})
-        tokens, flops = self.meter.lap(state.tokens, state.flops)
+        check_finite(self.work, state.step, self.table.lr, {"loss": loss}, {}, self.ranks)
+        tokens, flops = self.meter.lap(state.tokens, state.all_flops())
+        flops /= self.ranks.world  # a second, on each device
         if self.peak.is_due(flops):
             with self.meter.pause():
                 self.peak.measure()
@@ -299,13 +329,26 @@ class _Run:
         with self.meter.pause():
             self.reporter.doing("saving a checkpoint")
             tensors, values = state.pack()
-            check_finite(self.work, state.step, self.table.lr, {"loss": values["window"][0]}, tensors)
+            held = {name: self.parts.weights.local(tensor) for name, tensor in tensors.items()}
+            check_finite(self.work, state.step, self.table.lr, {"loss": values["window"][0]}, held, self.ranks)
             values |= {"data_sha256": self.parts.data_sha256, "bfloat16": self.bfloat16}
             values["tokenizer"] = self.parts.model.tokenizer.fingerprint
-            path = checkpoint.save(self.work, state.step, tensors, values)
-            self.reporter.report(Event("checkpoint", state.step, state.tokens, {"path": str(path)}))
+            self._saved(wait=True)
+            self.saver.start(state.step, tensors, values)
+            self._saved()
             runtime.release_memory()
         self.saved_at = time.monotonic()
+
+    def _saved(self, wait: bool = False) -> None:
+        """Report the checkpoint that is complete; with ``wait``, complete the one that is being saved."""
+        path = self.saver.finished(wait)
+        if path is not None:
+            values = {"path": str(path)}
+            self.reporter.report(Event("checkpoint", checkpoint.step_of(path), self.state.tokens, values))
+
+    def close(self) -> None:
+        """Complete the checkpoint that is being saved."""
+        self.saver.finished(wait=True)
 
     # ---- finish
 
@@ -317,10 +360,12 @@ class _Run:
             if (warning := validation.overfitting(self.state)) is not None:
                 self.reporter.report(Event("overfitting", state.step, state.tokens, warning))
         self.reporter.doing("saving the model")
+        self._saved(wait=True)
         self._save_model()
         state.seconds = self.seconds
-        result = self._result()
-        write_atomically(self.work / "result.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+        result = self.ranks.same(self._result())
+        text = json.dumps(dataclasses.asdict(result), indent=2) + "\n"
+        self.ranks.once(lambda: write_atomically(self.work / "result.json", text))
         self.reporter.report(Event("done", state.step, state.tokens, dataclasses.asdict(result)))
         return result
 
@@ -331,10 +376,9 @@ class _Run:
         if state.best_weights:
             for name, own in state.trained().items():
                 own.copy_(state.best_weights[name])
-            self.parts.model.save(self.out)
-            return
-        with state.ema.applied(state.network) if state.ema else nullcontext():
-            self.parts.model.save(self.out)
+        with state.ema.applied() if state.ema and not state.best_weights else nullcontext():
+            self.parts.weights.gather(self.ranks.is_writer)
+            self.ranks.once(lambda: self.parts.model.save(self.out))
 
     def _result(self) -> Result:
         state, on_device = self.state, self.where.type == "cuda"
@@ -344,20 +388,8 @@ class _Run:
             tokens=state.tokens,
             passes=state.loader.epochs,
             seconds=state.seconds,
-            flops=state.flops,
+            flops=state.all_flops(),
             parameters=self.parts.model.network.parameter_count,
             peak_memory=torch.cuda.max_memory_allocated(self.where) if on_device else peak_resident(),
             validation=state.best if state.best_weights else state.latest,
         )
-
-
-def _fresh_state(recipe: Recipe, parts: Parts, where: torch.device) -> State:
-    table, network = recipe.train, parts.model.network
-    return State(
-        network=network.train(),
-        optimizer=optim.build(table.optimizer, network, table.lr, table.betas, table.weight_decay),
-        ema=Ema(network, table.ema) if table.ema else None,
-        loader=parts.loader,
-        noise=torch.Generator().manual_seed(table.seed),
-        device=where,
-    )

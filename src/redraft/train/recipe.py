@@ -26,6 +26,7 @@ _FREE = {
     "train.save_every_seconds",
     "train.save_every_tokens",
     "train.activation_checkpointing",
+    "train.parallel",
 }
 
 

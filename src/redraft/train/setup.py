@@ -26,7 +26,12 @@ from redraft.loading import load as load_model
 from redraft.loading import stored_dtype
 from redraft.model import Model
 from redraft.presets import shape as preset
+from redraft.train import optim
+from redraft.train.ema import Ema
+from redraft.train.parallel import Weights, place
+from redraft.train.ranks import Ranks
 from redraft.train.recipe import Recipe
+from redraft.train.state import State
 from redraft.train.tables import DataTable
 from redraft.types import Batch
 
@@ -40,6 +45,7 @@ class Parts:
     """The parts of a run."""
 
     model: Model
+    weights: Weights
     loader: Loader | StreamLoader
     validation: list[Batch]
     rows: int  # training rows; 0: not known, as they are read while training
@@ -48,32 +54,26 @@ class Parts:
     notes: tuple[str, ...] = ()  # what of the data is left out or read in another way than it may seem
 
 
-def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
+def prepare(recipe: Recipe, work: Path, device: torch.device, ranks: Ranks | None = None) -> Parts:
     """Read the data, train or read the tokenizer, build the model and the loader.
 
     Args:
         work: the run's own folder, where a tokenizer trained by an earlier start of the same run is found.
+        ranks: the processes of the run; None: one.
     Raises:
         UserError: an error in the data, the tokenizer or the model's shape.
     """
+    ranks = ranks or Ranks()
     corpus = _corpus(recipe) if recipe.data.streaming else None
     splits = texts(recipe) if corpus is None else _sample(corpus, recipe)
     start = _start(recipe) if recipe.model.from_ else None
-    tokenizer = start.tokenizer if start else _tokenizer(recipe, splits.train, work / "tokenizer")
+    tokenizer = start.tokenizer if start else _tokenizer(recipe, splits.train, work / "tokenizer", ranks)
     chat.adopt(tokenizer, splits.train.rows)
     training = tokenise(splits.train if corpus is None else _some(splits.train, _PROBED), tokenizer)
     model, length = _model(recipe, tokenizer, start, paired=training.prompts is not None)
-    model.network.to(device).requires_grad_(True).set_dropout(recipe.train.dropout)
-    if recipe.lora is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.train.seed)
-            adapters.attach(model, recipe.lora, recipe.start, recipe.lora.packing)
-    model.network.activation_checkpointing = recipe.train.checkpointing  # type: ignore[assignment] # its choices
-    if recipe.train.compile:  # block by block: the rest depends on the data
-        for block in model.network.all_blocks():
-            block.compile(dynamic=True)
+    weights = _placed(model, recipe, device, ranks)
     data, train = recipe.data, recipe.train
-    loader = _loader(recipe, corpus, training, tokenizer, length)
+    loader = _loader(recipe, corpus, training, tokenizer, length, ranks)
     fitted = loader.fit if isinstance(loader, Loader) else fit(training, length, data.too_long)[1]
     if training.prompts is not None:
         prompts, rows = training.prompts[fitted.rows], training.lengths[fitted.rows]
@@ -82,25 +82,68 @@ def prepare(recipe: Recipe, work: Path, device: torch.device) -> Parts:
     size = max(_VALIDATION_TOKENS, length + 1)
     checks = batches(tokenise(probe, tokenizer), tokenizer, length, size, data.too_long) if probe else []
     notes = [chat.stray_markers(splits.train.rows, tokenizer)]
-    if corpus is not None:
+    if corpus is not None and isinstance(loader, StreamLoader):
         notes.insert(0, _from_sample(recipe, len(splits.train)))
         told = tuple(note for note in notes if note)
-        return Parts(model, loader, checks, 0, loader.skipped, corpus.digest(), told)
+        digest = corpus.digest()
+        ranks.check_equal("The training texts or the tokenizers", (digest, tokenizer.fingerprint))
+        return Parts(model, weights, loader, checks, 0, loader.skipped, digest, told)
     notes.insert(0, _too_long(fitted))
     skipped = len(splits.train.skipped) + len(fitted.skipped)
     told = tuple(note for note in notes if note)
-    return Parts(model, loader, checks, len(splits.train), skipped, _sha256(splits.train), told)
+    digest = _sha256(splits.train)
+    ranks.check_equal("The training texts or the tokenizers", (digest, tokenizer.fingerprint))
+    return Parts(model, weights, loader, checks, len(splits.train), skipped, digest, told)
+
+
+def fresh_state(recipe: Recipe, parts: Parts, device: torch.device, ranks: Ranks) -> State:
+    """The state in which a run begins.
+
+    Raises:
+        UserError: the optimizer needs a package that is not installed, or it can't be sharded.
+    """
+    table, network = recipe.train, parts.model.network
+    if parts.weights.sharded and table.optimizer == "adamw8bit":
+        raise UserError("adamw8bit can't be sharded.", "Use --set train.optimizer=adamw, or train.parallel=ddp.")
+    return State(
+        network=network.train(),
+        optimizer=optim.build(table.optimizer, network, table.lr, table.betas, table.weight_decay),
+        ema=Ema(network, table.ema) if table.ema else None,
+        loader=parts.loader,
+        noise=torch.Generator(),
+        device=device,
+        ranks=ranks,
+    )
+
+
+def _placed(model: Model, recipe: Recipe, device: torch.device, ranks: Ranks) -> Weights:
+    """Put the network on its device, ready to be trained."""
+    network, train = model.network, recipe.train
+    network.requires_grad_(True).set_dropout(train.dropout)
+    if ranks.world == 1 or train.parallel == "ddp":  # else its parts are moved one by one
+        network.to(device)
+    if recipe.lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(train.seed)
+            adapters.attach(model, recipe.lora, recipe.start, recipe.lora.packing)
+    network.activation_checkpointing = train.checkpointing  # type: ignore[assignment] # its choices
+    if train.compile:  # block by block: the rest depends on the data
+        for block in network.all_blocks():
+            block.compile(dynamic=True)
+    objectives = [phase.objective for phase in model.family.phases()]
+    return place(network, train.parallel, ranks, device, objectives)
 
 
 def _loader(
-    recipe: Recipe, corpus: Corpus | None, training: Tokenised, tokenizer: Tokenizer, length: int
+    recipe: Recipe, corpus: Corpus | None, training: Tokenised, tokenizer: Tokenizer, length: int, ranks: Ranks
 ) -> Loader | StreamLoader:
     """The batches of training, from memory or from a corpus that is read again in every pass."""
     data, train = recipe.data, recipe.train
+    share = {"seed": train.seed, "rank": ranks.rank, "world": ranks.world}
     if corpus is None:
-        return Loader(training, tokenizer, length, train.batch_tokens, train.seed, too_long=data.too_long)
+        return Loader(training, tokenizer, length, train.batch_tokens, **share, too_long=data.too_long)
     size = int(data.buffer * (1 << 20))
-    return StreamLoader(corpus, tokenizer, length, train.batch_tokens, size, train.seed, too_long=data.too_long)
+    return StreamLoader(corpus, tokenizer, length, train.batch_tokens, size, **share, too_long=data.too_long)
 
 
 def _from_sample(recipe: Recipe, rows: int) -> str:
@@ -162,16 +205,20 @@ def _source(recipe: Recipe) -> tuple[str | dict[str, str], Columns | None]:
     return source, named
 
 
-def _tokenizer(recipe: Recipe, training: Sequence[Example], folder: Path) -> Tokenizer:
+def _tokenizer(recipe: Recipe, training: Sequence[Example], folder: Path, ranks: Ranks) -> Tokenizer:
     table = recipe.tokenizer
     if table.kind == "bytes":
         return Tokenizer.bytes()
     if table.kind == "file":
         return Tokenizer.load(recipe.path(table.path))
-    if not folder.exists():
-        whole = (text for example in training for text in (example.prompt, example.target) if text)
-        with atomic_folder(folder) as new:
-            Tokenizer.train(whole, table.vocab_size).save(new)
+
+    def train() -> None:
+        if not folder.exists():
+            whole = (text for example in training for text in (example.prompt, example.target) if text)
+            with atomic_folder(folder) as new:
+                Tokenizer.train(whole, table.vocab_size).save(new)
+
+    ranks.once(train)
     return Tokenizer.load(folder)
 
 

@@ -186,7 +186,16 @@ class TrainTable:
         0.0, "Budget: wall clock over all restarts. 0 is none.", least=0, unit="minutes", reach=_CLI
     )
     batch_tokens: int = setting(4096, "Size of a batch, which is one forward pass.", least=1, unit="tokens", reach=())
-    accumulate: int = setting(1, "Batches per update.", least=1, reach=())
+    accumulate: int = setting(
+        1, "Batches per update. Several processes share them out: a multiple of their number.", least=1, reach=()
+    )
+    parallel: str = setting(
+        "ddp",
+        "What each of several processes holds. ddp: all weights. fsdp: a part of weights, gradients and moments, for "
+        "models that don't fit.",
+        choices=("ddp", "fsdp"),
+        reach=(),
+    )
     optimizer: str = setting(
         "adamw",
         "adamw, or adamw8bit: its two moments in 8 bits instead of 32 (needs redraft[lowbit]).",

@@ -39,15 +39,11 @@ def validate(
         keep_best: keep a copy of the weights if they are the best so far.
         bfloat16: the network computes in bfloat16, as in training.
     """
-    with state.ema.applied(state.network) if state.ema else nullcontext():
-        found = bound(
-            state.network,
-            batches,
-            objective,
-            parts.model.spec,
-            samples=_SAMPLES,
-            bfloat16=bfloat16,
+    with state.ema.applied() if state.ema else nullcontext():
+        found = state.ranks.same(
+            bound(state.network, batches, objective, parts.model.spec, samples=_SAMPLES, bfloat16=bfloat16)
         )
+        parts.weights.settle()
         values = {
             "nats_per_token": found.nats_per_token,
             "nats_error": found.nats_per_token_stderr,
@@ -132,7 +128,8 @@ def steadiest(state: State, parts: Parts, objective: Objective[Any], bfloat16: b
     def deviation(variant: Objective[Any]) -> float:
         return loss_std(network, rows, variant, parts.model.spec, bfloat16=bfloat16)
 
-    best = min(variants, key=deviation)
+    best = variants[state.ranks.same(min(range(len(variants)), key=lambda number: deviation(variants[number])))]
+    parts.weights.settle()
     state.objective = config.to_mapping(best)
     return best
 
