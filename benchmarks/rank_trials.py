@@ -2,7 +2,7 @@
 
     python benchmarks/rank_trials.py [--trials 10] [--processes 2] [--parallel fsdp] [--seed 0] [--tiny]
 
-In every trial, ``redraft train --nproc N --max-restarts 3`` loses the process of a random rank at a random moment, once
+In every trial, ``redraft train --nproc N --max-restarts 6`` loses the process of a random rank at a random moment, once
 or twice. It must end by itself with the weights and the curve of a run that nothing disturbed, bit for bit, and every
 restart must continue from the checkpoint that was the last one when the process was killed, or from a later one.
 A last trial continues checkpoints of N processes on half as many, and so on down to one, and on N again: the curve must
@@ -36,6 +36,7 @@ BATCHES = 4  # of an update: four processes can share them
 SMALL = ["tokenizer.kind=bytes", "model.config.dim=32", "data.length=128", "train.batch_tokens=256"]
 SMALL += ["train.threads=1", "train.dtype=float32", "train.validation_rows=8"]
 SMALL += ["train.log_every=1", "train.validate_every=0", "train.activation_checkpointing=none"]
+RESTARTS = 6  # more than kills: a process that is killed while all connect takes one more
 CLOCK = {"seconds", "eta_seconds", "tokens_per_second", "share_of_peak"}
 
 
@@ -100,11 +101,15 @@ def workers(agent: int) -> dict[int, int]:
 class Trial:
     """What came of a run that lost processes."""
 
-    kills: list[dict[str, int]] = field(default_factory=list)  # rank, and the checkpoint that was there
-    resumed: list[int] = field(default_factory=list)  # steps from which the run went on
-    lost: list[int] = field(default_factory=list)  # updates that were made again, by kill
+    kills: list[dict[str, int]] = field(default_factory=list)  # rank, step, last checkpoint, and starts so far
+    resumed: list[int] = field(default_factory=list)  # steps at which the run went on, by kill
     same: bool = False
     code: int = 0
+
+    @property
+    def lost(self) -> list[int]:
+        """Updates that were made again, by kill."""
+        return [kill["step"] - step for kill, step in zip(self.kills, self.resumed, strict=False)]
 
     @property
     def holds(self) -> bool:
@@ -117,7 +122,7 @@ class Trial:
 def kill_trial(folder: Path, number: int, undisturbed: Path, given: argparse.Namespace, rng: random.Random) -> Trial:
     """One run that loses a process once or twice."""
     out, log, trial = folder / f"trial-{number}", folder / f"trial-{number}.log", Trial()
-    process = start(command(out, given.processes, given.tokens, given.parallel, restarts=3), log)
+    process = start(command(out, given.processes, given.tokens, given.parallel, RESTARTS), log)
     last = curve(undisturbed)[-1]["step"]
     for _ in range(rng.choice((1, 1, 2))):
         at = rng.randrange(newest(out), last)  # a step, and a moment after it
@@ -130,15 +135,20 @@ def kill_trial(folder: Path, number: int, undisturbed: Path, given: argparse.Nam
             break
         done, there = steps(out), newest(out)
         os.kill(running[rank], signal.SIGKILL)
-        trial.kills.append({"rank": rank, "step": done, "checkpoint": there})
+        trial.kills.append({"rank": rank, "step": done, "checkpoint": there, "starts": len(starts(log))})
         wait_for_restart(process, running[rank], rank)
     trial.code = process.wait(600)
-    text = log.read_text(encoding="utf-8", errors="replace")
-    begun = [line for line in text.splitlines() if "new run" in line or "resumed at step" in line][1:]
-    trial.resumed = [int(line.rpartition("step ")[2]) if "resumed" in line else 0 for line in begun]
-    trial.lost = [kill["step"] - step for kill, step in zip(trial.kills, trial.resumed, strict=False)]
+    begun = starts(log)
+    trial.resumed = [begun[kill["starts"]] for kill in trial.kills if kill["starts"] < len(begun)]
     trial.same = trial.code == 0 and weights(out) == weights(undisturbed) and curve(out) == curve(undisturbed)
     return trial
+
+
+def starts(log: Path) -> list[int]:
+    """The steps at which a run has begun, at each start that came so far."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    begun = [line for line in lines if "new run" in line or "resumed at step" in line]
+    return [int(line.rpartition("step ")[2]) if "resumed" in line else 0 for line in begun]
 
 
 def steps(out: Path) -> int:

@@ -45,7 +45,8 @@ KINDS = ("ddp", "fsdp")
 
 def overrides(name: str, *more: str) -> list[str]:
     network = [] if name in ("lora", "latent") else BYTES
-    return [*SMALL, f"train.accumulate={2 if name in ('autoregressive', 'block') else 4}", *network, *more]
+    kept = ["train.keep_best=true"] if name == "masked" else []
+    return [*SMALL, *kept, f"train.accumulate={2 if name in ('autoregressive', 'block') else 4}", *network, *more]
 
 
 TOKENS = {"autoregressive": 10_500, "masked": 20_000, "block": 10_500, "latent": 2500, "self-conditioned": 2500}
@@ -120,6 +121,7 @@ def test_passes_that_depend_on_the_batch_and_a_frozen_base(name: str, kind: str,
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["masked", "latent", "lora"])
 def test_the_model_is_saved_as_by_one_process(name: str, kind: str, runs: Path) -> None:
+    """The weights of the best validation, averaged weights, and an adapter."""
     one, two = runs / f"{name}-one", runs / f"{name}-{kind}"
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     config = "adapter_config.json" if name == "lora" else "config.json"

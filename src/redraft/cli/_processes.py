@@ -62,26 +62,28 @@ def _torchrun(arguments: list[str], processes: int, restarts: int) -> int:
     """Run ``redraft`` with these arguments in several processes. Returns the exit code."""
     import signal
     import sys
+    import tempfile
     import uuid
 
     import torch
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
-    how = LaunchConfig(  # torchrun --standalone
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        max_restarts=restarts,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=str(uuid.uuid4()),
-        monitor_interval=0.1,
-    )
     try:
-        elastic_launch(how, sys.executable)("-u", "-m", "redraft", *arguments)
+        with tempfile.TemporaryDirectory(prefix="redraft-") as logs:
+            how = LaunchConfig(  # torchrun --standalone
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes,
+                max_restarts=restarts,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                run_id=str(uuid.uuid4()),
+                logs_specs=DefaultLogsSpecs(logs),
+            )
+            elastic_launch(how, sys.executable)("-u", "-m", "redraft", *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode != 2:  # the process itself has said what the user can correct

@@ -74,8 +74,12 @@ class Replicated(Weights):
     """
 
     def __init__(self, network: Backbone, ranks: Ranks) -> None:
+        import torch.distributed as dist
+
         super().__init__(network)
         self._ranks = ranks
+        for tensor in (*network.parameters(), *network.buffers()):  # equal, whatever the machines have drawn
+            dist.broadcast(tensor.detach(), src=0)
 
     def _sum_gradients(self) -> None:
         trained = [p for p in self.network.parameters() if p.requires_grad]
