@@ -14,11 +14,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
 from redraft.errors import UserError
-from redraft.train.logging import Event
+from redraft.objectives.shared import vocabulary
+from redraft.train.logging import Event, Watcher
 from redraft.train.loop import train
 from redraft.train.recipe import Recipe
 
@@ -34,6 +36,7 @@ class Job:
     out: str
     overrides: list[str]
     stop_at: int = 0  # the update after which Ctrl-C is pressed; 0: never
+    parts: bool = False  # logits of few targets at a time, as with a large vocabulary
 
     def run(self) -> str:
         """Train. Returns how it ended: ``done``, ``stopped``, or the error of a user."""
@@ -42,13 +45,18 @@ class Job:
             if event.kind == "update" and event.step == self.stop_at:
                 signal.raise_signal(signal.SIGINT)
 
+        sizes = (1 << 11, 1 << 10) if self.parts else (vocabulary.WHOLE, vocabulary.PART)
         try:
-            train(Recipe.load(TOY / f"{self.recipe}.toml", self.overrides), self.out, device="cpu", on_event=watch)
+            with patch.multiple(vocabulary, WHOLE=sizes[0], PART=sizes[1]):
+                self._train(watch)
         except KeyboardInterrupt:
             return "stopped"
         except UserError as error:
             return str(error)
         return "done"
+
+    def _train(self, watch: Watcher) -> None:
+        train(Recipe.load(TOY / f"{self.recipe}.toml", self.overrides), self.out, device="cpu", on_event=watch)
 
 
 class Group:
