@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from redraft.cli._main import main
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.families import build_family
 from redraft.model import Model
 from redraft.presets import preset
 from redraft.train import throughput
+from redraft.train.interrupt import Interrupt
 from redraft.train.parallel import place
 from redraft.train.ranks import Ranks, batch_seeds
-from tests.distributed.worker import Group, Job
+from tests.distributed.worker import TOY, Group, Job
 
 # Two processes share the batches of an update, two or four; dropout and averaged weights are those of the recipes.
 SMALL = [
@@ -188,3 +191,49 @@ def test_what_cannot_be_sharded_is_refused(family: str) -> None:
     objectives = [phase.objective for phase in build_family({"name": family})[1].phases()]
     with pytest.raises(UserError, match="ddp"):
         place(model.network, "fsdp", Ranks(world=2), torch.device("cpu"), objectives)
+
+
+def test_torchrun_may_repeat_ctrl_c() -> None:
+    """The terminal tells every process, and torchrun tells it once more; alone, the second one stops at once."""
+    with Interrupt(Ranks(world=2)) as interrupt:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert interrupt.requested
+    with Interrupt(Ranks()) as interrupt, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.requested
+        signal.raise_signal(signal.SIGINT)
+
+
+RECIPE = str(TOY / "masked.toml")
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "says"),
+    [
+        (["--nproc", "2"], {}, "accumulate=2"),
+        (["--max-restarts", "2"], {}, "--nproc"),
+        (["--nproc", "3"], {"MASTER_ADDR": "localhost", "RANK": "0", "WORLD_SIZE": "2"}, "already"),
+    ],
+)
+def test_processes_that_cannot_be_started_are_refused(
+    options: list[str],
+    variables: dict[str, str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", RECIPE, "--out", str(tmp_path / "run"), *options]) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_command_for_one_process_is_refused_under_torchrun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["models", "--presets"]) == 2
+    assert "rank 1: error: 'redraft models'" in capsys.readouterr().err

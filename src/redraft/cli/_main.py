@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
             result = get_command(app).main(arguments, prog_name="redraft", standalone_mode=False, obj=arguments)
         if result == _INTERRUPTED:  # typer returns this after Ctrl-C within a verb
             return _interrupted(arguments)
-        if as_json and isinstance(result, dict):
+        if as_json and isinstance(result, dict) and not _rank():
             typer.echo(json.dumps(_strict(result), ensure_ascii=not _unicode(sys.stdout)))
         sys.stdout.flush()
         if isinstance(result, dict):
@@ -185,13 +185,17 @@ def _interrupted(arguments: Sequence[str]) -> int:
 
 
 def _refuse(what: str, remedy: str, as_json: bool) -> int:
-    rank = int(os.environ.get("RANK", "0"))  # of this process among several of torchrun
     message = " ".join(f"error: {what} {remedy}".split())
-    typer.echo(f"rank {rank}: {message}" if rank else message, err=True)
-    if as_json and not rank:
+    typer.echo(f"rank {_rank()}: {message}" if _rank() else message, err=True)
+    if as_json and not _rank():
         with contextlib.suppress(OSError):
             typer.echo(json.dumps({"error": {"what": what, "remedy": remedy}}, ensure_ascii=False))
     return _BAD_INPUT
+
+
+def _rank() -> int:
+    """The number of this process among several of torchrun; 0 writes to stdout."""
+    return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 def _message(error: Any) -> str:
