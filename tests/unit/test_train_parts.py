@@ -152,7 +152,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_nothing_pickled_is_ever_loaded() -> None:
-    """From a file. The modules that exchange pickles do so with processes of their own run: a child, or workers of Ray."""
+    """From a file. Two modules exchange pickles, with processes that they started: a child, and workers of Ray."""
     package = Path(checkpoint.__file__).parents[1]
     own = {package / "constraints/shared/worker.py", package / "bulk/on_ray.py"}
     for path in set(package.rglob("*.py")) - own:
