@@ -10,13 +10,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from redraft import runtime
 from redraft.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
@@ -161,11 +164,26 @@ def joined(device: str | None) -> Iterator[tuple[Ranks, torch.device]]:
     if dist.is_initialized():  # by the caller
         yield ranks, where
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_store(), rank=ranks.rank, world_size=ranks.world)
     try:
         yield ranks, where
     finally:
         dist.destroy_process_group()
+
+
+def _store() -> Store:
+    """Where the processes find each other's addresses.
+
+    torchrun keeps one store for all of its restarts, with the addresses of processes that have ended. On one machine,
+    the keys of every restart therefore have a prefix. On several, only torchrun can have a store for each
+    (docs/distributed.md), because machines count restarts differently.
+    """
+    import torch.distributed as dist
+
+    store, _, _ = next(dist.rendezvous("env://"))
+    count, machines = (os.environ.get(name, "") for name in ("TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE"))
+    return dist.PrefixStore(f"start-{count}", store) if machines == "1" else store
 
 
 def batch_seeds(seed: int, number: int) -> tuple[int, int]:
