@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from redraft import __version__
 from redraft.cli._main import command, main
 from redraft.errors import UserError
-from redraft.executors.base import NO_TIME, Executor, Outcome, Resources, Task
+from redraft.executors.base import NO_TIME, Executor, Outcome, Resources, State, Task
 from redraft.executors.local import Local
 from redraft.executors.ray import Ray
 from redraft.interop import ray_session
@@ -41,11 +41,10 @@ def session() -> Iterator[RaySession]:
 
 
 @dataclass
-class Place:
+class Place(State):
     """What the tasks of these tests share: a folder."""
 
     folder: Path
-    log: Callable[[str], None]
 
 
 def value(place: Place, text: str) -> dict[str, Any]:
@@ -96,24 +95,24 @@ def outcomes(executor: Executor, given: list[Task], place: Place) -> dict[str, O
 
 def test_tasks_end_alike_here_and_under_ray(session: RaySession, tmp_path: Path) -> None:
     told: list[str] = []
-    local = outcomes(Local(), tasks(), Place(tmp_path, told.append))
+    local = outcomes(Local(), tasks(), Place(told.append, tmp_path))
     assert {name for name, one in local.items() if one.value is not None} == {"one", "after one", "wide", "heavy"}
     assert (local["bad"].why, local["late"].why, local["after that"].why) == ("It is refused. Ask again.", NO_TIME, "")
     assert told == ["says one", "says two", "says wide", "says heavy"]
     told.clear()
-    assert outcomes(Ray(), tasks(), Place(tmp_path, told.append)) == local
+    assert outcomes(Ray(), tasks(), Place(told.append, tmp_path)) == local
     assert sorted(line for line in told if "begins" not in line) == ["says heavy", "says one", "says two", "says wide"]
 
 
 def test_a_task_whose_worker_dies_is_done_again(session: RaySession, tmp_path: Path) -> None:
     given = [Task("dies", "dies", die_once), Task("next", "next", partial(value, text="next"), needs=("dies",))]
-    found = outcomes(Ray(), given, Place(tmp_path, print))
+    found = outcomes(Ray(), given, Place(print, tmp_path))
     assert found["dies"].value == {"text": "again"} and found["next"].value == {"text": "next"}
 
 
 def test_nothing_runs_beside_a_task_that_measures_times(session: RaySession, tmp_path: Path) -> None:
     given = [Task(f"{i}", f"{i}", span, alone=i in (1, 3)) for i in range(5)]
-    found = outcomes(Ray(), given, Place(tmp_path, print))
+    found = outcomes(Ray(), given, Place(print, tmp_path))
     spans = {name: one.value["span"] for name, one in found.items() if one.value is not None}
     for alone in ("1", "3"):
         begin, end = spans.pop(alone)
@@ -122,9 +121,9 @@ def test_nothing_runs_beside_a_task_that_measures_times(session: RaySession, tmp
 
 def test_a_bug_and_a_missing_gpu_end_the_run(session: RaySession, tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="a bug"):
-        outcomes(Ray(), [Task("fails", "fails", fail)], Place(tmp_path, print))
+        outcomes(Ray(), [Task("fails", "fails", fail)], Place(print, tmp_path))
     with pytest.raises(UserError, match="has a GPU"):
-        outcomes(Ray(), [Task("x", "x", span, resources=Resources(gpus=1))], Place(tmp_path, print))
+        outcomes(Ray(), [Task("x", "x", span, resources=Resources(gpus=1))], Place(print, tmp_path))
 
 
 # ---- a study

@@ -31,12 +31,12 @@ from redraft.compare.measurements import (
 )
 from redraft.compare.prepared import Prepared
 from redraft.compare.select import mark_kept, select_dropout
-from redraft.compare.workbench import Log, Trained, Work, Workbench
+from redraft.compare.workbench import Trained, Work, Workbench
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.result_cache import ResultCache, digest
 from redraft.evaluation.texts import GenerationRun
 from redraft.evaluation.timing import TimedCalls
-from redraft.executors.base import Executor, Outcome, Resources, Task
+from redraft.executors.base import Executor, Log, Outcome, Resources, Task
 from redraft.loading import is_model
 
 NOT_COMPUTED = "it has not been computed yet"
@@ -270,8 +270,9 @@ class Job:
             self.measured.timings.append(Timing(batch, tuple(entries), constrained, place))
 
         runners = [(models[setting.family], setting) for setting in settings]
-        how: dict[str, Any] = {"runners": runners, "batch": batch, "limits": limits, "executor": self.executor.name}
-        return Piece(key, label, partial(Workbench.timing, **how), absorb, alone=True)
+        executor = self.executor.name
+        work = partial(Workbench.timing, runners=runners, batch=batch, limits=limits, executor=executor)
+        return Piece(key, label, work, absorb, alone=True)
 
     def service(self) -> list[Piece]:
         """The replies of the study's external service, if there is one, to the test items."""

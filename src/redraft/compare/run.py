@@ -25,12 +25,12 @@ from redraft.compare.sections import study_report
 from redraft.compare.select import select_settings, selected_names
 from redraft.compare.setup import Setup
 from redraft.compare.study import Study
-from redraft.compare.workbench import Log, Workbench, likelihood_rows
+from redraft.compare.workbench import Workbench, likelihood_rows
 from redraft.errors import UserError
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.machine import describe_machine
 from redraft.evaluation.result_cache import ResultCache, digest
-from redraft.executors.base import Executor
+from redraft.executors.base import Executor, Log
 from redraft.executors.local import Local
 from redraft.files import check_writable, folder_of_its_own, write_atomically
 
@@ -136,7 +136,7 @@ def begin(study: Study, log: Log, command: str = "", executor: Executor | None =
     for line in plan.lines(study):
         log(line)
     left = time_budget.deadline(time_budget.limited(study, setup.large), begun) - time.monotonic()
-    bench = Workbench(prepared, setup, log, time.time() + left, planner.dtype(plan.train))
+    bench = Workbench(log, prepared, setup, time.time() + left, planner.dtype(plan.train))
     return Job(prepared, bench, executor, cache, out, log, prepared.measurements())
 
 

@@ -26,6 +26,7 @@ from redraft.evaluation.items import make_items, sample
 from redraft.evaluation.machine import hardware
 from redraft.evaluation.texts import generate_texts
 from redraft.evaluation.timing import time_in_turns
+from redraft.executors.base import State
 from redraft.likelihood import bound
 from redraft.loading import load
 from redraft.model import Model
@@ -35,7 +36,6 @@ from redraft.train.memory_plan import fitted
 from redraft.train.memory_plan import plan as plan_memory
 from redraft.train.recipe import Recipe
 
-Log = Callable[[str], None]
 Work = Callable[["Workbench"], dict[str, Any]]  # computes the value of one piece
 TIMING_SHARE = 0.25  # of the time left, for the timing at one batch size
 
@@ -53,7 +53,7 @@ class Trained:
 
 
 @dataclass
-class Workbench:
+class Workbench(State):
     """A study that is set up, without what it has measured. Its methods compute one piece each, as plain values.
 
     It can be sent to another process that sees the same folder.
@@ -61,7 +61,6 @@ class Workbench:
 
     prepared: Prepared
     setup: Setup
-    log: Log
     deadline: float  # time.time() at which the study should end
     dtype: str  # of matrix products in training, the same for all models and machines
     _loaded: dict[Trained, Model] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from redraft.errors import UserError
 from redraft.registry import Registered
@@ -17,7 +17,8 @@ Log = Callable[[str], None]
 NO_TIME = "there was no time left"
 
 
-class State(Protocol):
+@dataclass
+class State:
     """What all tasks of a run share. An executor with several processes gives each a copy, with its own ``log``."""
 
     @property

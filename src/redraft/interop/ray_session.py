@@ -32,6 +32,9 @@ ADDRESS_HELP = (
     "Spread the work with Ray: over the cores of this machine, or over the cluster at ADDRESS (auto, or HOST:PORT). "
     "Write --ray=ADDRESS, or put --ray last."
 )
+_HOW_TO_JOIN = (
+    "Start a cluster with `ray start --head`. If it has a token (see ~/.ray/auth_token), set RAY_AUTH_MODE=token here."
+)
 _PATIENCE = 5.0  # seconds in which the machine of an address must answer
 _CHECKING = 120.0  # seconds in which every node must have answered a question
 _DEFAULTS = {
@@ -152,7 +155,7 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Ray
         ray.init(address=wanted, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
         what = f"Can't {'start Ray here' if local else f'join the Ray cluster at {wanted!r}'}: {_first_line(error)}"
-        raise UserError(what, "Start a cluster with `ray start --head`, or give --ray without an address.") from None
+        raise UserError(what, "" if local else _HOW_TO_JOIN) from None
     with redirect_stdout(sys.stderr):
         try:
             yield RaySession(wanted, local)

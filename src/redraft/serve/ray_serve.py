@@ -92,7 +92,6 @@ def serve(
             cores or GPUs.
     """
     config, inputs = for_replicas(config, given)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with connect(address) as session:
         session.check(inputs=inputs)
         if session.local:
@@ -118,6 +117,7 @@ def deploy(config: ServerConfig, replication: Replication, session: RaySession) 
     from ray import serve as ray_serve
     from ray.serve.exceptions import RayServeException
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     made = deployment(config, replication, session)
     where = "HeadOnly" if session.local else "EveryNode"
     try:
