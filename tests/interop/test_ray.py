@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -35,6 +36,13 @@ def session() -> Iterator[RaySession]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import this file
     with connect(cpus=2) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def ray(session: RaySession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
+    executor = Ray()
+    with executor.opened(tmp_path_factory.mktemp("shared")):
+        yield executor
 
 
 # ---- tasks
@@ -89,69 +97,61 @@ def tasks() -> list[Task]:
 
 
 def outcomes(executor: Executor, given: list[Task], place: Place) -> dict[str, Outcome]:
-    with executor.opened(place.folder):
-        return {one.id: replace(one, seconds=0.0) for one in executor.run(given, place, place.log)}
+    return {one.id: replace(one, seconds=0.0) for one in executor.run(given, place, place.log)}
 
 
-def test_tasks_end_alike_here_and_under_ray(session: RaySession, tmp_path: Path) -> None:
+def test_tasks_end_alike_here_and_under_ray(ray: Ray, tmp_path: Path) -> None:
     told: list[str] = []
     local = outcomes(Local(), tasks(), Place(told.append, tmp_path))
     assert {name for name, one in local.items() if one.value is not None} == {"one", "after one", "wide", "heavy"}
     assert (local["bad"].why, local["late"].why, local["after that"].why) == ("It is refused. Ask again.", NO_TIME, "")
     assert told == ["says one", "says two", "says wide", "says heavy"]
     told.clear()
-    assert outcomes(Ray(), tasks(), Place(told.append, tmp_path)) == local
+    assert outcomes(ray, tasks(), Place(told.append, tmp_path)) == local
     assert sorted(line for line in told if "begins" not in line) == ["says heavy", "says one", "says two", "says wide"]
 
 
-def test_a_task_whose_worker_dies_is_done_again(session: RaySession, tmp_path: Path) -> None:
+def test_a_task_whose_worker_dies_is_done_again(ray: Ray, tmp_path: Path) -> None:
     given = [Task("dies", "dies", die_once), Task("next", "next", partial(value, text="next"), needs=("dies",))]
-    found = outcomes(Ray(), given, Place(print, tmp_path))
+    found = outcomes(ray, given, Place(print, tmp_path))
     assert found["dies"].value == {"text": "again"} and found["next"].value == {"text": "next"}
 
 
-def test_nothing_runs_beside_a_task_that_measures_times(session: RaySession, tmp_path: Path) -> None:
+def test_nothing_runs_beside_a_task_that_measures_times(ray: Ray, tmp_path: Path) -> None:
     given = [Task(f"{i}", f"{i}", span, alone=i in (1, 3)) for i in range(5)]
-    found = outcomes(Ray(), given, Place(print, tmp_path))
+    found = outcomes(ray, given, Place(print, tmp_path))
     spans = {name: one.value["span"] for name, one in found.items() if one.value is not None}
     for alone in ("1", "3"):
         begin, end = spans.pop(alone)
         assert all(other_end <= begin or end <= other for other, other_end in spans.values())
 
 
-def test_a_bug_and_a_missing_gpu_end_the_run(session: RaySession, tmp_path: Path) -> None:
+def test_a_bug_and_a_missing_gpu_end_the_run(ray: Ray, tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="a bug"):
-        outcomes(Ray(), [Task("fails", "fails", fail)], Place(print, tmp_path))
+        outcomes(ray, [Task("fails", "fails", fail)], Place(print, tmp_path))
     with pytest.raises(UserError, match="has a GPU"):
-        outcomes(Ray(), [Task("x", "x", span, resources=Resources(gpus=1))], Place(print, tmp_path))
+        outcomes(ray, [Task("x", "x", span, resources=Resources(gpus=1))], Place(print, tmp_path))
 
 
 # ---- a study
 
 
-def test_a_study_goes_on_under_ray_with_the_same_results(
-    session: RaySession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Begun here; a model, texts and likelihoods are computed again under Ray; then read here."""
-    import json
-
+def test_a_study_goes_on_under_ray_with_the_same_results(session: RaySession, tmp_path: Path) -> None:
+    """Begun here; one model, its likelihood and texts, and all times are computed again there, into the same cells."""
     from redraft.compare import run as runs
-    from redraft.compare import workbench
     from tests.unit.test_compare_run import rows, study
 
     (tmp_path / "mine.jsonl").write_text(rows(160), encoding="utf-8")
-    given = study(tmp_path, steps=(1, 2), budget_tokens=2000)
+    given = study(tmp_path, budget_tokens=2000, batch_sizes=(1,))
     here = runs.run(given, print)
     cells = {path: json.loads(path.read_text())["key"] for path in (tmp_path / "out" / "cells").iterdir()}
     for path, key in cells.items():
-        if key["kind"] != "train" or key["family"] == "masked":
+        if key["kind"] == "timing" or key.get("family") == "masked":
             path.unlink()
     shutil.rmtree(next((tmp_path / "out" / "models").glob("masked-*")))
     there = runs.run(given, print, executor=Ray())
     assert there.complete and [one.executor for one in there.timed_on] == ["ray"]
     assert {path: json.loads(path.read_text())["key"] for path in cells} == cells
-    monkeypatch.setattr(workbench, "train", None)  # training again would fail
-    assert runs.run(given, print).timed_on == there.timed_on
     assert "held all cores of its node" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert there.likelihood == here.likelihood and there.baselines == here.baselines
     for mine, other in zip(here.settings, there.settings, strict=True):
@@ -162,7 +162,7 @@ def test_a_study_goes_on_under_ray_with_the_same_results(
 # ---- a server
 
 
-def test_replicas_answer_as_one_process(session: RaySession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replicas_answer_as_one_process(session: RaySession, tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
     import httpx2
     from ray import serve
