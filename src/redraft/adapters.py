@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from redraft.saving import (
     ADAPTER_ORIGIN,
     ADAPTER_WEIGHTS,
     PEFT_PREFIX,
+    TRAINED_TOKENS,
     AdapterOrigin,
     peft_name,
     public_names,
@@ -38,7 +39,7 @@ _IGNORED = {"auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_i
 _IGNORED |= {"layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_version"}
 _IGNORED |= {"qalora_group_size", "revision", "target_modules", "task_type", "lora_ga_config", "ensure_weight_tying"}
 # ... and keys that are read. Every other key must be off.
-_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "bias", "init_lora_weights"}
+_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "bias", "init_lora_weights", "trainable_token_indices"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Adapter:
     lora: Lora
     base_name: str  # name or path of the base model; empty where the files name none
     origin: AdapterOrigin | None  # how it was trained, if by redraft
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # whose vectors it holds, by module
 
     @property
     def base(self) -> str:
@@ -88,11 +90,13 @@ def read(folder: str | Path) -> Adapter:
         _lora(file, values),
         base if isinstance(base, str) else "",
         configs.build(AdapterOrigin, read_json(origin), str(origin)) if origin.is_file() else None,
+        _tokens(file, values),
     )
 
 
 def attach(model: Model, lora: Lora, base: str, packing: str = "") -> None:
-    """Add adapters to a model. From then on only they are trained and saved.
+    """Add adapters to a model. From then on only they are trained and saved, and the vectors of tokens that a
+    conversion has added (``Model.added``).
 
     The frozen weights stay in the type that the model has; adapters and hidden states are float32.
 
@@ -102,7 +106,7 @@ def attach(model: Model, lora: Lora, base: str, packing: str = "") -> None:
     Raises:
         UserError: ``lora.targets`` matches no matrix, or nf4 does not run here.
     """
-    parts.attach(model.network, lora, public_names(model))
+    parts.attach(model.network, lora, public_names(model), model.added)
     freeze(model.network, packing)
     model.adapter, model.base = lora, base
 
@@ -134,6 +138,9 @@ def merge(model: Model, adapter: Adapter) -> Model:
     state, places = _weights(folder), public_names(model)
     weights = dict(model.network.named_parameters())
     known = {peft_name(model.network, name.removesuffix(".weight")): place for name, place in places.items()}
+    for key in [key for key in state if key.endswith(TRAINED_TOKENS)]:
+        place = known.get(key.removeprefix(PEFT_PREFIX).removesuffix(TRAINED_TOKENS))
+        _replace_rows(None if place is None else weights[place.name], state.pop(key), adapter, key)
     for name in sorted({key.rsplit(".lora_", 1)[0] for key in state}):
         place = known.get(name.removeprefix(PEFT_PREFIX))
         a, b = (state.get(f"{name}.lora_{half}.weight") for half in "AB")
@@ -153,6 +160,28 @@ def merge(model: Model, adapter: Adapter) -> Model:
             raise UserError(what, _WRONG_MODEL)
         parts.add(part, adapter.lora.scale, a, b)
     return model
+
+
+def _replace_rows(weight: Tensor | None, rows: Tensor, adapter: Adapter, key: str) -> None:
+    """Write the trained vectors [k, D] of some tokens into the matrix [V, D] of all of them."""
+    module = key.removesuffix(TRAINED_TOKENS).rpartition(".")[2]
+    ids = adapter.tokens.get(module, ())
+    fits = weight is not None and rows.shape == (len(ids), weight.shape[1]) and max(ids, default=-1) < len(weight)
+    if weight is None or not fits:
+        what = f"{adapter.folder / ADAPTER_WEIGHTS}: '{key}' holds vectors of tokens that this model does not have."
+        raise UserError(what, _WRONG_MODEL)
+    weight.data[list(ids)] = rows.to(weight)
+
+
+def _tokens(file: Path, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tokens whose vectors an adapter holds, by the last part of the module's name."""
+    given = values.get("trainable_token_indices") or {}
+    given = {"embed_tokens": given} if isinstance(given, list) else given
+    if not isinstance(given, dict) or not all(
+        isinstance(ids, list) and all(isinstance(one, int) and one >= 0 for one in ids) for ids in given.values()
+    ):
+        raise UserError(f"{file}: 'trainable_token_indices' must be lists of token ids.", "Copy the adapter again.")
+    return {module.rpartition(".")[2]: tuple(ids) for module, ids in given.items()}
 
 
 def _lora(file: Path, values: Mapping[str, Any]) -> Lora:
@@ -176,7 +205,7 @@ def _lora(file: Path, values: Mapping[str, Any]) -> Lora:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """The A [rank, in] and B [out, rank] matrices by name."""
+    """The A [rank, in] and B [out, rank] matrices by name, and vectors [k, D] of tokens."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -188,6 +217,6 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"The adapter file '{file}' is corrupt or truncated: {error}.", "Copy it again.") from None
     for key in state:
-        if not key.endswith((".lora_A.weight", ".lora_B.weight")):
+        if not key.endswith((".lora_A.weight", ".lora_B.weight", TRAINED_TOKENS)):
             raise UserError(f"{file}: unexpected tensor '{key}'.", "Only plain LoRA of linear layers is supported.")
     return state

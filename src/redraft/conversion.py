@@ -90,6 +90,7 @@ def convert_family(model: Model, family: Mapping[str, Any]) -> Model:
     defaults = {key: value for key, value in model.defaults.items() if alike or key not in _SAMPLER}
     made = Model(network, tokenizer, built, name, model.paired, defaults)
     made.public, made.answer_lengths = model.public, model.answer_lengths
+    made.added = (*model.added, *_added(model.tokenizer, tokenizer))
     keep_fitting(made)
     return made
 
@@ -145,6 +146,13 @@ def _complete(tokenizer: Tokenizer, needs_mask: bool) -> Tokenizer:
     if isinstance(tokenizer, Vocabulary):
         return tokenizer.completed(mask=needs_mask)
     return tokenizer
+
+
+def _added(old: Tokenizer, new: Tokenizer) -> list[int]:
+    """The special tokens that a tokenizer has and an older one lacks."""
+    pairs = [(old.expand_id, new.expand_id), (old.delete_id, new.delete_id)]
+    pairs.append((old.mask_id if old.has("mask") else -1, new.mask_id if new.has("mask") else -1))
+    return sorted(now for before, now in pairs if before < 0 <= now)
 
 
 def _read_at(network: Backbone, shift: int, family: str) -> None:

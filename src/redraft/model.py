@@ -47,6 +47,7 @@ class Model:
         drafter: a diffusion model that drafts for this one; see ``draft_with``.
         public: names of the network's tensors in the public checkpoint that it was read from; None: redraft's format.
         answer_lengths: how long answers were in training, for a model of pairs; None: not recorded.
+        added: tokens that a conversion has just added, whose vectors were never trained.
         adapter: the low-rank adapter of the network, trained on the model ``base``; None: it has none.
     """
 
@@ -66,6 +67,7 @@ class Model:
         self.public: Mapping[str, TensorMap] | None = None
         self.answer_lengths: AnswerLengths | None = None
         self.adapter: Lora | None = None
+        self.added: tuple[int, ...] = ()
         self.base = ""
         self._cpu_form: tuple[tuple[str | int, ...], CpuForm] | None = None  # with the versions of its weights
         check_fit(self)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_ORIGIN = "adapter_config.json", "adapter_model.safetensors", "redraft.json"
-PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX, TRAINED_TOKENS = "base_model.model.", ".token_adapter.trainable_tokens_delta"
 _MODEL_TYPE, _ARCHITECTURE = "redraft", "RedraftModel"  # registered with transformers by ``interop.transformers``
 
 
@@ -109,11 +109,14 @@ def _save_adapter(model: Model, adapter: lora.Lora, folder: Path, card: str) -> 
             name = PEFT_PREFIX + peft_name(model.network, part.name)
             state[f"{name}.lora_A.weight"] = a.detach().cpu().contiguous().clone()
             state[f"{name}.lora_B.weight"] = b.detach().cpu().contiguous().clone()
-    modules = sorted({key.removeprefix(PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in state})
+    tokens = _trained_tokens(model)
+    for name, (_, rows) in tokens.items():
+        state[f"{PEFT_PREFIX}{name}{TRAINED_TOKENS}"] = rows
+    modules = sorted({key.removeprefix(PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in state if ".lora_" in key})
     family = {"name": model.family_name, **config.to_mapping(model.family)}
     origin = AdapterOrigin(family, model.paired, model.defaults, model.answer_lengths)
     with atomic_folder(folder) as new:
-        _write_json(new / ADAPTER_CONFIG, _peft_config(model, adapter, modules))
+        _write_json(new / ADAPTER_CONFIG, _peft_config(model, adapter, modules, tokens))
         _write_json(new / ADAPTER_ORIGIN, config.to_mapping(origin))
         if model.tokenizer.chat_template is not None:
             write_atomically(new / CHAT_TEMPLATE, model.tokenizer.chat_template)
@@ -122,8 +125,30 @@ def _save_adapter(model: Model, adapter: lora.Lora, folder: Path, card: str) -> 
         save_file(state, str(new / ADAPTER_WEIGHTS), metadata={"format": "pt"})
 
 
-def _peft_config(model: Model, adapter: lora.Lora, modules: list[str]) -> dict[str, Any]:
-    """The contents of ``adapter_config.json`` for adapters on these modules."""
+_TrainedTokens = tuple[list[int], Tensor]  # ids, and their vectors [k, D]
+
+
+def _trained_tokens(model: Model) -> dict[str, _TrainedTokens]:
+    """By the name of a module: the tokens whose vectors were trained beside the adapter."""
+    network = model.network
+    if network.added is None:
+        return {}
+    changes = {"embedding.weight": network.added.embedding, "head.weight": network.added.head}
+    ids, found = network.added.ids.tolist(), {}
+    for public, place in public_names(model).items():
+        change = changes.get(place.name)
+        if change is not None:
+            rows = network.get_parameter(place.name).detach()[ids].float() + change.detach()
+            name = peft_name(network, public.removesuffix(".weight"))
+            found[name] = ids, rows.cpu().contiguous()
+    return found
+
+
+def _peft_config(
+    model: Model, adapter: lora.Lora, modules: list[str], tokens: Mapping[str, _TrainedTokens]
+) -> dict[str, Any]:
+    """The contents of ``adapter_config.json`` for adapters on these modules, with these vectors of tokens."""
+    indices = {name.rpartition(".")[2]: ids for name, (ids, _) in tokens.items()}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if model.spec.network.attention.kind == "causal" else None,
@@ -135,6 +160,7 @@ def _peft_config(model: Model, adapter: lora.Lora, modules: list[str]) -> dict[s
         "target_modules": _shortest(model, modules),
         "fan_in_fan_out": any(place.transposed for place in public_names(model).values()),
         "bias": "none",
+        **({"trainable_token_indices": indices} if indices else {}),
         "init_lora_weights": True,
         "inference_mode": True,
     }

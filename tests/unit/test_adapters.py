@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 import redraft
 from redraft import adapters, loading
+from redraft.conversion import convert_family
 from redraft.convert import export
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
@@ -264,6 +266,45 @@ def test_an_autoregressive_model_becomes_a_masked_one_by_an_adapter_alone(tmp_pa
     assert again.family_name == "masked" and again.spec.network.shift == 1
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_vectors_of_tokens_that_a_conversion_adds_are_trained_and_kept(tmp_path: Path, tied: bool) -> None:
+    tokenizer = Tokenizer.bytes()
+    shape = preset("toy", tokenizer.vocab_size, dim=32, max_length=128, tied=tied)
+    start = Model.fresh({"name": "autoregressive"}, tokenizer, shape, False, seed=3)
+    start.save(tmp_path / "base")
+    made = convert_family(start, {"name": "expand"})
+    ids = [made.tokenizer.expand_id, made.tokenizer.delete_id]
+    assert list(made.added) == ids and convert_family(made, {"name": "masked"}).added == made.added
+    data = write(tmp_path / "d.jsonl", False)
+    wanted = recipe(tmp_path / "base", data, False, {"rank": 2}, "family.name=expand")
+    train(Recipe.of({**wanted.tables(), "family": {"name": "expand"}}), tmp_path / "out", device="cpu")
+    saved = load_file(tmp_path / "out" / ADAPTER_WEIGHTS)
+    names = ["model.embed_tokens", *([] if tied else ["lm_head"])]
+    keys = {f"base_model.model.{name}.token_adapter.trainable_tokens_delta" for name in names}
+    assert {key for key in saved if "lora" not in key} == keys
+    indices = json.loads((tmp_path / "out" / ADAPTER_CONFIG).read_text())["trainable_token_indices"]
+    assert indices == {name.rpartition(".")[2]: ids for name in names}
+    again, before = redraft.load(tmp_path / "out", "cpu").network, made.network
+    for name in ("embedding", *([] if tied else ["head"])):
+        new, old = again.get_parameter(f"{name}.weight"), before.get_parameter(f"{name}.weight")
+        assert torch.equal(new[: ids[0]], old[: ids[0]]), "all other vectors are those of the base"
+        if tied or name == "head":  # these tokens are predicted, and never an input
+            assert (new[ids] - old[ids]).abs().amax(1).min() > 1e-4
+
+
+def test_merged_vectors_of_tokens_give_the_same_logits() -> None:
+    made = convert_family(model(), {"name": "expand"})
+    adapters.attach(made, Lora(2), "base")
+    ask = replace(_ask(made), tokens=torch.tensor([[*range(5, 23), *made.added]]))
+    disturbed(made)
+    assert made.network.added is not None
+    torch.nn.init.normal_(made.network.added.embedding)
+    with torch.no_grad():
+        before = made.network(ask)
+        parts.merge(made.network)
+        torch.testing.assert_close(made.network(ask), before, rtol=1e-4, atol=1e-4)
+
+
 # ---- peft
 
 
@@ -318,8 +359,10 @@ def _gpt2(folder: Path) -> Any:
         (_llama, ["q_proj", "o_proj", "down_proj"], {}),
         (_llama, "all-linear", {"use_rslora": True}),
         (_gpt2, ["c_attn", "c_fc"], {"fan_in_fan_out": True}),
+        (_llama, ["q_proj"], {"trainable_token_indices": [7, 20]}),
+        (_llama, ["q_proj"], {"trainable_token_indices": {"embed_tokens": [9, 30, 31]}}),
     ],
-    ids=["llama", "llama-all", "gpt2"],
+    ids=["llama", "llama-all", "gpt2", "tokens", "tokens by module"],
 )
 def test_what_peft_wrote_is_loaded(make: Callable[[Path], Any], targets: Any, more: Any, tmp_path: Path) -> None:
     pytest.importorskip("peft")
@@ -330,7 +373,7 @@ def test_what_peft_wrote_is_loaded(make: Callable[[Path], Any], targets: Any, mo
     config = LoraConfig(r=4, lora_alpha=12, target_modules=targets, task_type="CAUSAL_LM", **more)
     network = get_peft_model(base, config).eval()
     for name, parameter in network.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "trainable_tokens_delta" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     network.save_pretrained(tmp_path / "adapter")
     ours = redraft.load(tmp_path / "base", "cpu", adapter=tmp_path / "adapter")

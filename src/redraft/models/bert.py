@@ -14,7 +14,6 @@ from redraft.models.parts.backbone import EVERY, Backbone, gather_targets
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.mlp import Activation, Mlp, activate
-from redraft.models.parts.packed import linear
 from redraft.models.parts.store import KeyValueView
 from redraft.runtime import upload
 from redraft.types import Forward
@@ -104,4 +103,4 @@ class Bert(Backbone):
 
     def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
         """Hidden states [n, D] -> logits [n, V]."""
-        return linear(states, self.embedding.weight if self.head is None else self.head.weight, self.bias)
+        return self.onto_vocabulary(states, self.bias)

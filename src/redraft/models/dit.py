@@ -102,7 +102,7 @@ class Dit(Backbone):
 
     def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
         """Hidden states [n, D] of a ``part`` of the target positions -> logits [n, V], or scores."""
-        logits: Tensor = self.head(states)
+        logits = self.onto_vocabulary(states)
         if self.config.score == "none":
             return logits
         row = upload((request.targets >= 0).nonzero()[part, 0], self.device)

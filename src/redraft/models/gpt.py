@@ -13,7 +13,6 @@ from redraft.models.parts.backbone import EVERY, Backbone, gather_targets
 from redraft.models.parts.block import Block
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.mlp import Activation, Mlp
-from redraft.models.parts.packed import linear
 from redraft.models.parts.store import KeyValueView
 from redraft.runtime import upload
 from redraft.types import Forward
@@ -82,4 +81,4 @@ class Gpt(Backbone):
 
     def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
         """Hidden states [n, D] -> logits [n, V]."""
-        return linear(states, self.embedding.weight) if self.head is None else self.head(states)
+        return self.onto_vocabulary(states)

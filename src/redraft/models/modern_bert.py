@@ -14,7 +14,6 @@ from redraft.models.parts.block import Block
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.mlp import Activation, GatedMlp, activate
-from redraft.models.parts.packed import linear
 from redraft.models.parts.positions import rotary_table
 from redraft.models.parts.store import KeyValueView
 from redraft.types import Forward
@@ -106,4 +105,4 @@ class ModernBert(Backbone):
 
     def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
         """Hidden states [n, D] -> logits [n, V]."""
-        return linear(states, self.embedding.weight if self.head is None else self.head.weight, self.bias)
+        return self.onto_vocabulary(states, self.bias)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redraft.models.parts.added_tokens import AddedTokens
 from redraft.models.parts.attention import Attention, AttentionContext
 from redraft.models.parts.checkpointing import Checkpointing, checkpointed
 from redraft.models.parts.flops import ForwardCost, matrix_entries
-from redraft.models.parts.packed import packed_in
+from redraft.models.parts.packed import linear, packed_in
 from redraft.models.parts.store import KeyValueStore, KeyValueView
 from redraft.models.parts.time import Modulation
 from redraft.registry import Registered
@@ -31,6 +32,7 @@ class Backbone(Registered, nn.Module):
 
     config: Any
     embedding: nn.Embedding
+    head: nn.Linear | None  # the output projection; None: tied to the embedding
     blocks: nn.ModuleList
 
     needs_prompt = False  # only for models of pairs whose prompt is isolated
@@ -39,6 +41,8 @@ class Backbone(Registered, nn.Module):
         super().__init__()
         self.activation_checkpointing: Checkpointing = "none"
         self.stream: torch.dtype | None = None  # type of the hidden states; None: that of the weights
+        self.head = None
+        self.added: AddedTokens | None = None  # tokens whose vectors are trained beside an adapter
 
     def forward(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         """Flat logits [N, V] in the order of ``request.targets >= 0``."""
@@ -55,6 +59,11 @@ class Backbone(Registered, nn.Module):
     def projects(self, request: Forward) -> bool:
         """Is the answer to a request ``project(states(request))``?"""
         return True
+
+    @property
+    def head_weight(self) -> Tensor | None:
+        """The output projection [V, D]; None: it is tied to the embeddings."""
+        return None if self.head is None else self.head.weight
 
     @property
     def logit_width(self) -> int:
@@ -113,7 +122,19 @@ class Backbone(Registered, nn.Module):
 
     def embed(self, request: Forward) -> Tensor:
         """Embeddings [R, Q, D] of the tokens of a request, of both streams if there are two."""
-        return self.widened(F.embedding(upload(request.streams[0], self.device), self.embedding.weight))
+        tokens = upload(request.streams[0], self.device)
+        x = self.widened(F.embedding(tokens, self.embedding.weight))
+        return x if self.added is None else self.added.embedded(x, tokens)
+
+    def onto_vocabulary(self, states: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Hidden states [n, D] -> logits [n, V], by the output projection or, if it is tied, by the embeddings.
+
+        Args:
+            bias: [V], if it is not that of the output projection.
+        """
+        own = bias if bias is not None or self.head is None else self.head.bias
+        logits = linear(states, self.embedding.weight if self.head is None else self.head.weight, own)
+        return logits if self.added is None else self.added.projected(logits, states)
 
     def widened(self, x: Tensor) -> Tensor:
         """Embeddings [...] in the type of the hidden states."""

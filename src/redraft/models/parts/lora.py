@@ -6,7 +6,7 @@ Names and hyperparameters follow ``peft``, whose files the module ``adapters`` r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from redraft.errors import UserError, suggest
 from redraft.lora import Lora
+from redraft.models.parts.added_tokens import AddedTokens
+from redraft.models.parts.backbone import Backbone
 from redraft.models.parts.moe import MixtureOfExperts
 from redraft.models.parts.packed import Packed, linear, packed_in, product_dtype
 from redraft.weights import TensorMap
@@ -137,8 +139,8 @@ def parts_of(network: nn.Module, places: Mapping[str, TensorMap]) -> dict[Place,
     return found
 
 
-def attach(network: nn.Module, lora: Lora, places: Mapping[str, TensorMap]) -> None:
-    """Add adapters to a network's matrices and freeze all other weights.
+def attach(network: Backbone, lora: Lora, places: Mapping[str, TensorMap], added: Sequence[int] = ()) -> None:
+    """Add adapters to a network's matrices and freeze all other weights, except the vectors of ``added`` tokens.
 
     Raises:
         UserError: ``lora.targets`` matches no matrix.
@@ -157,6 +159,8 @@ def attach(network: nn.Module, lora: Lora, places: Mapping[str, TensorMap]) -> N
         raise UserError(
             f"[lora] targets: this network has no matrix '{targets}'.", remedy or f"Known: {', '.join(known)}."
         )
+    if added:
+        network.added = AddedTokens(added, network.embedding.weight, network.head_weight)
 
 
 def _adapt(network: nn.Module, name: str, expert: int | None, lora: Lora, parts: list[Part]) -> None:
@@ -188,7 +192,7 @@ def add(weight: Tensor, scale: float, a: Tensor, b: Tensor) -> None:
 
 
 @torch.no_grad()
-def merge(network: nn.Module) -> None:
+def merge(network: Backbone) -> None:
     """Merge every adapter into its matrix: the same function up to rounding, without extra cost at inference.
 
     Raises:
@@ -209,3 +213,6 @@ def merge(network: nn.Module) -> None:
                 for expert, adapter in adapters.items():
                     adapter.merge_into(weight[int(expert)])  # type: ignore[operator]
                 adapters.clear()
+    if network.added is not None:
+        network.added.merge_into(network.embedding.weight, network.head_weight)
+        network.added = None

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from redraft.models.parts.backbone import EVERY, Backbone
 from redraft.models.parts.edits import EditRates
 from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.norms import RMSNorm
-from redraft.models.parts.packed import linear
 from redraft.models.parts.self_conditioning import SelfConditioningProjection
 from redraft.models.parts.time import Modulation, TimeEmbedding
 from redraft.runtime import upload
@@ -25,7 +24,6 @@ class Readout(Backbone):
     time: TimeEmbedding | None
     final_modulation: Modulation | None
     edits: EditRates | None
-    head: nn.Linear | None  # None: tied to the embedding
     self_conditioning: SelfConditioningProjection | None
 
     def enable_self_conditioning(self, enabled: bool) -> None:
@@ -77,7 +75,7 @@ class Readout(Backbone):
         if self.edits is not None:
             rates: Tensor = self.edits(states, self.embedding.weight)
             return rates
-        return linear(states, self.embedding.weight) if self.head is None else self.head(states)
+        return self.onto_vocabulary(states)
 
     @property
     def logit_width(self) -> int:
