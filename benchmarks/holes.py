@@ -24,8 +24,9 @@ import torch
 
 import redraft
 from redraft.data.examples import Example, load
+from redraft.generation.first_pass import first_pass
 from redraft.generation.holes import Hole, HoleLayout
-from redraft.generation.length import best_lengths, first_pass
+from redraft.generation.length import best_lengths
 from redraft.generation.prompts import prompt_ids
 from redraft.generation.start import start_holes
 from redraft.model import Model

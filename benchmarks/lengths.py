@@ -138,7 +138,8 @@ def automatic(args: argparse.Namespace) -> bool:
     true = report(
         "automatic", "true length", "all", model, of_length(model, rows, true_sizes(model, rows), args.steps), truths
     )
-    chosen = model.generate(prompts, max_new_tokens=args.most, steps=args.steps)
+    more = {} if args.candidates is None else {"candidates": args.candidates}
+    chosen = model.generate(prompts, max_new_tokens=args.most, steps=args.steps, **more)
     found = report("automatic", "automatic length", "all", model, chosen, truths)
     return any(found[name] >= true[name] - 2.0 for name in true)
 
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument("--prompt", default="{}")
     parser.add_argument("--rows", type=int, default=250, help="of each bucket, at most")
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--candidates", type=int, help="of the automatic length; unset: the model's own setting")
     parser.add_argument("--most", type=int, default=48, help="tokens of the longest answer")
     args = parser.parse_args()
     args.data = args.data or ("lm/novels" if args.what == "holes" else "mt/tatoeba.en-de")

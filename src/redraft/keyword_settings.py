@@ -31,10 +31,11 @@ class KeywordSettings(TypedDict, total=False):
     candidates: int | None
     """Number of output lengths to try per prompt; the sequence with the highest log-likelihood is kept."""
     length: Literal["auto", "head", "typical", "search", "fixed"] | None
-    """How the output length is chosen. head: predicted from the prompt. typical: the median length of training
-    answers to prompts of this length. search: by the confidence at several lengths. fixed: max_new_tokens, or up to
-    an end-of-text token. auto: the length head if the model has one; else, for models of prompt and answer, typical
-    if the lengths are recorded, and search if not; fixed for plain text."""
+    """How the output length is chosen. head: predicted from the prompt (with one candidate, a masked model compares
+    the likely lengths by one more pass). typical: the median length of training answers to prompts of this length.
+    search: by the confidence at several lengths. fixed: max_new_tokens, or up to an end-of-text token. auto: the
+    length head if the model has one; else, for models of prompt and answer, typical if the lengths are recorded,
+    and search if not; fixed for plain text."""
     start: int | None
     """Initial number of positions, for variable-length models. Unset: the predicted length, or the family's
     choice."""

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 import redraft
+from redraft.canvas import make_canvas
 from redraft.conversion import convert_family
 from redraft.data.examples import load
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.generation.answer_lengths import AnswerLengths
+from redraft.generation.first_pass import Row
+from redraft.generation.length import choose_lengths
+from redraft.generation.loop import Loop, Method
 from redraft.model import Model
 from redraft.presets import preset
+from redraft.registry import find
 from redraft.train.recipe import Recipe
 from redraft.train.setup import prepare
+from redraft.types import PAD, Request
+from tests.tiny import VOCABULARY, family
 
 TOY = Path(__file__).parents[2] / "recipes" / "toy"
 HEADLESS = {"name": "masked", "prompt_encoder": False, "length_head": False}
@@ -72,6 +82,54 @@ def test_without_a_length_head_answers_are_as_long_as_in_training(family: dict[s
     assert (three.status != 0).sum(1).sub(three.prompt).tolist() == [6, 3, 9]
     with pytest.raises(UserError, match="don't record"):
         model_of(family).generate("ab", length="typical")
+
+
+class Scripted:
+    """A network with a given distribution of lengths, which knows all tokens of answers of one length."""
+
+    def __init__(self, lengths: dict[int, float], known: int) -> None:
+        self.lengths, self.known, self.asked = lengths, known, 0
+
+    def __call__(self, request: Request, store: Any = None) -> Tensor:
+        self.asked += 1
+        logits = torch.zeros(int((request.targets >= 0).sum()), VOCABULARY.vocab_size)
+        if request.drawing.kind == "length":
+            for length, p in self.lengths.items():
+                logits[:, length] = math.log(p)
+            return logits
+        row = (request.targets >= 0).nonzero()[:, 0]
+        logits[(request.targets >= 0).sum(1)[row] == self.known - 1, 5] = 9.0
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("lengths", "known", "chosen", "passes"),
+    [
+        ({4: 0.4, 6: 0.3, 3: 0.2}, 6, 6, 2),  # 6 is less likely, and certain
+        ({4: 0.4, 6: 0.3, 3: 0.2}, 5, 4, 2),  # no likely length is certain: the likeliest
+        ({4: 0.9, 6: 0.1}, 6, 4, 1),  # an unlikely length is not compared, and costs no pass
+    ],
+)
+def test_one_answer_has_the_likely_length_that_the_network_can_fill(
+    lengths: dict[int, float], known: int, chosen: int, passes: int
+) -> None:
+    spec, _ = family("masked")
+    canvases = []
+    for prompts in ([[5, 6, 4]], [[5, 6, 4], [7, 4]]):
+        rows: list[Row] = [[*prompt, *[None] * 7] for prompt in prompts]
+        network = Scripted({length: lengths.get(length, 1e-9) for length in range(8)}, known)
+        loop = Loop({"main": network}, Method(find("samplers", "confidence")()), spec)
+        canvas = make_canvas(rows, [len(prompt) for prompt in prompts], spec, seeds=range(len(rows)))
+        choose_lengths(loop, canvas)
+        canvases.append(canvas)
+        assert network.asked == passes and canvas.nfe.tolist() == [passes] * len(rows)
+        assert ((canvas.status != PAD).sum(1) - canvas.prompt).tolist() == [chosen] * len(rows)
+        assert torch.allclose(
+            canvas.score, torch.full_like(canvas.score, math.log(lengths[chosen] / sum(lengths.values()))), atol=1e-3
+        )
+    copies = make_canvas(rows[:1], [3], spec, seeds=[0], copies=2)
+    choose_lengths(Loop({"main": Scripted(lengths, known)}, Method(find("samplers", "confidence")()), spec), copies)
+    assert copies.nfe.tolist() == [1, 1], "several candidates are filled and need no such pass"
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])

@@ -11,7 +11,7 @@ import torch
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.generation import infill, length
+from redraft.generation import first_pass, infill, length
 from redraft.generation.holes import Hole
 from redraft.model import Model
 from redraft.presets import preset
@@ -182,7 +182,7 @@ def test_the_first_pass_is_the_networks_prediction() -> None:
     network = tiny.OracleNetwork(language, spec, start=2)
     rows = [[2, 6, None, 5, None], [2, 6, None, None, None]]
     truths = [[2, 6, None, 5, 7], [2, 6, 6, None, None]]
-    found = length.first_pass(network, rows, [2, 2], spec, truths)
+    found = first_pass.first_pass(network, rows, [2, 2], spec, truths)
     for row, truth, look in zip(rows, truths, found, strict=True):
         x = torch.tensor([[spec.tokens.mask_id if token is None else token for token in row]])
         p = tiny.log_probabilities(network, spec, x, 2)[0].exp()

@@ -37,8 +37,8 @@ from torch import Tensor
 
 from redraft.errors import UserError
 from redraft.generation import joint
+from redraft.generation.first_pass import parts, predictions, run_passes
 from redraft.generation.holes import fixed_size_spec, go_on
-from redraft.generation.length import parts, predictions, run_passes
 from redraft.generation.prompts import check_mask
 from redraft.generation.slots import Labels, Row, Scores, SlotTemplate, SlotText, State, length_log_p, softmax
 from redraft.runtime import download, upload

@@ -12,7 +12,8 @@ import torch
 
 from redraft.canvas import make_canvas
 from redraft.errors import UserError
-from redraft.generation.length import Row, best_lengths, first_pass
+from redraft.generation.first_pass import Row, first_pass
+from redraft.generation.length import best_lengths
 from redraft.generation.prompts import answer_suffix, check_length, prompt_ids
 from redraft.samplers.shared.common import length_request
 

@@ -12,8 +12,8 @@ import torch
 
 from redraft import likelihood
 from redraft.errors import UserError
+from redraft.generation.first_pass import parts
 from redraft.generation.holes import fixed_size_spec
-from redraft.generation.length import parts
 from redraft.generation.slots import Scores, SlotText, State, length_log_p, softmax
 from redraft.samplers.confidence import Confidence
 from redraft.settings import DecisionSettings

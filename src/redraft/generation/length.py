@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from redraft.canvas import make_canvas
 from redraft.generation.answer_lengths import AnswerLengths
+from redraft.generation.first_pass import Passes, Row, T, first_passes
 from redraft.generation.loop import Call, Loop, Steps
 from redraft.runtime import download, upload
-from redraft.samplers.shared import common, ranking
-from redraft.types import FREE, GIVEN, PAD, Canvas, Network, Output, Request, Spec
-
-Row = Sequence[int | None]  # ids, None where free
-T = TypeVar("T")
-Passes = Generator[Request, Tensor, T]  # yields forward passes and receives their flat logits [N, V]
+from redraft.samplers.shared import common
+from redraft.types import FREE, GIVEN, PAD, Canvas, Spec
 
 
 def best_lengths(logits: Tensor, most: int, count: int, feasible: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -45,98 +41,6 @@ def longer_than(logits: Tensor, most: int) -> Tensor:
     """Is the answer more likely longer than ``most`` tokens than not? Logits [R, V] of lengths -> [R] bool."""
     lengths = logits.float()[:, 1:]
     return lengths[:, :most].logsumexp(-1) < lengths[:, most:].logsumexp(-1)
-
-
-@dataclass(frozen=True)
-class FirstPass:
-    """The predictions at the free positions of a row before generation."""
-
-    confidence: float  # mean probability of the likeliest token
-    entropy: float  # mean, in nats
-    truth: float  # sum of log p of the tokens whose log-probability was requested
-
-
-def first_pass(
-    network: Network,
-    rows: Sequence[Row],
-    prompts: Sequence[int],
-    spec: Spec,
-    truths: Sequence[Row] | None = None,
-    checkpoint: Callable[[], None] | None = None,
-) -> list[FirstPass]:
-    """One forward pass over each row.
-
-    Args:
-        truths: tokens at free positions whose log-probability is requested. These positions count only in ``truth``.
-        checkpoint: called before every pass; it may raise an exception.
-    """
-    return run_passes(first_passes(rows, prompts, spec, truths), network, checkpoint)
-
-
-def run_passes(passes: Passes[T], network: Network, checkpoint: Callable[[], None] | None = None) -> T:
-    """Run the forward passes of a generator with a network, and return its result.
-
-    Args:
-        checkpoint: called before every pass; it may raise an exception.
-    """
-    logits: Tensor | None = None
-    with torch.inference_mode():
-        while True:
-            try:
-                request = passes.send(logits)  # type: ignore[arg-type] # a generator starts with None
-            except StopIteration as end:
-                found: T = end.value
-                return found
-            if checkpoint is not None:
-                checkpoint()
-            logits = network(request)
-
-
-def first_passes(
-    rows: Sequence[Row], prompts: Sequence[int], spec: Spec, truths: Sequence[Row] | None = None
-) -> Passes[list[FirstPass]]:
-    """``first_pass`` as a generator, for a caller that runs the network."""
-    found: list[FirstPass] = []
-    for part in parts(rows):
-        request, log_p = yield from predictions([rows[i] for i in part], [prompts[i] for i in part], spec)
-        row, column = (request.targets >= 0).nonzero(as_tuple=True)
-        at, owner = request.targets[row, column].tolist(), row.tolist()
-        tokens = [None if truths is None else truths[part[r]][i] for r, i in zip(owner, at, strict=True)]
-        wanted = upload(torch.tensor([0 if token is None else token for token in tokens]), log_p.device)
-        entropy = ranking.entropy(Output(log_p, request.targets, request.targets))
-        true = log_p.gather(1, wanted[:, None])[:, 0]
-        peak, entropy, true = download(log_p.amax(-1).exp(), entropy, true)
-        for number in range(len(part)):
-            own = (row == number).nonzero()[:, 0].tolist()
-            free = [i for i in own if tokens[i] is None]
-            requested = [float(true[i]) for i in own if tokens[i] is not None]
-            mean = [float(value[free].double().mean()) if free else math.nan for value in (peak, entropy)]
-            found.append(FirstPass(mean[0], mean[1], math.fsum(requested)))
-    return found
-
-
-def predictions(rows: Sequence[Row], prompts: Sequence[int], spec: Spec) -> Passes[tuple[Request, Tensor]]:
-    """One forward pass over rows: the request, and log-probabilities [N, V] at its targets, the free positions."""
-    canvas = make_canvas(rows, prompts, spec, seeds=[0] * len(rows))
-    (request,) = common.requests_for(canvas, spec, canvas.status == FREE)
-    logits = yield request
-    logits.index_fill_(1, upload(torch.tensor(spec.tokens.forbidden, dtype=torch.int64), logits.device), -torch.inf)
-    return request, logits.float().log_softmax(-1)
-
-
-_PASS_TOKENS = 4096  # positions in one pass of ``first_pass``
-
-
-def parts(rows: Sequence[Row]) -> Iterator[range]:
-    """Consecutive rows that together have about ``_PASS_TOKENS`` positions, padding included."""
-    begin, widest = 0, 0
-    for index, row in enumerate(rows):
-        widest = max(widest, len(row))
-        if index > begin and (index + 1 - begin) * widest > _PASS_TOKENS:
-            yield range(begin, index)
-            begin, widest = index, len(row)
-    if rows:
-        yield range(begin, len(rows))
 
 
 @dataclass(frozen=True)
@@ -277,25 +181,22 @@ def length_steps(loop: Loop, canvas: Canvas, choice: LengthChoice | None = None)
     first = torch.cat([torch.tensor([True]), canvas.owner[1:] != canvas.owner[:-1]]).nonzero()[:, 0]
     owner = torch.searchsorted(first, torch.arange(len(canvas.ids)), right=True) - 1
     rank = torch.arange(len(canvas.ids)) - first[owner]
-    most, count = int(((canvas.status == FREE).sum(1)).max()), int(rank.max()) + 1
-    constraint, spec = loop.method.constraint, loop.spec
-    feasible = None if constraint is None else constraint.lengths(most)
-    if choice is None:
-        request = common.length_request(canvas.ids[first], canvas.prompt[first], spec, first)
-        logits = yield from loop.forward(canvas, request)
-        log_p, likeliest = best_lengths(logits, most, count, feasible)
-        canvas.nfe = canvas.nfe[first][owner]
-        column = owner, rank.clamp(max=likeliest.shape[1] - 1)
-        log_p, likeliest, longer = download(log_p, likeliest, longer_than(logits, most))
-        length, gain = likeliest[column], log_p[column]
-        length[longer[owner] & (feasible is None)] = most + 1
+    count, spec = int(rank.max()) + 1, loop.spec
+    suffix = [spec.tokens.eos_id] if choice is None else list(choice.answer_suffix)
+    if choice is not None:
+        options = yield from _by_choice(loop, canvas, choice, first, count)
+    elif count == 1 and _judges(spec):
+        options = yield from _by_head(loop, canvas, first, owner, _TRIED)
+        options = yield from _surest(loop, canvas, first, options)
     else:
-        length, gain = yield from _chosen(loop, canvas, choice, first, owner, rank, feasible)
-    canvas.score += gain
+        options = yield from _by_head(loop, canvas, first, owner, count)
+    picked = [options[of][min(at, len(options[of]) - 1)] for of, at in zip(owner.tolist(), rank.tolist(), strict=True)]
+    canvas.score += torch.tensor([log_p for _, log_p in picked], dtype=torch.float64)
+    length, most = torch.tensor([length for length, _ in picked]), int((canvas.status == FREE).sum(1).max())
     cut, length = length > most, length.clamp(max=most)
     columns, end = torch.arange(canvas.ids.shape[1]), (canvas.prompt + length)[:, None]
     canvas.status[columns >= end] = PAD
-    if choice is None or choice.answer_suffix:
+    if suffix:
         last = (columns == end - 1) & ~cut[:, None]
         if choice is not None:  # it has no empty answers
             last &= (length > 1)[:, None]
@@ -307,29 +208,88 @@ def length_steps(loop: Loop, canvas: Canvas, choice: LengthChoice | None = None)
             store.copy(canvas.kv_slot[first[owner[others]]], canvas.kv_slot[others])
 
 
-def _chosen(
-    loop: Loop,
-    canvas: Canvas,
-    choice: LengthChoice,
-    first: Tensor,
-    owner: Tensor,
-    rank: Tensor,
-    feasible: Tensor | None,
-) -> Steps[tuple[Tensor, Tensor]]:
-    """Lengths of all rows [B] by ``choice``, and their log-probabilities [B]."""
-    lengths, gains = [], []
-    for number, row in enumerate(first.tolist()):
+Options = list[tuple[int, float]]  # lengths of an answer, suffix included, best first, and their log-probabilities
+
+
+def _by_head(loop: Loop, canvas: Canvas, first: Tensor, owner: Tensor, count: int) -> Steps[list[Options]]:
+    """The ``count`` likeliest lengths of each prompt; a single one, beyond its positions, where the answer is cut off.
+
+    Args:
+        first: [P] the first row of each prompt. owner: [B] the prompt of each row.
+    """
+    most = int(((canvas.status == FREE).sum(1)).max())
+    feasible = None if loop.method.constraint is None else loop.method.constraint.lengths(most)
+    request = common.length_request(canvas.ids[first], canvas.prompt[first], loop.spec, first)
+    logits = yield from loop.forward(canvas, request)
+    canvas.nfe = canvas.nfe[first][owner]
+    log_p, likeliest = best_lengths(logits, most, count, feasible)
+    log_p, likeliest, longer = download(log_p, likeliest, longer_than(logits, most))
+    found: list[Options] = []
+    for lengths, values, cut in zip(likeliest.tolist(), log_p.tolist(), longer.tolist(), strict=True):
+        options = list(zip(lengths, values, strict=True))
+        found.append([(most + 1, value) for _, value in options] if cut and feasible is None else options)
+    return found
+
+
+def _by_choice(loop: Loop, canvas: Canvas, choice: LengthChoice, first: Tensor, count: int) -> Steps[list[Options]]:
+    """The ``count`` best lengths of each prompt by ``choice``; one that doesn't fit is the whole row, which is cut off.
+
+    Args:
+        first: [P] the first row of each prompt.
+    """
+    most = int(((canvas.status == FREE).sum(1)).max())
+    feasible = None if loop.method.constraint is None else loop.method.constraint.lengths(most)
+    found: list[Options] = []
+    for row in first.tolist():
         prompt = canvas.ids[row, : int(canvas.prompt[row])].tolist()
-        free, count = int((canvas.status[row] == FREE).sum()), int((owner == number).sum())
+        free = int((canvas.status[row] == FREE).sum())
         passes = choice.choose(prompt, free, count, None if feasible is None else feasible[:free])
-        found = yield from _uncached(loop, passes)
-        ranks = rank[owner == number].clamp(max=len(found[0]) - 1).tolist()
-        lengths += [
-            found[0][i] if found[0][i] <= free else canvas.ids.shape[1] for i in ranks
-        ]  # the whole row: cut off
-        gains += [found[1][i] for i in ranks]
+        lengths, values = yield from _uncached(loop, passes)
+        fitting = [length if length <= free else canvas.ids.shape[1] for length in lengths]
+        found.append(list(zip(fitting, values, strict=True)))
     canvas.nfe += choice.passes
-    return torch.tensor(lengths), torch.tensor(gains, dtype=torch.float64)
+    return found
+
+
+_TRIED = 4  # lengths that are compared by the entropy of their masks where one answer is generated
+_UNLIKELY = math.log(0.25)  # those that are less likely than this, relative to the likeliest, are not
+_WEIGHT = 2.0  # of the entropy against log p(L); chosen on validation rows (docs/log.md)
+
+
+def _judges(spec: Spec) -> bool:
+    """Can first predictions tell lengths apart? Under noise other than masks they know nothing of the answer."""
+    return spec.masks and not spec.scores and spec.family.continuous is None and not spec.variable_length
+
+
+def _surest(loop: Loop, canvas: Canvas, first: Tensor, options: list[Options]) -> Steps[list[Options]]:
+    """The length with the highest log p(L) - 2 H(L) of each prompt, where H is the mean entropy of the predictions of
+    L masks, in nats.
+
+    The likeliest length is often not that of an answer the network can give, and a text of a wrong length has gaps or
+    fillers. One pass over the likely lengths finds the one that it can fill best; several candidates fill all of them.
+
+    Args:
+        first: [P] the first row of each prompt.
+    """
+    rows, prompts, of = list[Row](), list[int](), list[int]()
+    kept: list[Options] = []
+    for number, (row, own) in enumerate(zip(first.tolist(), options, strict=True)):
+        free, start = int((canvas.status[row] == FREE).sum()), int(canvas.prompt[row])
+        likely = [one for one in own if one[1] >= own[0][1] + _UNLIKELY and 1 < one[0] <= free]
+        kept.append(likely if len(likely) > 1 and own[0] in likely else own[:1])
+        if len(kept[-1]) > 1:
+            head = canvas.ids[row, :start].tolist()
+            rows += [[*head, *[None] * (length - 1), loop.spec.tokens.eos_id] for length, _ in kept[-1]]
+            prompts += [start] * len(kept[-1])
+            of.append(number)
+    if not rows:
+        return kept
+    found = iter((yield from _uncached(loop, first_passes(rows, prompts, loop.spec))))
+    for number in of:
+        scores = {one: one[1] - _WEIGHT * next(found).entropy for one in kept[number]}
+        kept[number] = [max(scores, key=lambda one: scores[one])]
+        canvas.nfe[first[number]] += 1
+    return kept
 
 
 def _uncached(loop: Loop, passes: Passes[T]) -> Steps[T]:

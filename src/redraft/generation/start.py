@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from redraft.canvas import Growth, make_canvas
 from redraft.errors import UserError
-from redraft.generation.length import LengthChoice, LengthSearch, Row, TypicalLength
+from redraft.generation.first_pass import Row
+from redraft.generation.length import LengthChoice, LengthSearch, TypicalLength
 from redraft.generation.loop import Loop, Method
 from redraft.generation.method import build_method, build_sampler
 from redraft.generation.prompts import Prompt, answer_suffix, check_length, check_mask, prompt_ids
