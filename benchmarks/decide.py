@@ -91,7 +91,7 @@ def trained(task: str, family: str, data: Path, out: Path, tokens: int, preset: 
             "tokenizer": {"kind": "bpe", "vocab_size": 2000},
             "model": {"preset": preset},
             "family": {"name": family},
-            "train": {"tokens": tokens, "batch_tokens": 8192, "lr": 2e-3, "validation_rows": 256},
+            "train": {"tokens": tokens, "batch_tokens": 2048, "lr": 2e-3, "validation_rows": 256},
         }
     )
     folder = out / task / family

@@ -3,47 +3,46 @@
 For a text x, a slot s with labels l of n_l tokens, and the other slots z, the probability of a label is the softmax of
 its score over the labels of the slot:
 
-    one_pass     score(l) = log p(n_l) + sum_j log p(l_j | x, n_l masks in s, masks in z)
+    one_pass     score(l) = sum_j log p(l_j | x, n_l masks in s, masks in z) + e(n_l)
     chain        the same; the most certain slot is decided first, and z holds the labels of the slots decided before
                  autoregressive models: score(l) = log p(l and the text up to the next slot | text and labels before it)
     likelihood   p(l) = sum over the labels of z of p(l, z | x), from the likelihood of every combination
 
 ``one_pass`` is a pseudo-likelihood: the tokens of a label, and the slots, are predicted independently of each other. It
-takes one forward pass of a masked model for all slots and labels. A label enters by its number of masks, so that each
-number has one row of the pass; the other slots then have the number of masks that most of their labels have. log p(n_l)
-is that of the row's length by the length head. It takes another pass, and only if labels differ in length; it is 0 for
-a model without a length head.
+takes one forward pass of a masked model for all slots and labels. e(n) is the evidence for n tokens in the slot, and
+only needed where the labels of a slot differ in length:
+
+    e(n) = sum over the two given tokens i on each side of log p(x_i | x, these tokens and n tokens in s masked)
+           + log p(n)
+
+Its first part is that of infilling (``holes``): the text after the slot fits only at the right distance. Its rows are
+part of the same pass. log p(n) is that of the answer's length by the length head, summed over the lengths of the other
+slots; it takes another pass, and is 0 for a model without a length head.
 
 ``likelihood`` is the chain rule. For autoregressive models it is exact, over the text from the first slot on. For
-masked models it is that of the slots from left to right (DUEL, arXiv:2603.01367), with one pass for each token. For
-other families it is the bound on the likelihood of the whole text.
+masked models it is exact from left to right (DUEL, arXiv:2603.01367), with one pass for each token: of the slots, or
+of all text from the first slot on where the lengths of labels differ. For other families it is the bound on the
+likelihood of the whole text.
 
-``by`` divides a score by the tokens or bytes of the labels. ``calibrate`` subtracts the score in a text whose fields
-are empty, which removes the model's preference for some labels (Zhao et al. 2021, arXiv:2102.09690; Holtzman et al.
-2021, arXiv:2104.08315).
+``by`` divides log p of a label by its tokens or bytes. ``calibrate`` subtracts the score in a text whose fields are
+empty, which removes the model's preference for some labels (Zhao et al. 2021, arXiv:2102.09690; Holtzman et al. 2021,
+arXiv:2104.08315).
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from redraft.errors import UserError
 from redraft.generation import joint
-from redraft.generation.first_pass import parts, predictions, run_passes
-from redraft.generation.holes import fixed_size_spec, go_on
+from redraft.generation.holes import go_on
 from redraft.generation.prompts import check_mask
-from redraft.generation.slots import Labels, Row, Scores, SlotTemplate, SlotText, State, length_log_p, softmax
-from redraft.runtime import download, upload
+from redraft.generation.slot_scores import slot_scores
+from redraft.generation.slots import Labels, Row, Scores, SlotTemplate, SlotText, State, softmax
 from redraft.settings import DecisionSettings
-from redraft.types import Request
 
 if TYPE_CHECKING:
     from redraft.model import Model
@@ -109,8 +108,8 @@ def _groups(texts: Sequence[SlotText], rows: Callable[[SlotText], Sequence[Any]]
 
 
 def _row_counts(text: SlotText) -> list[int]:
-    """The different numbers of tokens of the labels of all slots."""
-    return [size for own in text.ids for size in {len(ids) for ids in own}]
+    """The different numbers of tokens of the labels of all slots, twice: with and without the text around them."""
+    return [size for own in text.ids for size in {len(ids) for ids in own}] * 2
 
 
 def _method(model: Model, settings: DecisionSettings) -> str:
@@ -150,7 +149,7 @@ def _one_pass(
     checkpoint: Callable[[], None],
 ) -> tuple[list[Scores], list[int]]:
     """The probabilities of the labels of each text, and its passes."""
-    score = partial(_slot_scores, model, settings=settings, checkpoint=checkpoint)
+    score = partial(slot_scores, model, settings=settings, checkpoint=checkpoint)
     scores, nfe = _calibrated(score, [State(text, {}) for text in texts], empty)
     return [[softmax(own) for own in slots] for slots in scores], nfe
 
@@ -164,7 +163,7 @@ def _chain(
 ) -> tuple[list[Scores], list[int]]:
     """The probabilities of the labels of each text, and its passes: of the slots that are scored, the most certain one
     is decided, then the next one given it."""
-    scorer = _slot_scores if joint.fills_masks(model) else joint.next_slot_scores
+    scorer = slot_scores if joint.fills_masks(model) else joint.next_slot_scores
     score = partial(scorer, model, settings=settings, checkpoint=checkpoint)
     count = len(texts[0].template.names)
     decided: list[dict[int, int]] = [{} for _ in texts]
@@ -194,83 +193,3 @@ def _calibrated(score: Scorer, states: Sequence[State], empty: SlotText | None) 
         for own, key in zip(scores, keys, strict=False)
     ]
     return found, nfe[: len(states)]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a label of a slot is scored: all as numbers."""
-
-    state: int
-    slot: int
-    label: int
-    row: int
-    begin: int  # first position
-
-
-def _slot_scores(
-    model: Model, states: Sequence[State], settings: DecisionSettings, checkpoint: Callable[[], None]
-) -> tuple[list[Scores], list[int]]:
-    """The score of each label of the slots that are not decided (others: no labels), and the passes of each text."""
-    rows, owner, places = _rows(states)
-    texts = [state.text for state in states]
-    lengths = length_log_p(model, texts, rows, owner, checkpoint)
-    nfe = [int(lengths is not None)] * len(states)
-    found: list[Scores] = [
-        [[0.0] * len(own) if slot not in state.decided else [] for slot, own in enumerate(state.text.ids)]
-        for state in states
-    ]
-    network, spec, heads = model.inference_network(), fixed_size_spec(model), [len(text.layout.head) for text in texts]
-    for part in parts(rows):
-        passes = predictions([rows[i] for i in part], [heads[owner[i]] for i in part], spec)
-        request, log_p = run_passes(passes, network, checkpoint)
-        own = [place for place in places if place.row in part]
-        tokens = [texts[place.state].ids[place.slot][place.label] for place in own]
-        values = iter(_at(request, log_p, [(one.row - part.start, one.begin) for one in own], tokens))
-        for place, ids in zip(own, tokens, strict=True):
-            score = math.fsum(next(values) for _ in ids) + (0.0 if lengths is None else lengths[place.row])
-            unit = texts[place.state].unit(place.slot, place.label, settings.by)
-            found[place.state][place.slot][place.label] = score / unit
-        for number in {owner[i] for i in part}:
-            nfe[number] += 1
-    return found, nfe
-
-
-def _rows(states: Sequence[State]) -> tuple[list[list[int | None]], list[int], list[_Place]]:
-    """The rows in which all labels can be scored, the state of each row, and where each label is scored."""
-    rows: list[list[int | None]] = []
-    owner: list[int] = []
-    places: list[_Place] = []
-    for number, (text, decided) in enumerate((state.text, state.decided) for state in states):
-        usual = [len(own[decided[slot]]) if slot in decided else _usual(own) for slot, own in enumerate(text.ids)]
-        known: dict[tuple[int, ...], int] = {}
-        for slot, own in enumerate(text.ids):
-            for label, ids in enumerate(own if slot not in decided else ()):
-                sizes = (*usual[:slot], len(ids), *usual[slot + 1 :])
-                if sizes not in known:
-                    known[sizes] = len(rows)
-                    rows.append(text.row(sizes, decided))
-                    owner.append(number)
-                places.append(_Place(number, slot, label, known[sizes], text.layout.spans(sizes)[slot][0]))
-    return rows, owner, places
-
-
-def _at(
-    request: Request, log_p: Tensor, begins: Sequence[tuple[int, int]], tokens: Sequence[Sequence[int]]
-) -> list[float]:
-    """The log-probabilities of ``tokens``, which begin at a row and position each, from ``log_p`` [N, V]."""
-    row, column = (request.targets >= 0).nonzero(as_tuple=True)
-    flat = {place: i for i, place in enumerate(zip(row.tolist(), request.targets[row, column].tolist(), strict=True))}
-    index = [
-        (flat[number, begin + offset], token)
-        for (number, begin), ids in zip(begins, tokens, strict=True)
-        for offset, token in enumerate(ids)
-    ]
-    where = upload(torch.tensor(index), log_p.device)
-    (values,) = download(log_p[where[:, 0], where[:, 1]])
-    return [float(value) for value in values.double()]
-
-
-def _usual(ids: Sequence[Sequence[int]]) -> int:
-    """The number of tokens that most labels have, the least of several."""
-    counts = Counter(map(len, ids))
-    return min(counts, key=lambda size: (-counts[size], size))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from redraft.model import Model
     from redraft.types import Spec
 
-_NEIGHBOURS = 2  # given tokens on each side of a hole whose log-probability is part of the score of its size
+NEIGHBOURS = 2  # given tokens on each side of a hole whose log-probability is part of the score of its size
 _MOST_CHECKED = 4096  # largest number of combinations of sizes that a constraint checks
 _MOST_SCORED = 64  # largest number of combinations that are all scored; with more, one hole is varied at a time
 
@@ -189,7 +189,7 @@ def _best(
     masked: list[Row] = []
     for sizes, row in zip(combinations, rows, strict=True):
         spans = [span for index, span in enumerate(layout.spans(sizes)) if index in free]
-        near = {i for begin, end in spans for i in [*range(begin - _NEIGHBOURS, begin), *range(end, end + _NEIGHBOURS)]}
+        near = {i for begin, end in spans for i in [*range(begin - NEIGHBOURS, begin), *range(end, end + NEIGHBOURS)]}
         near &= set(range(len(layout.head), len(row) - len(layout.tail)))
         masked.append([None if i in near else token for i, token in enumerate(row)])
     heads = [len(layout.head)] * len(rows)

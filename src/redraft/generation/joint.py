@@ -179,21 +179,26 @@ def _causal(
 def _masked(
     model: Model, texts: Sequence[SlotText], candidates: Sequence[_Candidate], checkpoint: Callable[[], None]
 ) -> tuple[list[float], dict[int, int]]:
-    """log p of the labels from left to right, each token given the text and those before it, plus that of the length.
+    """log p of the labels from left to right, each token given the text and those before it.
 
-    One pass for each token of the labels, and one for the lengths if they differ.
+    Where lengths differ, the given text after a slot has another place, and counts: then it is log p of everything from
+    the first slot on, without the end that is always given, plus that of the length.
     """
     spec = fixed_size_spec(model).with_network(length_head=False)  # the targets are not the whole answer
     rows, owner = [one.row for one in candidates], [one.text for one in candidates]
-    lengths = length_log_p(model, texts, rows, owner, checkpoint)
+    same = all(len({len(ids) for ids in own}) == 1 for text in texts for own in text.ids)
+    lengths = None if same else length_log_p(model, texts, rows, owner, checkpoint)
     log_p = [0.0] * len(rows) if lengths is None else lengths
     passes = dict.fromkeys(owner, int(lengths is not None))
+    tail = len(texts[0].layout.tail)
     for part in parts(rows):
         checkpoint()
         own = candidates[part.start : part.stop]
-        tokens = [sum(end - begin for begin, end in one.slots) for one in own]
+        batch = _batch(own, spec.tokens.pad_id, slots_only=same)
+        for number, one in enumerate(own):
+            batch.target[number, len(one.row) - tail :] = False
+        tokens = batch.target.sum(1).tolist()
         sampler = Confidence(steps=max(tokens), order="left")
-        batch = _batch(own, spec.tokens.pad_id, slots_only=True)
         found = likelihood.sampler_likelihood(model.inference_network(), [batch], sampler, spec)
         for at, nats in zip(part, found.rows, strict=True):
             log_p[at] -= nats
