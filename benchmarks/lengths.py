@@ -3,16 +3,20 @@
     python benchmarks/lengths.py answers --ar DIR --masked DIR --expand DIR --edit DIR [--data mt/tatoeba.en-de]
     python benchmarks/lengths.py holes --masked base-masked --expand DIR [--data lm/novels]
     python benchmarks/lengths.py automatic --masked translate-en-de-masked [--data ... --input COLUMN --target COLUMN]
+    python benchmarks/lengths.py ladder --masked translate-en-de-masked [--most 256 --steps 16] [--data ...]
 
 One JSON object per line: a system, a bucket of lengths in tokens, BLEU and chrF with a 95 % bootstrap interval over
 rows, the mean error of the length in tokens, and forward passes per text. ``answers`` generates whole answers;
 ``holes`` fills one hole of 1 to 12 tokens in a window of plain text. ``automatic`` compares the length that a model
 chooses itself, by its own settings, with the true one at the same number of steps; it fails (exit code 1) if the
-automatic one loses more than 2 points in both BLEU and chrF. ``--prompt`` frames every input. Ways to get a length:
+automatic one loses more than 2 points in both BLEU and chrF. ``ladder`` generates answers of the fixed lengths 8, 16,
+32 ... up to ``--most``, and with every automatic length; for one that the model refuses, it gives the reason.
+``--prompt`` frames every input. Ways to get a length:
 
 - head: predicted from the prompt; mean: that of training answers, for all rows; true: that of the reference.
 - grows from N: expand and delete, from N masks; head, grows: from the predicted length. empty: edits of an empty text.
-- search: the likeliest of all sizes (infilling.choose_sizes).
+- search: the likeliest of all sizes (infilling.choose_sizes); of an answer, by the confidence at several lengths.
+- typical: that of training answers to prompts of this length. daedal, rho_eos: found during the generation.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,14 +131,45 @@ def answers(args: argparse.Namespace) -> None:
             report("answers", name, f"{low}-{high}", model, texts, [row.target for row in mine])
 
 
-def automatic(args: argparse.Namespace) -> bool:
-    """Does the automatic length lose at most 2 points, in BLEU or in chrF, against the true one?"""
-    model, columns = redraft.load(args.masked), Columns(input=args.input, target=args.target)
+def test_rows(args: argparse.Namespace, model: Model) -> list[Example]:
+    """Test rows whose prompts leave room for the longest answer, with ``--prompt`` around them."""
+    columns = Columns(input=args.input, target=args.target)
     rows = list(load(args.data, columns if args.input else None, data_root=args.data_root).test)
     random.Random(0).shuffle(rows)
     room = model.network.config.max_length - args.most
     rows = [replace(row, prompt=args.prompt.format(row.prompt)) for row in rows]
-    rows = [row for row in rows if len(prompt_ids(model, row.prompt or "")) <= room][: args.rows]
+    return [row for row in rows if len(prompt_ids(model, row.prompt or "")) <= room][: args.rows]
+
+
+def ladder(args: argparse.Namespace) -> None:
+    """Quality at fixed lengths, and with each automatic length."""
+    model = redraft.load(args.masked)
+    rows = test_rows(args, model)
+    truths, prompts = [row.target for row in rows], [row.prompt or "" for row in rows]
+    ways: dict[str, dict[str, Any]] = {}
+    size = 8
+    while size <= args.most:
+        ways[f"fixed, {size}"] = {"length": "fixed", "max_new_tokens": size, "steps": min(args.steps, size)}
+        size *= 2
+    for way in ("head", "typical", "search"):
+        ways[way] = {"length": way, "max_new_tokens": args.most, "steps": args.steps}
+    ways["head, 4 candidates"] = {**ways["head"], "candidates": 4}
+    for sampler in ("daedal", "rho_eos"):
+        ways[sampler] = {"sampler": sampler, "max_new_tokens": args.most}
+    report("ladder", "true length", "all", model, of_length(model, rows, true_sizes(model, rows), args.steps), truths)
+    for name, settings in ways.items():
+        try:
+            texts = model.generate(prompts, **{"candidates": 1, **settings})
+        except redraft.UserError as error:
+            print(json.dumps({"what": "ladder", "system": name, "refused": str(error)}), flush=True)
+            continue
+        report("ladder", name, "all", model, texts, truths)
+
+
+def automatic(args: argparse.Namespace) -> bool:
+    """Does the automatic length lose at most 2 points, in BLEU or in chrF, against the true one?"""
+    model = redraft.load(args.masked)
+    rows = test_rows(args, model)
     truths, prompts = [row.target for row in rows], [row.prompt or "" for row in rows]
     true = report(
         "automatic", "true length", "all", model, of_length(model, rows, true_sizes(model, rows), args.steps), truths
@@ -225,7 +261,7 @@ def holes(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("answers", "holes", "automatic"))
+    parser.add_argument("what", choices=("answers", "holes", "automatic", "ladder"))
     for name in ("ar", "masked", "expand", "edit"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--data")
@@ -241,7 +277,7 @@ def main() -> None:
     args.data = args.data or ("lm/novels" if args.what == "holes" else "mt/tatoeba.en-de")
     if args.what == "automatic":
         raise SystemExit(not automatic(args))
-    (answers if args.what == "answers" else holes)(args)
+    {"answers": answers, "holes": holes, "ladder": ladder}[args.what](args)
 
 
 if __name__ == "__main__":
