@@ -11,6 +11,7 @@ import torch
 from redraft import likelihood
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
+from redraft.generation.length import parts
 from redraft.generation.slot_scores import _length_log_p
 from redraft.generation.slots import Part, SlotTemplate, State, parse
 from redraft.model import Model
@@ -208,6 +209,15 @@ def test_an_autoregressive_model_decides_from_left_to_right() -> None:
         weights = [math.exp(score - max(scores)) for score in scores]
         assert list(found.probabilities[name].values()) == pytest.approx([w / sum(weights) for w in weights], abs=1e-4)
     assert found.nfe == 2
+
+
+def test_the_rows_of_a_text_share_a_pass() -> None:
+    """About 4,096 positions are a pass; the rows of a text are split only if they alone have more."""
+    row: list[int | None] = [1] * 100
+    assert [len(part) for part in parts([row] * 100)] == [40, 40, 20]
+    assert [len(part) for part in parts([row] * 100, [n // 30 for n in range(100)])] == [30, 30, 40]
+    assert [len(part) for part in parts([row] * 100, [n // 50 for n in range(100)])] == [40, 10, 40, 10]
+    assert list(parts([], [])) == []
 
 
 FAMILIES = [("masked", True, "auto"), ("masked", False, "chain"), ("masked", False, "likelihood")]

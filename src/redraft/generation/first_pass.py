@@ -100,13 +100,20 @@ def predictions(rows: Sequence[Row], prompts: Sequence[int], spec: Spec) -> Pass
 _PASS_TOKENS = 4096  # positions in one pass of ``first_pass``
 
 
-def parts(rows: Sequence[Row]) -> Iterator[range]:
-    """Consecutive rows that together have about ``_PASS_TOKENS`` positions, padding included."""
-    begin, widest = 0, 0
+def parts(rows: Sequence[Row], owner: Sequence[int] | None = None) -> Iterator[range]:
+    """Consecutive rows that together have about ``_PASS_TOKENS`` positions, padding included.
+
+    Args:
+        owner: of each row; the rows of one owner are kept together, if they have no more positions than that.
+    """
+    begin, first, widest = 0, 0, 0
     for index, row in enumerate(rows):
+        if owner is None or (index and owner[index] != owner[index - 1]):
+            first = index  # the first row that a cut here would leave to the next part
         widest = max(widest, len(row))
         if index > begin and (index + 1 - begin) * widest > _PASS_TOKENS:
-            yield range(begin, index)
-            begin, widest = index, len(row)
+            cut = first if first > begin else index
+            yield range(begin, cut)
+            begin, widest = cut, max(map(len, rows[cut : index + 1]))
     if rows:
         yield range(begin, len(rows))

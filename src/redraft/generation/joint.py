@@ -163,7 +163,7 @@ def _causal(
     """The exact log p of everything from the first slot on, and the passes of each text."""
     log_p: list[float] = []
     passes: dict[int, int] = {}
-    for part in parts([one.row for one in candidates]):
+    for part in parts([one.row for one in candidates], [one.text for one in candidates]):
         checkpoint()
         own = candidates[part.start : part.stop]
         batch = _batch(own, model.spec.tokens.pad_id, slots_only=False)
@@ -191,7 +191,7 @@ def _masked(
     log_p = [0.0] * len(rows) if lengths is None else lengths
     passes = dict.fromkeys(owner, int(lengths is not None))
     tail = len(texts[0].layout.tail)
-    for part in parts(rows):
+    for part in parts(rows, owner):
         checkpoint()
         own = candidates[part.start : part.stop]
         batch = _batch(own, spec.tokens.pad_id, slots_only=same)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from redraft.generation.holes import NEIGHBOURS, fixed_size_spec, length_scores
 from redraft.generation.first_pass import parts, predictions, run_passes
+from redraft.generation.holes import NEIGHBOURS, fixed_size_spec, length_scores
 from redraft.generation.slots import Scores, State
 from redraft.runtime import download, upload
 from redraft.settings import DecisionSettings
@@ -167,7 +167,7 @@ def _log_p(
     network, spec = model.inference_network(), fixed_size_spec(model)
     heads = [len(states[number].text.layout.head) for number in made.owner]
     values, nfe = [0.0] * len(spans), [0] * len(states)
-    for part in parts(made.rows):
+    for part in parts(made.rows, made.owner):
         passes = predictions([made.rows[i] for i in part], [heads[i] for i in part], spec)
         request, log_p = run_passes(passes, network, checkpoint)
         own = [number for number, span in enumerate(spans) if span.row in part]
