@@ -72,7 +72,7 @@ def convert_family(model: Model, family: Mapping[str, Any]) -> Model:
     check_mask(model)  # a model that was trained with a mask must name its id
     tokenizer = _complete(model.tokenizer, needs_mask=_masks(built.spec(model.tokenizer)))
     tokenizer = tokenizer.with_special_tokens(built.specials)
-    spec, network = built.spec(tokenizer), model.network
+    spec, network = built.spec(tokenizer), built.network_for(model.network)
     if network.config.timed != spec.network.timed:
         what = "takes the time as an input" if network.config.timed else "does not take the time as an input"
         raise UserError(f"This network {what}; family '{name}' with these options differs.", "Set the family's timed.")
@@ -89,7 +89,8 @@ def convert_family(model: Model, family: Mapping[str, Any]) -> Model:
     alike = type(built.sampler()) is type(model.family.sampler())
     defaults = {key: value for key, value in model.defaults.items() if alike or key not in _SAMPLER}
     made = Model(network, tokenizer, built, name, model.paired, defaults)
-    made.public, made.answer_lengths = model.public, model.answer_lengths
+    made.answer_lengths, made.target = model.answer_lengths, model.target
+    made.public = model.public if network is model.network else None
     made.added = (*model.added, *_added(model.tokenizer, tokenizer))
     keep_fitting(made)
     return made

@@ -115,6 +115,7 @@ def load(
     dtype: torch.dtype | Dtype = "auto",
     mask_id: int | None = None,
     adapter: str | Path | None = None,
+    target: Model | None = None,
 ) -> Model:
     """Load a model: a folder, a shipped or packaged model by name, or a public checkpoint (``redraft.convert``) from a
     folder, a GGUF file or the Hugging Face hub, whose usual variables (HF_HOME, HF_HUB_OFFLINE) apply.
@@ -126,8 +127,10 @@ def load(
         mask_id: the mask token of a public checkpoint whose files do not name it.
         adapter: a LoRA adapter (a folder, or a name on the hub) to merge into the weights. An adapter's folder can also
             be given as ``name_or_path``: the base model is then found by the name that the adapter's files record.
+        target: the model that a drafter was trained for. Unset: it is loaded, too, by the name that the drafter's files
+            record. Other models have no target, and this one is not used.
     Raises:
-        UserError: unknown model, corrupt file, or an unsupported configuration.
+        UserError: unknown model, corrupt file, an unsupported configuration, or a drafter of another target.
     """
     if adapter is not None:
         found = adapters.read(_adapter_folder(adapter))  # before the base model, which takes longer
@@ -139,14 +142,18 @@ def load(
         for found in reversed(found_on_top):
             model = adapters.merge(model, found)
         return model
-    network, files, layout, (*rest, answer_lengths) = _open(folder, mask_id)
+    network, files, layout, (*rest, answer_lengths, drafts_for) = _open(folder, mask_id, target)
     weights.check_shapes(network, files, layout)
     where = runtime.device(device)
+    if drafts_for is not None:
+        verifies = load(drafts_for.model, device, dtype) if target is None else target
+        drafts_for.check(verifies.network, f"The drafter '{name_or_path}'")
+        network.attach(verifies.network)
     models.allocate(network, runtime.weight_type(dtype, where), where)
     with _progress(files) as on_read:
         weights.fill(network, files, layout, on_read)
     model = Model(network.requires_grad_(False).eval(), *rest)
-    model.answer_lengths = answer_lengths
+    model.answer_lengths, model.target = answer_lengths, drafts_for
     if any(name != place.name for name, place in layout.places.items()):
         model.public = layout.places
     return model
@@ -162,7 +169,7 @@ def pair(model: Model, drafter: str | None, sampler: str | None) -> str | None:
         return sampler
     if sampler not in (None, "draft_verify"):
         raise UserError(f"Sampler '{sampler}' doesn't use a drafter.", "Leave out --drafter, or use draft_verify.")
-    model.draft_with(load(drafter, str(model.network.device), model.network.dtype))
+    model.draft_with(load(drafter, str(model.network.device), model.network.dtype, target=model))
     return "draft_verify"
 
 
@@ -173,9 +180,9 @@ def outline(name_or_path: str | Path) -> Model:
         UserError: as for ``load``, except for errors in the weights themselves.
     """
     folder, above = _below_adapters(name_or_path)
-    network, _, _, (*rest, answer_lengths) = _open(folder, None)
+    network, _, _, (*rest, answer_lengths, drafts_for) = _open(folder, None)
     model = Model(network.requires_grad_(False).eval(), *rest)
-    model.answer_lengths = answer_lengths
+    model.answer_lengths, model.target = answer_lengths, drafts_for
     for found in reversed(above):
         model = model if found.origin is None else adapters.converted(model, found.origin)
     return model
@@ -235,7 +242,7 @@ def model_info(folder: Path) -> ModelInfo:
     Raises:
         UserError: as for ``load``, except for errors in the weights themselves.
     """
-    network, _, _, (tokenizer, family, name, paired, defaults, _) = _open(folder, None)
+    network, _, _, (tokenizer, family, name, paired, defaults, *_) = _open(folder, None)
     spec = family.spec(tokenizer)
     diffuses = spec.family.schedule is not None
     by_token = spec.family.continuous is None or spec.family.continuous.tokens
@@ -245,8 +252,9 @@ def model_info(folder: Path) -> ModelInfo:
 _Opened = tuple[Backbone, weights.Files, weights.Layout, tuple[Any, ...]]
 
 
-def _open(folder: Path, mask_id: int | None) -> _Opened:
-    """All of a model but its weights: a network without memory, its files, and the other arguments of ``Model``."""
+def _open(folder: Path, mask_id: int | None, target: Model | None = None) -> _Opened:
+    """All of a model but its weights: a network without memory, its files, and the other arguments of ``Model``, with
+    the answer lengths and the target of a drafter."""
     if is_gguf(folder):
         return _open_foreign(open_gguf(folder, _given(mask_id)))
     values = read_json(folder / "config.json")
@@ -254,10 +262,10 @@ def _open(folder: Path, mask_id: int | None) -> _Opened:
         return _open_foreign(open_foreign(folder, values, _given(mask_id)))
     if mask_id is not None:
         raise UserError("mask_id is for public checkpoints; this model's files name its mask.", "Leave it out.")
-    return _open_own(folder, values)
+    return _open_own(folder, values, target)
 
 
-def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
+def _open_own(folder: Path, values: Mapping[str, Any], target: Model | None) -> _Opened:
     """Open a folder of our own format."""
     from redraft.data.tokenizer import Tokenizer
     from redraft.data.vocabulary import Ids, Vocabulary
@@ -269,7 +277,10 @@ def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
     described = configs.build(ModelConfig, values, str(file))
     family_name, family = build_family(described.family)
     files = weights.Files(folder)
-    weights.check_scale(models.shape(described.network, f"{file} network"), files, f"{file} network")
+    if described.target is None:
+        weights.check_scale(models.shape(described.network, f"{file} network"), files, f"{file} network")
+    else:
+        _check_target(described, file, files, target)
     network = models.empty(described.network, f"{file} network")
     if described.vocabulary is None:
         tokenizer = Tokenizer.load(folder)
@@ -284,13 +295,35 @@ def _open_own(folder: Path, values: Mapping[str, Any]) -> _Opened:
     defaults = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     configs.build(Settings, defaults, str(folder / "generation_config.json"))  # checked here, used later
     rest = (tokenizer, family, family_name, described.paired, defaults, described.answer_lengths)
-    return network, files, weights.Layout.own(network), rest
+    return network, files, weights.Layout.own(network), (*rest, described.target)
+
+
+def _check_target(described: ModelConfig, file: Path, files: weights.Files, target: Model | None) -> None:
+    """Check a drafter's configuration: its part for the target's network must be that of the target.
+
+    Raises:
+        UserError: it differs, the target can't be found, or the drafter's own part does not belong to its files.
+    """
+    assert described.target is not None
+    try:
+        found = outline(described.target.model) if target is None else target
+    except UserError as error:
+        raise UserError(
+            f"{file}: the drafter's target can't be opened: {error.what}", "Name it: --model TARGET --drafter FOLDER."
+        ) from None
+    shape = models.shape(described.network, f"{file} network")
+    if shape.target != found.network.config:
+        raise UserError(
+            f"{file}: the drafter was trained for a network of another shape than that of '{described.target.model}'.",
+            "Use the model that it was trained for.",
+        )
+    weights.check_scale({"layers": shape.layers}, files, f"{file} network")
 
 
 def _open_foreign(found: Foreign) -> _Opened:
     """Open a public checkpoint."""
     family_name, family = build_family(found.plan.family)
-    rest = (found.vocabulary, family, family_name, False, found.plan.defaults, None)
+    rest = (found.vocabulary, family, family_name, False, found.plan.defaults, None, None)
     return found.network, found.files, found.plan.layout, rest
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from redraft.likelihood import Bound
     from redraft.models.cpu import CpuForm
     from redraft.models.parts.lora import Lora
+    from redraft.targets import Target
 
 
 class Model:
@@ -44,7 +45,8 @@ class Model:
     Attributes:
         paired: trained on pairs of prompt and answer rather than on plain text.
         defaults: the model's own generation settings, as fields of ``Settings``.
-        drafter: a diffusion model that drafts for this one; see ``draft_with``.
+        drafter: a model that drafts for this one; see ``draft_with``.
+        target: the model that this one drafts for, if it is of family ``drafter``.
         public: names of the network's tensors in the public checkpoint that it was read from; None: redraft's format.
         answer_lengths: how long answers were in training, for a model of pairs; None: not recorded.
         added: tokens that a conversion has just added, whose vectors were never trained.
@@ -64,6 +66,7 @@ class Model:
         self.paired = paired
         self.defaults = dict(defaults or {})
         self.drafter: Model | None = None
+        self.target: Target | None = None
         self.public: Mapping[str, TensorMap] | None = None
         self.answer_lengths: AnswerLengths | None = None
         self.adapter: Lora | None = None
@@ -110,17 +113,35 @@ class Model:
             if drafter is not None:
                 spec = spec.with_family(drafter=drafter.with_network(prompt_encoder=False, length_head=False))
         if self.drafter is not None:
-            spec = spec.with_family(drafter=self.drafter.spec.with_network(name="drafter"))
+            drafts = self.drafter.spec.with_network(name="drafter")
+            spec = spec.with_family(drafter=self.drafter.spec.family.drafter if self.drafter.target else drafts)
         return spec
 
-    def draft_with(self, drafter: Model | None) -> Model:
-        """Let a diffusion model draft for this one when it generates with ``draft_verify``; None removes it.
+    def networks(self, weights: Weights = "float32") -> dict[str, Network]:
+        """The networks of a generation, by the names that requests give them.
+
+        A drafter that reads this model's hidden states runs this model's network too.
 
         Raises:
-            UserError: a drafter that isn't a diffusion model, or one with another tokenizer or kind of data.
+            UserError: as for ``inference_network``.
+        """
+        if self.drafter is None:
+            return {"main": self.inference_network(weights)}
+        other = self.drafter.inference_network(weights)
+        return {"main": other} if self.drafter.target else {"main": self.inference_network(weights), "drafter": other}
+
+    def draft_with(self, drafter: Model | None) -> Model:
+        """Let another model draft for this one when it generates with ``draft_verify``: a diffusion model, or one of
+        family ``drafter``. None removes it.
+
+        Raises:
+            UserError: a drafter that isn't such a model, or one with another tokenizer, kind of data or target.
         """
         if drafter is not None:
-            if drafter.spec.family.schedule is None:
+            if drafter.target is not None:
+                drafter.target.check(self.network, "The drafter")
+                drafter.network.attach(self.network)  # one copy in memory
+            elif drafter.spec.family.schedule is None:
                 raise UserError(f"A model of family '{drafter.family_name}' can't draft.", "Use a diffusion model.")
             if drafter.tokenizer.fingerprint != self.tokenizer.fingerprint:
                 raise UserError(

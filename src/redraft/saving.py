@@ -26,6 +26,7 @@ from redraft.models.gpt import Gpt
 from redraft.models.parts import lora
 from redraft.models.parts.backbone import Backbone
 from redraft.models.transformer import Transformer
+from redraft.targets import Target
 from redraft.weights import Layout, TensorMap
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class ModelConfig:
     network: dict[str, Any]  # name and shape
     paired: bool  # trained on pairs of prompt and answer
     answer_lengths: AnswerLengths | None = None  # of the training data, for a model of pairs
+    target: Target | None = None  # of a drafter
     vocabulary: dict[str, Any] | None = None  # ``data.vocabulary.Ids`` of a public checkpoint; None: our own tokenizer
     model_type: str = _MODEL_TYPE  # this one and the next are for transformers
     architectures: tuple[str, ...] = (_ARCHITECTURE,)
@@ -86,6 +88,7 @@ def _save_whole(model: Model, folder: Path, storage: str, card: str) -> None:
         "network": models.describe(model.network),
         "paired": model.paired,
         **({} if lengths is None else {"answer_lengths": config.to_mapping(lengths)}),
+        **({} if model.target is None else {"target": config.to_mapping(model.target)}),
         "model_type": _MODEL_TYPE,
         "architectures": [_ARCHITECTURE],
     }

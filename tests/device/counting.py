@@ -75,6 +75,8 @@ def tiny(recipe: Recipe, **more: Any) -> list[str]:
     }
     if recipe.family["name"] == "thought":
         plain |= {"family.segment_end": "+", "data.length": 256}  # for the tokenizer of bytes
+    if recipe.family["name"] == "drafter":
+        plain |= {"family.texts": 16}
     return [f"{key}={json.dumps(value)}" for key, value in {**plain, **more}.items()]
 
 

@@ -66,7 +66,7 @@ def make_request(net: Backbone, x: torch.Tensor, attend: AttentionPattern, lengt
 
 
 def test_every_network_is_tested() -> None:
-    assert set(SHAPES) == set(registry.names("models"))
+    assert {*SHAPES, "drafter"} == set(registry.names("models")), "a drafter has laws of its own (test_drafter)"
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def length_positions(prepared: Prepared) -> Tensor:
 
 
 def test_every_objective_belongs_to_a_family() -> None:
-    used = {type(find("families", name)().objective()) for name in names("families")}
+    families = [find("families", name)() for name in names("families")]
+    used = {type(objective) for family in families for objective in (family.objective(), family.training())}
     assert {find("objectives", name) for name in names("objectives")} <= used
 
 

@@ -37,6 +37,7 @@ def tiny(recipe: Recipe) -> list[str]:
         "train.validation_rows=4",
         "train.log_every=1",
         "train.threads=1",
+        *(["family.texts=16"] if recipe.family["name"] == "drafter" else []),
     ]
 
 

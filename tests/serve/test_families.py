@@ -16,6 +16,7 @@ from redraft.loading import load
 from redraft.model import Model
 from redraft.presets import preset
 from redraft.registry import find, names
+from tests.drafters import drafter_for
 from tests.serve.conftest import server_config
 
 OPENED: list[str] = []
@@ -31,8 +32,11 @@ def _note(event: str, args: tuple[Any, ...]) -> None:
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root, tokenizer = tmp_path_factory.mktemp("families"), Tokenizer.bytes()
     shape = preset("toy", tokenizer.vocab_size, max_length=64)
-    for name in names("families"):
-        Model.fresh({"name": name}, tokenizer, shape, paired=True, seed=1).save(root / name)
+    for name in names("families"):  # "autoregressive" is the first
+        if find("families", name).needs_target:
+            drafter_for(root / "autoregressive").save(root / name)
+        else:
+            Model.fresh({"name": name}, tokenizer, shape, paired=True, seed=1).save(root / name)
     return {name: root / name for name in names("families")}
 
 

@@ -24,6 +24,7 @@ TIERS = [
     {"presets", "canvas", "samplers", "guidance", "caches", "constraints"},
     {"objectives"},
     {"families", "curricula", "posttraining"},
+    {"targets"},
     {"convert"},
     {"generation", "likelihood", "model", "loading", "saving", "conversion", "adapters"},
     {"metrics", "tasks", "trace", "rewards"},

@@ -19,7 +19,9 @@ NOT_FOR_HOLES = ("max_new_tokens", "candidates", "length")  # the holes of a tex
 Infilling = Annotated[dict[str, Any], Options(Settings, leave_out=NOT_FOR_HOLES, defaults=False)]
 Drafter = Annotated[
     str | None,
-    typer.Option(help="Diffusion model that drafts for an autoregressive model (sampler draft_verify)."),
+    typer.Option(
+        help="Model that drafts for an autoregressive one (sampler draft_verify): a diffusion model, or a drafter."
+    ),
 ]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from redraft.data.tokenizer import Tokenizer
+from redraft.models.parts.backbone import Backbone
 from redraft.objectives.base import Objective, TrainingPhase
 from redraft.registry import Registered
 from redraft.samplers.base import Sampler
@@ -22,6 +23,14 @@ class Conversion:
     curricula: tuple[str, ...] = ()  # curricula that can change its attention gradually
 
 
+@dataclass(frozen=True)
+class OwnTexts:
+    """Training on what the starting checkpoint writes itself, in place of the texts of the data."""
+
+    count: int  # most texts
+    temperature: float
+
+
 class Family(Registered, ABC):
     """A named combination of noise process, schedule, objective and sampler.
 
@@ -30,6 +39,7 @@ class Family(Registered, ABC):
 
     citation: ClassVar[str]  # arXiv ids
     summary: ClassVar[str]  # one line for ``redraft models``
+    needs_target: ClassVar[bool] = False  # it exists only beside a model that it drafts for
     specials: ClassVar[tuple[str, ...]] = ()  # additional special tokens that the tokenizer needs
 
     @property
@@ -52,6 +62,11 @@ class Family(Registered, ABC):
         """How an autoregressive checkpoint becomes one of this family."""
         return Conversion()
 
+    @property
+    def own_texts(self) -> OwnTexts | None:
+        """The texts to train on, if the starting checkpoint writes them (family ``drafter``)."""
+        return None
+
     @abstractmethod
     def spec(self, tokenizer: Tokenizer) -> Spec:
         """The facts about the model that samplers and objectives use."""
@@ -62,6 +77,10 @@ class Family(Registered, ABC):
 
     def training(self) -> Objective:
         """The objective for training."""
+        return self.objective()
+
+    def validation(self) -> Objective:
+        """The objective whose nats are reported during training."""
         return self.objective()
 
     def phases(self) -> Sequence[TrainingPhase]:
@@ -75,3 +94,11 @@ class Family(Registered, ABC):
     def network_config(self, base: Any) -> Any:
         """The configuration of the network, from that of a transformer of the requested size."""
         return base
+
+    def network_for(self, network: Backbone) -> Backbone:
+        """The network that continues a checkpoint's as one of this family; by default, the same one.
+
+        Raises:
+            UserError: it can't be continued.
+        """
+        return network

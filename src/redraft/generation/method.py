@@ -42,6 +42,8 @@ def build_sampler(model: Model, settings: Settings) -> Sampler:
     default, spec = model.family.sampler(), model.spec
     kind: Any = type(default) if settings.sampler is None else find("samplers", settings.sampler)
     own = config.to_mapping(default) if settings.sampler is None else {}
+    if model.drafter is not None and type(drafts := model.drafter.family.sampler()) is kind:
+        own = config.to_mapping(drafts)  # of the size that the drafter was trained for
     options = {**{key: value for key, value in own.items() if key != "steps"}, **settings.options}
     fields, name = field_names(kind), kind.name
     if settings.steps is not None:

@@ -16,7 +16,7 @@ from redraft.generation.prompts import Prompt, answer_suffix, check_length, chec
 from redraft.generation.run import GenerationRun
 from redraft.models.cpu import cpu_form
 from redraft.samplers.base import Sampler, unwrapped
-from redraft.types import Canvas, Network, Sampling, Spec, Step
+from redraft.types import Canvas, Sampling, Spec, Step
 
 if TYPE_CHECKING:
     from redraft.model import Model
@@ -102,9 +102,6 @@ def check_settings(model: Model, settings: Settings) -> None:
 
 def _run(model: Model, rows: Rows, settings: Settings, keep_trace: bool) -> GenerationRun:
     method, spec, canvas, length = _prepare(model, rows, settings)
-    networks: dict[str, Network] = {"main": model.inference_network(settings.weights)}
-    if model.drafter is not None:
-        networks["drafter"] = model.drafter.inference_network(settings.weights)
     trace: list[Step] | None = [] if keep_trace else None
     choice: LengthChoice | None = None
     if length == "search":
@@ -113,7 +110,7 @@ def _run(model: Model, rows: Rows, settings: Settings, keep_trace: bool) -> Gene
         choice = TypicalLength(answer_suffix(model), model.answer_lengths)
     chooses, by_score = length in _CHOSEN, method.sampler.width == 1
     continues = not model.paired and method.constraint is None  # a constraint describes the text without that space
-    loop = Loop(networks, method, spec)
+    loop = Loop(model.networks(settings.weights), method, spec)
     return GenerationRun(canvas, loop, model.tokenizer, by_score, trace, chooses, choice, continues)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from redraft.errors import UserError
-from redraft.models.parts.attention import Attention, attention_context
+from redraft.models.parts.attention import Attention, AttentionContext, attention_context
 from redraft.models.parts.backbone import gather_targets
 from redraft.models.parts.block import Block
 from redraft.models.parts.config import NetworkConfig
@@ -99,7 +99,8 @@ class Config(NetworkConfig):
         return self.window - 1 if self.window else None
 
 
-def _block(c: Config, layer: int) -> Block:
+def block(c: Config, layer: int) -> Block:
+    """A residual block of this shape; ``layer`` is its number in the key-value store."""
     sparse = c.experts is not None and layer not in c.experts.dense
     shape = (c.dim, c.heads, c.key_heads, c.qk_norm, c.norm_eps, layer, c.head_width, c.qkv_bias, c.out_bias)
     return Block(
@@ -123,7 +124,7 @@ class Transformer(Readout):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.answer = nn.Parameter(torch.zeros(config.dim)) if config.restart else None  # marks answers
         self.edits = EditRates(config.dim) if config.edits else None
@@ -160,15 +161,21 @@ class Transformer(Readout):
     def _each(self) -> Iterator[Block]:
         return iter(self.blocks)  # type: ignore[arg-type]
 
+    def context(self, request: Forward, store: KeyValueView | None = None) -> AttentionContext:
+        """What all layers of a forward pass share."""
+        c = self.config
+        return attention_context(request, self.rotary, store, c.restart, c.radius, stretch=c.stretch)
+
+    def marked(self, x: Tensor, request: Forward) -> Tensor:
+        """Embeddings [R, Q, D] with the learned vector that marks the answer to an isolated prompt."""
+        if self.answer is None or request.prompt is None:
+            return x
+        return x + upload(request.streams[1] >= request.prompt[:, None], self.device)[..., None] * self.answer
+
     def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         """The last hidden states [N, D] of the target positions."""
-        c = self.config
-        context = attention_context(request, self.rotary, store, c.restart, c.radius, stretch=c.stretch)
-        x = self.embed(request)
-        if self.answer is not None and request.prompt is not None:
-            x = x + upload(request.streams[1] >= request.prompt[:, None], self.device)[..., None] * self.answer
         condition = self.condition(request)
-        x = self.run(x, context, condition)
+        x = self.run(self.marked(self.embed(request), request), self.context(request, store), condition)
         return self.finish(gather_targets(x, request, self.config.shift), request, condition)
 
 

@@ -62,7 +62,8 @@ class CausalBlocks(Sampler):
 def check_drafts(spec: Spec) -> None:
     """Raises UserError if the model does not draft blocks after causal text in its own network."""
     drafter = spec.family.drafter
-    if drafter is None or drafter.network.name != spec.network.name or drafter.network.attention.kind != "causal":
+    own = drafter is not None and drafter.network.name == spec.network.name and not drafter.network.reads_target
+    if drafter is None or not own or drafter.network.attention.kind != "causal":
         raise UserError(
             "This sampler needs a diffusion model that drafts blocks in the network that reads text causally.",
             "Use a model of family hybrid.",

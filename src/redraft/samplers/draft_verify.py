@@ -42,7 +42,9 @@ class DraftVerify(Sampler):
     Inverse CDF reaches between 0 and that, depending on the order of the vocabulary.
 
     The drafter is ``FamilyFacts.drafter``: another model (``Model.draft_with``, ``--drafter``), or the same network if
-    it was trained for both (family ``hybrid``).
+    it was trained for both (family ``hybrid``), or a few layers that read the autoregressive model's hidden states
+    (family ``drafter``). The last kind drafts behind a token that the model has generated, and needs only these layers
+    for it.
     """
 
     block: int = setting(8, "Number of tokens that are drafted at once.", least=1, most=MAX_POSITIONS, unit="tokens")
@@ -69,6 +71,8 @@ class DraftVerify(Sampler):
         drafted = run_length(drafts, begin)  # a constraint may have dropped some of them
         live = run > 0
         verify = live & (drafts.any(1) | (run == 1))
+        if spec.family.drafter.network.reads_target:  # behind a token that the target has generated
+            verify |= live & (begin <= canvas.prompt)
         requests = []
         if bool(verify.any()):
             requests.append(verification(canvas, spec, verify, begin, torch.minimum(drafted + 1, run), self.draws))
@@ -88,6 +92,7 @@ class DraftVerify(Sampler):
         rows = live.nonzero()[:, 0]
         start = begin[rows]
         end = stop = start + count[rows]
+        behind = start - 1 if drafter.network.reads_target else start
         columns = torch.arange(canvas.ids.shape[1])
         tokens, network, pattern = drafter.tokens, drafter.network, drafter.network.attention
         ids = canvas.ids[rows].masked_fill(columns >= start[:, None], tokens.mask_id)
@@ -115,7 +120,7 @@ class DraftVerify(Sampler):
             network=network.name,
             # The same keys as for the verifier.
             drawing=Drawing(rows, torch.zeros_like(rows), gumbel=self.draws == "gumbel"),
-            extra=(DraftQuery(network.shift, start if pattern.kind == "causal" else None),),
+            extra=(DraftQuery(network.shift, behind if pattern.kind == "causal" else None),),
         )
 
     def apply(

@@ -68,9 +68,7 @@ class Engine:
 
     def __init__(self, model: Model, limits: EngineLimits = EngineLimits(), padding_budget: int | None = None) -> None:
         self.model, self.limits = model, limits
-        self.networks = {"main": model.inference_network()}
-        if model.drafter is not None:
-            self.networks["drafter"] = model.drafter.inference_network()
+        self.networks = model.networks()
         context = model.network.config.max_length
         self.positions = min(limits.positions or context, context)
         device = model.network.device.type

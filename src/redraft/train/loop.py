@@ -123,11 +123,11 @@ class _Run:
         self.recipe, self.table, self.out, self.work = recipe, recipe.train, out, out / "train"
         self.ranks, self.where, self.reporter = ranks, where, reporter
         self.batches = ranks.share(recipe.train.accumulate)  # of an update, on this rank
-        self.parts = parts = prepare(recipe, self.work, where, ranks)
+        self.parts = parts = prepare(recipe, self.work, where, ranks, reporter.doing)
         self.saver = folder.saver(self.work, ranks)
         self.spec, self.state = parts.model.spec, fresh_state(recipe, parts, where, ranks)
         family = parts.model.family
-        self.objective: Objective[Any] = family.objective()  # for validation; training may use another
+        self.objective: Objective[Any] = family.validation()  # training may use another
         self.phases = Phases(family, self.state.trainable)
         self.curriculum = build_curriculum(recipe.curriculum)
         if self.curriculum is not None:

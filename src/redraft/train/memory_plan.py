@@ -178,14 +178,16 @@ class _Outline:
     def of(cls, recipe: Recipe, device: torch.device) -> _Outline:
         low, dtype = use_bfloat16(recipe.train.dtype, device), torch.float32
         if recipe.model.from_:
-            shape = outline(recipe.start).network.config
+            with models.without_memory():
+                shape = build_family(recipe.family)[1].network_for(outline(recipe.start).network).config
             if recipe.lora is not None:
                 named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
                 dtype = named.get(recipe.lora.base_dtype) or stored_dtype(recipe.start)
         else:
             size = Tokenizer.bytes().vocab_size if recipe.tokenizer.kind == "bytes" else recipe.tokenizer.vocab_size
             shape = replace(preset(recipe.model.preset, size, recipe.model.network), **recipe.model.config)
-        found = cls(recipe, device, shape, dtype, low, min(recipe.data.length, recipe.train.batch_tokens))
+        length = min(recipe.data.length, recipe.train.batch_tokens, shape.max_length)
+        found = cls(recipe, device, shape, dtype, low, length)
         whole = found._shapes()
         trained = sum(p.numel() for p in whole.network.parameters() if p.requires_grad)
         blocks = (p for block in whole.network.all_blocks() for p in block.parameters())
@@ -284,7 +286,7 @@ class _Outline:
         """The whole network with the run's adapters, on the device ``meta``."""
         with models.without_memory():
             made = self._made(self.shape)
-            made.network = models.build(replace(made.network.config, vocab_size=self.shape.vocab_size))
+            made.network = models.build(made.network.config.smaller(self.shape.layers, self.shape.vocab_size))
             made.network.requires_grad_(True)
             if self.recipe.lora is not None:
                 parts.attach(made.network, self.recipe.lora, public_names(made))
@@ -293,8 +295,10 @@ class _Outline:
     def _twin(self, layers: int) -> Model:
         """The network with ``layers`` blocks, a byte vocabulary and the run's adapters; its weights hold nothing."""
         with models.without_memory():
-            made = self._made(replace(self.shape, layers=layers))
+            made = self._made(self.shape.smaller(layers, Tokenizer.bytes().vocab_size))
         models.allocate(made.network, self.dtype, self.device)
+        if made.network.companion is not None:
+            models.allocate(made.network.companion, self.dtype, self.device)
         made.network.requires_grad_(True)
         if self.recipe.lora is not None:
             with torch.random.fork_rng(devices=[]):

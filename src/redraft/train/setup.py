@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,11 +24,13 @@ from redraft.families import build_family
 from redraft.files import atomic_folder
 from redraft.generation.answer_lengths import AnswerLengths
 from redraft.loading import load as load_model
-from redraft.loading import stored_dtype
+from redraft.loading import stable_name, stored_dtype
 from redraft.model import Model
 from redraft.presets import shape as preset
+from redraft.targets import Target, fingerprint
 from redraft.train import optim
 from redraft.train.ema import Ema
+from redraft.train.own_texts import write, writer
 from redraft.train.parallel import Weights, place
 from redraft.train.ranks import Ranks
 from redraft.train.recipe import Recipe
@@ -38,6 +41,13 @@ from redraft.types import Batch
 _SAMPLE = 1 << 24  # characters of a streamed corpus that are held in memory to train a tokenizer
 _PROBED = 4096  # rows of it that are tokenised before training, for checks and the lengths of answers
 _VALIDATION_TOKENS = 8192  # of one validation batch, or of one row if that is longer
+
+
+Doing = Callable[[str, int, int], None]
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody is told."""
 
 
 @dataclass
@@ -54,12 +64,16 @@ class Parts:
     notes: tuple[str, ...] = ()  # what of the data is left out or read in another way than it may seem
 
 
-def prepare(recipe: Recipe, work: Path, device: torch.device, ranks: Ranks | None = None) -> Parts:
+def prepare(
+    recipe: Recipe, work: Path, device: torch.device, ranks: Ranks | None = None, doing: Doing = _silent
+) -> Parts:
     """Read the data, train or read the tokenizer, build the model and the loader.
 
     Args:
-        work: the run's own folder, where a tokenizer trained by an earlier start of the same run is found.
+        work: the run's own folder, where a tokenizer trained by an earlier start of the same run is found, and texts
+            that the model has written.
         ranks: the processes of the run; None: one.
+        doing: called with what is being done, and how much of it is finished.
     Raises:
         UserError: an error in the data, the tokenizer or the model's shape.
     """
@@ -70,17 +84,25 @@ def prepare(recipe: Recipe, work: Path, device: torch.device, ranks: Ranks | Non
     tokenizer = start.tokenizer if start else _tokenizer(recipe, splits.train, work / "tokenizer", ranks)
     chat.adopt(tokenizer, splits.train.rows)
     training = tokenise(splits.train if corpus is None else _some(splits.train, _PROBED), tokenizer)
-    model, length = _model(recipe, tokenizer, start, paired=training.prompts is not None)
+    drafts = start is not None and start.target is not None  # for a model that stays what it is
+    paired = start.paired if start is not None and drafts else training.prompts is not None
+    model, length = _model(recipe, tokenizer, start, paired)
     weights = _placed(model, recipe, device, ranks)
     data, train = recipe.data, recipe.train
+    probe = _some(splits.validation, train.validation_rows)
+    checked = tokenise(probe, tokenizer) if probe else None
+    if model.family.own_texts is not None:
+        folder = work / "own_texts"
+        training = _own_texts(model, training, length, folder, ranks, partial(doing, "writing texts"))
+        if checked is not None:
+            checked = _own_texts(model, checked, length, folder, ranks, partial(doing, "writing texts for validation"))
     loader = _loader(recipe, corpus, training, tokenizer, length, ranks)
     fitted = loader.fit if isinstance(loader, Loader) else fit(training, length, data.too_long)[1]
-    if training.prompts is not None:
+    if training.prompts is not None and not drafts:
         prompts, rows = training.prompts[fitted.rows], training.lengths[fitted.rows]
         model.answer_lengths = AnswerLengths.of(prompts, rows - prompts)
-    probe = _some(splits.validation, train.validation_rows)
     size = max(_VALIDATION_TOKENS, length + 1)
-    checks = batches(tokenise(probe, tokenizer), tokenizer, length, size, data.too_long) if probe else []
+    checks = [] if checked is None else batches(checked, tokenizer, length, size, data.too_long)
     notes = [chat.stray_markers(splits.train.rows, tokenizer)]
     if corpus is not None and isinstance(loader, StreamLoader):
         notes.insert(0, _from_sample(recipe, len(splits.train)))
@@ -122,6 +144,8 @@ def _placed(model: Model, recipe: Recipe, device: torch.device, ranks: Ranks) ->
     network.requires_grad_(True).set_dropout(train.dropout)
     if ranks.world == 1 or train.parallel == "ddp":  # else its parts are moved one by one
         network.to(device)
+    elif network.companion is not None:
+        network.companion.to(device)
     if recipe.lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(train.seed)
@@ -132,6 +156,21 @@ def _placed(model: Model, recipe: Recipe, device: torch.device, ranks: Ranks) ->
             block.compile(dynamic=True)
     objectives = [phase.objective for phase in model.family.phases()]
     return place(network, train.parallel, ranks, device, objectives)
+
+
+def _own_texts(
+    model: Model, data: Tokenised, length: int, folder: Path, ranks: Ranks, on_written: Callable[[int, int], None]
+) -> Tokenised:
+    """Texts that the starting checkpoint writes; one process writes them, and all read them."""
+    wanted = model.family.own_texts
+    assert wanted is not None
+
+    def run() -> Tokenised:
+        return write(writer(model), data, wanted, length, folder, on_written)
+
+    if ranks.world > 1:
+        ranks.once(lambda: len(run()))
+    return run()
 
 
 def _loader(
@@ -229,6 +268,12 @@ def _start(recipe: Recipe) -> Model:
     found = load_model(recipe.start, device="cpu", dtype=_base_dtype(recipe))
     conditioned = found.network.config.self_conditioning
     model = convert_family(found, recipe.family)
+    if model.family.needs_target:
+        if recipe.lora is not None:
+            raise UserError("A drafter has no adapter: all of its few weights are trained.", "Leave out [lora].")
+        if recipe.data.streaming:
+            raise UserError("A drafter is trained on texts that its target writes first.", "Leave out data.streaming.")
+        model.target = found.target or Target(stable_name(recipe.start), fingerprint(found.network))
     if recipe.lora is not None and model.spec.network.self_conditioning and not conditioned:
         raise UserError(
             "An adapter can't add self-conditioning: the new projection is not one of the adapted matrices.",

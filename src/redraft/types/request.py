@@ -205,6 +205,26 @@ class DraftQuery(Extra):
         return cls(parts[0].shift, torch.cat(starts) if starts else None)
 
 
+@dataclass(frozen=True)
+class DraftBlocks(Extra):
+    """Blocks of drafts behind many positions of a clean text at once, to train a drafter (arXiv:2602.06036).
+
+    A block is the token at an anchor and ``size`` - 1 masks after it. It sees the network's reading of the text before
+    the anchor, and itself. ``Forward.targets`` [R, A (size - 1)] lists the positions of the masks, block after block.
+    """
+
+    anchors: Tensor  # [R, A] positions; -1 is none
+    size: int  # positions of a block
+
+    @property
+    def signature(self) -> Hashable:
+        return super().signature, self.size
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        return cls(stack([each.anchors for each in parts], -1), parts[0].size)
+
+
 @dataclass
 class Forward:
     """A request for one forward pass: what a network reads, and nothing else."""

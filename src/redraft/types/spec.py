@@ -58,6 +58,7 @@ class NetworkFacts:
     length_head: bool = False  # the network predicts the output length, at the last prompt position over ids 0..max
     self_conditioning: int = 0  # number of tokens of its last prediction that the network reads; 0: none
     outputs: Outputs = "logits"
+    reads_target: bool = False  # drafts from the hidden states of the verifying network, behind a known token
     name: str = "main"  # name of the network in the loop
 
 

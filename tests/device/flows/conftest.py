@@ -14,9 +14,10 @@ import pytest
 import redraft
 from redraft.errors import UserError
 from redraft.model import Model
-from redraft.registry import names
+from redraft.registry import find, names
 from tests import pretend_device
 from tests.device.counting import fresh, plug_in
+from tests.drafters import drafter_for
 
 FULL = bool(os.environ.get("REDRAFT_FULL"))
 PAIR = ["ab", "a longer prompt"]  # two lengths: rows are ragged
@@ -50,7 +51,10 @@ class Models:
         if not path.exists():
             family, kind = name.removeprefix("cross-").rsplit("-", 1)
             network = "cross_attention" if name.startswith("cross-") else "transformer"
-            fresh(family, kind == "pairs", network).save(path)
+            if find("families", family).needs_target:
+                drafter_for(self.folder(f"autoregressive-{kind}")).save(path)
+            else:
+                fresh(family, kind == "pairs", network).save(path)
         return path
 
     def _both(self, name: str) -> tuple[Model, Model]:

@@ -154,6 +154,12 @@ def test_one_model_drafts_for_another(models: Models, drafter: str, paired: bool
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("kind", ["pairs", "text"] if FULL else ["pairs"])
+def test_a_drafter_reads_its_target(models: Models, kind: str) -> None:
+    for temperature in (0.0, 1.0):
+        models.same(f"drafter-{kind}", functools.partial(texts, temperature=temperature))
+
+
 def test_logits_and_streams(models: Models) -> None:
     device, host = models.both("masked-text")
     ids = torch.tensor([[10, 11, 12]])

@@ -9,24 +9,26 @@ from redraft.settings import Weights
 
 if TYPE_CHECKING:
     from redraft.models.cpu.cross_attention import CpuCrossAttention
+    from redraft.models.cpu.drafter import CpuDrafter
     from redraft.models.cpu.transformer import CpuTransformer
 
-    CpuForm = CpuTransformer | CpuCrossAttention
+    CpuForm = CpuTransformer | CpuCrossAttention | CpuDrafter
 
 
-def cpu_form(network: Any, weights: Weights = "float32") -> type[CpuTransformer] | type[CpuCrossAttention] | None:
+def cpu_form(network: Any, weights: Weights = "float32") -> type[CpuForm] | None:
     """The CPU form of a network in its present state on this machine; None: there is none.
 
     Raises:
         UserError: weights other than float32 for a network without a CPU form.
     """
     from redraft.models.cpu.cross_attention import CpuCrossAttention
+    from redraft.models.cpu.drafter import CpuDrafter
     from redraft.models.cpu.transformer import CpuTransformer
 
-    if CpuTransformer.fits(network):
-        return CpuTransformer
-    if CpuCrossAttention.fits(network):
-        return CpuCrossAttention
+    forms: tuple[type[CpuForm], ...] = (CpuTransformer, CpuCrossAttention, CpuDrafter)
+    for form in forms:
+        if form.fits(network):
+            return form
     if weights != "float32":
         raise UserError(
             f"weights = '{weights}' needs a float32 model on a CPU whose network has a CPU form.",

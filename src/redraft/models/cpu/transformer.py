@@ -58,20 +58,39 @@ class CpuTransformer:
     @torch.inference_mode()
     def __call__(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         """Flat logits [N, V] in the order of ``request.targets >= 0``."""
+        x, shape = self.hidden(request, attention_context(request, self.rotary, store, *self.positions))
+        net, eps = self.network, self.config.norm_eps
+        if net.edits is not None:
+            rates: Tensor = net.edits(rms_normalise(unflatten(x, shape), eps) * net.norm.weight, net.embedding.weight)
+            return rates
+        return self.project(x, shape)
+
+    @property
+    def positions(self) -> tuple[bool, int | None]:
+        """What the attention context depends on: ``Config.restart`` and ``Config.radius``."""
+        return self.config.restart, self.config.radius
+
+    def project(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """Logits [N, V] of hidden states in the form of ``hidden``."""
+        return unflatten(self.head(rms_normalise(x, self.config.norm_eps)), shape)
+
+    def hidden(
+        self, request: Forward, context: AttentionContext, on_layer: Callable[[int, Tensor], None] | None = None
+    ) -> tuple[Tensor, torch.Size]:
+        """The last hidden states of the target positions, in the form of ``flatten_padded``, and their shape without D.
+
+        ``on_layer`` is called with the number and the output [R, Q, D] of every layer but the last.
+        """
         net, c = self.network, self.config
         x = net.embed(request)
         if net.answer is not None and request.prompt is not None:
             x = torch.addcmul(x, (request.streams[1] >= request.prompt[:, None]).to(x.dtype)[..., None], net.answer)
-        context = attention_context(request, self.rotary, store, c.restart, c.radius)
         x, shape = flatten_padded(x), x.shape[:-1]
         for layer in self.layers[:-1]:
             x, shape = layer(x, shape, context)
-        x, shape = self.layers[-1](x, shape, context, lambda y: gather_targets(y, request, c.shift))
-        if net.edits is not None:
-            x = unflatten(x, shape)
-            rates: Tensor = net.edits(rms_normalise(x, c.norm_eps) * net.norm.weight, net.embedding.weight)
-            return rates
-        return unflatten(self.head(rms_normalise(x, c.norm_eps)), shape)
+            if on_layer is not None:
+                on_layer(layer.index, unflatten(x, shape))
+        return self.layers[-1](x, shape, context, lambda y: gather_targets(y, request, c.shift))
 
 
 def on_cpu(network: Backbone) -> bool:
@@ -100,18 +119,18 @@ class Layer:
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
         rotated = self.heads + self.kv_heads
         qkv = (attention.qkv.weight * block.attention_norm.weight).view(-1, self.head_dim, c.dim)
-        self.qkv = matrix(torch.cat([_interleave(qkv[:rotated], 1), qkv[rotated:]]).flatten(0, 1))
+        self.qkv = matrix(torch.cat([interleaved(qkv[:rotated], 1), qkv[rotated:]]).flatten(0, 1))
         self.bias = None
         if attention.qkv.bias is not None:
             bias = attention.qkv.bias.view(-1, self.head_dim)
-            self.bias = torch.cat([_interleave(bias[:rotated], 1), bias[rotated:]]).flatten()
+            self.bias = torch.cat([interleaved(bias[:rotated], 1), bias[rotated:]]).flatten()
         self.out, self.down = matrix(attention.out.weight), matrix(block.mlp.down.weight)
         gate_up = (block.mlp.gate_up.weight * block.mlp_norm.weight).chunk(2)
         self.gate, self.up = (matrix(half) for half in gate_up)
         self.gain = None  # [H + Hk, Dh] of the query and key norms
         if attention.q_norm is not None and attention.k_norm is not None:
             gains = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.kv_heads, -1)]
-            self.gain = _interleave(torch.cat(gains), 1)
+            self.gain = interleaved(torch.cat(gains), 1)
 
     def __call__(
         self,
@@ -260,6 +279,6 @@ def unflatten(x: Tensor, shape: torch.Size) -> Tensor:
     return x[: shape.numel()].view(*shape, x.shape[-1])
 
 
-def _interleave(x: Tensor, axis: int) -> Tensor:
-    """(a_1 .. a_n, b_1 .. b_n) -> (a_1, b_1 .. a_n, b_n) along an axis."""
+def interleaved(x: Tensor, axis: int) -> Tensor:
+    """(a_1 .. a_n, b_1 .. b_n) -> (a_1, b_1 .. a_n, b_n) along an axis, [..., 2n, ...] -> [..., 2n, ...]."""
     return torch.stack(x.chunk(2, axis), axis + 1).flatten(axis, axis + 1)

@@ -66,6 +66,19 @@ class Backbone(Registered, nn.Module):
         return None if self.head is None else self.head.weight
 
     @property
+    def companion(self) -> Backbone | None:
+        """A frozen network that runs within this one, and whose weights are stored elsewhere; None: there is none."""
+        return None
+
+    def attach(self, companion: Backbone) -> None:
+        """Set the ``companion``.
+
+        Raises:
+            ValueError: this network has none.
+        """
+        raise ValueError(f"A '{self.name}' network runs no other network.")
+
+    @property
     def logit_width(self) -> int:
         """Numbers that a target position is projected onto: V."""
         return len(self.embedding.weight)

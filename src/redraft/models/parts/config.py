@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Self
 
 from redraft.registry import Registered
@@ -38,6 +38,11 @@ class NetworkConfig(Registered):
     def vectors(self) -> tuple[int, int, bool] | None:
         """For continuous diffusion: width, tokens per vector, and whether the network predicts tokens; else None."""
         return None
+
+    def smaller(self, layers: int, vocab_size: int) -> Self:
+        """The same shape with other numbers of layers and token ids, to measure what each of them costs."""
+        changes = {"layers": layers, "vocab_size": vocab_size}
+        return replace(self, **{name: value for name, value in changes.items() if self.has_field(name)})  # type: ignore[type-var]
 
     @classmethod
     def has_field(cls, name: str) -> bool:
