@@ -71,6 +71,7 @@ def make_canvas(
         sampling=Sampling.of(count, **{"temperature": 0.0, **sampling}),
         limit=torch.tensor([len(row) for row in rows] if growth is None else growth.limits).repeat_interleave(copies),
         gap=gap,
+        draft_length=torch.full((count,), -1),
     )
 
 

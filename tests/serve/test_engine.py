@@ -25,6 +25,7 @@ from redraft.serve.engine import Engine, EngineLimits
 from redraft.serve.incremental_text import Span
 from redraft.serve.jobs import Event, Failed, Finished, Job, Progress, Rejected, RequestOutcome
 from redraft.types import AttentionPattern, Forward, VectorQuery
+from tests.drafters import drafter_for
 
 PROMPTS = ["the cat", "a dog ran to the house", "where is", "on a mat the bird sang all day", "mat", "to to to"]
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -152,13 +153,19 @@ def test_texts_do_not_depend_on_the_batch_and_equal_offline_generation(model: Mo
     assert engine.counts["rows"] > 2 * engine.counts["forward_passes"], "few forward passes were shared"
 
 
-@pytest.mark.parametrize("kind", ["drafter", "hybrid", "block"])
+@pytest.mark.parametrize("kind", ["drafter", "reading", "hybrid", "block"])
 def test_speculative_and_blockwise_sequences_share_forward_passes(kind: str, folders: dict[str, Path]) -> None:
     """Two networks, or one network with two kinds of request: they must not be batched together."""
     made = double(folders["pairs-autoregressive"])
-    ways: list[dict[str, Any]] = [{"sampler": "draft_verify", "options": {"block": 3}}, {"sampler": "autoregressive"}]
+    ways: list[dict[str, Any]] = [
+        {"sampler": "draft_verify", "options": {"block": 3, "adaptive": False}},
+        {"sampler": "autoregressive"},
+    ]
     if kind == "drafter":
         made.draft_with(double(folders["pairs-masked"]))
+    elif kind == "reading":
+        made = drafter_for(folders["pairs-autoregressive"], block=4)
+        made.network.double()
     else:
         made = Model.fresh({"name": kind, "block": 4}, made.tokenizer, replace(made.network.config, shift=0), True)
         made.network.double()
@@ -176,6 +183,25 @@ def test_speculative_and_blockwise_sequences_share_forward_passes(kind: str, fol
         assert isinstance(end, Finished), end
         assert (end.result.ids, end.result.nfe) == (truth.ids, truth.nfe)
     assert opened.counts["rows"] > opened.counts["forward_passes"]
+
+
+def test_the_number_of_drafts_is_chosen_from_measurements_and_the_text_stays(folders: dict[str, Path]) -> None:
+    """An untrained drafter is wrong nearly always, so that drafting stops."""
+    made = drafter_for(folders["pairs-autoregressive"], block=8)
+    made.network.double()
+    offline = [made.generate(prompt, max_new_tokens=12, seed=seed)[0] for seed, prompt in enumerate(PROMPTS)]
+    opened, events = Engine(made, EngineLimits(rows=4, queue=200)), Events()
+    for repeat in range(4):
+        jobs = [job(made, prompt, events, seed) for seed, prompt in enumerate(PROMPTS)]
+        opened.submit("crowd", jobs)
+        ends = {end.job: end for end in events.wait(len(PROMPTS) * (repeat + 1))}
+        for one, truth in zip(jobs, offline, strict=True):
+            end = ends[one]
+            assert isinstance(end, Finished) and end.result.ids == truth.ids
+    opened.close()
+    lengths = opened.draft_lengths
+    assert all(each.count > 0 for each in lengths.times.values())
+    assert lengths.acceptance.tokens(7) < 2.5 and lengths.best(4) in (0, 1)
 
 
 @pytest.mark.parametrize(

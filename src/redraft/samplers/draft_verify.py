@@ -50,6 +50,9 @@ class DraftVerify(Sampler):
     block: int = setting(8, "Number of tokens that are drafted at once.", least=1, most=MAX_POSITIONS, unit="tokens")
 
     draws: Draws = draws_option("gumbel")
+    adaptive: bool = setting(
+        True, "Draft fewer tokens, or none, where a server measures that this is faster. The text is the same."
+    )
 
     exact = True
     retracts = True  # only drafts, never sealed tokens
@@ -70,7 +73,10 @@ class DraftVerify(Sampler):
         drafts = canvas.status == DRAFT
         drafted = run_length(drafts, begin)  # a constraint may have dropped some of them
         live = run > 0
-        verify = live & (drafts.any(1) | (run == 1))
+        most = torch.full_like(run, self.block)
+        if self.adaptive:
+            most = torch.where(canvas.draft_length >= 0, most.minimum(canvas.draft_length), most)
+        verify = live & (drafts.any(1) | (run == 1) | (most == 0))
         if spec.family.drafter.network.reads_target:  # behind a token that the target has generated
             verify |= live & (begin <= canvas.prompt)
         requests = []
@@ -81,7 +87,7 @@ class DraftVerify(Sampler):
         if bool(unknown.any()):
             requests.append(_length_query(canvas, spec.family.drafter, unknown.nonzero()[:, 0]))
         elif bool(draft.any()):
-            count = (run - 1).clamp(max=self.block)  # the verifier adds one token
+            count = torch.minimum(run - 1, most)  # the verifier adds one token
             requests.append(self._draft(canvas, state, spec.family.drafter, draft, begin, count))
         return requests
 

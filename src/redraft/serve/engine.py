@@ -33,6 +33,7 @@ from redraft.model import Model
 from redraft.models.parts.store import KeyValueStore
 from redraft.runtime import download
 from redraft.serve import batching
+from redraft.serve.draft_lengths import DraftLengths
 from redraft.serve.incremental_text import IncrementalDecoder
 from redraft.serve.interrupter import Interrupted, Interrupter
 from redraft.serve.jobs import Failed, Finished, Job, Progress, Rejected, RequestOutcome
@@ -68,7 +69,7 @@ class Engine:
 
     def __init__(self, model: Model, limits: EngineLimits = EngineLimits(), padding_budget: int | None = None) -> None:
         self.model, self.limits = model, limits
-        self.networks = model.networks()
+        self.networks, self.draft_lengths = model.networks(), DraftLengths(model.network.device)
         context = model.network.config.max_length
         self.positions = min(limits.positions or context, context)
         device = model.network.device.type
@@ -261,6 +262,7 @@ class Engine:
         jobs = [job for job in self._active if job.draw is not None]
         draws = [job.draw for job in jobs if job.draw is not None]
         found = download(*(part for each in draws for part in (each.token, each.conf)))
+        self.draft_lengths.collect()
         for job, token, conf in zip(jobs, found[::2], found[1::2], strict=True):
             began = time.monotonic()
             self._advance(job, (token, conf))
@@ -287,7 +289,8 @@ class Engine:
         self.counts["padding"] += merged.request.tokens.numel() - sum(call.request.tokens.numel() for call in calls)
         if merged.store is not None:
             self.counts["reused"] += int(merged.store.visible_below.sum())
-        return self.networks[merged.request.network](merged.request, merged.store)
+        with self.draft_lengths.timed(merged.request):
+            return self.networks[merged.request.network](merged.request, merged.store)
 
     def _advance(self, job: Job, sent: Tensor | tuple[Tensor, ...] | None) -> None:
         """Send a sequence its logits [N, V], or its drawn tokens and their log-probabilities ([N], [N]), and run it to
@@ -295,6 +298,7 @@ class Engine:
         generator = job.generator
         assert generator is not None and job.decoder is not None
         job.call = job.draw = None
+        self.draft_lengths.set(job.run, job.drafting, len(self._active))
         try:
             while True:
                 found = self._interrupter.run(

@@ -11,6 +11,7 @@ from enum import StrEnum
 from redraft.generation.loop import Call, Steps
 from redraft.generation.run import GenerationRun
 from redraft.generation.sampling import Draw
+from redraft.serve.draft_lengths import DraftRecord
 from redraft.serve.incremental_text import GeneratedText, IncrementalDecoder, Span
 
 _ids = itertools.count()
@@ -101,6 +102,7 @@ class Job:
     call: Call | None = None  # waits for a forward pass
     draw: Draw | None = None  # waits for drawn tokens to arrive on the host
     slots: list[int] = field(default_factory=list)
+    drafting: DraftRecord = field(default_factory=DraftRecord)
 
     @property
     def abandoned(self) -> bool:

@@ -100,6 +100,7 @@ class Canvas:
     sampling: Sampling
     limit: Tensor  # [B] maximum number of positions of a row
     gap: Tensor  # [B, L] bool: a position may be inserted before this one; all False for a fixed length
+    draft_length: Tensor  # [B] most tokens to draft at once, set by a server before each step; -1: any number
 
     @property
     def capacity(self) -> int:
