@@ -66,6 +66,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"threshold": 0.2, "by": "change", "doubt": 0.01, "rounds": 3},
     ],
     "wino": [{"threshold": 0.1, "verify": 0.3}, {"threshold": 0.1, "verify": 0.3, "block": 3}],
+    "unmask_verify": [{"drafts": 0}, {"drafts": 2, "block": 3, "order": "margin"}],
     "sub_blocks": [{"threshold": 0.3, "size": 3}],
     "threshold": [{"threshold": 0.3}, {"threshold": 0.3, "block": 3}],
     "edit_flow": [{"order": "leap"}],
@@ -131,7 +132,7 @@ class Counted:
     passes: Counter[int] = field(default_factory=Counter)
 
     def __call__(self, request: Forward, store: object = None) -> torch.Tensor:
-        self.passes.update(request.rows.tolist())
+        self.passes.update({*request.rows.tolist()})  # several rows of a request may be of one canvas row
         return self.network(request, store)
 
     def store(self, seats: int, cells: int) -> object:

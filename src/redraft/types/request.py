@@ -313,6 +313,7 @@ class CacheHint:
     kv_slot: Tensor | None = None  # [R] slot in the key-value store; set by the loop
     visible_below: Tensor | None = None  # [R] positions below it are read from the store; set by the policy
     active_region: Tensor | None = None  # [R, 2] first position that the sampler works on, and one past the last
+    bypass: bool = False  # runs without a store, because several rows have the same slot
 
 
 @dataclass(kw_only=True)
@@ -326,6 +327,11 @@ class Request(Forward):
     def rows(self) -> Tensor:
         """[R] canvas rows."""
         return self.drawing.rows
+
+    @property
+    def uncached(self) -> bool:
+        """It runs without a key-value store."""
+        return self.cache.bypass or super().uncached
 
     @property
     def predicts_length(self) -> bool:
