@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -56,15 +55,14 @@ def write(
     order = [i for i in order if len(heads[i]) < length]
     if not order:
         raise UserError(f"No prompt leaves room for an answer in {length} tokens.", "Raise data.length.")
-    settings = {"temperature": wanted.temperature, "top_k": 0, "top_p": 1.0, "sampler": "autoregressive"}
-    key = _key(model, [heads[i] for i in order], settings, length, most)
+    key = _key(model, [heads[i] for i in order], wanted, length, most)
     written: list[list[int]] = []
     for begin in range(0, len(order), _CHUNK):
         on_written(begin, len(order))
         file, chunk = folder / key / f"{begin // _CHUNK:05}.json", [heads[i] for i in order[begin : begin + _CHUNK]]
         if not file.exists():
             room = min(most, length - max(map(len, chunk)))
-            found = model.generate(chunk, _BATCH, max_new_tokens=room, seed=begin, **settings)
+            found = model.generate(chunk, _BATCH, max_new_tokens=room, seed=begin, temperature=wanted.temperature)
             rows = [[*one.ids, *_end(model, one.finish)] for one in found]
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps({"texts": rows}))
@@ -93,9 +91,9 @@ def _end(model: Model, finish: str) -> list[int]:
     return [model.spec.tokens.eos_id] if finish == "stop" and model.spec.tokens.eos_id >= 0 else []
 
 
-def _key(model: Model, heads: Sequence[Sequence[int]], settings: dict[str, Any], *limits: int) -> str:
+def _key(model: Model, heads: Sequence[Sequence[int]], wanted: OwnTexts, *limits: int) -> str:
     """A name for these texts: the same model, prompts and settings have the same one."""
-    described = json.dumps([fingerprint(model.network), heads, settings, limits])
+    described = json.dumps([fingerprint(model.network), heads, wanted.temperature, limits])
     return hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
 
 

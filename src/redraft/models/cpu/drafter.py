@@ -45,9 +45,10 @@ class CpuDrafter:
             self.read = matrix(network.read.weight)
             parts = [_text_part(block.attention) for block in blocks]
             self.text = matrix(torch.cat([weight for weight, _, _ in parts]) * network.read_norm.weight)
-            biases, gains = [bias for _, bias, _ in parts], [gain for _, _, gain in parts]
-            self.bias = None if biases[0] is None else torch.cat(biases)
-            self.gain = None if gains[0] is None else torch.stack(gains)[:, None]  # [layers, 1, Dh]
+            biases = [bias for _, bias, _ in parts if bias is not None]
+            gains = [gain for _, _, gain in parts if gain is not None]
+            self.bias = torch.cat(biases) if biases else None
+            self.gain = torch.stack(gains)[:, None] if gains else None  # [layers, 1, Dh]
 
     @staticmethod
     def fits(network: Any) -> bool:

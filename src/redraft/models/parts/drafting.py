@@ -29,16 +29,19 @@ def split(
     The block begins at the positions ``draft_from`` [R]. Without a store, the parts share one that is thrown away.
     """
     if store is None:
-        rows, width = len(request.tokens), int(request.positions.max()) + 1
-        store = KeyValueView(new_store(rows, width), torch.arange(rows), torch.zeros(rows, dtype=torch.int64))
+        count, width = len(request.tokens), int(request.positions.max()) + 1
+        store = KeyValueView(new_store(count, width), torch.arange(count), torch.zeros(count, dtype=torch.int64))
     real, in_block = request.positions >= 0, request.positions >= draft_from[:, None]
-    block = replace(request, **_columns(request, in_block))
+    tokens, positions = _columns(request, in_block)
+    block = replace(request, tokens=tokens, positions=positions)
     block_part = Part(block, KeyValueView(store.store, store.slots, draft_from))
     rows = (real & ~in_block).any(1).nonzero()[:, 0]
     if not len(rows):
         return None, block_part
+    tokens, positions = _columns(request, real & ~in_block, rows)
     text = Forward(
-        **_columns(request, real & ~in_block, rows),
+        tokens=tokens,
+        positions=positions,
         targets=torch.full((len(rows), 1), -1),
         attention=request.attention,
         prompt=None if request.prompt is None else request.prompt[rows],
@@ -47,7 +50,7 @@ def split(
     return Part(text, KeyValueView(store.store, store.slots[rows], store.visible_below[rows])), block_part
 
 
-def _columns(request: Forward, chosen: Tensor, rows: Tensor | None = None) -> dict[str, Tensor]:
+def _columns(request: Forward, chosen: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Tokens and positions of the ``chosen`` [R, Q] bool columns of ``rows`` (None: of all), without gaps."""
     tokens, positions = request.tokens, request.positions
     if rows is not None:
@@ -55,7 +58,7 @@ def _columns(request: Forward, chosen: Tensor, rows: Tensor | None = None) -> di
     count = chosen.sum(1)
     column = torch.sort((~chosen).to(torch.int8), dim=1, stable=True).indices[:, : int(count.max())]
     real = torch.arange(column.shape[1]) < count[:, None]
-    return {"tokens": tokens.gather(1, column), "positions": torch.where(real, positions.gather(1, column), -1)}
+    return tokens.gather(1, column), torch.where(real, positions.gather(1, column), -1)
 
 
 class PrefixKeys:

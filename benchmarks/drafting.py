@@ -1,0 +1,282 @@
+r"""Lossless decoding with drafters: equal texts, tokens a pass, speed at several batch sizes, and a roofline.
+
+    python -m benchmarks.drafting --model multiply-autoregressive --drafter runs/drafter --converted multiply-masked \
+        --data multiplication:4x4 --input question --target rationale+answer --tokens 96
+    python -m benchmarks.drafting --model AR --drafter DRAFTER --data e2e.jsonl --input mr --target text --tokens 64
+
+Methods run the same prompts in turn. ``--drafter`` names a model of family ``drafter`` for the autoregressive
+``--model``, ``--converted`` a masked model that was converted from it. Texts that are not those of the autoregressive
+model, token for token, are an error (at near-ties, rounding may decide: ``--allow`` sets the share that may differ).
+
+1. Tokens a pass (all networks counted), accepted drafts a verification, share of time in the drafter: rows one by one.
+2. Speed against plain cached autoregressive decoding, at each batch size: ratios of medians with 95 % intervals.
+3. How often a draft is right if those before it were, from all positions of the target's texts; what a tree of
+   candidates would accept in place of a chain; and the roofline of a GPU (--gpu: bytes/s, FLOP/s of bfloat16).
+
+``--tiny`` runs few rows and calls. Prints a line of JSON for each result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+import redraft
+from redraft.data.columns import Columns
+from redraft.data.examples import load
+from redraft.data.loader import tokenise
+from redraft.evaluation.decoding import DecodingConfig
+from redraft.evaluation.timing import ratio_interval, time_in_turns
+from redraft.generation.prompts import Prompt
+from redraft.model import Model
+from redraft.types import DraftBlocks, DraftQuery, Forward, Network
+
+PLAIN = DecodingConfig.of("autoregressive", {})
+NODES, WAYS = (15, 31, 63), 4  # sizes of trees, and candidates of a position
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="the autoregressive model")
+    parser.add_argument("--drafter", help="a model of family drafter, trained for it")
+    parser.add_argument("--converted", help="a masked model, converted from it")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--data-root")
+    parser.add_argument("--input")
+    parser.add_argument("--target")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--tokens", type=int, default=64, help="most new tokens of a text")
+    parser.add_argument("--calls", type=int, default=8)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--drafts", type=int, nargs="+", default=[3, 7, 15], help="numbers of drafts to try")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--allow", type=float, default=0.0, help="share of texts that may differ")
+    parser.add_argument("--gpu", type=float, nargs=2, default=[3.35e12, 9.9e14], help="default: H100 SXM")
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    if args.tiny:
+        args.rows, args.calls, args.batch = min(args.rows, 8), min(args.calls, 3), args.batch[:1]
+    Bench(args).run()
+
+
+@dataclass
+class Watched:
+    """A network that sums the seconds of its passes, those that draft apart."""
+
+    network: Any
+    drafts: bool = False  # all of its passes draft
+    seconds: dict[bool, float] = field(default_factory=lambda: {True: 0.0, False: 0.0})
+
+    def __call__(self, request: Forward, store: Any = None) -> torch.Tensor:
+        begin = time.perf_counter()
+        logits: torch.Tensor = self.network(request, store)
+        if logits.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[self.drafts or request.find(DraftQuery) is not None] += time.perf_counter() - begin
+        return logits
+
+    def store(self, slots: int, positions: int) -> Any:
+        return self.network.store(slots, positions)
+
+
+class Bench:
+    """The methods, and prompts for them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.main = args, redraft.load(args.model)
+        self.prompts: list[Prompt] = self._prompts()
+        self.methods: list[tuple[str, Model, DecodingConfig]] = [("autoregressive", self.main, self._config(None))]
+        self.drafter: Model | None = None
+        if args.drafter:
+            self.drafter = redraft.load(args.drafter, target=self.main)
+            beside = self._beside(self.drafter)
+            self.methods += [(f"drafter, {g} drafts", beside, self._config(g)) for g in args.drafts]
+        if args.converted:
+            beside = self._beside(redraft.load(args.converted))
+            self.methods += [(f"converted, {g} drafts", beside, self._config(g)) for g in args.drafts]
+
+    def _prompts(self) -> list[Prompt]:
+        args = self.args
+        columns = Columns(input=args.input, target=args.target)
+        splits = load(args.data, columns if str(columns) else None, data_root=args.data_root)
+        data = tokenise(getattr(splits, args.split)[: args.rows], self.main.tokenizer)
+        assert data.prompts is not None, "rows need a prompt"
+        return [data.ids[b : b + n].tolist() for b, n in zip(data.starts[:-1], data.prompts, strict=True)]
+
+    def _beside(self, drafter: Model) -> Model:
+        """The main model once more, with a drafter. The weights are shared."""
+        m = self.main
+        return Model(m.network, m.tokenizer, m.family, m.family_name, m.paired, m.defaults).draft_with(drafter)
+
+    def _config(self, drafts: int | None) -> DecodingConfig:
+        draws = {"draws": "gumbel"}
+        if drafts is None:
+            return DecodingConfig.of("autoregressive", draws, temperature=self.args.temperature)
+        return DecodingConfig.of("draft_verify", {"block": drafts, **draws}, temperature=self.args.temperature)
+
+    def run(self) -> None:
+        """All parts."""
+        wrote = [self._write(*method) for method in self.methods]
+        expected = wrote[0].pop("ids")
+        for (name, _, _), found in zip(self.methods, wrote, strict=True):
+            ids = found.pop("ids", expected)
+            differ = float(np.mean([a != b for a, b in zip(ids, expected, strict=True)]))
+            self._print("text", method=name, differ=differ, **found)
+            assert differ <= self.args.allow, f"{name}: {differ:.1%} of the texts differ"
+        for batch in self.args.batch:
+            timed = time_in_turns(
+                [(model, config) for _, model, config in self.methods],
+                self.prompts,
+                batch,
+                self.args.calls,
+                self.args.tokens,
+            )
+            for (name, _, _), one in zip(self.methods, timed, strict=True):
+                speed, median = ratio_interval(one.seconds, timed[0].seconds), float(np.median(one.seconds))
+                self._print("speed", method=name, batch=batch, times_as_fast=speed, seconds=median)
+        if self.drafter is not None:
+            self._positions(expected)
+
+    def _write(self, name: str, model: Model, config: DecodingConfig) -> dict[str, Any]:
+        """Texts one by one, and what they cost."""
+        settings = model.settings(max_new_tokens=self.args.tokens, **config.generation())
+        ids, passes, tokens, drafted, accepted, spent, verified = [], 0, 0, 0, 0, [0.0, 0.0], 0
+        for prompt in self.prompts:
+            run = model.start([prompt], settings)
+            networks = {key: Watched(network, key == "drafter") for key, network in run.loop.networks.items()}
+            run.loop.networks = networks  # type: ignore[assignment] # networks in all that the loop asks of them
+            for _ in run:
+                pass
+            found = run.results()[0]
+            ids.append(found.ids)
+            passes, tokens = passes + found.nfe, tokens + len(found.ids) + (found.finish == "stop")
+            drafted, accepted = drafted + run.loop.counter.drafted, accepted + run.loop.counter.accepted
+            own = sum(counter.passes for counter in run.loop.others.values())
+            verified += found.nfe - own
+            for drafts in (True, False):
+                spent[drafts] += sum(network.seconds[drafts] for network in networks.values())
+        return {
+            "ids": ids,
+            "tokens": tokens,
+            "tokens_a_pass": tokens / passes,
+            "drafted": drafted,
+            "accepted": accepted,
+            "share_of_time_in_drafter": spent[True] / sum(spent),
+            "share_accepted": accepted / drafted if drafted else None,
+        }
+
+    # ---- from all positions
+
+    def _positions(self, texts: list[list[int]]) -> None:
+        """Ranks of the target's tokens in the drafter's predictions, behind every position of its texts."""
+        assert self.drafter is not None
+        block = self.drafter.family.block
+        chains: list[tuple[list[int], list[list[float]]]] = []  # ranks, and log p of the likeliest, of each anchor
+        for prompt, text in zip(self.prompts[:64], texts, strict=False):
+            chains += self._ranks(list(prompt), text, block)
+        depth = range(1, block)
+        right = [
+            [ranks[k - 1] == 0 for ranks, _ in chains if len(ranks) >= k and not any(ranks[: k - 1])] for k in depth
+        ]
+        second = [
+            [ranks[k - 1] < 2 for ranks, _ in chains if len(ranks) >= k and not any(ranks[: k - 1])] for k in depth
+        ]
+        self._print(
+            "acceptance",
+            first=[round(float(np.mean(each)), 3) for each in right if each],
+            first_or_second=[round(float(np.mean(each)), 3) for each in second if each],
+        )
+        whole = [chain for chain in chains if len(chain[0]) == block - 1]
+        chain_tokens = 1 + float(np.mean([_leading(ranks) for ranks, _ in whole]))
+        trees = {nodes: 1 + float(np.mean([_in_tree(*each, nodes) for each in whole])) for nodes in NODES}
+        self._print("tree", chain=chain_tokens, chain_drafts=block - 1, trees=trees)
+        for drafts in sorted({*self.args.drafts, block - 1}):
+            mean = 1 + float(np.mean([min(_leading(ranks), drafts) for ranks, _ in whole]))
+            self._roofline(drafts, mean)
+
+    def _ranks(self, prompt: list[int], text: list[int], block: int) -> list[tuple[list[int], list[list[float]]]]:
+        ids = torch.tensor([[*prompt, *text]])
+        anchors = torch.arange(len(prompt), ids.shape[1] - 1)[None]
+        if anchors.shape[1] < 1:
+            return []
+        assert self.drafter is not None
+        spec, position = self.drafter.spec, torch.arange(ids.shape[1])[None]
+        targets = anchors[:, :, None] + torch.arange(1, block)
+        targets = torch.where(targets < ids.shape[1], targets, -1)
+        request = Forward(
+            tokens=ids,
+            positions=position,
+            targets=targets.flatten(1),
+            attention=spec.network.attention,
+            prompt=torch.tensor([len(prompt)]) if spec.network.prompt_encoder else None,
+            extra=(DraftBlocks(anchors, block),),
+        )
+        network: Network = self.drafter.network.eval()
+        with torch.inference_mode():
+            logits = network(request).float()
+        logits[:, list(spec.tokens.forbidden)] = -torch.inf
+        log_p = logits.log_softmax(-1)
+        true = ids[0][targets[targets >= 0]].to(log_p.device)
+        rank = (log_p > log_p.gather(1, true[:, None])).sum(1).tolist()
+        best = log_p.topk(WAYS, 1).values.tolist()
+        found, begin = [], 0
+        for count in (targets[0] >= 0).sum(1).tolist():
+            found.append((rank[begin : begin + count], best[begin : begin + count]))
+            begin += count
+        return found
+
+    def _roofline(self, drafts: int, tokens: float) -> None:
+        """Times a GPU needs at least, in bfloat16, and the speed that follows at each batch size."""
+        assert self.drafter is not None
+        bandwidth, peak = self.args.gpu
+        head = self.main.network.embedding.weight.numel()
+        main = self.main.network.parameter_count
+        own = sum(p.numel() for p in self.drafter.network.parameters())
+
+        def seconds(weights: int, positions: int) -> float:
+            return max(2 * weights / bandwidth, 2 * weights * positions / peak)
+
+        faster = {}
+        for batch in self.args.batch:
+            plain = seconds(main, batch)
+            cycle = seconds(own + head, batch * (drafts + 1)) + seconds(main, batch * (drafts + 1))
+            faster[batch] = tokens * plain / cycle
+        share = seconds(own + head, drafts + 1) / (seconds(own + head, drafts + 1) + seconds(main, drafts + 1))
+        self._print("roofline", drafts=drafts, tokens_a_cycle=tokens, times_as_fast=faster, drafter_share=share)
+
+    def _print(self, part: str, **values: Any) -> None:
+        print(json.dumps({"part": part, **values}), flush=True)
+
+
+def _leading(ranks: list[int]) -> int:
+    """Number of leading tokens that are the likeliest."""
+    return next((k for k, rank in enumerate(ranks) if rank), len(ranks))
+
+
+def _in_tree(ranks: list[int], log_p: list[list[float]], nodes: int) -> int:
+    """Leading tokens of the true text that are in the tree of the ``nodes`` likeliest candidates (best first)."""
+    heap = [(-log_p[0][way], (way,)) for way in range(WAYS)]
+    heapq.heapify(heap)
+    found = 0
+    for _ in range(nodes):
+        if not heap:
+            break
+        cost, path = heapq.heappop(heap)
+        if path == tuple(ranks[: len(path)]):
+            found = max(found, len(path))
+        if len(path) < len(log_p):
+            for way in range(WAYS):
+                heapq.heappush(heap, (cost - log_p[len(path)][way], (*path, way)))
+    return found
+
+
+if __name__ == "__main__":
+    main()
