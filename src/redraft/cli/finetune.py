@@ -44,10 +44,12 @@ def finetune(
       redraft finetune --from runs/stories --data notes.txt --minutes 5 --out runs/notes
       redraft finetune --from meta-llama/Llama-3.2-1B --data my.jsonl --lora-rank 8 --lora-targets q_proj,v_proj --out a
       redraft finetune --from base-autoregressive --data notes.txt --family masked --curriculum anneal --out runs/masked
+      redraft finetune --from base-autoregressive --data notes.txt --family drafter --out runs/drafter
 
     The checkpoint brings its family, shape and tokenizer, and its generation settings where they fit. With --family it
     is converted first: an autoregressive model becomes a masked one that still predicts the next position
     (--set family.shift=0: its own position).
+    With --family drafter it stays as it is: layers beside it learn to draft for it, from texts that it writes itself.
     With --lora-rank the output folder holds an adapter in peft's layout. The folder can be used as a model as long as
     the base model is where it was. --lora-alpha is twice the rank by default.
     Defaults: a learning rate of 3e-4, and three passes over the data if no budget is given. If the run is interrupted,
