@@ -121,24 +121,6 @@ class Drafter(Backbone):
             for last in (block.attention.out.weight, block.mlp.down.weight):
                 nn.init.normal_(last, std=0.02 / (2 * self.config.layers) ** 0.5)
 
-    @torch.no_grad()
-    def copy_target(self) -> None:
-        """Start the own layers as copies of the target's last ones, which read the output of one layer of the target.
-
-        c is the output of that layer, normalised as for the layer after it.
-        """
-        layers = self.config.target.layers
-        chosen = range(layers - self.config.layers, layers)
-        for own, number in zip(self._each(), chosen, strict=True):
-            for mine, theirs in zip(own.parameters(), self.target.blocks[number].parameters(), strict=True):
-                mine.copy_(theirs)
-        before = max((layer for layer in self.config.reads if layer < chosen[0]), default=self.config.reads[-1])
-        at, dim = self.config.reads.index(before), self.config.target.dim
-        self.read.weight.mul_(0.1)
-        self.read.weight[:, at * dim : (at + 1) * dim] += torch.eye(dim)
-        self.read_norm.weight.copy_(self.target.blocks[min(before + 1, layers - 1)].attention_norm.weight)
-        self.mask.copy_(self.target.embedding.weight.mean(0))
-
     def attach(self, companion: Backbone) -> None:
         """Set the network that it drafts for, of the shape ``config.target``.
 
