@@ -276,10 +276,13 @@ def test_train_save_and_load(tmp_path: Path) -> None:
     tables = {
         "data": {"source": str(tmp_path / "data.jsonl"), "input": "question", "target": "answer", "length": 24},
         "model": {"from": str(tmp_path / "target")},
-        "family": {"name": "drafter", "block": 4, "texts": 40},
+        "family": {"name": "drafter", "block": 4, "texts": 12},
         "train": {"tokens": 600, "batch_tokens": 256, "validation_rows": 4},
     }
     train(Recipe.of(tables), tmp_path / "drafter", device="cpu")
+    train(Recipe.of(tables), tmp_path / "again", device="cpu")
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("drafter", "again"))
+    assert one == other, "the same seed gives the same drafter"
     files = sorted((tmp_path / "drafter" / "train" / "own_texts").rglob("*.json"))
     assert [len(json.loads(file.read_text())["texts"]) for file in files] and len(files) == 2  # training, validation
     found = redraft.load(tmp_path / "drafter", "cpu")

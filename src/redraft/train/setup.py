@@ -267,7 +267,9 @@ def _start(recipe: Recipe) -> Model:
         raise UserError("[model] has both 'from' and 'config'.", "Remove one: a checkpoint brings its own shape.")
     found = load_model(recipe.start, device="cpu", dtype=_base_dtype(recipe))
     conditioned = found.network.config.self_conditioning
-    model = convert_family(found, recipe.family)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)  # of new layers
+        model = convert_family(found, recipe.family)
     if model.family.needs_target:
         if recipe.lora is not None:
             raise UserError("A drafter has no adapter: all of its few weights are trained.", "Leave out [lora].")
