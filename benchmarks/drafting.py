@@ -227,7 +227,7 @@ class Bench:
             extra=(DraftBlocks(anchors, block),),
         )
         network: Network = self.drafter.network.eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = network(request).float()
         logits[:, list(spec.tokens.forbidden)] = -torch.inf
         log_p = logits.log_softmax(-1)
