@@ -13,7 +13,7 @@ from torch import Tensor
 from redraft import registry
 from redraft.caches.shared import narrowing
 from redraft.generation.loop import Call
-from redraft.models import embedding_transformer, latent_transformer, transformer
+from redraft.models import drafter, embedding_transformer, latent_transformer, transformer
 from redraft.models.parts.backbone import Backbone
 from redraft.models.parts.store import KeyValueView
 from redraft.serve.batching import groups, merge, split
@@ -21,6 +21,7 @@ from redraft.types import (
     AttentionPattern,
     CacheHint,
     CleanStream,
+    DraftBlocks,
     DraftQuery,
     Drawing,
     Extra,
@@ -50,6 +51,8 @@ def network(kind: str = "transformer") -> Backbone:
         made = transformer.Transformer(transformer.Config(**base, self_conditioning=True))
     elif kind == "embedding":
         made = embedding_transformer.EmbeddingTransformer(embedding_transformer.Config(**base, width=8))
+    elif kind == "drafter":
+        made = drafter.Drafter(drafter.Config(transformer.Config(**base, shift=1)))
     else:
         shape = latent_transformer.Config(**base, width=8, ratio=2, window=4, auto_dim=16)
         made = latent_transformer.LatentTransformer(shape)
@@ -172,6 +175,16 @@ def shifted_draft(rows: int, width: int, prompt: int) -> Request:
     return plain(rows, width, prompt, CAUSAL).with_extra(DraftQuery(1))
 
 
+def draft_blocks(rows: int, width: int, prompt: int) -> Request:
+    """Blocks of three positions: rows differ in the number of their anchors, and the last may reach beyond the text."""
+    request, size = plain(rows, width, prompt, CAUSAL), 3
+    anchors = torch.arange(prompt, width - 1).repeat(rows, 1)
+    anchors[-1, -1] = -1
+    targets = anchors[:, :, None] + torch.arange(1, size)
+    real = (anchors >= 0)[:, :, None] & (targets < width - 1)
+    return replace(request, targets=torch.where(real, targets, -1).flatten(1)).with_extra(DraftBlocks(anchors, size))
+
+
 def several(rows: int, width: int, prompt: int) -> Request:
     request = draft(rows, width, prompt)
     return request.with_extra(last_prediction(request))
@@ -198,6 +211,7 @@ CASES = [
     Case(query_mask_with_ids, QueryMask, cached=False),
     Case(draft, DraftQuery),
     Case(shifted_draft, DraftQuery),
+    Case(draft_blocks, DraftBlocks, "drafter", cached=False),
     Case(several, SelfConditioning),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.make.__name__}-{case.network}")
