@@ -11,8 +11,8 @@ model, token for token, are an error (at near-ties, rounding may decide: ``--all
 1. At each batch size: tokens a pass (all networks counted), accepted drafts, seconds of this process's CPU (a measure
    that a busy machine spoils less; with one thread), and the drafter's share of the time of all passes.
 2. Speed against plain cached autoregressive decoding, at each batch size: ratios of medians with 95 % intervals.
-3. How often a draft is right if those before it were, from all positions of the target's texts; what a tree of
-   candidates would accept in place of a chain; and the roofline of a GPU (--gpu: bytes/s, FLOP/s of bfloat16).
+3. Along the target's texts: how often a draft is right if those before it were, what a tree of candidates would accept
+   in place of a chain, and the roofline of a GPU (--gpu: bytes/s, FLOP/s of bfloat16).
 
 ``--tiny`` runs few rows and calls. Prints a line of JSON for each result.
 """
@@ -23,6 +23,7 @@ import argparse
 import heapq
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -183,33 +184,25 @@ class Bench:
     # ---- from all positions
 
     def _positions(self, texts: list[list[int]]) -> None:
-        """Ranks of the target's tokens in the drafter's predictions, behind every position of its texts."""
+        """What drafting with several numbers of drafts, and with trees, accepts along the target's texts."""
         assert self.drafter is not None
         block = self.drafter.family.block
-        chains: list[tuple[list[int], list[list[float]]]] = []  # ranks, and log p of the likeliest, of each anchor
-        for prompt, text in zip(self.prompts[:64], texts, strict=False):
-            chains += self._ranks(list(prompt), text, block)
-        depth = range(1, block)
-        right = [
-            [ranks[k - 1] == 0 for ranks, _ in chains if len(ranks) >= k and not any(ranks[: k - 1])] for k in depth
-        ]
-        second = [
-            [ranks[k - 1] < 2 for ranks, _ in chains if len(ranks) >= k and not any(ranks[: k - 1])] for k in depth
-        ]
+        chains = [self._ranks(list(p), t, block) for p, t in zip(self.prompts[:64], texts, strict=False)]
+        begun = [chain[at][0] for chain in chains for at in _walk(chain, lambda ranks, _: _leading(ranks))[1]]
+        reached = [[r for r in begun if len(r) > k and not any(r[:k])] for k in range(block - 1)]
         self._print(
             "acceptance",
-            first=[round(float(np.mean(each)), 3) for each in right if each],
-            first_or_second=[round(float(np.mean(each)), 3) for each in second if each],
+            first=[round(float(np.mean([r[k] == 0 for r in each])), 3) for k, each in enumerate(reached) if each],
+            first_or_second=[
+                round(float(np.mean([r[k] < 2 for r in each])), 3) for k, each in enumerate(reached) if each
+            ],
         )
-        whole = [chain for chain in chains if len(chain[0]) == block - 1]
-        chain_tokens = 1 + float(np.mean([_leading(ranks) for ranks, _ in whole]))
-        trees = {nodes: 1 + float(np.mean([_in_tree(*each, nodes) for each in whole])) for nodes in NODES}
-        self._print("tree", chain=chain_tokens, chain_drafts=block - 1, trees=trees)
         for drafts in sorted({*self.args.drafts, block - 1}):
-            mean = 1 + float(np.mean([min(_leading(ranks), drafts) for ranks, _ in whole]))
-            self._roofline(drafts, mean)
+            self._roofline(drafts, _mean(chains, lambda ranks, _, most=drafts: min(_leading(ranks), most)))
+        trees = {n: _mean(chains, lambda ranks, log_p, nodes=n: _in_tree(ranks, log_p, nodes)) for n in NODES}
+        self._print("tree", chain=_mean(chains, lambda ranks, _: _leading(ranks)), chain_drafts=block - 1, trees=trees)
 
-    def _ranks(self, prompt: list[int], text: list[int], block: int) -> list[tuple[list[int], list[list[float]]]]:
+    def _ranks(self, prompt: list[int], text: list[int], block: int) -> Chain:
         ids = torch.tensor([[*prompt, *text]])
         anchors = torch.arange(len(prompt), ids.shape[1] - 1)[None]
         if anchors.shape[1] < 1:
@@ -261,6 +254,26 @@ class Bench:
 
     def _print(self, part: str, **values: Any) -> None:
         print(json.dumps({"part": part, **values}), flush=True)
+
+
+Chain = list[
+    tuple[list[int], list[list[float]]]
+]  # behind each token: ranks of those that follow, log p of the likeliest
+
+
+def _walk(chain: Chain, accepted: Callable[..., int]) -> tuple[int, list[int]]:
+    """Tokens generated, and the anchors of the cycles, if a cycle accepts so many drafts and adds a token."""
+    at, anchors = 0, []
+    while at < len(chain):
+        anchors.append(at)
+        at += accepted(*chain[at]) + 1
+    return at, anchors
+
+
+def _mean(chains: list[Chain], accepted: Callable[..., int]) -> float:
+    """Tokens of a cycle."""
+    found = [_walk(chain, accepted) for chain in chains]
+    return sum(tokens for tokens, _ in found) / sum(len(anchors) for _, anchors in found)
 
 
 def _leading(ranks: list[int]) -> int:
