@@ -37,6 +37,7 @@ from redraft.data.loader import tokenise
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.timing import ratio_interval, time_in_turns
 from redraft.generation.prompts import Prompt
+from redraft.generation.start import networks
 from redraft.model import Model
 from redraft.types import DraftBlocks, DraftQuery, Forward, Network
 
@@ -155,12 +156,12 @@ class Bench:
         """Texts, and what they cost."""
         settings = model.settings(max_new_tokens=self.args.tokens, **config.generation())
         ids, passes, tokens, drafted, accepted, spent, cpu = [], 0, 0, 0, 0, [0.0, 0.0], 0.0
-        model.networks()  # prepared before the time counts
+        networks(model)  # prepared before the time counts
         for begin in range(0, len(self.prompts), batch):
             began = time.process_time()
             run = model.start(self.prompts[begin : begin + batch], replace(settings, seed=begin))
-            networks = {key: Watched(network, key == "drafter") for key, network in run.loop.networks.items()}
-            run.loop.networks = networks  # type: ignore[assignment] # networks in all that the loop asks of them
+            watched = {key: Watched(network, key == "drafter") for key, network in run.loop.networks.items()}
+            run.loop.networks = watched  # type: ignore[assignment] # networks in all that the loop asks of them
             for _ in run:
                 pass
             for found in run.results():
@@ -169,7 +170,7 @@ class Bench:
             cpu += time.process_time() - began
             drafted, accepted = drafted + run.loop.counter.drafted, accepted + run.loop.counter.accepted
             for drafts in (True, False):
-                spent[drafts] += sum(network.seconds[drafts] for network in networks.values())
+                spent[drafts] += sum(network.seconds[drafts] for network in watched.values())
         return {
             "ids": ids,
             "tokens": tokens,

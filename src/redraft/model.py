@@ -117,19 +117,6 @@ class Model:
             spec = spec.with_family(drafter=self.drafter.spec.family.drafter if self.drafter.target else drafts)
         return spec
 
-    def networks(self, weights: Weights = "float32") -> dict[str, Network]:
-        """The networks of a generation, by the names that requests give them.
-
-        A drafter that reads this model's hidden states runs this model's network too.
-
-        Raises:
-            UserError: as for ``inference_network``.
-        """
-        if self.drafter is None:
-            return {"main": self.inference_network(weights)}
-        other = self.drafter.inference_network(weights)
-        return {"main": other} if self.drafter.target else {"main": self.inference_network(weights), "drafter": other}
-
     def draft_with(self, drafter: Model | None) -> Model:
         """Let another model draft for this one when it generates with ``draft_verify``: a diffusion model, or one of
         family ``drafter``. None removes it.

@@ -21,6 +21,7 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.families.base import OwnTexts
 from redraft.generation.loop import Loop, Method
+from redraft.generation.start import networks
 from redraft.model import Model
 from redraft.models.cpu import cpu_form
 from redraft.models.drafter import Config, Drafter, layers_read
@@ -183,7 +184,7 @@ def test_the_text_is_the_targets(paired: bool, heat: dict[str, Any]) -> None:
         assert loop.counter.drafted > 0
     main.draft_with(model)
     assert model.network.companion is main.network, "two copies of the target in memory"
-    loop = Loop(main.networks(), Method(DraftVerify(3), Exact()), main.spec)
+    loop = Loop(networks(main), Method(DraftVerify(3), Exact()), main.spec)
     assert write(loop, main.spec) == expected
 
 

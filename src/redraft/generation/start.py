@@ -16,11 +16,11 @@ from redraft.generation.prompts import Prompt, answer_suffix, check_length, chec
 from redraft.generation.run import GenerationRun
 from redraft.models.cpu import cpu_form
 from redraft.samplers.base import Sampler, unwrapped
-from redraft.types import Canvas, Sampling, Spec, Step
+from redraft.types import Canvas, Network, Sampling, Spec, Step
 
 if TYPE_CHECKING:
     from redraft.model import Model
-    from redraft.settings import Settings
+    from redraft.settings import Settings, Weights
 
 
 _CHOSEN = ("head", "typical", "search")  # ways in which the output length is chosen before generation
@@ -87,6 +87,20 @@ def start_holes(
     return start_rows(model, rows, prompts, replace(settings, steps=steps, max_new_tokens=free), growth)
 
 
+def networks(model: Model, weights: Weights = "float32") -> dict[str, Network]:
+    """The networks of a generation, by the names that requests give them.
+
+    A drafter that reads the model's hidden states runs the model's network, too.
+
+    Raises:
+        UserError: weights other than float32 for a network that has no CPU form on this machine.
+    """
+    if model.drafter is None:
+        return {"main": model.inference_network(weights)}
+    other = model.drafter.inference_network(weights)
+    return {"main": other} if model.drafter.target else {"main": model.inference_network(weights), "drafter": other}
+
+
 def check_settings(model: Model, settings: Settings) -> None:
     """Check that a model supports settings. No forward pass runs.
 
@@ -110,7 +124,7 @@ def _run(model: Model, rows: Rows, settings: Settings, keep_trace: bool) -> Gene
         choice = TypicalLength(answer_suffix(model), model.answer_lengths)
     chooses, by_score = length in _CHOSEN, method.sampler.width == 1
     continues = not model.paired and method.constraint is None  # a constraint describes the text without that space
-    loop = Loop(model.networks(settings.weights), method, spec)
+    loop = Loop(networks(model, settings.weights), method, spec)
     return GenerationRun(canvas, loop, model.tokenizer, by_score, trace, chooses, choice, continues)
 
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from redraft.errors import UserError
 from redraft.generation.loop import Call
 from redraft.generation.sampling import Draw
+from redraft.generation.start import networks
 from redraft.model import Model
 from redraft.models.parts.store import KeyValueStore
 from redraft.runtime import download
@@ -69,7 +70,7 @@ class Engine:
 
     def __init__(self, model: Model, limits: EngineLimits = EngineLimits(), padding_budget: int | None = None) -> None:
         self.model, self.limits = model, limits
-        self.networks, self.draft_lengths = model.networks(), DraftLengths(model.network.device)
+        self.networks, self.draft_lengths = networks(model), DraftLengths(model.network.device)
         context = model.network.config.max_length
         self.positions = min(limits.positions or context, context)
         device = model.network.device.type
