@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from redraft.canvas import make_canvas
 from redraft.errors import UserError
@@ -17,10 +16,11 @@ from redraft.generation.loop import Loop, Method
 from redraft.models.parts.backbone import Backbone
 from redraft.objectives.base import Objective
 from redraft.objectives.shared import vocabulary
+from redraft.rollouts import evaluating, prepare_batch
 from redraft.runtime import upload
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared.common import length_request
-from redraft.types import Batch, Canvas, Forward, LossTerms, Network, Output, Request, Spec, Step
+from redraft.types import Batch, Canvas, LossTerms, Network, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def bound(
     generator = torch.Generator().manual_seed(seed)
     rows: list[float] = []
     variance, tokens, size, is_bound, used = 0.0, 0, 0, False, 1
-    with _evaluating(network):
+    with evaluating(network):
         for batch in batches:
             first = _once(network, objective, batch, spec, generator, bfloat16)
             found = [first.nats]
@@ -114,7 +114,7 @@ def loss_std(
     """
     generator = torch.Generator().manual_seed(seed)
     variance = 0.0
-    with _evaluating(network):
+    with evaluating(network):
         for batch in batches:
             found = [_once(network, objective, batch, spec, generator, bfloat16).nats for _ in range(samples)]
             variance += float(torch.stack(found).cpu().double().var(0).sum())
@@ -252,7 +252,7 @@ def sampler_likelihood(
     rows: list[float] = []
     mixture: list[float] = []
     variance, tokens, size = 0.0, 0, 0
-    with _evaluating(network):
+    with evaluating(network):
         for batch in batches:
             length = _length_nats(network, batch, spec)
             first = seed + len(rows)
@@ -343,54 +343,11 @@ def _once(
     return vocabulary.evaluate(network, objective, prepared.to(where), bfloat16)
 
 
-def prepare_batch(
-    objective: Objective,
-    batch: Batch,
-    spec: Spec,
-    generator: torch.Generator,
-    networks: Mapping[str, Network],
-    bfloat16: bool = False,
-) -> tuple[Any, list[Forward]]:
-    """The batch as ``objective`` prepares it for training or scoring, and the requests that its rollout ran.
-
-    With ``bfloat16``, the passes of the rollout run in that precision.
-    """
-    passes, requests = objective.rollout(batch, spec, generator), list[Forward]()
-    answer: Tensor | None = None
-    while True:
-        try:
-            rollout = passes.send(answer)  # type: ignore[arg-type] # a generator starts with None
-        except StopIteration as finished:
-            return finished.value, requests
-        requests.append(rollout.request)
-        network = networks[rollout.request.network]
-        where = network.device if isinstance(network, Backbone) else rollout.request.tokens.device
-        with (
-            nullcontext() if rollout.with_gradient else _evaluating(network, torch.no_grad()),
-            torch.autocast(where.type, torch.bfloat16) if bfloat16 else nullcontext(),
-        ):
-            answer = vocabulary.answer(network, rollout.request, rollout.reduce)
-
-
 def _repeat(batch: Batch, copies: int) -> Batch:
     """A batch of ``copies`` copies of its one row."""
     prompt = None if batch.prompt is None else batch.prompt.expand(copies)
     ids, target, valid = (part.expand(copies, -1) for part in (batch.ids, batch.target, batch.valid))
     return Batch(ids, target, valid, prompt, batch.bytes.expand(copies))
-
-
-@contextmanager
-def _evaluating(network: Network, gradless: AbstractContextManager[Any] | None = None) -> Iterator[None]:
-    """Context without gradient and dropout. It restores the network's mode on exit."""
-    training = isinstance(network, nn.Module) and network.training
-    if isinstance(network, nn.Module):
-        network.eval()
-    try:
-        with gradless or torch.inference_mode():
-            yield
-    finally:
-        if isinstance(network, nn.Module):
-            network.train(training)
 
 
 def _ratio(value: float, unit: float) -> float:

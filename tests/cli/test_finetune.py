@@ -85,3 +85,33 @@ def test_settings_of_an_adapter_need_one(redraft: Redraft, pairs: Path, tmp_path
     given = ("--data", pairs, *COLUMNS, "--base-dtype", "int8", "--out", tmp_path / "run")
     found = redraft("finetune", "--from", "translate-en-de-masked", *given)
     assert found.code == 2 and "--base-dtype needs an adapter" in found.err
+
+
+def test_preferences_and_rewards(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in pairs.open()][:20]
+    data = tmp_path / "rows.jsonl"
+    lines = [{"prompt": row["question"], "chosen": row["answer"], "rejected": row["question"]} for row in rows]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = ("--from", "translate-en-de-masked", "--data", data, "--set", "data.fractions=[1.0, 0.0, 0.0]")
+    small = ("--passes", "0.1", "--set", "train.threads=1", "--set", "train.batch_tokens=1500", "--json")
+    made = redraft("finetune", *given, "--objective", "preference", *small, "--out", tmp_path / "preferred")
+    assert made.code == 0 and "accuracy 0.5" in made.err, made.err
+    rewarded = (*given, "--input", "prompt", "--target", "chosen", "--objective", "reward")
+    tokens = ("--set", "objective.generation.max_new_tokens=12", "--set", "objective.group=4")
+    made = redraft("finetune", *rewarded, "--reward", "chrf", *tokens, *small, "--out", tmp_path / "rewarded")
+    assert made.code == 0 and "identical" in made.err and made.json["steps"] >= 1, made.err
+    assert redraft("generate", "--model", tmp_path / "rewarded", "--prompt", "the cat", "--json").code == 0
+
+
+def test_wrong_options_of_post_training_are_errors_for_people(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
+    given = ("finetune", "--from", "translate-en-de-masked", "--data", pairs, "--out", tmp_path / "m")
+    for more, message in (
+        (("--objective", "rewards"), "Did you mean 'reward'"),
+        (("--objective", "reward"), "Add --reward NAME"),
+        (("--reward", "exact"), "Add --objective reward"),
+        (("--objective", "reward", "--reward", "exakt"), "Did you mean 'exact'"),
+        (("--objective", "preference", "--set", "objective.betta=1"), "Did you mean 'beta'"),
+        (("--objective", "preference"), "no column 'chosen'"),
+    ):
+        found = redraft(*given, *more)
+        assert found.code == 2 and message in found.err, found.err

@@ -26,7 +26,7 @@ TIERS = [
     {"families", "curricula", "posttraining"},
     {"targets"},
     {"convert"},
-    {"generation", "likelihood", "model", "loading", "saving", "conversion", "adapters"},
+    {"generation", "likelihood", "rollouts", "model", "loading", "saving", "conversion", "adapters"},
     {"metrics", "tasks", "trace", "rewards"},
     {"evaluation"},
     {"train"},

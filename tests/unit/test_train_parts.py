@@ -70,6 +70,16 @@ def test_only_matrices_are_decayed() -> None:
     }
 
 
+def test_an_update_counts_as_a_change_of_the_weights() -> None:
+    """A fast form of the network, made from copies of its weights, is made anew for texts generated during training."""
+    network = nn.Linear(4, 4)
+    optimizer = optim.adamw(network, 0.1, (0.9, 0.98), weight_decay=0.0)
+    network(torch.ones(1, 4)).sum().backward()
+    before = [p._version for p in network.parameters()]
+    optim.step(optimizer, 0.1)
+    assert all(p._version > version for p, version in zip(network.parameters(), before, strict=True))
+
+
 # ---- averaged weights
 
 

@@ -48,9 +48,17 @@ class Columns:
     input: str | None = None
     target: str | None = None
     messages: str | None = None
+    rejected: str | None = None  # rejected answers, where ``target`` is the preferred one
 
     def __str__(self) -> str:
-        pairs = (("text", self.text), ("input", self.input), ("target", self.target), ("messages", self.messages))
+        pairs = (
+            ("text", self.text),
+            ("input", self.input),
+            ("target", self.target),
+            ("messages", self.messages),
+            ("rejected", self.rejected),
+        )
+
         return ", ".join(f"{role} = '{column}'" for role, column in pairs if column)
 
 
@@ -126,11 +134,11 @@ def prompt_reader(columns: Columns) -> Callable[[Mapping[str, Any]], str | Turns
         return lambda values: _open_turns(values, name)
     assert columns.input is not None
     prompt = columns.input
-    return lambda values: _join(values, prompt)
+    return lambda values: joined(values, prompt)
 
 
 def _open_turns(values: Mapping[str, Any], name: str) -> Turns:
-    turns = list(_turns(values, name))
+    turns = list(turns_of(messages_of(values, name)))
     while turns and turns[-1][0] == "assistant":
         turns.pop()
     if not turns:
@@ -149,10 +157,10 @@ def reader(columns: Columns) -> Callable[[Mapping[str, Any]], list[tuple[str | N
         return lambda values: _chat(values, name)
     if columns.text is not None:
         text = columns.text
-        return lambda values: [(None, _filled(_text(values, text), text), ())]
+        return lambda values: [(None, filled(text_of(values, text), text), ())]
     assert columns.input is not None and columns.target is not None
     prompt, target = columns.input, columns.target
-    return lambda values: [(_join(values, prompt), _filled(_join(values, target), target), ())]
+    return lambda values: [(joined(values, prompt), filled(joined(values, target), target), ())]
 
 
 def _recognise(row: Row) -> Columns:
@@ -176,14 +184,24 @@ def _joined(name: str, present: Iterable[str]) -> list[str]:
     return [name] if name in present or "+" not in name else name.split("+")
 
 
-def _join(values: Mapping[str, Any], name: str) -> str:
+def joined(values: Mapping[str, Any], name: str) -> str:
+    """The text of a column, or of several (``a+b``) on a line each.
+
+    Raises:
+        BadRow: one is missing or no text.
+    """
     parts = _joined(name, values)
     if len(parts) == 1:
-        return _text(values, parts[0])
-    return "\n".join(text for part in parts if (text := _text(values, part)))
+        return text_of(values, parts[0])
+    return "\n".join(text for part in parts if (text := text_of(values, part)))
 
 
-def _text(values: Mapping[str, Any], name: str) -> str:
+def text_of(values: Mapping[str, Any], name: str) -> str:
+    """The text of a column.
+
+    Raises:
+        BadRow: it is missing, null or no text.
+    """
     value = values.get(name) if name in values else _nested(values, name)
     if not isinstance(value, str):
         found = "null" if value is None else f"not a text but {_JSON_NAMES.get(type(value), type(value).__name__)}"
@@ -209,7 +227,12 @@ def _nested(values: Mapping[str, Any], name: str) -> Any:
     return found
 
 
-def _filled(text: str, name: str) -> str:
+def filled(text: str, name: str) -> str:
+    """The text of a column, which must not be empty.
+
+    Raises:
+        BadRow: it is.
+    """
     if not text or text.isspace():
         raise BadRow(f"column '{name}' is empty")
     return text
@@ -221,24 +244,43 @@ def unanswered(values: Mapping[str, Any], name: str) -> bool:
     return bool(messages) and messages[-1].get("role") != "assistant"
 
 
-def _turns(values: Mapping[str, Any], name: str) -> Turns:
-    messages = values.get(name)
-    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
-        raise BadRow(f"column '{name}' is not a list of messages with role and content")
-    return tuple((_text(m, "role"), _text(m, "content")) for m in messages)
-
-
 def _chat(values: Mapping[str, Any], name: str) -> list[tuple[str | None, str, Turns]]:
     """Each message of the assistant, with the messages before it.
 
     One message before it is the prompt as it is; several become ``role: content`` lines.
     """
-    turns, messages = _turns(values, name), values[name]
+    messages = messages_of(values, name)
+    turns = turns_of(messages)
     found: list[tuple[str | None, str, Turns]] = []
     for at, (role, content) in enumerate(turns):
         if at and role == "assistant" and messages[at].get("weight", 1) != 0:
-            lines = "\n".join(f"{speaker}: {text}" for speaker, text in turns[:at])
-            found.append((turns[0][1] if at == 1 else lines, _filled(content, "content"), turns[:at]))
+            found.append((lines_of(turns[:at]), filled(content, "content"), turns[:at]))
     if not found:
         raise BadRow(f"column '{name}' has no reply of the assistant after another message")
     return found
+
+
+def messages_of(values: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The messages of a column.
+
+    Raises:
+        BadRow: it is not a list of messages.
+    """
+    messages = values.get(name)
+    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
+        raise BadRow(f"column '{name}' is not a list of messages with role and content")
+    return messages
+
+
+def turns_of(messages: Iterable[Mapping[str, Any]]) -> Turns:
+    """Role and content of each message.
+
+    Raises:
+        BadRow: a message without them.
+    """
+    return tuple((text_of(m, "role"), text_of(m, "content")) for m in messages)
+
+
+def lines_of(turns: Turns) -> str:
+    """The prompt that messages are: one as it is, several as ``role: content`` lines."""
+    return turns[0][1] if len(turns) == 1 else "\n".join(f"{speaker}: {text}" for speaker, text in turns)

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from redraft.data.columns import BadRow, Columns, Turns, choose_columns, reader, unanswered
 from redraft.data.held import Held
@@ -30,6 +30,41 @@ class Example:
     where: str
     task: str = ""  # name of the task, if the source mixes several
     turns: Turns = ()  # of a conversation: role and content of the messages before the target; ``prompt`` shows them
+    rejected: str = ""  # an answer that is worse than the target, in data of preferences
+    values: Mapping[str, Any] | None = None  # all columns of the row, in data of prompts
+
+
+class RowFormat(Protocol):
+    """How the rows of a source become examples. ``AnswerRows`` is the usual one."""
+
+    def choose(self, wanted: Columns, row: Row) -> Columns:
+        """The columns to use, from those that the user named and the first good row.
+
+        Raises:
+            UserError: a named column does not exist, or none are recognised.
+        """
+        ...
+
+    def reader(self, columns: Columns) -> Callable[[Row], list[Example]]:
+        """A function that makes examples of a row. It raises ``BadRow`` for one that can't be used."""
+        ...
+
+
+class AnswerRows:
+    """Prompts and answers, plain texts, or conversations."""
+
+    def choose(self, wanted: Columns, row: Row) -> Columns:
+        """As ``columns.choose_columns``."""
+        return choose_columns(wanted, row)
+
+    def reader(self, columns: Columns) -> Callable[[Row], list[Example]]:
+        """As ``columns.reader``."""
+        read_row = reader(columns)
+
+        def examples(row: Row) -> list[Example]:
+            return [Example(*found[:2], row.where, row.task, found[2]) for found in read_row(row.values)]
+
+        return examples
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +162,7 @@ def load(
     fractions: tuple[float, float, float] | None = None,
     seed: int = 0,
     skip_bad_rows: bool = False,
+    rows: RowFormat | None = None,
 ) -> Splits:
     """Read a source into three splits: the splits of the source if it has them, else cut from its rows by ``split``.
 
@@ -135,6 +171,7 @@ def load(
         fractions: shares of train, validation and test for rows that must be split; None: ``shares_of`` the number of
             rows. If a source has its own train split but lacks validation or test, these are cut from train. If it
             lacks train, train stays empty.
+        rows: how rows become examples; None: ``AnswerRows``.
     Raises:
         UserError: the source can't be found or read, a row is bad, or a split with a share above 0 is empty.
     """
@@ -142,7 +179,7 @@ def load(
     parts: dict[str, Examples] = {}
     for name, files in found.items():  # all splits must have the columns that the first one has
         chosen = columns if not parts else next(iter(parts.values())).columns
-        parts[name] = _read_files(files, chosen, skip_bad_rows)
+        parts[name] = _read_files(files, chosen, skip_bad_rows, rows)
         parts[name].recognised = columns is None or columns == Columns()
     whole = parts.pop("", None) or parts.pop("train", None)
     if whole is None:
@@ -273,11 +310,11 @@ class RowReader:
         unanswered: conversations so far whose last messages have no answer.
     """
 
-    def __init__(self, columns: Columns | None) -> None:
-        self.wanted = columns or Columns()
+    def __init__(self, columns: Columns | None, rows: RowFormat | None = None) -> None:
+        self.wanted, self._format = columns or Columns(), rows or AnswerRows()
         self.chosen: Columns | None = None
         self.unanswered = 0
-        self._read: Callable[[Mapping[str, Any]], list[tuple[str | None, str, Turns]]] | None = None
+        self._read: Callable[[Row], list[Example]] | None = None
 
     def examples(self, row: Row) -> list[Example]:
         """The examples of a row.
@@ -289,11 +326,12 @@ class RowReader:
         if row.problem:
             raise BadRow(row.problem)
         if self._read is None or self.chosen is None:
-            self.chosen = choose_columns(self.wanted, row)
-            self._read = reader(self.chosen)
-        found = self._read(row.values)
-        self.unanswered += self.chosen.messages is not None and unanswered(row.values, self.chosen.messages)
-        return [Example(prompt, target, row.where, row.task, turns) for prompt, target, turns in found]
+            self.chosen = self._format.choose(self.wanted, row)
+            self._read = self._format.reader(self.chosen)
+        found = self._read(row)
+        chat = self.chosen.messages if isinstance(self._format, AnswerRows) else None
+        self.unanswered += chat is not None and unanswered(row.values, chat)
+        return found
 
 
 def bad_row(row: Row, problem: str) -> UserError:
@@ -301,8 +339,10 @@ def bad_row(row: Row, problem: str) -> UserError:
     return UserError(f"{row.where}: {problem}.", "Fix the row, or leave out bad rows with --skip-bad-rows.")
 
 
-def _read_files(files: list[str], columns: Columns | None, skip_bad_rows: bool) -> Examples:
-    reads, examples, skipped = RowReader(columns), list[Example](), list[Skipped]()
+def _read_files(
+    files: list[str], columns: Columns | None, skip_bad_rows: bool, rows: RowFormat | None = None
+) -> Examples:
+    reads, examples, skipped = RowReader(columns, rows), list[Example](), list[Skipped]()
     held = Held(files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files")
     doubtful: dict[str, Doubtful] = {}  # by row: a mixture may repeat one
     for row in (row for file in files for row in source_kind(file).read(file)):

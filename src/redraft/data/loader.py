@@ -49,6 +49,15 @@ class Tokenised:
     def __len__(self) -> int:
         return len(self.where)
 
+    def assembler(
+        self, tokenizer: Tokenizer, length: int, batch_tokens: int, too_long: str
+    ) -> tuple[Pairs | Windows, Fit]:
+        """What makes batches of rows, and how rows that are too long were treated. Arguments and errors: ``Loader``."""
+        data, fitted = fit(self, length, too_long)
+        if data.prompts is None:
+            return Windows(data, tokenizer, length, batch_tokens), fitted
+        return Pairs(data, fitted.rows, tokenizer.pad_id, batch_tokens), fitted
+
 
 def tokenise(examples: Sequence[Example], tokenizer: Tokenizer) -> Tokenised:
     """Tokenise examples. Either all of them have a prompt, or none has.
@@ -160,14 +169,17 @@ class Pairs:
         UserError: a row is longer than ``batch_tokens``.
     """
 
-    def __init__(self, data: Tokenised, rows: np.ndarray, pad_id: int, batch_tokens: int) -> None:
+    def __init__(
+        self, data: Tokenised, rows: np.ndarray, pad_id: int, batch_tokens: int, cost: np.ndarray | None = None
+    ) -> None:
+        """``cost`` [n]: tokens that a row takes of a batch, where it is trained on in another form; None: its own."""
         self.data, self.rows, self.pad_id, self.batch_tokens = data, rows, pad_id, batch_tokens
-        self.lengths = data.lengths
-        longest = int(self.lengths[rows].max())
+        self.lengths, self.cost = data.lengths, data.lengths if cost is None else cost
+        longest = int(self.cost[rows].max())
         if longest > batch_tokens:
             raise UserError(
-                f"The longest row has {longest} tokens, but a batch holds at most {batch_tokens}.",
-                "Raise the number of tokens of a batch.",
+                f"The longest row takes {longest} tokens, but a batch holds at most {batch_tokens}.",
+                "Raise the number of tokens of a batch (train.batch_tokens).",
             )
 
     def plan_epoch(self, generator: np.random.Generator | None) -> list[np.ndarray]:
@@ -175,14 +187,14 @@ class Pairs:
         if generator is None:
             return self._cut(self.rows)
         order = generator.permutation(self.rows)
-        pool = np.cumsum(self.lengths[order]) // (_POOL_BATCHES * self.batch_tokens)
+        pool = np.cumsum(self.cost[order]) // (_POOL_BATCHES * self.batch_tokens)
         pools = np.split(order, np.flatnonzero(np.diff(pool)) + 1)
         batches = [batch for rows in pools for batch in self._cut(rows)]
         return [batches[i] for i in generator.permutation(len(batches))]
 
     def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
-        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-        lengths, batches, begin = self.lengths[rows], [], 0
+        rows = rows[np.argsort(self.cost[rows], kind="stable")]
+        lengths, batches, begin = self.cost[rows], [], 0
         while begin < len(rows):
             # lengths are ascending, so count * longest, the size of a padded batch, is ascending too
             room = self.batch_tokens // int(lengths[begin])
@@ -212,6 +224,7 @@ class Pairs:
             valid=torch.from_numpy(valid),
             prompt=torch.from_numpy(prompts.copy()),
             bytes=torch.from_numpy(self.data.bytes[batch]),
+            number=torch.from_numpy(batch.copy()),
         )
 
 
@@ -314,7 +327,7 @@ class Loader:
         """
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
-        self.assembler, self.fit = assembler(data, tokenizer, length, batch_tokens, too_long)
+        self.assembler, self.fit = data.assembler(tokenizer, length, batch_tokens, too_long)
         self.seed, self.rank, self.world = seed, rank, world
         content = zlib.crc32(data.ids.tobytes())
         self._key = [len(self.fit.rows), len(data.ids), content, length, batch_tokens, seed]
@@ -382,18 +395,5 @@ def batches(
     data: Tokenised, tokenizer: Tokenizer, length: int, batch_tokens: int, too_long: str = "error"
 ) -> list[Batch]:
     """Each row (or token of text) once, in a fixed order: for validation. Arguments and errors as in ``Loader``."""
-    made, _ = assembler(data, tokenizer, length, batch_tokens, too_long)
-    return [made.assemble(batch) for batch in made.plan_epoch(None)]
-
-
-Assembler = Pairs | Windows
-
-
-def assembler(
-    data: Tokenised, tokenizer: Tokenizer, length: int, batch_tokens: int, too_long: str
-) -> tuple[Assembler, Fit]:
-    """What makes batches of rows, and how rows that are too long were treated. Arguments and errors: see ``Loader``."""
-    data, fitted = fit(data, length, too_long)
-    if data.prompts is None:
-        return Windows(data, tokenizer, length, batch_tokens), fitted
-    return Pairs(data, fitted.rows, tokenizer.pad_id, batch_tokens), fitted
+    assembler, _ = data.assembler(tokenizer, length, batch_tokens, too_long)
+    return [assembler.assemble(batch) for batch in assembler.plan_epoch(None)]

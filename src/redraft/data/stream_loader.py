@@ -11,7 +11,7 @@ import numpy as np
 
 from redraft.data.corpus import Corpus, Read
 from redraft.data.examples import Example
-from redraft.data.loader import Assembler, assembler, tokenise
+from redraft.data.loader import Pairs, Windows, tokenise
 from redraft.data.stream import Position
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
@@ -35,7 +35,7 @@ class _Pool:
 
     place: _Place
     following: _Place
-    assembler: Assembler
+    assembler: Pairs | Windows
     plan: list[np.ndarray]
 
 
@@ -177,7 +177,7 @@ class StreamLoader:
             return self._fill(_Place(place.epoch + 1, skipped=place.skipped + len(skipped)))
         length, batch_tokens, too_long = self.sizes
         data = tokenise(examples, self.tokenizer)
-        made, fitted = assembler(data, self.tokenizer, length, batch_tokens, too_long)
+        made, fitted = data.assembler(self.tokenizer, length, batch_tokens, too_long)
         skipped += [f"{where}: longer than {length} tokens" for where in fitted.skipped]
         if end is None:
             self._rows = place.rows + rows

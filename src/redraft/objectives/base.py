@@ -27,9 +27,39 @@ class RolloutPass:
     reduce: Callable[[Tensor], Tensor] | None = None  # [n, V] -> [n, ...], row by row: what is needed of the logits
 
 
+@dataclass
+class ScorePass:
+    """Asks for the nats [B] of every row of a prepared batch, in float64 on the host, without gradient or dropout.
+
+    They are those of ``Objective.loss``. Passes over the same prepared batch have the same noise in every network.
+    """
+
+    prepared: Prepared
+    network: str = "main"  # or ``teacher``
+
+
+@dataclass
+class SamplePass:
+    """Asks for texts that the network in training generates, and for their rewards (``train.samples``)."""
+
+    batch: Batch  # whose prompts are answered; its targets are not read
+    copies: int  # texts for each prompt
+    seed: int
+
+
+@dataclass
+class Samples:
+    """The answer to a ``SamplePass``: R = B * copies texts; those of one prompt follow each other."""
+
+    batch: Batch  # prompts and generated texts, with the end-of-text token unless truncated, [R, L]
+    reward: Tensor  # [R] float64
+    truncated: Tensor  # [R] bool: the text reached its longest length before an end-of-text token
+
+
 P = TypeVar("P", bound=Prepared)
-# Yields forward passes, receives the logits [N, V] of each or what ``reduce`` makes of them, returns the batch.
-Rollout = Generator[RolloutPass, Tensor, P]
+# Yields what must be computed first, returns the batch. A ``RolloutPass`` receives the logits [N, V] or what ``reduce``
+# makes of them, a ``ScorePass`` nats [B], a ``SamplePass`` ``Samples``.
+Rollout = Generator[RolloutPass | ScorePass | SamplePass, Any, P]
 
 
 class Objective(Registered, ABC, Generic[P]):
@@ -53,10 +83,14 @@ class Objective(Registered, ABC, Generic[P]):
     def rollout(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Rollout[P]:
         """As ``prepare``, for objectives that need predictions of the network first.
 
-        It takes the place of ``prepare`` wherever a batch is trained on or scored (``likelihood.prepare_batch``).
+        It takes the place of ``prepare`` wherever a batch is trained on or scored (``rollouts.prepare_batch``).
         """
         return self.prepare(batch, spec, generator)
         yield  # makes this function a generator, which runs no forward pass
+
+    def units(self, batch: Batch) -> int:
+        """What the loss of a batch [B, L] is a mean over: target tokens, unless an objective counts something else."""
+        return int(batch.target.sum())
 
     def scoring(self) -> Objective[Any]:
         """The objective whose nats are the likelihood or a bound on it, without auxiliary terms or restricted noise."""

@@ -9,7 +9,6 @@ import ctypes
 import json
 import math
 import os
-import resource
 import signal
 import sys
 from typing import Any
@@ -99,6 +98,8 @@ def confine(machine: str) -> None:
 
 def limit(order: dict[str, Any]) -> None:
     """Set the limits of memory, time, output, files and processes."""
+    import resource  # not on every system
+
     seconds, memory, output = math.ceil(order["seconds"]), order["memory"] << 20, order["output"] << 10
     for what, value in (
         (resource.RLIMIT_CORE, 0),

@@ -21,7 +21,8 @@ class Event:
         start       parameters, trained (how many of them), rows, skipped, notes, padding (share of positions), device,
                     processes, dtype, peak_flops (measured FLOP/s of a matrix product), resumed
         update      loss (per target token, since the last one), lr, grad_norm, passes, progress (0..1), and
-                    timings: tokens_per_second, share_of_peak (None: measured too low), seconds, eta_seconds
+                    timings: tokens_per_second, share_of_peak (None: measured too low), seconds, eta_seconds; and what
+                    the objective reports, such as margin and accuracy, or reward, kl, length, identical, truncated
         progress    doing, done, of (batches), progress, loss, seconds (of this start), eta_seconds: where the run is,
                     after ten seconds without an event. Loss and time left are None while unknown. Not written to files
         validation  nats_per_token, nats_error (one standard error), bits_per_byte, bits_error, is_bound, rows, passes,
@@ -141,6 +142,9 @@ class Progress:
                 self._bar.update(self._task, line="first update")
 
 
+_SHOWN = ("margin", "accuracy", "drift", "reward", "kl", "length", "identical", "truncated")  # of what is reported
+
+
 def describe(event: Event) -> str:
     """One line of text for an event."""
     v = event.values
@@ -153,8 +157,9 @@ def describe(event: Event) -> str:
         return "\n".join([*(f"note: {note}" for note in v["notes"]), line])
     if event.kind == "update":
         peak = "" if v["share_of_peak"] is None else f"  {100 * v['share_of_peak']:.0f} % of peak"
+        reported = "".join(f"{name} {v[name]:.3g}  " for name in _SHOWN if name in v)
         return (
-            f"step {event.step}  loss {v['loss']:.3f}  {v['tokens_per_second']:,.0f} tokens/s{peak}  "
+            f"step {event.step}  loss {v['loss']:.3f}  {reported}{v['tokens_per_second']:,.0f} tokens/s{peak}  "
             f"{_clock(v['eta_seconds'])} left"
         )
     if event.kind == "progress":

@@ -30,6 +30,7 @@ from redraft.models.parts.frozen import freeze
 from redraft.objectives.shared import vocabulary
 from redraft.presets import shape as preset
 from redraft.saving import public_names
+from redraft.train.post_training import phases_of
 from redraft.train.process import use_bfloat16
 from redraft.train.recipe import Recipe
 from redraft.types import Batch
@@ -196,7 +197,7 @@ class _Outline:
             trained=trained,
             frozen=whole.network.parameter_count - trained,
             packed=sum(p.numel() for p in blocks if not p.requires_grad),
-            teacher=whole.family.phases()[-1].objective.needs_teacher,
+            teacher=recipe.lora is None and phases_of(recipe, whole.family, whole)[-1].objective.needs_teacher,
             process=resident() + _RUNTIME if device.type == "cpu" else 0,
             available=available(device),
         )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from redraft.errors import UserError
-from redraft.families.base import Family
-from redraft.objectives.base import TrainingPhase
+from redraft.models.parts.lora import base_of
+from redraft.objectives.base import Objective, TrainingPhase
+from redraft.train.recipe import Recipe
 
 
 class Phases:
@@ -18,9 +22,8 @@ class Phases:
     others.
     """
 
-    def __init__(self, family: Family, trainable: frozenset[str]) -> None:
+    def __init__(self, every: Sequence[TrainingPhase], trainable: frozenset[str]) -> None:
         self._trainable = trainable
-        every = family.phases()
         kept = [phase for phase in every if any(name.startswith(phase.trains) for name in trainable)]
         whole = 1.0 if len(kept) == len(every) else sum(phase.share for phase in kept)
         self.phases = [replace(phase, share=phase.share / whole) for phase in kept]
@@ -57,3 +60,21 @@ class Phases:
         if any(phase.objective.needs_rollout for phase in self.phases):
             what = f"Family '{family}' with these options can't be trained with a curriculum."
             raise UserError(what, "Leave out [curriculum].")
+
+
+def teacher(recipe: Recipe, network: nn.Module, objective: Objective[Any]) -> dict[str, nn.Module]:
+    """The starting checkpoint as the network ``teacher``, if the last phase's objective needs it.
+
+    Call it before weights are restored. With an adapter it is the base, which is in memory already.
+
+    Raises:
+        UserError: the run starts from no checkpoint.
+    """
+    if not objective.needs_teacher:
+        return {}
+    if not recipe.model.from_:
+        what = "Distillation needs a teacher."
+        raise UserError(what, "Name a trained checkpoint: [model] from, or finetune --from.")
+    if recipe.lora is not None:
+        return {"teacher": base_of(network).eval()}
+    return {"teacher": copy.deepcopy(network).eval().requires_grad_(False)}

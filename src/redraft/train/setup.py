@@ -26,12 +26,16 @@ from redraft.generation.answer_lengths import AnswerLengths
 from redraft.loading import load as load_model
 from redraft.loading import stable_name, stored_dtype
 from redraft.model import Model
+from redraft.objectives.base import TrainingPhase
+from redraft.posttraining import build_method
+from redraft.posttraining.base import Weighted
 from redraft.presets import shape as preset
 from redraft.targets import Target, fingerprint
 from redraft.train import optim
 from redraft.train.ema import Ema
 from redraft.train.own_texts import write, writer
 from redraft.train.parallel import Weights, place
+from redraft.train.post_training import TextSampler, check_recipe, fit_data, phases_of, text_sampler
 from redraft.train.ranks import Ranks
 from redraft.train.recipe import Recipe
 from redraft.train.state import State
@@ -61,6 +65,8 @@ class Parts:
     rows: int  # training rows; 0: not known, as they are read while training
     skipped: int  # rows skipped because they can't be read or are too long, if the recipe allows it
     data_sha256: str  # of the training texts, in order
+    phases: Sequence[TrainingPhase]  # of the run
+    sampler: TextSampler | None = None  # generates texts during training; None: the objective needs none
     notes: tuple[str, ...] = ()  # what of the data is left out or read in another way than it may seem
 
 
@@ -83,22 +89,28 @@ def prepare(
     start = _start(recipe) if recipe.model.from_ else None
     tokenizer = start.tokenizer if start else _tokenizer(recipe, splits.train, work / "tokenizer", ranks)
     chat.adopt(tokenizer, splits.train.rows)
-    training = tokenise(splits.train if corpus is None else _some(splits.train, _PROBED), tokenizer)
+    method = build_method(recipe.objective)
+    known = splits.train if corpus is None else _some(splits.train, _PROBED)
+    training = (method.tokenise if method else tokenise)(known, tokenizer)
     drafts = start is not None and start.target is not None  # for a model that stays what it is
     paired = start.paired if start is not None and drafts else training.prompts is not None
     model, length = _model(recipe, tokenizer, start, paired)
-    weights = _placed(model, recipe, device, ranks)
+    phases = phases_of(recipe, model.family, model)
+    weights = _placed(model, recipe, device, ranks, phases)
     data, train = recipe.data, recipe.train
-    probe = _some(splits.validation, train.validation_rows)
+    sampler = text_sampler(recipe, model, splits.train)
+    probe = [] if sampler else _some(splits.validation, train.validation_rows)
     checked = tokenise(probe, tokenizer) if probe else None
     if model.family.own_texts is not None:
         folder = work / "own_texts"
         training = _own_texts(model, training, length, folder, ranks, partial(doing, "writing texts"))
         if checked is not None:
             checked = _own_texts(model, checked, length, folder, ranks, partial(doing, "writing texts for validation"))
+    if isinstance(phases[-1].objective, Weighted):
+        length = fit_data(training, phases[-1].objective, model, length, sampler)
     loader = _loader(recipe, corpus, training, tokenizer, length, ranks)
     fitted = loader.fit if isinstance(loader, Loader) else fit(training, length, data.too_long)[1]
-    if training.prompts is not None and not drafts:
+    if training.prompts is not None and sampler is None and not drafts:
         prompts, rows = training.prompts[fitted.rows], training.lengths[fitted.rows]
         model.answer_lengths = AnswerLengths.of(prompts, rows - prompts)
     size = max(_VALIDATION_TOKENS, length + 1)
@@ -109,13 +121,13 @@ def prepare(
         told = tuple(note for note in notes if note)
         digest = corpus.digest()
         ranks.check_equal("The training texts or the tokenizers", (digest, tokenizer.fingerprint))
-        return Parts(model, weights, loader, checks, 0, loader.skipped, digest, told)
+        return Parts(model, weights, loader, checks, 0, loader.skipped, digest, phases, notes=told)
     notes.insert(0, _too_long(fitted))
     skipped = len(splits.train.skipped) + len(fitted.skipped)
     told = tuple(note for note in notes if note)
     digest = _sha256(splits.train)
     ranks.check_equal("The training texts or the tokenizers", (digest, tokenizer.fingerprint))
-    return Parts(model, weights, loader, checks, len(splits.train), skipped, digest, told)
+    return Parts(model, weights, loader, checks, len(splits.train), skipped, digest, phases, sampler, told)
 
 
 def fresh_state(recipe: Recipe, parts: Parts, device: torch.device, ranks: Ranks) -> State:
@@ -138,7 +150,9 @@ def fresh_state(recipe: Recipe, parts: Parts, device: torch.device, ranks: Ranks
     )
 
 
-def _placed(model: Model, recipe: Recipe, device: torch.device, ranks: Ranks) -> Weights:
+def _placed(
+    model: Model, recipe: Recipe, device: torch.device, ranks: Ranks, phases: Sequence[TrainingPhase]
+) -> Weights:
     """Put the network on its device, ready to be trained."""
     network, train = model.network, recipe.train
     network.requires_grad_(True).set_dropout(train.dropout)
@@ -154,8 +168,7 @@ def _placed(model: Model, recipe: Recipe, device: torch.device, ranks: Ranks) ->
     if train.compile:  # block by block: the rest depends on the data
         for block in network.all_blocks():
             block.compile(dynamic=True)
-    objectives = [phase.objective for phase in model.family.phases()]
-    return place(network, train.parallel, ranks, device, objectives)
+    return place(network, train.parallel, ranks, device, [phase.objective for phase in phases])
 
 
 def _own_texts(
@@ -215,7 +228,9 @@ def texts(recipe: Recipe) -> Splits:
     source, named = _source(recipe)
     root = data.data_root or None
     fractions = (1.0, 0.0, 0.0) if data.validation else data.fractions
-    return load(source, named, data_root=root, fractions=fractions, skip_bad_rows=data.skip_bad_rows)
+    method = build_method(recipe.objective)
+    rows = method.rows() if method else None
+    return load(source, named, data_root=root, fractions=fractions, skip_bad_rows=data.skip_bad_rows, rows=rows)
 
 
 def _corpus(recipe: Recipe) -> Corpus:
@@ -236,6 +251,7 @@ def _source(recipe: Recipe) -> tuple[str | dict[str, str], Columns | None]:
     data = recipe.data
     if not data.source:
         raise UserError("[data] has no source.", "Set data.source to a file, a folder or a name on the hub.")
+    check_recipe(recipe)
     columns = Columns(text=data.text, input=data.input, target=data.target)
     named = columns if str(columns) else None
     source: str | dict[str, str] = recipe.path(data.source)
@@ -326,4 +342,6 @@ def _sha256(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         digest.update(f"{example.prompt}\x00{example.target}\x01".encode())
+        if example.rejected:
+            digest.update(f"{example.rejected}\x02".encode())
     return digest.hexdigest()

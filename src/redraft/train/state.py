@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from redraft.data.stream_loader import StreamLoader
 from redraft.train.ema import Ema
 from redraft.train.ranks import Ranks
 from redraft.train.tables import TrainTable
+from redraft.types import Prepared
 
 
 @dataclass
@@ -126,6 +127,12 @@ class Window:
     loss: Tensor | float = 0.0  # sum of the loss over target tokens: this rank's share of it
     norm: Tensor | float = 0.0  # of the last gradient
     targets: int = 0
+    stats: dict[str, float] = field(default_factory=dict)  # sums over targets of what objectives report
+
+    def note(self, prepared: Prepared) -> None:
+        """Add what an objective reports of a batch."""
+        for name, mean in prepared.reported.items():
+            self.stats[name] = self.stats.get(name, 0.0) + mean * prepared.tokens
 
     def add(self, loss: Tensor, targets: int, norm: Tensor) -> None:
         """Add an update: its loss [] per target token, its target tokens, the norm [] of its gradient."""
@@ -136,12 +143,14 @@ class Window:
         """The mean loss over target tokens, as far as this rank knows it."""
         return float(self.loss) * ranks.world / max(self.targets, 1)
 
-    def pack(self, ranks: Ranks) -> list[float]:
-        """Sum of the loss over all ranks, last norm of the gradient, and target tokens."""
-        return [*ranks.sum([float(self.loss)]), float(self.norm), self.targets]
+    def pack(self, ranks: Ranks) -> tuple[float, float, int, dict[str, float]]:
+        """Sums over all ranks of the loss and of what objectives report, last norm of the gradient, target tokens."""
+        loss, *sums = ranks.sum([float(self.loss), *self.stats.values()])
+        return loss, float(self.norm), self.targets, dict(zip(self.stats, sums, strict=True))
 
-    def unpack(self, values: list[float], device: torch.device, ranks: Ranks) -> None:
+    def unpack(self, values: Sequence[Any], device: torch.device, ranks: Ranks) -> None:
         """Restore what ``pack`` returned, on whatever number of ranks."""
-        loss = values[0] if ranks.is_writer else 0.0
+        stats = dict(*values[3:])  # a checkpoint of an earlier version has none
+        loss, share = (values[0], 1.0) if ranks.is_writer else (0.0, 0.0)
         self.loss, self.norm = (torch.tensor(v, device=device) for v in (loss, values[1]))
-        self.targets = int(values[2])
+        self.targets, self.stats = int(values[2]), {name: share * total for name, total in stats.items()}

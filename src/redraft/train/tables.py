@@ -166,6 +166,20 @@ class CurriculumTable:
 
 
 @dataclass(frozen=True)
+class ObjectiveTable:
+    """Post-training, by name. Further keys of the table are the fields of its class in ``posttraining/``."""
+
+    name: str = setting(
+        "",
+        "Train on preferences (preference) or rewards (reward) instead of the answers of the data "
+        "(docs/post-training.md).",
+        flag="--objective",
+        metavar="NAME",
+        reach=_CLI,
+    )
+
+
+@dataclass(frozen=True)
 class TrainTable:
     """The budget, the optimizer, and how often to validate, save and report.
 
@@ -271,6 +285,7 @@ TABLES: dict[str, type] = {
     "train": TrainTable,
     "lora": Lora,
     "curriculum": CurriculumTable,
+    "objective": ObjectiveTable,
 }
 
 

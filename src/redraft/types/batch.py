@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -21,6 +22,7 @@ class Batch:
     valid: Tensor  # [B, L] bool: False is padding
     prompt: Tensor | None  # [B] length of the leading prompt; None for plain text
     bytes: Tensor  # [B] UTF-8 bytes of the target text, for bits per byte
+    number: Tensor | None = None  # [B] number of each row's example in the data; None: not known
 
 
 @dataclass
@@ -37,8 +39,13 @@ class Prepared:
     weight: Tensor  # [N] weight of each target position in the loss
     row: Tensor  # [N] batch row of each target position
     rows: int  # B
-    tokens: int  # target tokens of the batch, the denominator of the loss
+    tokens: int  # target tokens of the batch (``Objective.units``), the denominator of the loss
     forbidden: Tensor  # [F] ids that get no probability
+
+    @property
+    def reported(self) -> Mapping[str, float]:
+        """Means over the denominator of the loss that the log of a run shows beside it."""
+        return {}
 
     def part(self, begin: int, end: int) -> Self:
         """The batch with the target positions ``begin`` to ``end`` of its request only, to compare with their logits.

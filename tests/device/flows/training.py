@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,24 @@ SOME = VARIANTS if FULL else ("joint", "bound-embedding")
 def test_a_variant_trains(name: str, tmp_path: Path) -> None:
     recipe, more = VARIANTS[name]
     assert trained(RECIPES / "toy" / f"{recipe}.toml", tmp_path / "run", **more).steps >= 1
+
+
+@pytest.mark.parametrize("name", ["preference", "reward"])
+def test_post_training(name: str, tmp_path: Path, log: pretend_device.Log) -> None:
+    rows = [{"prompt": f"I am {n}.", "chosen": f"Ich bin {n}.", "rejected": "Nein."} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    objective: dict[str, Any] = {"name": name}
+    if name == "reward":
+        objective |= {"reward": "chrf", "group": 2, "kl": 0.1, "generation": {"max_new_tokens": 8}}
+    columns = {"input": "prompt", "target": "chosen"}
+    values = {
+        "data": {"source": str(tmp_path / "rows.jsonl"), "fractions": (1.0, 0.0, 0.0), **columns},
+        "model": {"from": "translate-en-de-masked"},
+        "train": {"passes": 1.0, "batch_tokens": 600, "lr": 1e-4},
+        "objective": objective,
+    }
+    assert train(Recipe.of(values), tmp_path / "run", device="cuda").steps >= 1
+    assert not log.of("unmoved")
 
 
 class Stop(Exception):

@@ -5,9 +5,11 @@ Names and hyperparameters follow ``peft``, whose files the module ``adapters`` r
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ from redraft.models.parts.backbone import Backbone
 from redraft.models.parts.moe import MixtureOfExperts
 from redraft.models.parts.packed import Packed, linear, packed_in, product_dtype
 from redraft.weights import TensorMap
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class LowRank(nn.Module):
         self.out_features, wide = weight.shape
         self.parts, self.rank = sorted(parts, key=lambda part: part.start), lora.rank
         self.scale, self.dropout = lora.scale, lora.dropout
+        self.active = True  # False: as if there were no adapter (``base_of``)
         rows, device = sum(part.rows for part in parts), weight.device
         self.lora_a = nn.Parameter(torch.empty(len(parts) * lora.rank, wide, device=device))  # A_1 .. A_n
         self.lora_b = nn.Parameter(torch.zeros(rows, lora.rank, device=device))  # B_1 .. B_n
@@ -88,7 +93,8 @@ class Adapted(LowRank):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(product_dtype(x))  # once for both
-        return linear(x, self.weight, self.bias) + super().forward(x)
+        y = linear(x, self.weight, self.bias)
+        return y + super().forward(x) if self.active else y
 
 
 class AdaptedExperts(MixtureOfExperts):
@@ -115,7 +121,10 @@ class AdaptedExperts(MixtureOfExperts):
 
     @staticmethod
     def _added(adapters: nn.ModuleDict, expert: int, x: Tensor, y: Tensor) -> Tensor:
-        return y + adapters[str(expert)](x) if str(expert) in adapters else y
+        if str(expert) not in adapters:
+            return y
+        own = adapters[str(expert)]
+        return y + own(x) if own.active else y
 
 
 Place = tuple[str, int | None]  # path of a matrix in the network, and the expert that it belongs to
@@ -183,6 +192,16 @@ def _adapt(network: nn.Module, name: str, expert: int | None, lora: Lora, parts:
 def adapted(network: nn.Module) -> Iterator[LowRank]:
     """The adapters of a network."""
     return (module for module in network.modules() if isinstance(module, LowRank))
+
+
+def base_of(network: Network) -> Network:
+    """The network without its adapters. It shares all weights with ``network``, so that it takes no memory."""
+    shared: dict[int, Any] = {id(weight): weight for weight in (*network.parameters(), *network.buffers())}
+    shared |= {id(matrix): matrix for matrix in packed_in(network)}
+    base = copy.deepcopy(network, shared)
+    for module in adapted(base):
+        module.active = False
+    return base
 
 
 @torch.no_grad()

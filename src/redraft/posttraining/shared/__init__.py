@@ -1,0 +1,1 @@
+"""Shared by post-training: copies of rows, and which masked models have an estimate."""
