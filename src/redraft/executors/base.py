@@ -21,8 +21,7 @@ NO_TIME = "there was no time left"
 class State:
     """What all tasks of a run share. An executor with several processes gives each a copy, with its own ``log``."""
 
-    @property
-    def log(self) -> Log: ...
+    log: Log
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def _perform(shared: Sequence[Any], lines: Any, task: Task, threads: int, *neede
 
     torch.set_num_threads(threads)
     state = _fetch(shared[0])
-    vars(state)["log"] = partial(_send, lines)
+    state.log = partial(_send, lines)
     state.log(f"{task.label}: begins on {socket.gethostname()}, process {os.getpid()}")
     return attempt(task, state)
 
