@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -383,7 +383,9 @@ def test_a_moved_study_with_lost_and_changed_pieces_goes_on(
     shutil.copytree(finished[0], tmp_path / "moved")
     folder = tmp_path / "moved"
     cells = {path: json.loads(path.read_text()) for path in (folder / "out" / "cells").iterdir()}
-    kind = {content["key"]["kind"]: path for path, content in cells.items()}
+    settings = [asdict(setting) for setting in finished[1].plan.settings]  # others are of other tests' studies
+    own = {path: one["key"] for path, one in cells.items() if one["key"].get("setting", settings[0]) in settings}
+    kind = {key["kind"]: path for path, key in own.items()}
     kind["train"].unlink()
     changed = cells[kind["texts"]]
     changed["value"] = {"texts": [], "x": 1}

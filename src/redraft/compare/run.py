@@ -162,7 +162,7 @@ def measure(job: Job) -> None:
 
 
 def _inputs(study: Study) -> list[Path]:
-    """The checkpoints that the pieces of a study read, those that redraft brings apart."""
+    """The checkpoints that the pieces of a study read, those except those that redraft brings."""
     return [Path(base) for base in study.bases.values() if Path(base).exists()]
 
 
