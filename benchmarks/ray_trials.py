@@ -61,6 +61,7 @@ def run_study(out: Path, args: argparse.Namespace, *more: str, kills: int = 0) -
     data = str(ROOT / "recipes" / "toy" / "data" / "tatoeba.en-de")
     words = ["compare", "--data", data, "--preset", "toy", "--budget-tokens", str(args.tokens), "--steps", "2,4"]
     words += ["--validation-rows", "40", "--test-rows", "40", "--batch-sizes", "1,8", "--timed-calls", "3"]
+    words += ["--set", "dtype=float32"]  # else each study measures which type is faster, and may find another
     words += ["--set", "save_every_tokens=8192", "--set", f"validate_every={args.tokens // 4}"]
     begun, killed, begins = time.monotonic(), list[str](), Counter[str]()
     process, victim = start(*words, "--out", str(out), *more), 0
