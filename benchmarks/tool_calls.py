@@ -154,7 +154,7 @@ def main() -> None:
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as root:
         models = untrained(Path(root)) | {name: Path(name) for name in args.model}
-        with listening(models) as address:
+        with listening(models, compile_timeout=300.0) as address:
             client = openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0, timeout=600)
             names = [model.id for model in client.models.list()]
             for number, schemas in enumerate(tool_sets(args.seed)):

@@ -80,14 +80,14 @@ def client(folders: dict[str, Path]) -> Iterator[Any]:
 
 
 @contextmanager
-def listening(folders: dict[str, Path]) -> Iterator[str]:
+def listening(folders: dict[str, Path], **changes: Any) -> Iterator[str]:
     """The address of a server of these models on a free port of this machine."""
     import uvicorn
 
     from redraft.serve.app import create_app
     from redraft.serve.server import listen
 
-    chosen = server_config(folders, port=0)
+    chosen = server_config(folders, port=0, **changes)
     listener = listen(chosen)
     server = uvicorn.Server(uvicorn.Config(create_app(chosen), log_config=None, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -47,7 +47,7 @@ def openai(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         model = Model.fresh({"name": family}, tokenizer, shape, paired, seed=1)
         folders[name] = tmp_path_factory.mktemp("tools") / name
         model.save(folders[name])
-    with listening(folders) as address:
+    with listening(folders, compile_timeout=300.0) as address:  # the first one starts a process
         yield library.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0)
 
 
