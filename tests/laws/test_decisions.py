@@ -11,7 +11,7 @@ import torch
 from redraft import likelihood
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.generation.length import parts
+from redraft.generation.first_pass import parts
 from redraft.generation.slot_scores import _length_log_p
 from redraft.generation.slots import Part, SlotTemplate, State, parse
 from redraft.model import Model

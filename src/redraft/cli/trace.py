@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from redraft.trace.recording import Recording
 
 
-@verb(order=35)
+@verb(order=36)
 def trace(
     *,
     model: ModelName,
