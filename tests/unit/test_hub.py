@@ -240,11 +240,14 @@ from redraft.registry import find
 source = find("data.sources", "hub")()
 found["splits"] = source.splits("hub:org/data")
 found["rows"] = [row.values for row in source.read("hub:org/data#train")]
+found["streamed"] = [row.values for row in source.read("stream:org/data#train")]
+found["rest"] = [[row.line, row.values] for row in source.read_from("stream:org/data#train", 2)]
 try:
     source.splits("hub:org/none")
 except redraft.UserError as error:
     found["none"] = str(error)
 """
     found = run(script, tmp_path / "home", hub.url)
-    assert found["splits"] == {"train": "hub:org/data#train"} and found["rows"] == rows
+    assert found["splits"] == {"train": "hub:org/data#train"} and found["rows"] == rows == found["streamed"]
+    assert found["rest"] == [[3, rows[2]]]
     assert "'hub:org/none' can't be opened" in found["none"]
