@@ -42,6 +42,7 @@ class Answered:
     read: int  # rows of the source
     rows: list[dict[str, Any]]  # the good ones, in order, with the new columns
     bad: list[dict[str, Any]]  # file, line and reason of each row that is left out
+    doubtful: list[dict[str, Any]]  # the same of each row that was used, and may be several rows
     tokens: int  # new tokens of all texts
     end: Position
 
@@ -104,11 +105,12 @@ class Worker:
             try:
                 heads[number] = self._head(row, read)
             except BadRow as error:
-                bad.append({"file": row.file, "line": row.line, "reason": str(error)})
+                bad.append(_noted(row, str(error)))
         found = self._texts(heads, portion.first, on_batch)
         rows = [{**portion.rows[number].values, **self._new(found[number])} for number in heads]
         tokens = sum(len(one.ids) for one in found.values())
-        return Answered(portion.number, len(portion.rows), rows, bad, tokens, portion.end)
+        doubtful = [_noted(row, row.doubt) for row in portion.rows if row.doubt]
+        return Answered(portion.number, len(portion.rows), rows, bad, doubtful, tokens, portion.end)
 
     def _head(self, row: Row, read: Callable[[Mapping[str, Any]], Prompt]) -> list[int]:
         """The token ids of a row's prompt.
@@ -144,3 +146,7 @@ class Worker:
     def _new(self, found: Generation) -> dict[str, Any]:
         """The new columns of a row."""
         return dict(zip(self.job.columns, (found.text, len(found.ids), found.finish), strict=True))
+
+
+def _noted(row: Row, reason: str) -> dict[str, Any]:
+    return {"file": row.file, "line": row.line, "reason": reason}

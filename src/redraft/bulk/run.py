@@ -77,6 +77,8 @@ def _run(bulk: Bulk, job: Job, files: list[str], shards: Shards, journal: Journa
     try:
         for found in _answers(bulk, job, files, before, progress, ray):
             journal.add(shards, found)
+            for one in found.doubtful:
+                log(f"{one['file']}:{one['line']}: {one['reason']}")
     except KeyboardInterrupt:
         log("Stopped. The same command continues from what has been saved.")
         raise

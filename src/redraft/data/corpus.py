@@ -15,7 +15,6 @@ from redraft.data.examples import (
     Example,
     Examples,
     RowReader,
-    Skipped,
     Splits,
     bad_row,
     shares_of,
@@ -36,7 +35,8 @@ class Read:
     """The examples of one row."""
 
     examples: Sequence[Example]
-    skipped: Skipped | None  # the row is bad, and was left out
+    skipped: str  # file, line and reason, if the row is bad and was left out
+    doubt: str  # the same, if the row was read and may be several rows
     end: Position  # behind the row
 
 
@@ -104,11 +104,11 @@ class Corpus:
             except BadRow as error:
                 if not self.skip_bad_rows:
                     raise bad_row(row, str(error)) from None
-                yield Read((), Skipped(row.where, str(error)), end)
+                yield Read((), f"{row.where}: {error}", "", end)
                 continue
             shares = self.shares
             kept = found if shares is None else [one for one in found if split_of(one, shares) == "train"]
-            yield Read(kept, None, end)
+            yield Read(kept, "", f"{row.where}: {row.doubt}" if row.doubt else "", end)
 
     def sample(self, characters: int, validation_rows: int) -> Splits:
         """Training rows from the beginnings of up to 64 files, and the first validation rows, both in memory.

@@ -160,13 +160,13 @@ class StreamLoader:
     def _fill(self, place: _Place) -> _Pool:
         """Read the rows of a pool, tokenise them and plan their batches."""
         reading = self._reading(place)
-        examples, skipped, size, rows, end = list[Example](), list[str](), 0, 0, None
+        examples, skipped, doubtful, size, rows, end = list[Example](), list[str](), list[str](), 0, 0, None
         for row in reading:
             rows += 1
             examples += row.examples
             size += sum(len((one.prompt or "").encode()) + len(one.target.encode()) for one in row.examples)
-            if row.skipped is not None:
-                skipped.append(f"{row.skipped.where}: {row.skipped.reason}")
+            skipped += [row.skipped] if row.skipped else []
+            doubtful += [row.doubt] if row.doubt else []
             if size >= self.buffer:
                 end = row.end
                 break
@@ -185,10 +185,12 @@ class StreamLoader:
         else:
             following = _Place(place.epoch, end, place.number + 1, place.rows + rows, place.skipped + len(skipped))
             self._open = following, reading
-        if skipped and self.rank == 0:
-            warnings.warn(
-                f"{len(skipped):,} rows were left out, {following.skipped:,} so far (the first: {skipped[0]})",
-                stacklevel=2,
-            )
+        self._tell(f"rows were left out, {following.skipped:,} so far", skipped)
+        self._tell("rows may each be several", doubtful)
         plan = made.plan_epoch(np.random.default_rng([self.seed, place.epoch, place.number + 1]))
         return _Pool(place, following, made, plan)
+
+    def _tell(self, what: str, found: list[str]) -> None:
+        """Warn about rows, on one rank."""
+        if found and self.rank == 0:
+            warnings.warn(f"{len(found):,} {what} (the first: {found[0]})", stacklevel=2)
