@@ -43,6 +43,8 @@ def answers(
         UserError: as ``Worker``, and for files that can't be read.
     """
     ray = ray_package()
+    if not session.local:
+        session.check()
     gpus = sum(node.gpus for node in session.nodes)
     cpus = sum(node.cpus for node in session.nodes)
     context = ray.data.DataContext.get_current().copy()

@@ -55,7 +55,9 @@ def run(bulk: Bulk, model: str, given: dict[str, Any], log: Log, ray: str | None
         raise UserError("--data and --out belong together.", "Give both: --data FILE --out FOLDER.")
     files = stream.in_order(resolve(bulk.data, bulk.data_root))
     first = stream.first_good(files)
-    job = Job(model, given, choose_prompt(bulk.input, first), bulk.columns, bulk.batch_size, **place)
+    names = {key: _absolute(name) for key, name in place.items() if key in ("adapter", "drafter")}
+    prompt = choose_prompt(bulk.input, first)
+    job = Job(str(_absolute(model)), given, prompt, bulk.columns, bulk.batch_size, **{**place, **names})
     check_writable(bulk.out, folder=True)
     with folder_of_its_own(bulk.out, f"Another process is writing to '{bulk.out}'."):
         begin(bulk.out, _described(bulk, job, files))
@@ -141,6 +143,11 @@ def _described(bulk: Bulk, job: Job, files: list[str]) -> dict[str, Any]:
         "shard_rows": bulk.shard_rows,
         "format": _format(bulk, files),
     }
+
+
+def _absolute(name: str | None) -> str | None:
+    """The name of a model for processes in other folders: the absolute path of a path, any other name as it is."""
+    return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 
 def _model_marks(name: str) -> list[Any]:

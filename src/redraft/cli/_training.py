@@ -50,7 +50,7 @@ def run(recipe: Recipe, out: Path, device: str, as_json: bool, dry_run: bool = F
             ranks.once(lambda: check_writable(out, folder=True))
         splits = texts(recipe)
         chats = any(example.turns for example in splits.train)
-        tell(str(describe_data(splits)))
+        tell(f"{'a sample of the streamed data: ' if recipe.data.streaming else ''}{describe_data(splits)}")
         del splits
         recipe, memory = ranks.once(lambda: _fitted(recipe, where, ranks))
         tell(str(memory))
