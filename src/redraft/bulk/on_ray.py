@@ -2,14 +2,14 @@
 
     reader (a streaming task on the machine of this command) -> workers (actors) -> this process, which writes
 
-A portion of rows is one row of Ray's data set, as bytes: rows of JSON have no common schema. Ray repeats a task whose
-worker was lost. Only as many portions are under way as the workers and Ray's limits on memory allow.
+A portion of rows is one row of Ray's data set, an object in a table of pandas: rows of JSON have no common schema. Ray
+repeats a task whose worker was lost. Only as many portions are under way as the workers and Ray's limits on memory
+allow.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -60,14 +60,14 @@ def answers(
         answered = rows.map_batches(
             RayWorker,
             batch_size=1,
-            batch_format="pyarrow",
+            batch_format="pandas",
             fn_constructor_args=(job,),
             compute=ray.data.ActorPoolStrategy(size=gpus or cpus),
             num_gpus=1 if gpus else 0,
             num_cpus=0 if gpus else 1,
         )
         try:
-            for batch in answered.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pyarrow"):
+            for batch in answered.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pandas"):
                 yield from _content(batch)
         except ray.exceptions.RayError as error:
             if (known := _cause(error)) is None:
@@ -100,15 +100,15 @@ def _source(files: list[str], size: int, number: int, at: Position) -> Any:
 
 
 def _table(objects: Sequence[Any]) -> Any:
-    """An Arrow table with a row for each object."""
-    import pyarrow
+    """A table with a row for each object."""
+    import pandas
 
-    return pyarrow.table({_COLUMN: pyarrow.array([pickle.dumps(one) for one in objects], pyarrow.large_binary())})
+    return pandas.DataFrame({_COLUMN: pandas.Series(objects, dtype=object)})
 
 
 def _content(table: Any) -> list[Any]:
     """The objects of such a table."""
-    return [pickle.loads(one) for one in table.column(_COLUMN).to_pylist()]
+    return list(table[_COLUMN])
 
 
 def _cause(error: BaseException | None) -> UserError | None:

@@ -36,7 +36,7 @@ class Result:
     tokens: int  # new tokens
     shards: int
     resumed: int  # rows that earlier runs had finished
-    seconds: float  # of this run, without loading the model
+    seconds: float  # of this run, without loading the model; with Ray it includes starting Ray and its workers
     rows_per_second: float
     tokens_per_second: float
 
