@@ -53,7 +53,7 @@ def run(bulk: Bulk, model: str, given: dict[str, Any], log: Log, ray: str | None
     """
     if bulk.data is None or bulk.out is None:
         raise UserError("--data and --out belong together.", "Give both: --data FILE --out FOLDER.")
-    files = stream.in_order(resolve(bulk.data, bulk.data_root))
+    files = [str(_absolute(file)) for file in stream.in_order(resolve(bulk.data, bulk.data_root))]
     first = stream.first_good(files)
     names = {key: _absolute(name) for key, name in place.items() if key in ("adapter", "drafter")}
     prompt = choose_prompt(bulk.input, first)
@@ -146,7 +146,7 @@ def _described(bulk: Bulk, job: Job, files: list[str]) -> dict[str, Any]:
 
 
 def _absolute(name: str | None) -> str | None:
-    """The name of a model for processes in other folders: the absolute path of a path, any other name as it is."""
+    """A name for processes in other folders: the absolute path of a file or folder, any other name as it is."""
     return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 
