@@ -162,10 +162,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_nothing_pickled_is_ever_loaded() -> None:
-    """From a file. Two modules exchange pickles, with processes that they started: a child, and workers of Ray."""
+    """From a file. The one process that exchanges pickles does so with its own child, through a pipe."""
     package = Path(checkpoint.__file__).parents[1]
-    own = {package / "constraints/shared/worker.py", package / "bulk/on_ray.py"}
-    for path in set(package.rglob("*.py")) - own:
+    for path in set(package.rglob("*.py")) - {package / "constraints/shared/worker.py"}:
         lines = path.read_text(encoding="utf-8").splitlines()
         assert not any("import pickle" in line for line in lines), path
         loads = [line for line in lines if "torch.load(" in line]  # of old public checkpoints
