@@ -12,7 +12,8 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
@@ -114,6 +115,15 @@ class GgufFile:
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self.damaged(f"general.alignment = {alignment!r} is not a power of two")
         self._begin = -(-reader.at // alignment) * alignment
+
+    @contextmanager
+    def mapped(self) -> Iterator[None]:
+        """Context at whose end the pages that were read no longer count as this process's memory (POSIX only)."""
+        try:
+            yield
+        finally:
+            with suppress(AttributeError, OSError):  # Windows has no madvise, and an empty file is not mapped
+                self._bytes.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
 
     @cached_property
     def types(self) -> Mapping[str, Any]:

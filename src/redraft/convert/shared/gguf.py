@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -235,8 +235,10 @@ class GgufFiles(Files):
         exact = all(self.file.types[name].name == "F32" for name, one in self.file.stored.items() if len(one.shape) > 1)
         return torch.float32 if exact else torch.bfloat16
 
-    def _open(self, shard: Path) -> AbstractContextManager[Any]:
-        return nullcontext(self)
+    @contextmanager
+    def _open(self, shard: Path) -> Iterator[Any]:
+        with self.file.mapped():
+            yield self
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, which is not read."""
