@@ -10,6 +10,11 @@ from redraft.options import check, setting
 
 ALL = "all-linear"
 PACKINGS = ("int8", "nf4")
+BASE_DTYPES = ("auto", "float32", "bfloat16", *PACKINGS)
+BASE_DTYPE_HELP = (
+    "Type of the frozen weights in memory. auto: that of the checkpoint's files. int8 and nf4 pack the matrices of the "
+    "blocks (nf4 needs redraft[lowbit])."
+)
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,7 @@ class Lora:
         reach=("cli",),
     )
 
-    base_dtype: str = setting(
-        "auto",
-        "Type of the frozen weights in memory. auto: that of the checkpoint's files. int8 and nf4 pack the matrices of "
-        "the blocks (nf4 needs redraft[lowbit]).",
-        choices=("auto", "float32", "bfloat16", *PACKINGS),
-        flag="--base-dtype",
-        reach=("cli",),
-    )
+    base_dtype: str = setting("auto", BASE_DTYPE_HELP, choices=BASE_DTYPES, flag="--base-dtype", reach=("cli",))
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,4 +1,4 @@
-"""Named shapes of the transformer, from 0.6M to 8B parameters, with a tied vocabulary of 8192 unless noted."""
+"""Named shapes of the transformer, from 0.6M to 100B parameters, with a tied vocabulary of 8192 unless noted."""
 
 from __future__ import annotations
 
@@ -31,6 +31,36 @@ _SHAPES: dict[str, dict[str, int | float | bool]] = {
         "heads": 32,
         "kv_heads": 8,
         "mlp_dim": 14336,
+        "max_length": 8192,
+        "rope_theta": 500_000.0,
+        "tied": False,
+    },
+    "32b": {  # the shape of Qwen2.5-32B, without its biases
+        "dim": 5120,
+        "layers": 64,
+        "heads": 40,
+        "kv_heads": 8,
+        "mlp_dim": 27_648,
+        "max_length": 8192,
+        "rope_theta": 1e6,
+        "tied": False,
+    },
+    "70b": {  # the shape of Llama-3-70B
+        "dim": 8192,
+        "layers": 80,
+        "heads": 64,
+        "kv_heads": 8,
+        "mlp_dim": 28_672,
+        "max_length": 8192,
+        "rope_theta": 500_000.0,
+        "tied": False,
+    },
+    "100b": {
+        "dim": 10_240,
+        "layers": 80,
+        "heads": 80,
+        "kv_heads": 8,
+        "mlp_dim": 32_768,
         "max_length": 8192,
         "rope_theta": 500_000.0,
         "tied": False,
