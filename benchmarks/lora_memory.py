@@ -143,7 +143,7 @@ def planned(name: str, folder: Path) -> int:
     """The peak that redraft's plan predicts for one of its contenders."""
     import torch
 
-    from redraft.train.memory_plan import plan
+    from redraft.planning.training import plan
 
     return plan(recipe(folder, 1, 1, OURS[name]), torch.device("cpu")).total
 

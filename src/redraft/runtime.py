@@ -305,6 +305,33 @@ def peak_matmul(where: torch.device, dtype: torch.dtype = torch.float32, size: i
     return best
 
 
+def copy_bandwidth(where: torch.device, megabytes: int = 256) -> float:
+    """Measured memory bandwidth of a large copy in bytes per second, reads and writes together."""
+    import time
+
+    source = torch.zeros(megabytes * 250_000, device=where)
+    target = torch.empty_like(source)
+    best = 0.0
+    for _ in range(6):
+        synchronise(where)
+        begin = time.perf_counter()
+        target.copy_(source)
+        synchronise(where)
+        best = max(best, 2 * source.nbytes / (time.perf_counter() - begin))
+    return best
+
+
+def installed_memory(where: torch.device) -> int:
+    """Memory of a device in bytes; 0 where the system doesn't tell (Windows)."""
+    import os
+
+    if where.type == "cuda":
+        return int(torch.cuda.get_device_properties(where).total_memory)
+    if not hasattr(os, "sysconf"):
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def bfloat16_is_faster(where: torch.device) -> bool:
     """Whether matrix products in bfloat16 are at least twice as fast as in float32 on this device, by measurement.
 

@@ -125,7 +125,22 @@ def test_a_study_of_large_checkpoints_is_planned_for_an_hour(
     assert {s.steps for s in plan.settings if s.family == "masked"} <= {*setups.LARGE_STEPS}
     assert plan.total_seconds <= 60 * time_budget.LARGE_MINUTES and plan.tokens > 0
     assert {start.lora_rank for start in begun.prepared.starts} == {setups.ADAPTER_RANK}
-    assert begun.deadline > time.monotonic() + 60 * time_budget.DEFAULT_MINUTES
+    assert begun.bench is not None and begun.bench.deadline > time.time() + 60 * time_budget.DEFAULT_MINUTES
+
+
+def test_the_base_under_adapters_can_be_packed(base: Path, tmp_path: Path) -> None:
+    """A type for frozen weights asks for adapters, and the memory is planned before training."""
+    bases, told = find_bases([str(base)], ["autoregressive", "masked"]), list[str]()
+    begun = runs.begin(study(tmp_path, bases, base_dtype="int8"), told.append)
+    assert begun.bench is not None
+    for family in bases:
+        lora = begun.bench.setup.recipe(begun.prepared.plan, family, 0).lora
+        assert lora is not None and (lora.rank, lora.base_dtype) == (setups.ADAPTER_RANK, "int8")
+        assert any(line.startswith(f"memory   {family}: ") for line in told)
+    with pytest.raises(UserError, match="--lora-rank 0 trains all weights"):
+        study(tmp_path, bases, base_dtype="int8", lora_rank=0)
+    with pytest.raises(UserError, match="leave out --base-dtype"):
+        study(tmp_path, {}, families=("autoregressive", "masked"), base_dtype="int8")
 
 
 def test_all_weights_are_trained_from_a_small_checkpoint(base: Path, tmp_path: Path) -> None:

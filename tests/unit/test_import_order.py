@@ -30,6 +30,7 @@ TIERS = [
     {"metrics", "tasks", "trace", "rewards"},
     {"evaluation"},
     {"train"},
+    {"planning"},
     {"compare", "serve", "interop", "executors", "bench", "parity", "tune", "bulk"},
     {"cli"},
 ]

@@ -22,6 +22,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed; the same seed gives the same result.")]
 Device = Annotated[str, typer.Option("--device", help=DEVICE_HELP)]
 WeightType = Annotated[Dtype, typer.Option("--dtype", help=DTYPE_HELP)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan (memory, and time where known), and stop.")]
 ModelName = Annotated[str, typer.Option("--model", help="Model folder or shipped checkpoint (see: redraft models).")]
 Adapter = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="LoRA adapter to merge into the weights, in peft's format.")

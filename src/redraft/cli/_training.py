@@ -17,8 +17,8 @@ from redraft.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from redraft.planning.training import MemoryPlan
     from redraft.train.logging import Watcher
-    from redraft.train.memory_plan import MemoryPlan
     from redraft.train.ranks import Ranks
     from redraft.train.recipe import Recipe
 
@@ -27,9 +27,6 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Any key of a recipe (see: docs/recipes.md); repeatable."),
 ]
-
-
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the memory that the run needs, and stop.")]
 
 
 def run(recipe: Recipe, out: Path, device: str, as_json: bool, dry_run: bool = False) -> dict[str, Any]:
@@ -51,8 +48,8 @@ def run(recipe: Recipe, out: Path, device: str, as_json: bool, dry_run: bool = F
         splits = texts(recipe)
         chats = any(example.turns for example in splits.train)
         tell(f"{'a sample of the streamed data: ' if recipe.data.streaming else ''}{describe_data(splits)}")
+        recipe, memory = ranks.once(lambda: _fitted(recipe, where, ranks))  # with the texts, as in the run
         del splits
-        recipe, memory = ranks.once(lambda: _fitted(recipe, where, ranks))
         tell(str(memory))
         if dry_run:
             return {"memory": memory.to_json()}
@@ -85,15 +82,11 @@ def _shown(as_json: bool, tell: Callable[[str], None]) -> Iterator[Watcher]:
 
 
 def _fitted(recipe: Recipe, where: torch.device, ranks: Ranks) -> tuple[Recipe, MemoryPlan]:
-    """The recipe with its activation checkpointing chosen, and the plan of the memory of one process that holds all
-    weights. A run whose weights are sharded needs less, and is not refused."""
-    from redraft.train.memory_plan import fitted, plan
+    """The recipe with its activation checkpointing chosen, and the plan of the memory of each process."""
+    from redraft.planning.parallel import Parallel
+    from redraft.planning.training import fitted
 
-    if ranks.world == 1 or recipe.train.parallel == "ddp":
-        return fitted(recipe, where)
-    found = plan(recipe, where)
-    table = dataclasses.replace(recipe.train, activation_checkpointing=found.checkpointing)
-    return dataclasses.replace(recipe, train=table), found
+    return fitted(recipe, where, Parallel(ranks.world, recipe.train.parallel, local=ranks.local_world))
 
 
 def _continuation(out: Path) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli._common import Json, Ray, log
+from redraft.cli._common import DryRun, Json, Ray, log
 from redraft.cli._options import Options
 from redraft.cli._verbs import verb
 
@@ -31,6 +31,7 @@ def compare(
         ),
     ] = None,
     ray: Ray = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Train both kinds of model on your data and give a verdict.
@@ -46,9 +47,12 @@ def compare(
       redraft compare --data my.jsonl --input question --target answer --from runs/mine --out runs/verdict \\
         --families autoregressive,masked,block,hybrid
       redraft compare recipes/compare/tatoeba-en-de.toml --ray
+      redraft compare --data my.jsonl --from runs/mine --base-dtype int8 --dry-run
 
     Every family gets the same budget; quality, latency, compute and memory are measured. Without a budget the study
     is planned to end within ten minutes (an hour, if checkpoints of 50M parameters or more are trained on a CPU).
+    --dry-run prints the plan of data, families, tokens, minutes and memory; a budget of minutes is planned by short
+    training runs.
     With --constraint the chosen settings are also measured under it: how many texts are valid with and without, and
     what that costs. OUT gets report.html, report.md and results.json. --ray computes the pieces of the study side by
     side, with the same results (docs/ray.md).
@@ -61,7 +65,12 @@ def compare(
     if bases and not from_:
         log(f"starting from the shipped models {', '.join(Path(path).name for path in bases.values())}")
     given = {**given, **({"bases": bases} if bases else {})}
-    return run(Study.load(study, given) if study else config.build(Study, given, "compare"), as_json, ray)
+    wanted = Study.load(study, given) if study else config.build(Study, given, "compare")
+    if dry_run:
+        from redraft.compare.run import dry_run as plan
+
+        return plan(wanted, log)
+    return run(wanted, as_json, ray)
 
 
 def run(study: Study, as_json: bool, ray: str | None = None) -> dict[str, Any]:

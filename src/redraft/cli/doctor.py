@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,12 +83,12 @@ def doctor(
         "cores": _cores(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
-        "memory_gb": round(memory(where) / 1e9, 1),
+        "memory_gb": round(runtime.installed_memory(where) / 1e9, 1),
         "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
         "matmul_gflops": {
             name: round(runtime.peak_matmul(where, getattr(torch, name)) / 1e9) for name in ("float32", "bfloat16")
         },
-        "copy_gb_per_second": round(copy_bandwidth(where) / 1e9, 1),
+        "copy_gb_per_second": round(runtime.copy_bandwidth(where) / 1e9, 1),
     }
     problems = [*_package_problems(found["packages"]), *_machine_problems(found, where)]
     zoo, zoo_problems = _zoo()
@@ -101,24 +100,6 @@ def doctor(
     if not as_json:
         _show(found)
     return found
-
-
-def copy_bandwidth(where: torch.device, megabytes: int = 256) -> float:
-    """Measured memory bandwidth of a large copy in bytes per second, reads and writes together."""
-    import torch
-
-    from redraft.runtime import synchronise
-
-    source = torch.zeros(megabytes * 250_000, device=where)
-    target = torch.empty_like(source)
-    best = 0.0
-    for _ in range(6):
-        synchronise(where)
-        begin = time.perf_counter()
-        target.copy_(source)
-        synchronise(where)
-        best = max(best, 2 * source.nbytes / (time.perf_counter() - begin))
-    return best
 
 
 def _versions() -> dict[str, Any]:
@@ -147,17 +128,6 @@ def _device_name(where: torch.device) -> str:
     import torch
 
     return f"{where} ({torch.cuda.get_device_name(where)})" if where.type == "cuda" else str(where)
-
-
-def memory(where: torch.device) -> int:
-    """Memory of a device in bytes; 0 where the system doesn't tell (Windows)."""
-    import torch
-
-    if where.type == "cuda":
-        return int(torch.cuda.get_device_properties(where).total_memory)
-    if not hasattr(os, "sysconf"):
-        return 0
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _package_problems(packages: dict[str, str | None]) -> list[Problem]:

@@ -8,7 +8,7 @@ import typer
 
 from redraft.cli import _processes as p
 from redraft.cli import _training as t
-from redraft.cli._common import Device, Json
+from redraft.cli._common import Device, DryRun, Json
 from redraft.cli._options import Options, listed
 from redraft.cli._verbs import verb
 from redraft.errors import UserError
@@ -39,7 +39,7 @@ def finetune(
     training: Annotated[dict[str, Any], Options(TrainTable, defaults=False)],
     reward: Reward = None,
     set_: t.Set = None,
-    dry_run: t.DryRun = False,
+    dry_run: DryRun = False,
     nproc: p.Processes = 1,
     max_restarts: p.Restarts = 0,
     as_json: Json = False,

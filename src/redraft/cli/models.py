@@ -115,11 +115,10 @@ def _options(cls: type) -> dict[str, Any]:
 
 def _presets(device: str) -> list[dict[str, Any]]:
     from redraft import runtime
-    from redraft.cli.doctor import memory
     from redraft.models import parameters as weights
     from redraft.presets import names, preset
 
-    room = memory(runtime.device(device))
+    room = runtime.installed_memory(runtime.device(device))
     rows = []
     for name in names():
         config = preset(name, vocab_size=8192)

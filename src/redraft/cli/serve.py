@@ -6,17 +6,20 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redraft.cli._common import Json, log
+from redraft.cli._common import DryRun, Json, log
 from redraft.cli._options import Options
 from redraft.cli._verbs import verb
 from redraft.errors import UserError
 from redraft.interop.ray_session import LOCAL
 from redraft.options import declared
 from redraft.serve.config import Replication, ServerConfig
+
+if TYPE_CHECKING:
+    from redraft.planning.serving import ServerPlan
 
 _FIELDS = declared(ServerConfig)
 
@@ -48,6 +51,7 @@ def serve(
         ),
     ] = None,
     spread: Annotated[dict[str, Any], Options(Replication)],
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Serve models over HTTP with an API for OpenAI's clients, and a web page at / that shows each denoising step.
@@ -58,6 +62,7 @@ def serve(
       redraft serve --model runs/mine --port 9000 --batch 64
       redraft serve --model runs/mine --host 0.0.0.0 --api-key-file keys.txt
       redraft serve --model runs/mine --replicas 2 --ray-serve
+      redraft serve --model runs/mine --batch 64 --dry-run
 
     OpenAI's client connects with OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="any"). See docs/serving.md.
     """
@@ -66,16 +71,36 @@ def serve(
     )
     if not config.loopback and not config.api_keys:
         log(f"Warning: other machines can reach {config.host}, and no API key is required. Set --api-key.")
-    found: dict[str, Any] = {}
+    run = None if dry_run else _server(spread, ray_serve, given)
     stays = bool(ray_serve) and ray_serve != LOCAL
+    found: dict[str, Any] = {} if stays else {"memory": plan(config).to_json()}  # a cluster has memory of its own
+    if run is None:
+        return {**found, "models": list(model)}
     hint = "the cluster goes on serving" if stays else "Ctrl-C stops the server"
 
     def on_ready(address: str) -> None:
         found["url"] = address
         log(f"Serving {', '.join(model)} at {address} ({hint})")
 
-    _server(spread, ray_serve, given)(config, on_ready)
+    run(config, on_ready)
     return {**found, "models": list(model)}
+
+
+def plan(config: ServerConfig) -> ServerPlan:
+    """The memory of a server, which is printed. Nothing is loaded.
+
+    Raises:
+        UserError: there is no such model, or the memory doesn't suffice.
+    """
+    from redraft import runtime
+    from redraft.planning.serving import require, serving
+    from redraft.serve.model_pool import name_and_folder
+
+    models = dict(map(name_and_folder, config.models))
+    found = serving(models, runtime.device(config.device), config.dtype, config.batch)
+    log(str(found))
+    require(found)
+    return found
 
 
 def _server(

@@ -9,7 +9,7 @@ import typer
 
 from redraft.cli import _processes as p
 from redraft.cli import _training as t
-from redraft.cli._common import Device, Json
+from redraft.cli._common import Device, DryRun, Json
 from redraft.cli._options import Options
 from redraft.cli._verbs import verb
 from redraft.train.tables import DataTable, FamilyTable, ModelTable, TrainTable
@@ -25,7 +25,7 @@ def train(
     training: Annotated[dict[str, Any], Options(TrainTable)],
     recipe: Annotated[Path | None, typer.Argument(help="A TOML file, such as those under recipes/.")] = None,
     set_: t.Set = None,
-    dry_run: t.DryRun = False,
+    dry_run: DryRun = False,
     nproc: p.Processes = 1,
     max_restarts: p.Restarts = 0,
     as_json: Json = False,

@@ -18,6 +18,10 @@ from redraft.errors import UserError
 from redraft.evaluation.result_cache import ResultCache
 from redraft.families import build_family
 from redraft.loading import load
+from redraft.planning.machine import measured
+from redraft.planning.step import step
+from redraft.planning.training import MemoryPlan, fitted
+from redraft.planning.twin import Outline
 from redraft.presets import shape as shape_of
 from redraft.train.logging import Event
 from redraft.train.loop import train
@@ -63,7 +67,35 @@ class Planner:
         )
         if preset:
             self.check_parameters(preset)
+        if study.bases or preset:
+            self.memory(draft)  # before any of them is trained to measure its speed
         return draft if tokens else self._measured(draft, sizes)
+
+    def memory(self, plan: Plan) -> dict[str, MemoryPlan]:
+        """The memory of training each family. Nothing is loaded.
+
+        Raises:
+            UserError: a family can't be trained on this machine; names what would help.
+        """
+        found: dict[str, MemoryPlan] = {}
+        for family in self.setup.study.families:
+            recipe = self.setup.recipe(plan, family, self.setup.study.seed)
+            try:
+                found[family] = fitted(recipe, self.setup.device)[1]
+            except UserError as error:
+                remedy = error.remedy.replace("--set train.", "--set ")
+                raise UserError(f"Family '{family}': {error.what}", remedy) from None
+        return found
+
+    def minutes(self, plan: Plan, memory: Mapping[str, MemoryPlan]) -> float:
+        """Minutes of training all models of a plan, from the speed of this machine; nothing is trained."""
+        machine, study, seconds = measured(self.setup.device), self.setup.study, 0.0
+        for family in study.families:
+            recipe = self.setup.recipe(plan, family, study.seed)
+            bfloat16 = use_bfloat16(recipe.train.dtype, self.setup.device)
+            found = step(Outline.of(recipe, bfloat16), machine, memory[family].checkpointing)
+            seconds += study.runs * recipe.train.tokens / found.tokens_per_second
+        return seconds / 60
 
     def _measured(self, draft: Plan, sizes: Sequence[str]) -> Plan:
         """The plan that fits into the minutes, from the cache or measured now."""

@@ -6,17 +6,22 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from redraft import runtime
 from redraft.compare import time_budget
 from redraft.compare.analysis import analyse
 from redraft.compare.constraint_study import share_satisfied
-from redraft.compare.data import load_dataset
+from redraft.compare.data import Dataset, load_dataset
 from redraft.compare.grid import core
 from redraft.compare.job import Job
 from redraft.compare.measurements import Machine
+from redraft.compare.plan import Plan
 from redraft.compare.planning import Planner
 from redraft.compare.prepared import ModelKey, Prepared, TaskName
 from redraft.compare.record import SCHEMA_VERSION, Record
@@ -26,6 +31,7 @@ from redraft.compare.select import select_settings, selected_names
 from redraft.compare.setup import Setup
 from redraft.compare.study import Study
 from redraft.compare.workbench import Workbench, likelihood_rows
+from redraft.config import to_mapping
 from redraft.errors import UserError
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.machine import describe_machine
@@ -33,6 +39,7 @@ from redraft.evaluation.result_cache import ResultCache, digest
 from redraft.executors.base import Executor, Log
 from redraft.executors.local import Local
 from redraft.files import check_writable, folder_of_its_own, write_atomically
+from redraft.planning.training import MemoryPlan
 
 FILES = ("report.html", "report.md", "results.json")
 
@@ -96,17 +103,15 @@ def begin(study: Study, log: Log, command: str = "", executor: Executor | None =
     Raises:
         UserError: the data or the study can't be used.
     """
-    begun, out = time.monotonic(), Path(study.out)
-    cache, device, executor = ResultCache(out), runtime.device(study.device), executor or Local()
+    begun, out, cache = time.monotonic(), Path(study.out), ResultCache(Path(study.out))
+    device, executor = runtime.device(study.device), executor or Local()
     if executor.separate and (device.index is not None or device.type not in ("cpu", "cuda")):
         raise UserError(f"--device {study.device} can't be shared out by --ray.", "Write --device cuda, or cpu.")
-    log(f"reading {study.data}")
-    raw = load_dataset(study)
-    log(f"task     {raw.choice.name}: {raw.choice.reason}")
-    setup = Setup.prepare(study, raw, device)
+    raw, planner, plan = _planned(study, cache, log, begun, device)
+    setup = planner.setup
     study = setup.study
-    planner = Planner(setup, cache, log, begun)
-    plan = planner.plan()
+    for line in _memory_lines(planner.memory(plan)):
+        log(line)
     rows = likelihood_rows(setup.dataset, plan.test_rows)
     prepared = Prepared(
         schema_version=SCHEMA_VERSION,
@@ -138,6 +143,53 @@ def begin(study: Study, log: Log, command: str = "", executor: Executor | None =
     left = time_budget.deadline(time_budget.limited(study, setup.large), begun) - time.monotonic()
     bench = Workbench(log, prepared, setup, time.time() + left, planner.dtype(plan.train))
     return Job(prepared, bench, executor, cache, out, log, prepared.measurements())
+
+
+def dry_run(study: Study, log: Log) -> dict[str, Any]:
+    """Plan a study and stop: its data, families, tokens, minutes and memory. No study is begun.
+
+    The study's folder keeps the tokenizer, the rows, and the speeds that were measured, if the budget is in minutes.
+
+    Raises:
+        UserError: the data or the study can't be used, or the memory doesn't suffice.
+    """
+    begun, out = time.monotonic(), Path(study.out)
+    with folder_of_its_own(out, f"Another process is running a study in '{out}'."):
+        raw, planner, plan = _planned(study, ResultCache(out), log, begun, runtime.device(study.device))
+        memory = planner.memory(plan)
+        minutes = plan.total_seconds / 60 or planner.minutes(plan, memory)
+    setup = planner.setup
+    dataset = setup.dataset
+    parts = {"training": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    rows = ", ".join(f"{len(each):,} {name}" for name, each in parts.items())
+    log(f"data     {study.data}: {rows} rows; the longest has {plan.length:,} tokens")
+    for line in (*plan.lines(setup.study), *_memory_lines(memory)):
+        log(line)
+    if not plan.seconds:
+        log(f"minutes  about {minutes:.1f} of training, by the speed of this machine; decoding is not planned")
+    return {
+        "task": raw.choice.name,
+        "data": {"source": study.data, "rows": {name: len(each) for name, each in parts.items()}},
+        "families": list(setup.study.families),
+        "plan": to_mapping(plan),
+        "minutes": minutes,
+        "memory": {family: one.to_json() for family, one in memory.items()},
+    }
+
+
+def _planned(
+    study: Study, cache: ResultCache, log: Log, begun: float, device: torch.device
+) -> tuple[Dataset, Planner, Plan]:
+    """Read the data, train the tokenizer, and plan."""
+    log(f"reading {study.data}")
+    raw = load_dataset(study)
+    log(f"task     {raw.choice.name}: {raw.choice.reason}")
+    planner = Planner(Setup.prepare(study, raw, device), cache, log, begun)
+    return raw, planner, planner.plan()
+
+
+def _memory_lines(memory: Mapping[str, MemoryPlan]) -> list[str]:
+    return [plan.line(family) for family, plan in memory.items()]
 
 
 def measure(job: Job) -> None:

@@ -132,7 +132,7 @@ class Setup:
         """Rank of the adapters that are trained on checkpoints; 0: all weights are trained, or there are none."""
         if self.study.lora_rank is not None:
             return self.study.lora_rank
-        return ADAPTER_RANK if _largest(self.bases) >= ADAPTED else 0
+        return ADAPTER_RANK if _largest(self.bases) >= ADAPTED or self.study.base_dtype != "auto" else 0
 
     def curriculum(self, family: str) -> dict[str, Any]:
         """How the attention of a family changes in its conversion; empty: at once, or no conversion."""
@@ -211,9 +211,14 @@ class Setup:
             "train": {**self._train(plan, family), "seed": seed, **({} if dropout is None else {"dropout": dropout})},
         }
         if base:
-            tables["lora"] = {"rank": self.lora_rank, "alpha": 2.0 * self.lora_rank} if self.lora_rank else None
+            tables["lora"] = self._lora()
             tables["curriculum"] = self.curriculum(family)
         return Recipe.of(tables, f"recipe of {family}", folder=str(folder))
+
+    def _lora(self) -> dict[str, Any] | None:
+        """The recipe's [lora]; None: all weights are trained."""
+        rank = self.lora_rank
+        return {"rank": rank, "alpha": 2.0 * rank, "base_dtype": self.study.base_dtype} if rank else None
 
     def _train(self, plan: Plan, family: str) -> dict[str, Any]:
         """The plan's [train] in a family's own tokens."""

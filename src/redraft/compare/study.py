@@ -11,6 +11,7 @@ from redraft import config
 from redraft.compare.external_service import ExternalService
 from redraft.errors import UserError
 from redraft.evaluation.config import Scoring
+from redraft.lora import BASE_DTYPE_HELP, BASE_DTYPES
 from redraft.options import check, setting
 from redraft.registry import find
 from redraft.settings import DEVICE_HELP, DTYPE_HELP, Dtype
@@ -45,9 +46,10 @@ class Study(Scoring):
     lora_rank: int | None = setting(
         None,
         "Train adapters of this rank (LoRA) on the checkpoints of all families; 0 trains all weights. Unset: rank 16 "
-        "if the largest checkpoint has 300M parameters or more, else all weights.",
+        "if the largest checkpoint has 300M parameters or more, or if --base-dtype is given; else all weights.",
         least=0,
     )
+    base_dtype: str = setting("auto", f"Under adapters: {BASE_DTYPE_HELP}", choices=BASE_DTYPES)
     curriculum: dict[str, Any] = setting(
         {},
         "A field of the curriculum with which attention changes while checkpoints are converted: name=anneal, then "
@@ -128,8 +130,12 @@ class Study(Scoring):
             raise UserError("Dropout is set twice.", "Give either --dropout or --set dropout=.")
         for kind, text in self.constraint.items():
             find("constraints", kind).of(text).automaton()  # raises for a mistake in it, before any training
-        if self.lora_rank and not self.bases:
-            raise UserError("Adapters need checkpoints to adapt.", "Name one with --from, or leave out --lora-rank.")
+        if (self.lora_rank or self.base_dtype != "auto") and not self.bases:
+            option = "--lora-rank" if self.lora_rank else "--base-dtype"
+            raise UserError("Adapters need checkpoints to adapt.", f"Name one with --from, or leave out {option}.")
+        if self.base_dtype != "auto" and self.lora_rank == 0:
+            what = "--base-dtype is for frozen weights, and --lora-rank 0 trains all weights."
+            raise UserError(what, "Give --lora-rank 16, or leave out --base-dtype.")
         if self.curriculum:
             self._check_curriculum()
         for name in (*self.family_options, *self.bases):

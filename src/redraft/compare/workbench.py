@@ -30,10 +30,10 @@ from redraft.executors.base import State
 from redraft.likelihood import bound
 from redraft.loading import load
 from redraft.model import Model
+from redraft.planning.training import fitted
+from redraft.planning.training import plan as plan_memory
 from redraft.train.logging import Event
 from redraft.train.loop import train
-from redraft.train.memory_plan import fitted
-from redraft.train.memory_plan import plan as plan_memory
 from redraft.train.recipe import Recipe
 
 Work = Callable[["Workbench"], dict[str, Any]]  # computes the value of one piece

@@ -78,7 +78,7 @@ class ModelPool:
         self.device, self.limits, self.dtype = device, limits, dtype
         self.entries: dict[str, ModelEntry] = {}
         for model in models:
-            name, folder = _name_and_folder(model)
+            name, folder = name_and_folder(model)
             if name in self.entries:
                 raise UserError(f"Two models have the name '{name}'.", f"Rename one: OTHER={model}.")
             if is_adapter(folder):
@@ -131,8 +131,14 @@ class ModelPool:
         await asyncio.gather(*(asyncio.to_thread(engine.close, timeout) for engine in engines))
 
 
-def _name_and_folder(model: str) -> tuple[str, Path]:
-    """The name and the folder (or GGUF file) of a model. One of the hub keeps its name there, not its snapshot's."""
+def name_and_folder(model: str) -> tuple[str, Path]:
+    """The name and the folder (or GGUF file) of a model. One of the hub keeps its name there, not its snapshot's.
+
+    Args:
+        model: a folder, a GGUF file, a shipped model or a name on the hub; ``NAME=MODEL`` sets the name.
+    Raises:
+        UserError: there is no such model.
+    """
     name, given, rest = model.partition("=")
     if given and name and not Path(model).exists():
         return name, resolve(rest).resolve()

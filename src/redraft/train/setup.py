@@ -44,7 +44,7 @@ from redraft.types import Batch
 
 _SAMPLE = 1 << 24  # characters of a streamed corpus that are held in memory to train a tokenizer
 _PROBED = 4096  # rows of it that are tokenised before training, for checks and the lengths of answers
-_VALIDATION_TOKENS = 8192  # of one validation batch, or of one row if that is longer
+VALIDATION_TOKENS = 8192  # of one validation batch, or of one row if that is longer
 
 
 Doing = Callable[[str, int, int], None]
@@ -113,7 +113,7 @@ def prepare(
     if training.prompts is not None and sampler is None and not drafts:
         prompts, rows = training.prompts[fitted.rows], training.lengths[fitted.rows]
         model.answer_lengths = AnswerLengths.of(prompts, rows - prompts)
-    size = max(_VALIDATION_TOKENS, length + 1)
+    size = max(VALIDATION_TOKENS, length + 1)
     checks = [] if checked is None else batches(checked, tokenizer, length, size, data.too_long)
     notes = [chat.stray_markers(splits.train.rows, tokenizer)]
     if corpus is not None and isinstance(loader, StreamLoader):

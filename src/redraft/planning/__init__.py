@@ -1,0 +1,1 @@
+"""Plans: the memory and the time of training and of serving, before anything is loaded."""

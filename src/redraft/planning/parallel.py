@@ -1,0 +1,68 @@
+"""Several devices: what each of them holds, and what they send to each other.
+
+DDP     each device holds everything. Gradients are summed by a ring: each device sends and receives
+        2 (n - 1) / n of their bytes.
+FSDP2   each device holds 1/n of weights, gradients and optimizer state (ZeRO-3, Rajbhandari et al. 2020,
+        arXiv:1910.02054). The weights of a block are gathered before its forward pass and again before its backward
+        pass, and its gradients are reduced and scattered: (n - 1) / n of their bytes each time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redraft.planning.twin import Outline
+
+KINDS = ("ddp", "fsdp")
+_AHEAD = 2  # blocks whose weights are gathered at a time: the one that computes, and the next
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How ``workers`` devices train one model.
+
+    Weights are gathered in the type in which they are held. Products in bfloat16 then need copies of all of them, which
+    autocast keeps until the end of the backward pass and no device shares. ``low`` plans for weights that are gathered
+    in bfloat16 (FSDP's mixed precision), which ``redraft train`` does not do yet.
+    """
+
+    workers: int = 1
+    kind: str = "ddp"
+    low: bool = False
+    local: int = 0  # of the devices, those of this machine; 0: all
+
+    @property
+    def shards(self) -> bool:
+        """Does each device hold a part of the weights only?"""
+        return self.kind == "fsdp" and self.workers > 1
+
+    def share(self, size: float) -> int:
+        """Of what all devices hold together, the part of one of them, in the unit of ``size``."""
+        return int(-(-size // self.workers) if self.shards else size)
+
+    def gathered(self, run: Outline) -> int:
+        """Bytes of weights and gradients that are whole for a moment: two blocks, and what is outside of blocks."""
+        if not self.shards:
+            return 0
+        block, rest = run.stacked / run.shape.layers, run.parameters - run.stacked
+        learns = run.trained / max(run.parameters, 1)
+        return int((_AHEAD * block + rest) * self._bytes_each(run) * (1 + learns))
+
+    def sent(self, run: Outline) -> dict[str, float]:
+        """Bytes that each device sends for one update, by what they are for. Gradients are float32."""
+        if self.workers == 1:
+            return {}
+        part, gradients = (self.workers - 1) / self.workers, 4.0 * run.trained
+        if not self.shards:
+            return {"all-reduce": 2 * part * gradients}
+        twice = run.stacked + run.parameters  # what is outside of blocks stays until the backward pass
+        return {"all-gather": part * self._bytes_each(run) * twice, "reduce-scatter": part * gradients}
+
+    def _bytes_each(self, run: Outline) -> float:
+        """Bytes of a weight that is gathered."""
+        if self.low:
+            return float(run.compute.itemsize)
+        return (4.0 * run.trained + run.dtype.itemsize * run.frozen) / max(run.parameters, 1)
+
+
+ALONE = Parallel()

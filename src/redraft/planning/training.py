@@ -1,0 +1,260 @@
+"""The memory that a training run will need, before anything is loaded: what fits, and what to change if it doesn't.
+
+Weights, gradients, optimizer state and averages follow from the shapes. Activations are counted on a twin
+(``planning.twin``), and logits follow from ``objectives.shared.vocabulary``. What of it is in memory at the same time:
+
+    start of the backward pass   activations, and then logits or what the backward pass of a block takes;
+                                 with ``accumulate`` also the gradients of earlier batches
+    its end                      gradients, and what the backward pass of a block takes
+    validation                   what a forward pass over 8,192 tokens takes, and its logits
+    loading, saving              weights a second time, or in part
+
+The greatest of these is added to what is always there: the process, weights, optimizer state and averages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from redraft import runtime
+from redraft.errors import UserError
+from redraft.evaluation.memory import available
+from redraft.host_memory import readable
+from redraft.loading import outline
+from redraft.model import Model
+from redraft.objectives.shared import vocabulary
+from redraft.planning.activations import Activations
+from redraft.planning.machine import Machine, process_bytes
+from redraft.planning.parallel import ALONE, Parallel
+from redraft.planning.twin import Outline
+from redraft.train.process import use_bfloat16
+from redraft.train.recipe import Recipe
+from redraft.train.setup import VALIDATION_TOKENS
+
+MODES = ("none", "selective", "full")
+_SPARE = 0.95  # of the available memory may be used
+_OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.02}  # of the two moments of a number
+_FRAGMENTS = 0.1  # share of what comes and goes: glibc's heap holds 5 to 20 % more than lives in it
+_PACKED_BYTES = {"int8": 1.01, "nf4": 0.5625}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a run needs at its peak on each device, by what holds them."""
+
+    device: str
+    available: int | None  # None: this system doesn't say
+    process: int  # Python and libraries; 0 on an accelerator
+    weights: int
+    optimizer: int
+    averages: int  # averaged and best weights, and the teacher of a distillation
+    gradients: int
+    activations: int  # that the forward pass keeps
+    backward: int  # of a block's backward pass
+    logits: int
+    validation: int  # of a forward pass over validation rows, and its logits
+    loading: int  # more than ``weights``, while they are read
+    gathered: int  # weights and gradients of other devices' shards, while they are used
+    fragments: int  # freed memory between live tensors, in the heap of a process
+    accumulates: bool  # gradients of earlier batches are there when activations are
+    checkpointing: str
+    batch_tokens: int
+    largest_batch: int = 0  # tokens; 0: not known
+
+    @property
+    def update(self) -> int:
+        """Bytes that an update makes and frees again, at their peak: at the start of the backward pass, or its end."""
+        begin = self.activations + max(self.logits, self.backward) + self.accumulates * self.gradients
+        return max(begin, self.gradients + self.backward)
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        working = max(self.update, self.validation) + self.gathered + self.fragments
+        return self.process + self.weights + max(self.loading, self.optimizer + self.averages + working)
+
+    def __str__(self) -> str:
+        return self.line()
+
+    def line(self, label: str = "") -> str:
+        """The plan in words, of the run that ``label`` names."""
+        names = ("weights", "optimizer", "averages", "gradients", "activations", "logits", "gathered", "process")
+        held = [f"{name} {readable(getattr(self, name))}" for name in names if getattr(self, name)]
+        room = "" if self.available is None else f" of {readable(self.available)} available on {self.device}"
+        how = "" if self.checkpointing == "none" else f" ({self.checkpointing} activation checkpointing)"
+        largest = f"; largest batch {self.largest_batch:,} tokens" if self.largest_batch else ""
+        return f"memory   {label + ': ' if label else ''}{readable(self.total)}{room}{how}: {', '.join(held)}{largest}"
+
+    @property
+    def fits(self) -> bool:
+        """Is the memory available?"""
+        return self.available is None or self.total <= _SPARE * self.available
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, in bytes."""
+        return {**dataclasses.asdict(self), "total": self.total, "fits": self.fits}
+
+
+def plan(
+    recipe: Recipe, device: torch.device, machine: Machine | None = None, parallel: Parallel = ALONE
+) -> MemoryPlan:
+    """The memory of a run, with the least activation checkpointing that fits unless the recipe names one.
+
+    Args:
+        machine: plan for this one instead of ``device``.
+        parallel: how several devices share the run.
+    """
+    return Planned.of(recipe, device, machine, parallel).memory()
+
+
+def fitted(recipe: Recipe, device: torch.device, parallel: Parallel = ALONE) -> tuple[Recipe, MemoryPlan]:
+    """The recipe with its activation checkpointing chosen, and the plan of its memory.
+
+    Args:
+        parallel: how several devices share the run.
+    Raises:
+        UserError: it can't fit; names what would help.
+    """
+    found = plan(recipe, device, parallel=parallel)
+    require(recipe, found)
+    table = replace(recipe.train, activation_checkpointing=found.checkpointing)
+    return replace(recipe, train=table), found
+
+
+def require(recipe: Recipe, found: MemoryPlan) -> None:
+    """Check that a run fits.
+
+    Raises:
+        UserError: it can't; names what would help.
+    """
+    if not found.fits:
+        assert found.available is not None
+        what = f"Training needs {readable(found.total)} of memory, and {readable(found.available)} are available."
+        raise UserError(what, remedy(recipe, found))
+
+
+def remedy(recipe: Recipe, found: MemoryPlan) -> str:
+    """What would make a run fit that doesn't, as a sentence."""
+    ways = []
+    if found.largest_batch:
+        ways.append(f"lower the batch (--set train.batch_tokens={found.largest_batch}, and raise train.accumulate)")
+    if recipe.lora is None and recipe.model.from_:
+        ways.append("train an adapter (--lora-rank 8)")
+    elif recipe.lora is not None and not recipe.lora.packing:
+        ways.append("pack the base (--base-dtype int8 or nf4)")
+    if recipe.lora is None and recipe.train.optimizer == "adamw":
+        ways.append("use 8-bit moments (--set train.optimizer=adamw8bit)")
+    if found.validation > found.update:
+        ways.append("leave out validation (--set train.validation_rows=0)")
+    text = ", or ".join(ways) or "use a smaller model"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _largest(at: Callable[[int], MemoryPlan]) -> int:
+    """The largest batch that fits, in tokens, to about 5 %; 0 if none does, or if the memory is not known."""
+    low, high = 0, 64
+    if at(high).available is None:
+        return 0
+    while at(high).fits and high < 1 << 30:
+        low, high = high, 2 * high
+    while high - low > max(32, low // 20):
+        middle = (low + high) // 2
+        low, high = (middle, high) if at(middle).fits else (low, middle)
+    return low
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run's outline on a machine."""
+
+    outline: Outline
+    device: str
+    process: int | None  # None: as this process takes when it has planned
+    available: int | None
+    parallel: Parallel
+    start: Model | None = None  # whose tokenizer this process then holds
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, device: torch.device, machine: Machine | None = None, parallel: Parallel = ALONE
+    ) -> Planned:
+        """The outline of a recipe's run on ``machine``, or else on a device of this one.
+
+        Raises:
+            UserError: there is no such preset or checkpoint.
+        """
+        if machine is not None:
+            bfloat16 = recipe.train.dtype == "bfloat16" or (recipe.train.dtype == "auto" and machine.prefers_bfloat16)
+            there = int(machine.memory), 0 if machine.accelerator else process_bytes(fresh=True)
+            return cls(Outline.of(recipe, bfloat16), machine.name, there[1], there[0], parallel)
+        start = outline(recipe.start) if recipe.model.from_ else None
+        run = Outline.of(recipe, use_bfloat16(recipe.train.dtype, device), start)
+        room = available(device)
+        if device.type == "cpu" and room is not None:
+            room //= parallel.local or parallel.workers  # which have the memory of the machine in common
+        return cls(run, str(device), None if device.type == "cpu" else 0, room, parallel, start)
+
+    def memory(self) -> MemoryPlan:
+        """The plan, with the least activation checkpointing that fits unless the recipe names one."""
+        recipe, found, process = self.outline.recipe, None, self.process
+        wanted = recipe.train.activation_checkpointing
+        for mode in MODES if wanted == "auto" else (wanted,):
+            cost = Activations.of(self.outline, mode)
+            process = process_bytes() if process is None else process
+            found = self._at(cost, mode, recipe.train.batch_tokens, process)
+            if found.fits:
+                break
+        assert found is not None
+        runtime.release_memory()
+        return replace(found, largest_batch=_largest(lambda tokens: self._at(cost, mode, tokens, process or 0)))
+
+    # ---- from shapes
+
+    def _at(self, cost: Activations, mode: str, batch_tokens: int, process: int) -> MemoryPlan:
+        """The plan with batches of so many tokens on each device."""
+        run, recipe, share = self.outline, self.outline.recipe, self.parallel.share
+        train, lora = recipe.train, recipe.lora
+        dense = weights = run.frozen * run.dtype.itemsize + 4 * run.trained
+        if lora is not None and lora.packing:
+            weights -= int(run.packed * (run.dtype.itemsize - _PACKED_BYTES[lora.packing]))
+        copies, layers, rows = bool(train.ema) + train.keep_best, run.shape.layers, batch_tokens / run.length
+        kept = replace(cost.kept, fixed=0.0, layer=0.0) if self.parallel.low else cost.kept  # without casts of weights
+        checked = max(VALIDATION_TOKENS, run.length) if train.validation_rows else 0
+        found = MemoryPlan(
+            device=self.device,
+            available=self.available,
+            process=process,
+            weights=share(weights),
+            optimizer=share(_OPTIMIZER_BYTES[train.optimizer] * run.trained),
+            averages=share(4 * copies * run.trained + run.teacher * weights),
+            gradients=share(4 * run.trained),
+            activations=int(kept.of(layers, rows)),
+            backward=int(cost.backward.of(1, rows)),
+            logits=self._logits(batch_tokens, trains_head=lora is None),
+            validation=int(cost.forward.of(layers, checked / run.length) + self._logits(checked, False)),
+            loading=dense - weights,
+            gathered=self.parallel.gathered(run),
+            fragments=0,
+            accumulates=train.accumulate > self.parallel.workers,  # who share the batches of an update out
+            checkpointing=mode,
+            batch_tokens=batch_tokens,
+        )
+        freed = _FRAGMENTS if process else 0.0  # an accelerator's allocator is not planned
+        return replace(found, fragments=int(freed * max(found.update, found.validation)))
+
+    def _logits(self, targets: int, trains_head: bool) -> int:
+        """Logits of one part, and the copies of the output projection that it needs."""
+        shape, compute = self.outline.shape, self.outline.compute
+        width = shape.vocab_size * (2 if shape.edits else 1)
+        rows = targets if targets * width <= vocabulary.WHOLE else max(1, vocabulary.PART // width)
+        head, copies = shape.vocab_size * shape.dim, 0
+        if trains_head:
+            copies = head * (4 + compute.itemsize)
+        elif compute != self.outline.dtype:
+            copies = head * compute.itemsize
+        return rows * width * compute.itemsize + copies
