@@ -11,6 +11,7 @@ import tokenizers
 import torch
 
 from redraft import registry
+from redraft.conversion import convert_family
 from redraft.data.examples import Example
 from redraft.data.loader import tokenise
 from redraft.data.tokenizer import Tokenizer
@@ -31,6 +32,8 @@ def tokenizer() -> Tokenizer:
 def fresh(name: str, tokenizer: Any, paired: bool) -> Model:
     vectors = {"width": 16} if "width" in registry.find("families", name).__dataclass_fields__ else {}
     shape = preset("toy", tokenizer.vocab_size, dim=32, max_length=64)
+    if registry.find("families", name).needs_target:
+        return convert_family(fresh("autoregressive", tokenizer, paired), {"name": name})
     return Model.fresh({"name": name, **vectors}, tokenizer, shape, paired, seed=1)
 
 
