@@ -43,6 +43,7 @@ import ctypes
 import functools
 import runpy
 import sys
+import time
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -749,6 +750,23 @@ def pretend(*roots: str) -> Iterator[Log]:
         unplug()
 
 
+class _Event:
+    """A moment on the device, which is the host's. It has always passed."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at = 0.0
+
+    def record(self, stream: Any = None) -> None:
+        self.at = time.perf_counter()
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: _Event) -> float:
+        """Milliseconds."""
+        return 1000 * (end.at - self.at)
+
+
 def _patch_cuda(patches: _Patches) -> None:
     """``torch.cuda`` as it is where there is one device."""
     cuda = torch.cuda
@@ -774,6 +792,7 @@ def _patch_cuda(patches: _Patches) -> None:
         "set_device": nothing(),
         "current_stream": lambda device=None: stream,
         "synchronize": synchronize,
+        "Event": _Event,
         "get_device_name": lambda device=None: NAME,
         "get_device_capability": lambda device=None: (9, 0),
         "get_device_properties": lambda device=None: properties,

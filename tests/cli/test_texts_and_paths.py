@@ -96,7 +96,8 @@ def test_what_a_terminal_cannot_show_is_replaced() -> None:
         "from redraft.cli import _main, _verbs; import sys, typer; from types import SimpleNamespace\n"
         "def show(*, json: bool = False):\n    typer.echo('caf\\u00e9 \\u65e5'); return {'text': '\\u65e5'}\n"
         "_main.verb_names = lambda: ('show',)\n"
-        "_main.find_verb = lambda name: SimpleNamespace(name='show', run=show, help='', resumes=False)\n"
+        "found = SimpleNamespace(name='show', run=show, help='', resumes=False, processes=False)\n"
+        "_main.find_verb = lambda name: found\n"
         "sys.exit(_main.main(['show', *sys.argv[1:]]))"
     )
 

@@ -401,7 +401,8 @@ def test_a_moved_study_with_lost_and_changed_pieces_goes_on(
 
 def test_a_piece_that_is_a_folder_is_named(finished: tuple[Path, Record, list[str]], tmp_path: Path) -> None:
     shutil.copytree(finished[0], tmp_path / "broken")
-    cell = next((tmp_path / "broken" / "out" / "cells").iterdir())
+    cells = (tmp_path / "broken" / "out" / "cells").iterdir()
+    cell = next(path for path in cells if json.loads(path.read_text())["key"]["kind"] == "train")
     cell.unlink()
     cell.mkdir()
     with pytest.raises(UserError, match="Delete it"):

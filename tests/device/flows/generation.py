@@ -32,6 +32,8 @@ SUITED = {
     "analytic": "sedd-pairs",
     "predictor_corrector": "uniform-text",
     "psi": "uniform-text",
+    "daedal": "masked-text",
+    "rho_eos": "masked-text",
     "edit_flow": "edit-pairs",
     "ddim": "latent-pairs",
     "dpm_solver": "embedding-pairs",
