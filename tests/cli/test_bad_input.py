@@ -146,7 +146,7 @@ def test_prompt_longer_than_the_context(redraft: Redraft, family: str) -> None:
 
 def test_a_wrong_preset_is_reported_before_the_data_are_read(redraft: Redraft, pairs: Path, tmp_path: Path) -> None:
     answer = train(redraft, pairs, tmp_path / "out", *COLUMNS, "--preset", "1x")
-    refused(answer, "'1x'", "Known: 125m, 1b, 1m")
+    refused(answer, "'1x'", "Known: 100b, 125m, 1b, 1m")
     assert len(answer.err.splitlines()) == 1
 
 

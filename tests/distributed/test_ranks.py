@@ -6,6 +6,7 @@ All runs of the two processes are made in one start of them, while this process 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -54,7 +55,10 @@ def overrides(name: str, *more: str) -> list[str]:
 
 TOKENS = {"autoregressive": 10_500, "masked": 20_000, "block": 10_500, "latent": 2500, "self-conditioned": 2500}
 TOKENS["lora"] = 1200  # one of our shipped models
+if not os.environ.get("REDRAFT_FULL"):
+    del TOKENS["self-conditioned"]
 FIFTY = ("autoregressive", "masked", "block")
+RESUMED = "autoregressive"  # what stops on some processes and goes on with others
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +73,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         parts = name == "block" and not out.endswith("one")  # more of them on one rank than on the other
         return Job(name, str(root / out), overrides(name, budget, *more), stop_at, parts)
 
-    assert job("masked", "one-then-ddp", stop_at=STOP).run() == "stopped"
+    assert job(RESUMED, "one-then-ddp", stop_at=STOP).run() == "stopped"
     shutil.copytree(root / "one-then-ddp", root / "one-then-fsdp")
     jobs = [job(name, f"{name}-{kind}", f"train.parallel={kind}") for name in TOKENS for kind in KINDS]
-    jobs += [job("masked", f"{kind}-then-one", f"train.parallel={kind}", stop_at=STOP) for kind in KINDS]
-    jobs += [job("masked", f"one-then-{kind}", f"train.parallel={kind}") for kind in KINDS]
+    jobs += [job(RESUMED, f"{kind}-then-one", f"train.parallel={kind}", stop_at=STOP) for kind in KINDS]
+    jobs += [job(RESUMED, f"one-then-{kind}", f"train.parallel={kind}") for kind in KINDS]
     jobs += [job("masked", f"{kind}-diverges", f"train.parallel={kind}", "train.lr=1e30") for kind in KINDS]
     group = Group(jobs, root / "group")
     for name in TOKENS:
         assert job(name, f"{name}-one").run() == "done"
     ends = group.ended()
     for kind in KINDS:
-        assert job("masked", f"{kind}-then-one", f"train.parallel={kind}").run() == "done"
+        assert job(RESUMED, f"{kind}-then-one", f"train.parallel={kind}").run() == "done"
     (root / "ends.json").write_text(json.dumps([ends[number] for number in range(len(jobs))]))
     yield root
     patch.undo()
@@ -119,7 +123,7 @@ def test_two_processes_follow_the_curve_of_one(name: str, kind: str, runs: Path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["latent", "self-conditioned", "lora"])
+@pytest.mark.parametrize("name", sorted(TOKENS.keys() - set(FIFTY)))
 def test_passes_that_depend_on_the_batch_and_a_frozen_base(name: str, kind: str, runs: Path) -> None:
     """Two phases with unused parameters; a second pass for some batches only; adapters on a sharded base."""
     same_curve(runs / f"{name}-{kind}", runs / f"{name}-one")
@@ -146,7 +150,7 @@ def test_the_model_is_saved_as_by_one_process(name: str, kind: str, runs: Path) 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_two_processes_save_one_continues_and_the_reverse(kind: str, runs: Path) -> None:
     for out in (runs / f"{kind}-then-one", runs / f"one-then-{kind}"):
-        same_curve(out, runs / "masked-one")
+        same_curve(out, runs / f"{RESUMED}-one")
         assert json.loads((out / "train" / "result.json").read_text())["steps"] >= 50
 
 

@@ -36,9 +36,10 @@ def test_half_the_bits_take_half_the_memory(plan: ServerPlan) -> None:
 
 
 def test_the_largest_batch_fits_and_a_larger_one_does_not(plan: ServerPlan) -> None:
-    room = replace(plan, available=plan.at(10))
+    small = replace(plan, process=0)  # that of the tests is larger than the model
+    room = replace(small, available=small.at(10))
     most = room.largest_batch
-    assert room.at(most) <= 0.95 * plan.at(10) < room.at(most + 1)
+    assert most > 0 and room.at(most) <= 0.95 * small.at(10) < room.at(most + 1)
 
 
 def test_a_cache_that_fills_up_slowly_is_not_needed_at_the_start(plan: ServerPlan) -> None:
