@@ -138,7 +138,7 @@ class Splits:
         if self.shares is None:
             return "splits of the source"
         parts = [f"{share:.0%} {name}" for name, share in zip(SPLITS, self.shares, strict=True) if share]
-        return f"by a hash of the input, as the source has none for {', '.join(parts)}"
+        return f"by a hash of the input ({', '.join(parts)}), as the source has none for these"
 
     def items(self) -> Iterator[tuple[str, Examples]]:
         """Name and examples of each split."""
