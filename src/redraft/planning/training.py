@@ -39,6 +39,7 @@ from redraft.train.setup import VALIDATION_TOKENS
 MODES = ("none", "selective", "full")
 _SPARE = 0.95  # of the available memory may be used
 _OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.02}  # of the two moments of a number
+_RANKS = 50 << 20  # bytes of the modules and connections of torch.distributed, which a run imports when it has begun
 _FRAGMENTS = 0.1  # share of what comes and goes: glibc's heap holds 5 to 20 % more than lives in it
 _PACKED_BYTES = {"int8": 1.01, "nf4": 0.5625}
 
@@ -228,7 +229,7 @@ class Planned:
         found = MemoryPlan(
             device=self.device,
             available=self.available,
-            process=process,
+            process=process + (_RANKS if process and self.parallel.workers > 1 else 0),
             weights=share(weights),
             optimizer=share(_OPTIMIZER_BYTES[train.optimizer] * run.trained),
             averages=share(4 * copies * run.trained + run.teacher * weights),
