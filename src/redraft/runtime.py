@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, get_args
 
@@ -191,11 +191,18 @@ def inverse_cdf(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     Returns:
         [N] tokens on the device of the logits.
     """
+    return _drawn(_inverse_cdf, logits, uniform, sampling)
+
+
+def _drawn(
+    draw: Callable[[Tensor, Tensor, Sampling], Tensor], logits: Tensor, numbers: Tensor, sampling: Sampling
+) -> Tensor:
+    """Tokens [N] that ``draw`` chooses from logits [N, V] by numbers [N], some rows at a time, and on the host if the
+    device has no 64-bit numbers."""
     where = logits.device
     if not has_float64(where):
-        return inverse_cdf(logits.cpu(), uniform, sampling).to(where)
-    parts = row_chunks(logits)
-    found = [_inverse_cdf(logits[part], uniform[part], sampling.at(part)) for part in parts]
+        return _drawn(draw, logits.cpu(), numbers, sampling).to(where)
+    found = [draw(logits[part], numbers[part], sampling.at(part)) for part in row_chunks(logits)]
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64, device=where)
 
 
@@ -232,12 +239,7 @@ def gumbel_max(logits: Tensor, keys: Tensor, sampling: Sampling) -> Tensor:
     Returns:
         [N] tokens on the device of the logits.
     """
-    where = logits.device
-    if not has_float64(where):
-        return gumbel_max(logits.cpu(), keys, sampling).to(where)
-    parts = row_chunks(logits)
-    found = [_gumbel_max(logits[part], keys[part], sampling.at(part)) for part in parts]
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64, device=where)
+    return _drawn(_gumbel_max, logits, keys, sampling)
 
 
 def _gumbel_max(logits: Tensor, keys: Tensor, sampling: Sampling) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from redraft.errors import UserError
+from redraft.generation.first_pass import parts
 from redraft.metrics import Array
 from redraft.metrics.shared.judge import Judged
 from redraft.types import Forward
@@ -17,7 +18,6 @@ _VARIANCE = 0.9  # kept by the principal components
 _SCALE = 5.0  # c
 _RESTARTS, _ITERATIONS = 5, 500  # of k-means
 _MIXTURES = np.linspace(1e-6, 1 - 1e-6, 25)  # w
-_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,10 @@ class Mauve(Judged):
         limit = model.network.config.max_length - 1
         rows = [(model.tokenizer.encode(text) or [model.tokenizer.eos_id])[:limit] for text in texts]
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        found: list[Array | None] = [None] * len(rows)
-        begin = 0
-        while begin < len(order):
-            size = max(1, _BATCH_TOKENS // len(rows[order[min(begin + 63, len(order) - 1)]]))
-            part = order[begin : begin + min(size, 64)]
-            for index, state in zip(part, self._states([rows[index] for index in part]), strict=True):
-                found[index] = state
-            begin += len(part)
-        return np.stack([state for state in found if state is not None])
+        shortest_first = [rows[index] for index in order]
+        states = [self._states(shortest_first[part.start : part.stop]) for part in parts(shortest_first)]
+        found: Array = np.concatenate(states)[np.argsort(order)]
+        return found
 
     def _states(self, rows: Sequence[Sequence[int]]) -> Array:
         """The last hidden states of rows of ids -> [rows, D] float32."""

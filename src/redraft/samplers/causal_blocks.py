@@ -36,7 +36,7 @@ class CausalBlocks(Sampler):
         check_drafts(spec)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
-        free = (canvas.status == FREE) & ~common.after_end(canvas, spec)
+        free = common.free_in_block(canvas, 0, spec)
         columns = torch.arange(free.shape[1])
         first = torch.where(free, columns, len(columns)).amin(1)
         begin = canvas.prompt + (first - canvas.prompt).div(self.block, rounding_mode="floor") * self.block

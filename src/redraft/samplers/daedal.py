@@ -12,7 +12,7 @@ from redraft.limits import MAX_POSITIONS
 from redraft.options import setting
 from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common, growing
-from redraft.types import FREE, Canvas, Output, Request, Spec, Step
+from redraft.types import Canvas, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Daedal(Sampler):
         return canvas.gap.any(1)
 
     def plan(self, canvas: Canvas, state: Tensor, spec: Spec) -> list[Request]:
-        return common.requests_for(canvas, spec, (canvas.status == FREE) & ~common.after_end(canvas, spec))
+        return common.requests_for(canvas, spec, common.free_in_block(canvas, 0, spec))
 
     def apply(
         self, canvas: Canvas, state: Tensor, spec: Spec, requests: list[Request], outputs: list[Output]
     ) -> tuple[Tensor, Step]:
         request, out = requests[0], outputs[0]
-        rows, real = request.rows, request.targets >= 0
+        rows = request.rows
         p_end, is_end = growing.ends(request, out, spec)
         certainty = self._certainty(p_end, is_end)
         room = growing.room(canvas)[rows]
@@ -66,10 +66,7 @@ class Daedal(Sampler):
         added = torch.where(lengthening, self.grow, torch.where(begins, 2 * self.grow, 0))
         steps = [growing.append(canvas, spec, rows, torch.minimum(added, room))]
 
-        in_block = torch.zeros_like(canvas.status, dtype=torch.bool)
-        in_block[rows.repeat_interleave(real.sum(1)), request.targets[real]] = True
-        in_block = common.in_block(canvas, in_block, self.block)[rows].gather(1, request.targets.clamp(min=0)) & real
-        conf = out.conf.masked_fill(~in_block | lengthening[:, None], -torch.inf)
+        conf = growing.confident(canvas, spec, request, out, self.block).masked_fill(lengthening[:, None], -torch.inf)
         chosen = (conf > math.log(self.threshold)) | common.best(conf, torch.ones_like(rows))
         steps.append(common.write(request, out, chosen))
 

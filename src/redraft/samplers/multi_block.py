@@ -13,7 +13,7 @@ from redraft.limits import MAX_POSITIONS, MAX_SCALE
 from redraft.options import setting
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common, ranking
-from redraft.types import FREE, Canvas, Output, Request, Spec, Step
+from redraft.types import Canvas, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MultiBlock(Sampler):
         common.check_diffusion(spec)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
-        free = (canvas.status == FREE) & ~common.after_end(canvas, spec)
+        free = common.free_in_block(canvas, 0, spec)
         number = self._blocks(canvas)
         added = number <= self._reached(free, number, self.add)[:, None]
         return common.requests_for(canvas, spec, free & added, 0)
@@ -52,7 +52,7 @@ class MultiBlock(Sampler):
         self, canvas: Canvas, state: None, spec: Spec, requests: list[Request], outputs: list[Output]
     ) -> tuple[None, Step]:
         request, out = requests[0], outputs[0]
-        free = (canvas.status == FREE) & ~common.after_end(canvas, spec)
+        free = common.free_in_block(canvas, 0, spec)
         rows, real, at = request.rows, request.targets >= 0, request.targets.clamp(min=0)
         number = self._blocks(canvas)
         own = number[rows].gather(1, at)

@@ -12,7 +12,7 @@ from redraft.limits import MAX_POSITIONS
 from redraft.options import setting
 from redraft.samplers.base import Sampler, block_option
 from redraft.samplers.shared import common, growing
-from redraft.types import FREE, Canvas, Output, Request, Spec, Step
+from redraft.types import Canvas, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,14 @@ class RhoEos(Sampler):
         growing.check(canvas, spec)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
-        return common.requests_for(canvas, spec, (canvas.status == FREE) & ~common.after_end(canvas, spec))
+        return common.requests_for(canvas, spec, common.free_in_block(canvas, 0, spec))
 
     def apply(
         self, canvas: Canvas, state: None, spec: Spec, requests: list[Request], outputs: list[Output]
     ) -> tuple[None, Step]:
         request, out = requests[0], outputs[0]
         rows, real = request.rows, request.targets >= 0
-        open_ = torch.zeros_like(canvas.status, dtype=torch.bool)
-        open_[rows.repeat_interleave(real.sum(1)), request.targets[real]] = True
-        own = common.in_block(canvas, open_, self.block)[rows].gather(1, request.targets.clamp(min=0)) & real
-        conf = out.conf.masked_fill(~own, -torch.inf)
+        conf = growing.confident(canvas, spec, request, out, self.block)
         chosen = (conf > math.log(self.threshold)) | common.best(conf, torch.ones_like(rows))
 
         _, is_end = growing.ends(request, out, spec)

@@ -12,7 +12,7 @@ from redraft.limits import MAX_POSITIONS
 from redraft.options import setting
 from redraft.samplers.base import Sampler
 from redraft.samplers.shared import common
-from redraft.types import FREE, CacheHint, Canvas, Output, Request, Spec, Step
+from redraft.types import CacheHint, Canvas, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SubBlocks(Sampler):
         common.check_diffusion(spec)
 
     def plan(self, canvas: Canvas, state: None, spec: Spec) -> list[Request]:
-        free = (canvas.status == FREE) & ~common.after_end(canvas, spec)
+        free = common.free_in_block(canvas, 0, spec)
         columns = torch.arange(free.shape[1])
         first = torch.where(free, columns, len(columns)).amin(1, keepdim=True)
         begins = self._begins_block(canvas, spec, first)

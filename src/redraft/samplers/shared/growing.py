@@ -41,6 +41,12 @@ def room(canvas: Canvas) -> Tensor:
     return (canvas.limit - extent(canvas)).clamp(min=0) * canvas.gap.any(1)
 
 
+def confident(canvas: Canvas, spec: Spec, request: Request, out: Output, block: int) -> Tensor:
+    """[R, W] log-probability of each sampled token in a row's leftmost unfinished block; -inf elsewhere."""
+    own = common.free_in_block(canvas, block, spec)[request.rows].gather(1, request.targets.clamp(min=0))
+    return out.conf.masked_fill(~own | (request.targets < 0), -torch.inf)
+
+
 def append(canvas: Canvas, spec: Spec, rows: Tensor, count: Tensor) -> Step:
     """The step that appends ``count`` [R] masks to ``rows`` [R] whose last position is free."""
     end = extent(canvas)[rows]
