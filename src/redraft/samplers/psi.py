@@ -52,14 +52,15 @@ class Psi(Sampler):
         last = step + 1 >= self.steps
         alpha_t = spec.family.schedule.alpha(self._time(step, spec))
         alpha_s = torch.where(last, 1.0, spec.family.schedule.alpha(self._time(step + 1, spec)))
-        reverse = uniform_noise.resample(canvas, request, out, spec, alpha_t, alpha_s)
-        clean = uniform_noise.resample(canvas, request, out, spec, alpha_t, torch.ones_like(alpha_t))
-        _, random = uniform_noise.random_tokens(canvas, request, spec, alpha_s)
+        tokens = uniform_noise.resample(canvas, request, out, spec, alpha_t, alpha_s)
         first, end = self._plateau()
         renew = torch.where((step >= first) & (step < end) & ~last, self.renew, 0.0)[:, None]
-        uniform = uniform_noise.order(canvas, request)  # below renew, it is uniform there: it decides about noise too
-        tokens = torch.where(uniform < renew * (1 - alpha_s)[:, None], random, clean)
-        tokens = torch.where(uniform < renew, tokens, reverse)
+        if bool((renew > 0).any()):
+            clean = uniform_noise.resample(canvas, request, out, spec, alpha_t, torch.ones_like(alpha_t))
+            random = uniform_noise.random_ids(canvas, request, spec)
+            uniform = uniform_noise.order(canvas, request)  # below renew it is uniform there, for the noise
+            again = torch.where(uniform < renew * (1 - alpha_s)[:, None], random, clean)
+            tokens = torch.where(uniform < renew, again, tokens)
         return None, uniform_noise.draft(request, out, tokens, last)
 
     def _plateau(self) -> tuple[int, int]:

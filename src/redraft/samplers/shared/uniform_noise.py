@@ -68,15 +68,21 @@ def resample(canvas: Canvas, request: Request, out: Output, spec: Spec, alpha_t:
     uniform = keyed_uniform(seed, noise_step + _COMPONENT, at) * (clean + noise + unchanged)
     greedy = (canvas.sampling.temperature[request.rows] == 0)[:, None] & (then >= 1)
     is_clean = torch.where(greedy, out.conf.double().exp() * clean > p_own * (n * now + clean), uniform < clean)
-    random = Uniform().sample(seed, noise_step + _TOKENS, at, spec)
+    random = random_ids(canvas, request, spec)
     return torch.where(is_clean, out.token, torch.where((uniform < clean + noise) & ~greedy, random, own))
+
+
+def random_ids(canvas: Canvas, request: Request, spec: Spec) -> Tensor:
+    """[R, W] uniformly random ids for the targets in this step."""
+    key = canvas.step[request.rows] + _TOKENS
+    return Uniform().sample(canvas.seed[request.rows], key, request.targets.clamp(min=0), spec)
 
 
 def random_tokens(canvas: Canvas, request: Request, spec: Spec, chance: Tensor) -> tuple[Tensor, Tensor]:
     """[R, W] bool: positions that noise replaces, with probability ``chance`` [R], and [R, W] random ids."""
     seed, noise_step, at = canvas.seed[request.rows], canvas.step[request.rows], request.targets.clamp(min=0)
     is_noise = keyed_uniform(seed, noise_step + _COMPONENT, at) < chance[:, None]
-    return is_noise, Uniform().sample(seed, noise_step + _TOKENS, at, spec)
+    return is_noise, random_ids(canvas, request, spec)
 
 
 def order(canvas: Canvas, request: Request) -> Tensor:
