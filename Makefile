@@ -56,9 +56,9 @@ types: $(READY)
 unit: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=20
 
-# Run this after adding or changing a checkpoint. `redraft doctor` and a test verify the checksums.
-checksums:
-	cd zoo && sha256sum */* > SHA256SUMS
+# Run this after changing a file of a checkpoint by hand. `redraft doctor` and a test verify the checksums.
+checksums: $(READY)
+	$(BIN)/python -c 'from pathlib import Path; from redraft.zoo.files import list_checksums; list_checksums(Path("zoo"))'
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -90,6 +90,7 @@ def convert_family(model: Model, family: Mapping[str, Any]) -> Model:
     defaults = {key: value for key, value in model.defaults.items() if alike or key not in _SAMPLER}
     made = Model(network, tokenizer, built, name, model.paired, defaults)
     made.answer_lengths, made.target = model.answer_lengths, model.target
+    made.trained_length = model.trained_length
     made.public = model.public if network is model.network else None
     made.added = (*model.added, *_added(model.tokenizer, tokenizer))
     keep_fitting(made)

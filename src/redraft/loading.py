@@ -20,12 +20,14 @@ from redraft.convert import Foreign, open_foreign, open_gguf
 from redraft.errors import UserError, suggest
 from redraft.families import build_family
 from redraft.files import read_json
+from redraft.generation.answer_lengths import AnswerLengths
 from redraft.gguf_file import find_gguf, is_gguf
 from redraft.model import Model, check_vocabulary
 from redraft.models.parts.backbone import Backbone
 from redraft.saving import FORMAT, ModelConfig
 from redraft.settings import Dtype, Settings
 from redraft.shipped import PACKAGED, check_installed, named_models
+from redraft.targets import Target
 
 
 def is_model(path: Path) -> bool:
@@ -142,18 +144,17 @@ def load(
         for found in reversed(found_on_top):
             model = adapters.merge(model, found)
         return model
-    network, files, layout, (*rest, answer_lengths, drafts_for) = _open(folder, mask_id, target)
+    network, files, layout, rest, recorded = _open(folder, mask_id, target)
     weights.check_shapes(network, files, layout)
     where = runtime.device(device)
-    if drafts_for is not None:
-        verifies = load(drafts_for.model, device, dtype) if target is None else target
-        drafts_for.check(verifies.network, f"The drafter '{name_or_path}'")
+    if recorded.target is not None:
+        verifies = load(recorded.target.model, device, dtype) if target is None else target
+        recorded.target.check(verifies.network, f"The drafter '{name_or_path}'")
         network.attach(verifies.network)
     models.allocate(network, runtime.weight_type(dtype, where), where)
     with _progress(files) as on_read:
         weights.fill(network, files, layout, on_read)
-    model = Model(network.requires_grad_(False).eval(), *rest)
-    model.answer_lengths, model.target = answer_lengths, drafts_for
+    model = recorded.given_to(Model(network.requires_grad_(False).eval(), *rest))
     if any(name != place.name for name, place in layout.places.items()):
         model.public = layout.places
     return model
@@ -180,9 +181,8 @@ def outline(name_or_path: str | Path) -> Model:
         UserError: as for ``load``, except for errors in the weights themselves.
     """
     folder, above = _below_adapters(name_or_path)
-    network, _, _, (*rest, answer_lengths, drafts_for) = _open(folder, None)
-    model = Model(network.requires_grad_(False).eval(), *rest)
-    model.answer_lengths, model.target = answer_lengths, drafts_for
+    network, _, _, rest, recorded = _open(folder, None)
+    model = recorded.given_to(Model(network.requires_grad_(False).eval(), *rest))
     for found in reversed(above):
         model = model if found.origin is None else adapters.converted(model, found.origin)
     return model
@@ -242,19 +242,34 @@ def model_info(folder: Path) -> ModelInfo:
     Raises:
         UserError: as for ``load``, except for errors in the weights themselves.
     """
-    network, _, _, (tokenizer, family, name, paired, defaults, *_) = _open(folder, None)
+    network, _, _, (tokenizer, family, name, paired, defaults), _ = _open(folder, None)
     spec = family.spec(tokenizer)
     diffuses = spec.family.schedule is not None
     by_token = spec.family.continuous is None or spec.family.continuous.tokens
     return ModelInfo(name, network.config.max_length, paired, not diffuses, diffuses and by_token, defaults)
 
 
-_Opened = tuple[Backbone, weights.Files, weights.Layout, tuple[Any, ...]]
+@dataclass(frozen=True)
+class _Recorded:
+    """What a model folder records about its training, as attributes of ``Model``."""
+
+    answer_lengths: AnswerLengths | None = None
+    target: Target | None = None
+    trained_length: int = 0
+
+    def given_to(self, model: Model) -> Model:
+        """The model with these attributes."""
+        model.answer_lengths, model.target = self.answer_lengths, self.target
+        model.trained_length = self.trained_length
+        return model
+
+
+_Opened = tuple[Backbone, weights.Files, weights.Layout, tuple[Any, ...], _Recorded]
 
 
 def _open(folder: Path, mask_id: int | None, target: Model | None = None) -> _Opened:
-    """All of a model but its weights: a network without memory, its files, and the other arguments of ``Model``, with
-    the answer lengths and the target of a drafter."""
+    """All of a model but its weights: a network without memory, its files, the other arguments of ``Model``, and what
+    is recorded about its training."""
     if is_gguf(folder):
         return _open_foreign(open_gguf(folder, _given(mask_id)))
     values = read_json(folder / "config.json")
@@ -294,8 +309,9 @@ def _open_own(folder: Path, values: Mapping[str, Any], target: Model | None) -> 
         raise UserError(what, "Restore the file as it was saved.")
     defaults = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     configs.build(Settings, defaults, str(folder / "generation_config.json"))  # checked here, used later
-    rest = (tokenizer, family, family_name, described.paired, defaults, described.answer_lengths)
-    return network, files, weights.Layout.own(network), (*rest, described.target)
+    rest = (tokenizer, family, family_name, described.paired, defaults)
+    recorded = _Recorded(described.answer_lengths, described.target, described.trained_length)
+    return network, files, weights.Layout.own(network), rest, recorded
 
 
 def _check_target(described: ModelConfig, file: Path, files: weights.Files, target: Model | None) -> None:
@@ -323,8 +339,8 @@ def _check_target(described: ModelConfig, file: Path, files: weights.Files, targ
 def _open_foreign(found: Foreign) -> _Opened:
     """Open a public checkpoint."""
     family_name, family = build_family(found.plan.family)
-    rest = (found.vocabulary, family, family_name, False, found.plan.defaults, None, None)
-    return found.network, found.files, found.plan.layout, rest
+    rest = (found.vocabulary, family, family_name, False, found.plan.defaults)
+    return found.network, found.files, found.plan.layout, rest, _Recorded()
 
 
 def _given(mask_id: int | None) -> dict[str, int]:

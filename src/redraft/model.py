@@ -49,6 +49,7 @@ class Model:
         target: the model that this one drafts for, if it is of family ``drafter``.
         public: names of the network's tensors in the public checkpoint that it was read from; None: redraft's format.
         answer_lengths: how long answers were in training, for a model of pairs; None: not recorded.
+        trained_length: tokens of the longest row of training; 0: the whole context, as in a public checkpoint.
         added: tokens that a conversion has just added, whose vectors were never trained.
         adapter: the low-rank adapter of the network, trained on the model ``base``; None: it has none.
     """
@@ -69,6 +70,7 @@ class Model:
         self.target: Target | None = None
         self.public: Mapping[str, TensorMap] | None = None
         self.answer_lengths: AnswerLengths | None = None
+        self.trained_length = 0
         self.adapter: Lora | None = None
         self.added: tuple[int, ...] = ()
         self.base = ""

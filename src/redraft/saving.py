@@ -47,6 +47,7 @@ class ModelConfig:
     network: dict[str, Any]  # name and shape
     paired: bool  # trained on pairs of prompt and answer
     answer_lengths: AnswerLengths | None = None  # of the training data, for a model of pairs
+    trained_length: int = 0  # tokens of the longest row of training; 0: the whole context
     target: Target | None = None  # of a drafter
     vocabulary: dict[str, Any] | None = None  # ``data.vocabulary.Ids`` of a public checkpoint; None: our own tokenizer
     model_type: str = _MODEL_TYPE  # this one and the next are for transformers
@@ -81,13 +82,14 @@ def save(model: Model, folder: str | Path, storage: str = "float32", card: str =
 def _save_whole(model: Model, folder: Path, storage: str, card: str) -> None:
     from safetensors.torch import save_file
 
-    lengths = model.answer_lengths
+    lengths, longest = model.answer_lengths, model.trained_length
     described = {
         "redraft_format": FORMAT,
         "family": {"name": model.family_name, **config.to_mapping(model.family)},
         "network": models.describe(model.network),
         "paired": model.paired,
         **({} if lengths is None else {"answer_lengths": config.to_mapping(lengths)}),
+        **({"trained_length": longest} if longest else {}),
         **({} if model.target is None else {"target": config.to_mapping(model.target)}),
         "model_type": _MODEL_TYPE,
         "architectures": [_ARCHITECTURE],

@@ -45,10 +45,14 @@ PACKAGED: Mapping[str, PackagedModel] = {
 }
 
 
+def zoo_folder() -> Path:
+    """The folder of shipped checkpoints: $REDRAFT_ZOO, else ``zoo/`` of the checkout. It may not exist."""
+    return Path(os.environ.get("REDRAFT_ZOO") or Path(__file__).parents[2] / "zoo")
+
+
 def zoo() -> dict[str, Path]:
-    """The folders of shipped checkpoints by name: those under $REDRAFT_ZOO, else under ``zoo/`` of the checkout."""
-    root = Path(os.environ.get("REDRAFT_ZOO") or Path(__file__).parents[2] / "zoo")
-    return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
+    """The folders of shipped checkpoints by name."""
+    return {path.parent.name: path.parent for path in sorted(zoo_folder().glob("*/config.json"))}
 
 
 def named_models() -> dict[str, Path]:

@@ -192,3 +192,16 @@ def test_plain_text_needs_characters(tmp_path: Path) -> None:
         load(mixture(tmp_path, task("one") + bare + "characters = 5\n"))
     with pytest.raises(UserError, match="rows have prompts"):
         load(mixture(tmp_path, task("one", more="characters = 50") + bare + "characters = 50\n"))
+
+
+def test_a_mixture_of_test_sets_has_only_a_test_split(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.test.jsonl").write_text('{"input": "a", "target": "b"}\n', encoding="utf-8")
+    (tmp_path / "stories.test.txt").write_text("word " * 40, encoding="utf-8")
+    mix = tmp_path / "all.mix.toml"
+    tasks = ['name = "one"\nsource = "one"', 'name = "two"\nsource = "two"']
+    tasks.append('name = "stories"\nsource = "stories"\ncharacters = 50')
+    mix.write_text("".join(f"[[task]]\n{task}\n" for task in tasks), encoding="utf-8")
+    found = load(str(mix))
+    assert not found.train and not found.validation
+    assert {example.task for example in found.test} == {"one", "two", "stories"}

@@ -167,10 +167,11 @@ def _machine_problems(found: dict[str, Any], where: torch.device) -> list[Proble
 
 
 def _zoo() -> tuple[list[dict[str, Any]], list[Problem]]:
-    from redraft.cli._zoo import SUMS, check, folder
+    from redraft.shipped import zoo, zoo_folder
+    from redraft.zoo.files import SUMS, check
 
-    root = folder()
-    if root is None:
+    root = zoo_folder()
+    if not zoo():
         return [], [
             Problem(
                 "The folder of shipped checkpoints was not found.", "Run redraft in its checkout, or set REDRAFT_ZOO."
@@ -190,8 +191,8 @@ def _zoo() -> tuple[list[dict[str, Any]], list[Problem]]:
 
 def _packaged() -> tuple[dict[str, str], list[Problem]]:
     """State of each packaged model: intact, damaged or not installed."""
-    from redraft.cli._zoo import packaged_state
     from redraft.shipped import PACKAGED
+    from redraft.zoo.files import packaged_state
 
     states = {name: packaged_state(model) for name, model in PACKAGED.items()}
     damaged = [name for name, state in states.items() if state == "damaged"]

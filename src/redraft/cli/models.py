@@ -130,8 +130,8 @@ def _presets(device: str) -> list[dict[str, Any]]:
 
 
 def _checkpoints() -> list[dict[str, Any]]:
-    from redraft.cli._zoo import facts, packaged_facts
     from redraft.shipped import zoo
+    from redraft.zoo.files import facts, packaged_facts
 
     return [*map(facts, zoo().values()), *packaged_facts()]
 

@@ -155,12 +155,14 @@ def _judges(wanted: Evaluation, model: Model) -> list[Judged]:
 
 
 def likelihood(model: Model, examples: Sequence[Example], samples: int, seed: int) -> Likelihood:
-    """Likelihood of the targets given their prompts, or of plain texts.
+    """Likelihood of the targets given their prompts, or of plain texts in windows as long as those of the training.
 
     Args:
         samples: noise samples per row, for models whose likelihood is a bound.
     """
     length = longest(model) - 1  # a window begins with <bos>
+    if not model.paired and model.trained_length:
+        length = min(length, model.trained_length)
     rows = batches(tokenise(examples, model.tokenizer), model.tokenizer, length, max(_SCORED_TOKENS, length + 1))
     found = bound(model.network, rows, model.family.objective(), model.spec, samples, seed)
     return Likelihood(

@@ -18,6 +18,8 @@ from redraft.posttraining import build_method
 from redraft.presets import preset
 from redraft.train.tables import DataTable, ModelTable, TokenizerTable, TrainTable
 
+CARD = "card"  # a table about the finished checkpoint, for ``redraft zoo``; training doesn't read it
+
 # Settings that do not affect the trained model, so that a resumed run may change them.
 _FREE = {
     "data.data_root",
@@ -69,6 +71,7 @@ class Recipe:
         Raises:
             UserError: an unknown table or key, or a wrong value.
         """
+        values = {key: value for key, value in values.items() if key != CARD}
         for key, value in config.parse_options(list(overrides), "--set").items():
             values = config.merge(values, _nest(key, value))
         model = dict(values.get("model", {}))

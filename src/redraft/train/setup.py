@@ -108,6 +108,8 @@ def prepare(
             checked = _own_texts(model, checked, length, folder, ranks, partial(doing, "writing texts for validation"))
     if isinstance(phases[-1].objective, Weighted):
         length = fit_data(training, phases[-1].objective, model, length, sampler)
+    if start is None or start.trained_length:
+        model.trained_length = max(model.trained_length, length)
     loader = _loader(recipe, corpus, training, tokenizer, length, ranks)
     fitted = loader.fit if isinstance(loader, Loader) else fit(training, length, data.too_long)[1]
     if training.prompts is not None and sampler is None and not drafts:

@@ -13,7 +13,7 @@ from re import finditer
 from redraft import config
 from redraft.data.columns import Columns
 from redraft.data.examples import Example, Examples, read_split, unit_hash
-from redraft.data.locate import SPLITS, is_source
+from redraft.data.locate import SPLITS, is_source, resolve
 from redraft.data.rows import Row, Source
 from redraft.errors import UserError
 from redraft.options import REQUIRED, check, declared, setting
@@ -103,7 +103,11 @@ class Mix(Source):
         return super().matches(file) and os.path.isfile(file)
 
     def splits(self, path: str, data_root: str | None = None) -> dict[str, str]:
-        return {} if "#" in path else {name: f"{path}#{name}#{data_root or ''}" for name in SPLITS}
+        if "#" in path:
+            return {}
+        held = {name for part in _parse(path).task for name in resolve(_found(part, path), data_root)}
+        wanted = held if held.isdisjoint({"", "train"}) else SPLITS  # other splits are cut from the rows for training
+        return {name: f"{path}#{name}#{data_root or ''}" for name in SPLITS if name in wanted}
 
     def read(self, path: str) -> Iterator[Row]:
         file, name, root = (*path.split("#", 2), "", "")[:3]
@@ -138,13 +142,20 @@ def _parse(file: str) -> Mixture:
     return config.build(Mixture, {**values, "task": tuple(parts)}, file)
 
 
+def _found(part: Part, file: str) -> str:
+    """The source of a task: beside the file of the mixture, or else any other."""
+    beside = str(Path(file).parent / part.source)
+    return beside if is_source(beside) else part.source
+
+
 def _rows(part: Part, split: str, file: str, root: str | None) -> Examples:
     """One split of a task. Bad rows don't raise here: the caller of ``read`` decides what to do with them."""
     columns = Columns(input=part.input, target=part.target)
-    beside = str(Path(file).parent / part.source)
-    source = beside if is_source(beside) else part.source
-    found = read_split(source, split, columns if str(columns) else None, data_root=root, skip_bad_rows=True)
-    if bool(part.characters) is not bool(found and found[0].prompt is None):
+    named = columns if str(columns) else None
+    found = read_split(_found(part, file), split, named, data_root=root, skip_bad_rows=True)
+    if not found:
+        return found
+    if bool(part.characters) is not (found[0].prompt is None):
         if part.characters:
             raise UserError(
                 f"{file}: task '{part.name}' sets characters, but its rows have prompts.", "Remove characters."

@@ -9,17 +9,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from redraft.files import write_atomically
+
 if TYPE_CHECKING:
     from redraft.shipped import PackagedModel
 
-SUMS = "SHA256SUMS"  # written by sha256sum
+SUMS = "SHA256SUMS"  # in the form of sha256sum
 
 
-def folder() -> Path | None:
-    """The folder of shipped checkpoints, or None if there are none."""
-    from redraft.shipped import zoo
-
-    return next((path.parent for path in zoo().values()), None)
+def list_checksums(root: Path) -> None:
+    """Write the checksum file: every file of every checkpoint, and the rows that they are measured on."""
+    files = sorted(path for path in root.glob("*/*") if path.is_file())
+    digests = ((hashlib.sha256(path.read_bytes()).hexdigest(), path.relative_to(root).as_posix()) for path in files)
+    write_atomically(root / SUMS, "".join(f"{digest}  {name}\n" for digest, name in digests))
 
 
 def check(root: Path) -> dict[str, str]:
