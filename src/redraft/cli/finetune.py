@@ -88,14 +88,15 @@ def finetune(
 
 def _objective(given: dict[str, Any], reward: str | None, set_: list[str]) -> tuple[dict[str, Any], float, float]:
     """The table ``[objective]``, and the defaults of the learning rate and of the passes over the data."""
+    from redraft.objectives.conversion import is_conversion
     from redraft.registry import find
 
     if reward is not None:
         if given.get("name") != "reward":
             raise UserError("--reward needs an objective that reads it.", "Add --objective reward.")
         given = {**given, "reward": reward}
-    if not given:
-        return {}, LEARNING_RATE, PASSES
+    if not given or is_conversion(given):
+        return given, LEARNING_RATE, PASSES
     if given["name"] == "reward" and reward is None and not any(one.startswith("objective.reward=") for one in set_):
         raise UserError("--objective reward needs a reward.", "Add --reward NAME (see: redraft models --rewards).")
     method = find("posttraining", given["name"])

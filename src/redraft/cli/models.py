@@ -30,6 +30,7 @@ def models(
     constraints: Annotated[bool, _only("constraints")] = False,
     guidance: Annotated[bool, _only("guidance")] = False,
     curricula: Annotated[bool, _only("curricula")] = False,
+    conversions: Annotated[bool, _only("conversions")] = False,
     rewards: Annotated[bool, _only("rewards")] = False,
     presets: Annotated[bool, _only("presets")] = False,
     checkpoints: Annotated[bool, _only("checkpoints")] = False,
@@ -38,7 +39,7 @@ def models(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> dict[str, Any]:
-    """List families, samplers, caches, constraints, guidance, curricula, rewards, shapes and shipped checkpoints.
+    """List families, samplers, caches, guidance, constraints, ways to convert, rewards, shapes and checkpoints.
 
     \b
     Examples:
@@ -58,6 +59,7 @@ def models(
         "constraints": (constraints, lambda: _named("constraints")),
         "guidance": (guidance, lambda: _named("guidance")),
         "curricula": (curricula, lambda: _named("curricula")),
+        "conversions": (conversions, lambda: _named("objectives.conversion")),
         "rewards": (rewards, lambda: _named("rewards")),
         "presets": (presets, lambda: _presets(device)),
         "checkpoints": (checkpoints, _checkpoints),
@@ -184,6 +186,9 @@ _SHOWN: dict[str, Callable[[list[dict[str, Any]]], list[str]]] = {
     "constraints": _constraint_lines,
     "guidance": _listing("Guidance (--guidance NAME --guide KEY=VALUE)"),
     "curricula": _listing("Curricula (redraft finetune --curriculum NAME --set curriculum.KEY=VALUE)"),
+    "conversions": _listing(
+        "Objectives of conversion (redraft finetune --family NAME --objective NAME --set objective.KEY=VALUE)"
+    ),
     "rewards": _listing("Rewards (redraft finetune --objective reward --reward NAME)"),
     "presets": _preset_lines,
     "checkpoints": _checkpoint_lines,

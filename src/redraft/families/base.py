@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from redraft.data.tokenizer import Tokenizer
 from redraft.models.parts.backbone import Backbone
-from redraft.objectives.base import Objective, TrainingPhase
+from redraft.objectives.base import Objective, OwnTexts, TrainingPhase
 from redraft.registry import Registered
 from redraft.samplers.base import Sampler
 from redraft.types import Spec
@@ -21,14 +21,6 @@ class Conversion:
 
     refused: str = ""  # why no autoregressive checkpoint can become one of this family; empty: it can
     curricula: tuple[str, ...] = ()  # curricula that can change its attention gradually
-
-
-@dataclass(frozen=True)
-class OwnTexts:
-    """Training on what the starting checkpoint writes itself, in place of the texts of the data."""
-
-    count: int  # most texts
-    temperature: float
 
 
 class Family(Registered, ABC):

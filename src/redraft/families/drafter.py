@@ -8,13 +8,14 @@ from typing import Any, Literal
 from redraft import models
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.families.base import Conversion, Family, OwnTexts
+from redraft.families.base import Conversion, Family
 from redraft.families.shared.vocabulary import vocabulary
 from redraft.models.drafter import Config
 from redraft.models.drafter import Drafter as Network
 from redraft.models.parts.backbone import Backbone
 from redraft.models.transformer import Transformer
 from redraft.objectives.autoregressive import Autoregressive
+from redraft.objectives.base import OwnTexts
 from redraft.objectives.draft import Draft
 from redraft.samplers.draft_verify import DraftVerify
 from redraft.types import AttentionPattern, FamilyFacts, NetworkFacts, Spec

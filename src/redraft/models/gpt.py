@@ -15,7 +15,7 @@ from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.mlp import Activation, Mlp
 from redraft.models.parts.store import KeyValueView
 from redraft.runtime import upload
-from redraft.types import Forward
+from redraft.types import Forward, StateQuery
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Gpt(Backbone):
     """The pre-norm transformer of Radford et al. 2019."""
 
     unrotated: Tensor
+    answers_states = True
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -75,10 +76,11 @@ class Gpt(Backbone):
     def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         """The last hidden states [N, D] of the target positions."""
         context = attention_context(request, self.unrotated, store, restart=False)
+        seen: list[Tensor] | None = [] if request.find(StateQuery) else None
         x = self.embed(request) + self.positions(upload(rotary_positions(request, restart=False), self.device))
-        x = self.norm(gather_targets(self.run(x, context), request, self.config.shift))
-        return x
+        x = self.norm(gather_targets(self.run(x, context, seen=seen), request, self.config.shift))
+        return self.with_states(x, seen, request)
 
     def project(self, states: Tensor, request: Forward, part: slice = EVERY) -> Tensor:
         """Hidden states [n, D] -> logits [n, V]."""
-        return self.onto_vocabulary(states)
+        return self.beside_states(states, request, self.onto_vocabulary)

@@ -23,7 +23,7 @@ from redraft.models.parts.self_conditioning import SelfConditioningProjection
 from redraft.models.parts.store import KeyValueView
 from redraft.models.parts.time import Modulation, TimeEmbedding
 from redraft.runtime import upload
-from redraft.types import Forward
+from redraft.types import Forward, StateQuery
 
 _LEAST = {"vocab_size": 1, "dim": 1, "layers": 1, "heads": 1, "kv_heads": 0, "mlp_dim": 0, "max_length": 1}
 _LEAST |= {"head_dim": 0, "rotary_dim": 0, "window": 0}
@@ -119,6 +119,7 @@ class Transformer(Readout):
     """
 
     rotary: Tensor
+    answers_states = True
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -175,8 +176,10 @@ class Transformer(Readout):
     def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         """The last hidden states [N, D] of the target positions."""
         condition = self.condition(request)
-        x = self.run(self.marked(self.embed(request), request), self.context(request, store), condition)
-        return self.finish(gather_targets(x, request, self.config.shift), request, condition)
+        seen: list[Tensor] | None = [] if request.find(StateQuery) else None
+        x = self.run(self.marked(self.embed(request), request), self.context(request, store), condition, seen=seen)
+        last = self.finish(gather_targets(x, request, self.config.shift), request, condition)
+        return self.with_states(last, seen, request)
 
 
 def _down(mlp: nn.Module) -> list[Tensor]:

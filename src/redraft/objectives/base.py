@@ -56,6 +56,14 @@ class Samples:
     truncated: Tensor  # [R] bool: the text reached its longest length before an end-of-text token
 
 
+@dataclass(frozen=True)
+class OwnTexts:
+    """Training on what the starting checkpoint writes itself, in place of the texts of the data."""
+
+    count: int  # most texts
+    temperature: float
+
+
 P = TypeVar("P", bound=Prepared)
 # Yields what must be computed first, returns the batch. A ``RolloutPass`` receives the logits [N, V] or what ``reduce``
 # makes of them, a ``ScorePass`` nats [B], a ``SamplePass`` ``Samples``.

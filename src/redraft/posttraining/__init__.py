@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from redraft import config
-from redraft.errors import UserError
+from redraft.errors import UserError, suggest
 from redraft.objectives.base import Objective
+from redraft.objectives.conversion import FOLDER as CONVERSIONS
+from redraft.objectives.conversion import is_conversion
 from redraft.posttraining.base import PostTraining, Weighted
 from redraft.posttraining.estimators.base import Estimator
 from redraft.registry import find, names
@@ -20,15 +22,18 @@ _ESTIMATORS = "posttraining.estimators"
 
 
 def build_method(described: Mapping[str, Any]) -> PostTraining | None:
-    """``{"name": "preference", "beta": 0.1}`` -> ``Preference(beta=0.1)``; None for an empty table.
+    """``{"name": "preference", "beta": 0.1}`` -> ``Preference(beta=0.1)``; None for an empty table or a conversion's.
 
     Raises:
         UserError: unknown method, or a field that it does not have.
     """
-    if not described:
+    if not described or is_conversion(described):
         return None
+    known = sorted((*names("posttraining"), *names(CONVERSIONS)))
     if not isinstance(described.get("name"), str):
-        raise UserError("[objective] needs a name.", f"One of {', '.join(names('posttraining'))}.")
+        raise UserError("[objective] needs a name.", f"One of {', '.join(known)}.")
+    if described["name"] not in known and ":" not in described["name"]:
+        raise UserError(f"Unknown [objective] '{described['name']}'.", suggest(described["name"], known))
     fields = {key: value for key, value in described.items() if key != "name"}
     built: PostTraining = config.build(
         find("posttraining", described["name"]), fields, f"objective '{described['name']}'"

@@ -12,9 +12,9 @@ import numpy as np
 from redraft.data.loader import Tokenised
 from redraft.errors import UserError
 from redraft.families import build_family
-from redraft.families.base import OwnTexts
 from redraft.files import read_json, write_atomically
 from redraft.model import Model
+from redraft.objectives.base import OwnTexts
 from redraft.runtime import release_memory
 from redraft.targets import fingerprint
 
@@ -69,6 +69,19 @@ def write(
         written += read_json(file)["texts"]
     release_memory()
     return _tokenised([heads[i] for i in order], written, [where[i] for i in order], data)
+
+
+def writing_flops(model: Model, written: Tokenised) -> int:
+    """Operations of writing the answers of ``written``, with keys and values cached: each token runs once."""
+    assert written.prompts is not None
+    prompt, answer = written.prompts, written.lengths - written.prompts
+    own = prompt**2 if model.spec.network.prompt_encoder else prompt * (prompt + 1) // 2
+    pairs, encoded = int((own + answer * prompt + answer * (answer + 1) // 2).sum()), int(prompt.sum())
+    return int(
+        model.network.forward_cost().of_counts(
+            int(written.lengths.sum()), pairs, int(answer.sum()), encoded=encoded, encoded_pairs=int((prompt**2).sum())
+        )
+    )
 
 
 def _heads(model: Model, data: Tokenised, length: int) -> tuple[list[list[int]], list[str], int]:

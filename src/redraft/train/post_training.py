@@ -25,6 +25,7 @@ from redraft.rewards import Answer, build_reward, scores
 from redraft.rewards.base import Reward as Judge
 from redraft.rollouts import evaluating
 from redraft.settings import Settings
+from redraft.train.conversions import wrapped_phases
 from redraft.train.recipe import Recipe
 from redraft.types import Batch, Generation
 
@@ -68,14 +69,14 @@ def _judge(recipe: Recipe, method: Reward) -> Judge:
 
 
 def phases_of(recipe: Recipe, family: Family, model: Model) -> Sequence[TrainingPhase]:
-    """The parts of a run: those of the family, or the one objective that replaces them.
+    """The parts of a run: those of the family, perhaps with a conversion's, or the one objective that replaces them.
 
     Raises:
         UserError: the objective doesn't fit the model.
     """
     method = build_method(recipe.objective)
     if method is None:
-        return family.phases()
+        return wrapped_phases(recipe, family.phases())
     return (TrainingPhase(1.0, build_objective(method, family.objective(), model.spec), ("",)),)
 
 

@@ -14,6 +14,7 @@ from redraft.curricula import build_curriculum
 from redraft.errors import UserError
 from redraft.families import build_family
 from redraft.lora import Lora
+from redraft.objectives.conversion import build_conversions
 from redraft.posttraining import build_method
 from redraft.presets import preset
 from redraft.train.tables import DataTable, ModelTable, TokenizerTable, TrainTable
@@ -47,7 +48,9 @@ class Recipe:
     family: dict[str, Any] = field(default_factory=lambda: {"name": "masked"})
     lora: Lora | None = None  # train adapters instead of all weights
     curriculum: dict[str, Any] = field(default_factory=dict)  # how attention changes in training: a file of curricula/
-    objective: dict[str, Any] = field(default_factory=dict)  # what replaces the family's own: a file of posttraining/
+    objective: dict[str, Any] = field(
+        default_factory=dict
+    )  # posttraining/ or objectives/conversion/: another objective
     folder: str = field(default="", compare=False)  # of the TOML file, for relative paths; not saved
 
     @classmethod
@@ -84,6 +87,7 @@ class Recipe:
         build_family(recipe.family)  # so that an error in [family] is raised before the data are read
         build_curriculum(recipe.curriculum)
         build_method(recipe.objective)
+        build_conversions(recipe.objective)
         if not recipe.model.from_:
             preset(recipe.model.preset, vocab_size=1)
         if recipe.data.streaming and recipe.train.passes:

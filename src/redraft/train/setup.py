@@ -32,8 +32,9 @@ from redraft.posttraining.base import Weighted
 from redraft.presets import shape as preset
 from redraft.targets import Target, fingerprint
 from redraft.train import optim
+from redraft.train.conversions import own_texts, starting_model
 from redraft.train.ema import Ema
-from redraft.train.own_texts import write, writer
+from redraft.train.own_texts import write, writer, writing_flops
 from redraft.train.parallel import Weights, place
 from redraft.train.post_training import TextSampler, check_recipe, fit_data, phases_of, text_sampler
 from redraft.train.ranks import Ranks
@@ -67,6 +68,7 @@ class Parts:
     data_sha256: str  # of the training texts, in order
     phases: Sequence[TrainingPhase]  # of the run
     sampler: TextSampler | None = None  # generates texts during training; None: the objective needs none
+    flops: int = 0  # operations before training: those of writing its texts
     notes: tuple[str, ...] = ()  # what of the data is left out or read in another way than it may seem
 
 
@@ -101,11 +103,10 @@ def prepare(
     sampler = text_sampler(recipe, model, splits.train)
     probe = [] if sampler else _some(splits.validation, train.validation_rows)
     checked = tokenise(probe, tokenizer) if probe else None
-    if model.family.own_texts is not None:
-        folder = work / "own_texts"
-        training = _own_texts(model, training, length, folder, ranks, partial(doing, "writing texts"))
-        if checked is not None:
-            checked = _own_texts(model, checked, length, folder, ranks, partial(doing, "writing texts for validation"))
+    write_texts = partial(_own_texts, recipe, model, length, work / "own_texts", ranks)
+    training, flops = write_texts(training, partial(doing, "writing texts"))
+    if checked is not None and model.family.own_texts is not None:
+        checked, _ = write_texts(checked, partial(doing, "writing texts for validation"))
     if isinstance(phases[-1].objective, Weighted):
         length = fit_data(training, phases[-1].objective, model, length, sampler)
     if start is None or start.trained_length:
@@ -129,7 +130,7 @@ def prepare(
     told = tuple(note for note in notes if note)
     digest = _sha256(splits.train)
     ranks.check_equal("The training texts or the tokenizers", (digest, tokenizer.fingerprint))
-    return Parts(model, weights, loader, checks, len(splits.train), skipped, digest, phases, sampler, told)
+    return Parts(model, weights, loader, checks, len(splits.train), skipped, digest, phases, sampler, flops, told)
 
 
 def fresh_state(recipe: Recipe, parts: Parts, device: torch.device, ranks: Ranks) -> State:
@@ -149,6 +150,7 @@ def fresh_state(recipe: Recipe, parts: Parts, device: torch.device, ranks: Ranks
         noise=torch.Generator(),
         device=device,
         ranks=ranks,
+        flops=parts.flops if ranks.is_writer else 0,
     )
 
 
@@ -174,18 +176,35 @@ def _placed(
 
 
 def _own_texts(
-    model: Model, data: Tokenised, length: int, folder: Path, ranks: Ranks, on_written: Callable[[int, int], None]
-) -> Tokenised:
-    """Texts that the starting checkpoint writes; one process writes them, and all read them."""
-    wanted = model.family.own_texts
-    assert wanted is not None
+    recipe: Recipe,
+    model: Model,
+    length: int,
+    folder: Path,
+    ranks: Ranks,
+    data: Tokenised,
+    on_written: Callable[[int, int], None],
+) -> tuple[Tokenised, int]:
+    """The texts that the starting checkpoint writes, if any are wanted, else ``data``; and the operations for them.
+
+    One process writes them, and all read them.
+    """
+    wanted = model.family.own_texts or own_texts(recipe)
+    if wanted is None:
+        return data, 0
+    if recipe.data.streaming:
+        raise UserError("The texts that a model writes first are held in memory.", "Leave out data.streaming.")
+    if data.prompts is None and model.family.own_texts is None:
+        what = "The checkpoint writes answers to prompts, and these data are plain text."
+        raise UserError(what, "Use [objective] soft_targets, or data with an input and a target.")
+    author = starting_model(recipe) if model.family.own_texts is None else writer(model)
 
     def run() -> Tokenised:
-        return write(writer(model), data, wanted, length, folder, on_written)
+        return write(author, data, wanted, length, folder, on_written)
 
     if ranks.world > 1:
         ranks.once(lambda: len(run()))
-    return run()
+    written = run()
+    return written, writing_flops(author, written)
 
 
 def _loader(

@@ -167,12 +167,17 @@ class CurriculumTable:
 
 @dataclass(frozen=True)
 class ObjectiveTable:
-    """Post-training, by name. Further keys of the table are the fields of its class in ``posttraining/``."""
+    """Another objective than the family's, by name. Further keys of the table are the fields of its class.
+
+    ``posttraining/`` has those that replace it; ``objectives/conversion/`` those that wrap it, while an autoregressive
+    checkpoint becomes a model of another family.
+    """
 
     name: str = setting(
         "",
         "Train on preferences (preference) or rewards (reward) instead of the answers of the data "
-        "(docs/post-training.md).",
+        "(docs/post-training.md); or, with --family, learn from the checkpoint that is converted "
+        "(see: redraft models --conversions).",
         flag="--objective",
         metavar="NAME",
         reach=_CLI,

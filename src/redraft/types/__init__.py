@@ -46,6 +46,7 @@ from redraft.types.request import (
     QueryMask,
     Request,
     SelfConditioning,
+    StateQuery,
     VectorQuery,
 )
 from redraft.types.spec import Continuous, FamilyFacts, NetworkFacts, Spec, TokenIds
@@ -86,6 +87,7 @@ __all__ = [
     "Schedule",
     "SelfConditioning",
     "Spec",
+    "StateQuery",
     "Step",
     "TokenIds",
     "VectorQuery",

@@ -225,6 +225,26 @@ class DraftBlocks(Extra):
         return cls(stack([each.anchors for each in parts], -1), parts[0].size)
 
 
+@dataclass(frozen=True)
+class StateQuery(Extra):
+    """Requests the hidden states of target positions beside their logits, to compare networks (arXiv:2605.06885).
+
+    A depth is a share of the blocks: 0 is the input of the first block, 1 the output of the last norm. With k depths
+    the answer is [N, V + k D], or [N, k D] with ``only``. The hidden state of a target is the one that predicts it.
+    """
+
+    depths: tuple[float, ...]
+    only: bool = False  # without logits
+
+    @property
+    def signature(self) -> Hashable:
+        return type(self), self.depths, self.only
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        return parts[0]
+
+
 @dataclass
 class Forward:
     """A request for one forward pass: what a network reads, and nothing else."""

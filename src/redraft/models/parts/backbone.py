@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from redraft.models.parts.store import KeyValueStore, KeyValueView
 from redraft.models.parts.time import Modulation
 from redraft.registry import Registered
 from redraft.runtime import upload
-from redraft.types import CleanStream, Forward, QueryMask
+from redraft.types import CleanStream, Forward, QueryMask, StateQuery
 
 EVERY = slice(None)  # all target positions of a request
 
@@ -36,6 +36,7 @@ class Backbone(Registered, nn.Module):
     blocks: nn.ModuleList
 
     needs_prompt = False  # only for models of pairs whose prompt is isolated
+    answers_states = False  # requests may have a ``StateQuery``
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,15 +155,48 @@ class Backbone(Registered, nn.Module):
         return x if self.stream is None else x.to(self.stream)
 
     def run(
-        self, x: Tensor, context: AttentionContext, condition: Tensor | None = None, blocks: nn.ModuleList | None = None
+        self,
+        x: Tensor,
+        context: AttentionContext,
+        condition: Tensor | None = None,
+        blocks: nn.ModuleList | None = None,
+        seen: list[Tensor] | None = None,
     ) -> Tensor:
-        """Run hidden states [R, Q, D] through ``blocks`` (None: the network's own) -> [R, Q, D]."""
+        """Run hidden states [R, Q, D] through ``blocks`` (None: the network's own) -> [R, Q, D].
+
+        Args:
+            seen: receives the input of each block.
+        """
         for block in self.blocks if blocks is None else blocks:
+            if seen is not None:
+                seen.append(x)
             if self.training:
                 x = checkpointed(self.activation_checkpointing, block, x, context, condition)
             else:
                 x = block(x, context, condition)
         return x
+
+    def with_states(self, last: Tensor, seen: list[Tensor] | None, request: Forward) -> Tensor:
+        """The last hidden states [N, D], and after them those that a request asks for -> [N, D + k D].
+
+        Args:
+            seen: [R, Q, D] the input of each block; None, if the request asks for none.
+        """
+        query = request.find(StateQuery)
+        if query is None or seen is None:
+            return last
+        layers = [round(depth * len(self.blocks)) for depth in query.depths]
+        found = [last if at == len(seen) else gather_targets(seen[at], request, self.config.shift) for at in layers]
+        return torch.cat([last, *found], -1)
+
+    def beside_states(self, states: Tensor, request: Forward, logits: Callable[[Tensor], Tensor]) -> Tensor:
+        """The answer [n, V], [n, V + k D] or [n, k D] from what ``with_states`` returned, by a function ``logits``."""
+        query = request.find(StateQuery)
+        if query is None:
+            return logits(states)
+        width = self.embedding.weight.shape[1]
+        last, asked = states[:, :width], states[:, width:]
+        return asked if query.only else torch.cat([logits(last), asked], -1)
 
 
 def gather_targets(x: Tensor, request: Forward, shift: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from redraft.models.parts.moe import MixtureOfExperts
 from redraft.models.parts.packed import packed_in
-from redraft.types import CleanStream, Forward, Prepared, QueryMask, VectorQuery
+from redraft.types import CleanStream, Forward, Prepared, QueryMask, StateQuery, VectorQuery
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class ForwardCost:
         query = request.find(VectorQuery)
         if query is not None and query.kind == "encode":
             return 0
-        return self._once(request, int((request.targets >= 0).sum()))
+        states = request.find(StateQuery)
+        return self._once(request, 0 if states is not None and states.only else int((request.targets >= 0).sum()))
 
     def of_training(self, prepared: Prepared) -> int:
         """Operations of one forward and backward pass over a prepared batch.

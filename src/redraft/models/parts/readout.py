@@ -75,7 +75,7 @@ class Readout(Backbone):
         if self.edits is not None:
             rates: Tensor = self.edits(states, self.embedding.weight)
             return rates
-        return self.onto_vocabulary(states)
+        return self.beside_states(states, request, self.onto_vocabulary)
 
     @property
     def logit_width(self) -> int:
