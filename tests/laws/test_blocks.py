@@ -544,3 +544,38 @@ def test_an_empty_clean_stream_is_omitted() -> None:
     assert blocks.clean_stream(rows, spec, spec.network.attention, end) is None
     kept = blocks.clean_stream(rows, spec, spec.network.attention, end + 1)
     assert isinstance(kept, CleanStream) and kept.tokens.shape == (3, 1)
+
+
+@pytest.mark.parametrize(("length", "size", "pairs"), [(4, 1, 20), (4, 2, 24), (4, 4, 32), (8, 2, 80)])
+def test_two_streams_attend_to_the_square_of_the_length_and_a_block_for_each_position(
+    length: int, size: int, pairs: int
+) -> None:
+    attend, pos = AttentionPattern("block", size), torch.arange(length)[None]
+    request = Forward(pos, pos, pos, attend, extra=(CleanStream(pos, pos, attend),))
+    assert attended_pairs(request) == length**2 + length * size == pairs
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("encoder", [True, False])
+def test_of_a_sample_and_its_twin_every_token_is_learnt_once_and_the_padding_never(shift: int, encoder: bool) -> None:
+    options = {"weight": "uniform", "complementary": True, "padding": "mask"}
+    spec, objective = family("block", True, shift=shift, prompt_encoder=encoder, **options)
+    rows = batch()
+    made = objective.prepare(rows, spec, generator(1))
+    place = torch.cat([targets[targets >= 0] for targets in made.request.target_lists])
+    assert sorted(map(list, zip(made.row.tolist(), place.tolist(), strict=True))) == rows.target.nonzero().tolist()
+    assert torch.equal(made.target, rows.ids[made.row, place]) and made.tokens == len(made.target)
+    torch.testing.assert_close(made.weight, torch.ones(len(made.target)))
+    assert made.rows == len(rows.ids) and len(made.request.tokens) == 2 * made.rows
+    begin = rows.prompt if encoder else torch.zeros_like(rows.prompt)  # type: ignore[arg-type]
+    real = (made.request.positions >= 0).sum(1) - begin.repeat(2)
+    assert bool((real % 2 == 0).all()), "blocks of two are whole"
+    padding = (made.request.positions >= 0) & (made.request.positions >= rows.valid.sum(1).repeat(2)[:, None])
+    assert bool(padding.any()) and bool((made.request.tokens[padding] == MASK).all())
+    terms = objective.loss(torch.randn(len(made.target), VOCABULARY.vocab_size), made)
+    assert not terms.is_bound and objective.scoring().padding == "mask" and not objective.scoring().complementary
+
+
+def test_complementary_blocks_need_equal_weights() -> None:
+    with pytest.raises(UserError, match="no bound"):
+        Block(complementary=True)

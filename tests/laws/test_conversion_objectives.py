@@ -388,6 +388,8 @@ CASES = [
     ({"name": "align", "layers": 2}, {"name": "block"}),
     (ALL | {"also": {**ALL["also"], "also": {"name": "teacher_texts", "texts": 40}}}, {"name": "masked"}),  # type: ignore[dict-item]
     ({"name": "soft_targets", "top": 5}, {"name": "hybrid"}),
+    ({"name": "align", "curriculum": "anneal"}, {"name": "masked"}),
+    ({"name": "soft_targets", "curriculum": "blocks"}, {"name": "block", "block": 4}),
     ({"name": "context", "also": {"name": "soft_targets"}}, {"name": "masked", "shift": 0, "complementary": True}),
 ]
 
@@ -396,8 +398,10 @@ CASES = [
 def test_a_checkpoint_is_trained_into_another_family(
     objective: dict[str, Any], family: dict[str, Any], tmp_path: Path
 ) -> None:
-    plain = train(recipe(tmp_path, {}, family), tmp_path / "plain", device="cpu")
-    result = train(recipe(tmp_path, objective, family), tmp_path / "out", device="cpu")
+    described = {key: value for key, value in objective.items() if key != "curriculum"}
+    tables = {"curriculum": {"name": objective["curriculum"]}} if "curriculum" in objective else {}
+    plain = train(recipe(tmp_path, {}, family, **tables), tmp_path / "plain", device="cpu")
+    result = train(recipe(tmp_path, described, family, **tables), tmp_path / "out", device="cpu")
     assert result.tokens >= plain.tokens * 0.8 and result.flops > plain.flops
     again = redraft.load(tmp_path / "out", "cpu")
     assert again.family_name == family["name"] and again.generate("aaa", max_new_tokens=8)[0].nfe > 0

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from redraft.curricula.base import Curriculum
+from redraft.curricula.base import Curriculum, P
 from redraft.errors import UserError
-from redraft.objectives.base import Objective
 from redraft.options import check, setting
-from redraft.types import AttentionPattern, Batch, CleanStream, Forward, Prepared, QueryMask, Spec
+from redraft.types import AttentionPattern, CleanStream, Forward, QueryMask
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,12 @@ class Anneal(Curriculum):
     def __post_init__(self) -> None:
         check(self)
 
-    def prepare(
-        self, objective: Objective[Any], batch: Batch, spec: Spec, progress: float, generator: torch.Generator
-    ) -> Prepared:
-        prepared = objective.prepare(batch, spec, generator)
+    def adapt(self, prepared: P, progress: float, generator: torch.Generator) -> P:
+        """The batch with a mask of its own for every row, until ``until``.
+
+        Raises:
+            UserError: the objective adds a clean copy of the sequence.
+        """
         if progress >= self.until:
             return prepared
         if prepared.request.find(CleanStream) is not None:

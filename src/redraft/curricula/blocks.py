@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from redraft.curricula.base import Curriculum
 from redraft.errors import UserError
-from redraft.objectives.base import Objective
 from redraft.options import check, setting
-from redraft.types import AttentionPattern, Batch, Prepared, Spec
+from redraft.types import AttentionPattern, Spec
 
 
 @dataclass(frozen=True)
@@ -34,11 +30,8 @@ class Blocks(Curriculum):
             what = f"Curriculum 'blocks': grow + shrink = {self.grow + self.shrink:g} must be at most 1."
             raise UserError(what, "Lower one of them: both are shares of training.")
 
-    def prepare(
-        self, objective: Objective[Any], batch: Batch, spec: Spec, progress: float, generator: torch.Generator
-    ) -> Prepared:
-        attention = self.attention(spec.network.attention, batch.ids.shape[1], progress)
-        return objective.prepare(batch, spec.with_network(attention=attention), generator)
+    def spec(self, spec: Spec, length: int, progress: float) -> Spec:
+        return spec.with_network(attention=self.attention(spec.network.attention, length, progress))
 
     def attention(self, own: AttentionPattern, length: int, progress: float) -> AttentionPattern:
         """The attention at this point, for ``length`` positions and a family whose attention is ``own``."""

@@ -20,6 +20,9 @@ from redraft.types import AttentionPattern, FamilyFacts, NetworkFacts, Spec
 class Block(Family):
     """BD3-LM (Arriola et al. 2025, arXiv:2503.09573): between autoregressive (block 1) and masked diffusion.
 
+    Fast-dLLM v2 (Wu et al. 2025, arXiv:2509.26328) is ``weight = "uniform"``, ``complementary = true``,
+    ``padding = "mask"`` and ``shift = 1``, from an autoregressive checkpoint.
+
     A finished block never changes and doesn't attend to later positions, so its keys and values can be cached exactly,
     and a sequence grows block by block until end-of-text. With a prompt, blocks are counted from the end of the prompt,
     and the prompt is a separate attention group.
@@ -36,6 +39,8 @@ class Block(Family):
     prompt_encoder: bool = True
     shift: Literal[0, 1] = 0  # 1: position p is predicted at p - 1, as in models converted from autoregressive ones
     label_smoothing: float = 0.0
+    complementary: bool = False  # train on every row twice, with complementary sets of masked positions
+    padding: Literal["end", "mask"] = "end"  # behind an answer: end-of-text tokens, or masks that are not learnt
 
     def __post_init__(self) -> None:
         if self.block < 1:
@@ -61,6 +66,8 @@ class Block(Family):
             search=self.search,
             weight=self.weight,
             label_smoothing=self.label_smoothing,
+            complementary=self.complementary,
+            padding=self.padding,
         )
 
     def sampler(self) -> Confidence:

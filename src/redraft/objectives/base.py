@@ -80,6 +80,11 @@ class Objective(Registered, ABC, Generic[P]):
     needs_teacher: bool = False  # some of them run on the frozen copy of the starting checkpoint
     additive: bool = False  # loss and nats of a batch are the sums of those of its parts (``Prepared.part``)
 
+    @property
+    def curricular(self) -> bool:
+        """The attention of its requests may follow a curriculum. Those of a rollout do not."""
+        return not self.needs_rollout
+
     @abstractmethod
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> P:
         """Corrupt a batch [B, L] and build the request that the loss needs, on the device of the batch."""

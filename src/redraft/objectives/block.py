@@ -11,7 +11,7 @@ from torch import Tensor
 
 from redraft.errors import UserError
 from redraft.objectives.base import Objective
-from redraft.objectives.masked import MaskedBatch
+from redraft.objectives.masked import MaskedBatch, repeat_rows
 from redraft.objectives.shared import blocks as blocks
 from redraft.objectives.shared.cross_entropy import check_smoothing, cross_entropy, per_row
 from redraft.objectives.shared.noise import forbidden_ids
@@ -34,13 +34,18 @@ class Block(Objective[MaskedBatch]):
             increase the variance of the loss. The reported bound is always that of (0, 1].
         search: at each validation, select the interval of ``INTERVALS`` with the lowest variance of the loss.
         weight: what is minimised. ``bound``: the terms above. ``uniform``: the mean over the batch's masked tokens.
+        complementary: train on every row twice, where the second copy masks exactly the tokens that are visible in the
+            first one (Fast-dLLM v2, Wu et al. 2025, arXiv:2509.26328). It takes twice the operations, requires
+            ``uniform`` and gives no bound.
+        padding: what fills the last block behind the end of an answer. ``end``: end-of-text tokens, which are learnt
+            and part of the bound. ``mask``: masks that are not predicted (Fast-dLLM v2); what is generated behind the
+            end of a text is cut off.
 
     **Shift.** In a network that was autoregressive, position p is predicted at p - 1 (``spec.network.shift``; Fast-dLLM
     v2, Wu et al. 2025, arXiv:2509.26328). The first token of a block is then predicted at the last position of the
     block before it: in the clean stream, as in generation, where that block is finished.
 
-    **End of answers.** An answer is padded with end-of-text tokens to the end of its last block. Their nats are part
-    of the bound.
+    **End of answers.** A block is generated as a whole, so that an answer is padded to the end of its last block.
     """
 
     rate_min: float = 0.0
@@ -48,16 +53,23 @@ class Block(Objective[MaskedBatch]):
     search: bool = False
     weight: Literal["bound", "uniform"] = "bound"
     label_smoothing: float = 0.0
+    complementary: bool = False
+    padding: Literal["end", "mask"] = "end"
 
     additive = True
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
         check_interval(self.rate_min, self.rate_max)
+        if self.complementary and self.weight != "uniform":
+            raise UserError(
+                "objective block: complementary rows have no bound.",
+                "Set weight = 'uniform', or leave complementary out.",
+            )
 
     def scoring(self) -> Block:
         """The objective whose nats are the bound, over all noise levels."""
-        return replace(self, rate_min=0.0, rate_max=1.0)
+        return replace(self, rate_min=0.0, rate_max=1.0, complementary=False)
 
     def candidates(self) -> Sequence[Block]:
         """The objectives with the noise levels of ``INTERVALS`` if ``search`` is on, else none."""
@@ -69,11 +81,15 @@ class Block(Objective[MaskedBatch]):
 
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> MaskedBatch:
         """Draw a noise level for every block and request the masked tokens, on the device of the batch [B, L]."""
-        tokens = int(batch.target.sum())
-        batch = blocks.complete_blocks(batch, spec.network.attention, spec)
+        tokens, rows = int(batch.target.sum()), len(batch.ids)
+        batch = blocks.complete_blocks(batch, spec.network.attention, spec, self.padding)
         group = blocks.groups(batch, spec.network.attention, spec)
         hidden, weight = blocks.hide(batch.target, group, self.rate_min, self.rate_max, generator)
-        return self.request(batch, spec, hidden, weight, tokens)
+        if not self.complementary:
+            return self.request(batch, spec, hidden, weight, tokens)
+        both = torch.cat([hidden, batch.target & ~hidden])
+        prepared = self.request(repeat_rows(batch), spec, both, weight.repeat(2, 1), tokens)
+        return replace(prepared, row=prepared.row % rows, rows=rows)
 
     def request(self, batch: Batch, spec: Spec, hidden: Tensor, weight: Tensor, tokens: int) -> MaskedBatch:
         """Request the ``hidden`` [B, L] tokens, which have a ``weight`` [B, L] in the bound."""
@@ -118,7 +134,7 @@ class Block(Objective[MaskedBatch]):
             loss=(train * prepared.weight).sum() / max(prepared.tokens, 1),
             nats=per_row(nll * prepared.bound, prepared.row, prepared.rows),
             tokens=prepared.tokens,
-            is_bound=True,
+            is_bound=not self.complementary,
         )
 
 

@@ -109,7 +109,7 @@ class Masked(Objective[MaskedBatch]):
         if not self.complementary:
             return self.request(batch, spec, hidden, weight, t)
         both = torch.cat([hidden, can & ~hidden])
-        prepared = self.request(_repeat_rows(batch), spec, both, weight.repeat(2), t.repeat(2))
+        prepared = self.request(repeat_rows(batch), spec, both, weight.repeat(2), t.repeat(2))
         rows = prepared.rows // 2
         return replace(
             prepared, weight=prepared.weight / 2, row=prepared.row % rows, rows=rows, tokens=prepared.tokens // 2
@@ -191,8 +191,8 @@ def choose_positions(can: Tensor, count: Tensor, generator: torch.Generator) -> 
     return draw.masked_fill(~can, 2.0).argsort(1).argsort(1) < count[:, None]
 
 
-def _repeat_rows(batch: Batch) -> Batch:
-    """The rows of a batch, followed by a copy of them."""
+def repeat_rows(batch: Batch) -> Batch:
+    """The rows of a batch [B, L], followed by a copy of them -> [2 B, L]."""
     prompt = None if batch.prompt is None else batch.prompt.repeat(2)
     ids, target, valid = (part.repeat(2, 1) for part in (batch.ids, batch.target, batch.valid))
     return Batch(ids, target, valid, prompt, batch.bytes.repeat(2))

@@ -233,13 +233,13 @@ class _Run:
         torch.manual_seed(dropout)
         self.parts.weights.ready(phase.objective)
         batch = drop_prompts(batch, self.spec, self.table.drop_prompt, state.noise)
-        if self.curriculum is None:
-            prepared, rollout = prepare_batch(
-                phase.objective, batch, self.spec, state.noise, self.networks, self.bfloat16, self._sample
-            )
-            state.flops += sum(map(self.cost.of_request, rollout))
-        else:
-            prepared = self.curriculum.prepare(phase.objective, batch, self.spec, self.spent, state.noise)
+        spec = self.spec if self.curriculum is None else self.curriculum.spec(self.spec, batch.ids.shape[1], self.spent)
+        prepared, rollout = prepare_batch(
+            phase.objective, batch, spec, state.noise, self.networks, self.bfloat16, self._sample
+        )
+        state.flops += sum(map(self.cost.of_request, rollout))
+        if self.curriculum is not None:
+            prepared = self.curriculum.adapt(prepared, self.spent, state.noise)
         state.flops += self.cost.of_training(prepared)
         return prepared
 

@@ -55,9 +55,9 @@ class Phases:
         """Check that a curriculum can be used.
 
         Raises:
-            UserError: an objective needs rollouts, which follow no curriculum.
+            UserError: an objective asks the network in training first, and this rollout follows no curriculum.
         """
-        if any(phase.objective.needs_rollout for phase in self.phases):
+        if any(not phase.objective.curricular for phase in self.phases):
             what = f"Family '{family}' with these options can't be trained with a curriculum."
             raise UserError(what, "Leave out [curriculum].")
 

@@ -105,6 +105,11 @@ class Converted(Objective[Prepared]):
         """As the inner objective."""
         return self.inner.additive
 
+    @property
+    def curricular(self) -> bool:
+        """As the inner objective: the teacher keeps its own attention."""
+        return self.inner.curricular
+
     def units(self, batch: Batch) -> int:
         """As the inner objective, for a batch [B, L]."""
         return self.inner.units(batch)

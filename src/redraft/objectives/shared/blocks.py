@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,11 +12,17 @@ from redraft.objectives.shared import times as times
 from redraft.types import AttentionPattern, Batch, CleanStream, Spec
 
 
-def complete_blocks(batch: Batch, attend: AttentionPattern, spec: Spec) -> Batch:
-    """Pad every answer that ends in end-of-text with end-of-text tokens to the end of its last block.
+def complete_blocks(
+    batch: Batch, attend: AttentionPattern, spec: Spec, padding: Literal["end", "mask"] = "end"
+) -> Batch:
+    """Pad every answer that ends in end-of-text to the end of its last block.
 
-    A block is generated as a whole, so the model must learn the rest of the last block. Without padding, the number of
-    masks in the last block would reveal the length of the answer. Plain text is not padded, as its end is a cut.
+    A block is generated as a whole. Without padding, the number of masks in the last block would reveal the length of
+    the answer. Plain text is not padded, as its end is a cut.
+
+    Args:
+        batch: [B, L].
+        padding: ``end``: with end-of-text tokens, which are targets. ``mask``: with masks, which are not.
     """
     if batch.prompt is None or attend.kind != "block":
         return batch
@@ -30,7 +37,9 @@ def complete_blocks(batch: Batch, attend: AttentionPattern, spec: Spec) -> Batch
     ids, target, valid = (
         torch.cat([part, part.new_zeros(rows, width - length)], 1) for part in (batch.ids, batch.target, batch.valid)
     )
-    return replace(batch, ids=ids.masked_fill(tail, spec.tokens.eos_id), target=target | tail, valid=valid | tail)
+    filler = spec.tokens.eos_id if padding == "end" else spec.tokens.mask_id
+    target = target | tail if padding == "end" else target
+    return replace(batch, ids=ids.masked_fill(tail, filler), target=target, valid=valid | tail)
 
 
 def groups(batch: Batch, attend: AttentionPattern, spec: Spec) -> Tensor:
