@@ -20,11 +20,12 @@ from redraft.model import Model
 from redraft.models.parts.backbone import Backbone
 from redraft.models.parts.lora import adapted, attach, base_of
 from redraft.models.transformer import Config, Transformer
-from redraft.objectives.base import Objective
+from redraft.objectives.base import Objective, SamplePass, Samples
 from redraft.objectives.conversion import FOLDER, build_conversions, wrapped
 from redraft.objectives.conversion.align import Aligned, misalignment
 from redraft.objectives.conversion.base import Origin, positions
 from redraft.objectives.conversion.context import context_weights
+from redraft.objectives.conversion.on_policy import OnPolicyLoss, left_at_a_round
 from redraft.objectives.conversion.soft_targets import SoftBatch, divergence, log_probabilities
 from redraft.objectives.shared import vocabulary
 from redraft.presets import preset
@@ -296,6 +297,49 @@ def test_weights_by_context_keep_the_sum_of_the_familys(name: str) -> None:
     assert not terms.is_bound and terms.loss.isfinite()
 
 
+# ---- the model's own texts
+
+
+def test_every_round_of_a_block_is_drawn_as_often_and_shows_what_was_written_before_it() -> None:
+    order = torch.tensor([[-1, 2, 0, 2, 1, 3, 3, 0]])  # a given position, then blocks of three and of four
+    target = order >= 0
+    group = torch.tensor([[0, 1, 1, 1, 2, 2, 2, 2]])
+    count = dict[tuple[bool, ...], int]()
+    for seed in range(1200):
+        left = left_at_a_round(order, target, group, torch.Generator().manual_seed(seed))
+        assert bool((left <= target).all()) and bool(left[0, 1:4].any()) and bool(left[0, 4:].any())
+        for part in (left[0, 1:4], left[0, 4:]):
+            count[tuple(part.tolist())] = count.get(tuple(part.tolist()), 0) + 1
+    first = {(True, True, True): 600, (True, False, True): 600}  # rounds 0 and 2
+    second = {(True, True, True, True): 400, (True, True, True, False): 400, (False, True, True, False): 400}
+    assert set(count) == {*first, *second}
+    assert all(abs(count[key] - expected) < 5 * math.sqrt(expected) for key, expected in (first | second).items())
+
+
+def test_on_its_own_text_a_model_of_blocks_of_one_learns_the_divergence_from_the_teacher() -> None:
+    """With blocks of one token both read the same text, so that the loss of equal networks is 0, with zero gradient."""
+    spec, inner = family("block", True, shift=1, block=1, weight="uniform")
+    objective, text = converted({"name": "on_policy"}, inner), rows()
+    assert isinstance(objective, OnPolicyLoss) and not objective.curricular
+    order = torch.where(text.target, torch.arange(text.ids.shape[1]), -1)
+    for seed, equal in ((2, True), (1, False)):
+        main, frozen = network(seed), network(2)
+        asked = objective.rollout(replace(text, ids=text.ids.masked_fill(text.target, 5)), spec, torch.Generator())
+        sampled = next(asked)
+        assert isinstance(sampled, SamplePass) and sampled.copies == 1
+        wanted = asked.send(Samples(text, torch.zeros(3), torch.zeros(3, dtype=torch.bool), order))
+        with torch.no_grad():
+            answer = log_probabilities(frozen(wanted.request), torch.tensor([*spec.tokens.forbidden]), 0)  # type: ignore[union-attr]
+        with pytest.raises(StopIteration) as end:
+            asked.send(answer)
+        prepared = end.value.value
+        assert sorted(prepared.target.tolist()) == sorted(text.ids[text.target].tolist()), "every block has one round"
+        loss = objective.loss(main(prepared.request), prepared).loss
+        loss.backward()
+        gradient = max(float(p.grad.abs().max()) for p in main.parameters() if p.grad is not None)
+        assert (abs(float(loss.detach())) < 1e-6) == equal and (gradient < 1e-5) == equal
+
+
 # ---- any of them
 
 
@@ -350,6 +394,8 @@ def test_an_objective_that_has_other_weights_is_refused() -> None:
         converted({"name": "soft_targets"}, joint)
     with pytest.raises(UserError, match="masked"):
         converted({"name": "context"}, described("block")[1])
+    with pytest.raises(UserError, match="complementary"):
+        converted({"name": "on_policy"}, described("complementary")[1])
 
 
 # ---- training
@@ -390,6 +436,8 @@ CASES = [
     ({"name": "soft_targets", "top": 5}, {"name": "hybrid"}),
     ({"name": "align", "curriculum": "anneal"}, {"name": "masked"}),
     ({"name": "soft_targets", "curriculum": "blocks"}, {"name": "block", "block": 4}),
+    ({"name": "on_policy", "generation": {"max_new_tokens": 5}}, {"name": "block", "block": 4}),
+    ({"name": "on_policy", "also": {"name": "align"}}, {"name": "masked", "length_head": False}),
     ({"name": "context", "also": {"name": "soft_targets"}}, {"name": "masked", "shift": 0, "complementary": True}),
 ]
 
@@ -447,4 +495,4 @@ def test_a_checkpoint_that_is_not_autoregressive_is_refused(tmp_path: Path) -> N
 
 
 def test_every_objective_is_tested_here() -> None:
-    assert set(names(FOLDER)) == {"align", "soft_targets", "teacher_texts", "context"}
+    assert set(names(FOLDER)) == {"align", "soft_targets", "teacher_texts", "context", "on_policy"}

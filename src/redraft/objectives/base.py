@@ -40,7 +40,7 @@ class ScorePass:
 
 @dataclass
 class SamplePass:
-    """Asks for texts that the network in training generates, and for their rewards (``train.samples``)."""
+    """Asks for texts that the network in training generates, and for their rewards (``train.post_training``)."""
 
     batch: Batch  # whose prompts are answered; its targets are not read
     copies: int  # texts for each prompt
@@ -54,6 +54,7 @@ class Samples:
     batch: Batch  # prompts and generated texts, with the end-of-text token unless truncated, [R, L]
     reward: Tensor  # [R] float64
     truncated: Tensor  # [R] bool: the text reached its longest length before an end-of-text token
+    order: Tensor | None = None  # [R, L] number of the step that wrote each position last; -1: none did
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ class Block(Objective[MaskedBatch]):
         """Draw a noise level for every block and request the masked tokens, on the device of the batch [B, L]."""
         tokens, rows = int(batch.target.sum()), len(batch.ids)
         batch = blocks.complete_blocks(batch, spec.network.attention, spec, self.padding)
+        if batch.hidden is not None:
+            return self.request(batch, spec, batch.hidden, torch.ones(batch.hidden.shape), tokens)
         group = blocks.groups(batch, spec.network.attention, spec)
         hidden, weight = blocks.hide(batch.target, group, self.rate_min, self.rate_max, generator)
         if not self.complementary:

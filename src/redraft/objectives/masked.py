@@ -97,6 +97,8 @@ class Masked(Objective[MaskedBatch]):
         else:
             t = self.t_min + (self.t_max - self.t_min) * times.continuous(rows, generator, where)
         can = noise.noisable(batch, spec)
+        if batch.hidden is not None:
+            return self.request(batch, spec, batch.hidden & can, torch.ones_like(t), t)
         if self.complementary and spec.network.timed:
             raise UserError("complementary doesn't work with time conditioning.", "Set timed = false.")
         if self.steps or spec.network.timed:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from redraft.errors import UserError
 from redraft.loading import load, outline
@@ -11,6 +12,7 @@ from redraft.model import Model
 from redraft.objectives.base import OwnTexts, TrainingPhase
 from redraft.objectives.conversion import build_conversions, wrapped
 from redraft.objectives.conversion.base import Origin
+from redraft.objectives.conversion.on_policy import OnPolicy
 from redraft.train.recipe import Recipe
 
 
@@ -31,6 +33,11 @@ def own_texts(recipe: Recipe) -> OwnTexts | None:
     """The texts that the starting checkpoint writes for a conversion; None: those of the data are learnt."""
     wanted = [texts for one in build_conversions(recipe.objective) if (texts := one.own_texts) is not None]
     return wanted[0] if wanted else None
+
+
+def own_generation(recipe: Recipe) -> Mapping[str, Any] | None:
+    """Settings with which the model in training writes texts for a conversion; None: it writes none."""
+    return next((one.generation for one in build_conversions(recipe.objective) if isinstance(one, OnPolicy)), None)
 
 
 def starting_model(recipe: Recipe) -> Model:

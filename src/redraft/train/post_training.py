@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from redraft.data.examples import Example, Examples
 from redraft.data.loader import Tokenised
@@ -25,7 +27,7 @@ from redraft.rewards import Answer, build_reward, scores
 from redraft.rewards.base import Reward as Judge
 from redraft.rollouts import evaluating
 from redraft.settings import Settings
-from redraft.train.conversions import wrapped_phases
+from redraft.train.conversions import own_generation, wrapped_phases
 from redraft.train.recipe import Recipe
 from redraft.types import Batch, Generation
 
@@ -85,7 +87,7 @@ class TextSampler:
     """Generates texts with the network in training, and has them judged."""
 
     model: Model
-    judge: Judge
+    judge: Judge | None  # None: rewards are 0
     examples: Sequence[Example]  # of the training data, by number
     settings: Settings
 
@@ -95,41 +97,53 @@ class TextSampler:
         Raises:
             UserError: the reward can't be computed.
         """
-        assert asked.batch.prompt is not None and asked.batch.number is not None
+        assert asked.batch.prompt is not None
         rows = [
-            (ids[:prompt], ids[end - 1], self.examples[number])
-            for ids, prompt, end, number in zip(
-                asked.batch.ids.tolist(),
-                asked.batch.prompt.tolist(),
-                asked.batch.valid.sum(1).tolist(),
-                asked.batch.number.tolist(),
-                strict=True,
+            (ids[:prompt], ids[end - 1])
+            for ids, prompt, end in zip(
+                asked.batch.ids.tolist(), asked.batch.prompt.tolist(), asked.batch.valid.sum(1).tolist(), strict=True
             )
             for _ in range(asked.copies)
         ]
-        texts, flops = self._generate([head for head, _, _ in rows], asked.seed)
+        texts, orders, flops = self._generate([head for head, _ in rows], asked.seed)
         truncated = [text.finish == "length" for text in texts]
+        ends = [[] if cut else [end] for (_, end), cut in zip(rows, truncated, strict=True)]
+        targets = [text.ids + end for text, end in zip(texts, ends, strict=True)]
+        batch = _batch([head for head, _ in rows], targets, self.model.tokenizer.pad_id)
+        if asked.batch.number is not None:
+            batch = replace(batch, number=asked.batch.number.repeat_interleave(asked.copies))
+        width = batch.ids.shape[1]
+        order = torch.stack([F.pad(one[:width], (0, max(0, width - len(one))), value=-1) for one in orders])
+        return Samples(batch, self._judged(batch, texts, truncated), torch.tensor(truncated), order), flops
+
+    def _judged(self, batch: Batch, texts: Sequence[Generation], truncated: Sequence[bool]) -> Tensor:
+        """The reward of each text [R]."""
+        if self.judge is None:
+            return torch.zeros(len(texts), dtype=torch.float64)
+        assert batch.number is not None
         answers = [
             Answer(example.prompt or "", text.text, example.target, example.values or {}, example.where, cut)
-            for (_, _, example), text, cut in zip(rows, texts, truncated, strict=True)
+            for example, text, cut in zip(
+                [self.examples[number] for number in batch.number.tolist()], texts, truncated, strict=True
+            )
         ]
-        ends = [[] if cut else [end] for (_, end, _), cut in zip(rows, truncated, strict=True)]
-        targets = [text.ids + end for text, end in zip(texts, ends, strict=True)]
-        batch = _batch([head for head, _, _ in rows], targets, self.model.tokenizer.pad_id)
-        number = asked.batch.number.repeat_interleave(asked.copies)
-        reward = torch.tensor(scores(self.judge, answers), dtype=torch.float64)
-        return Samples(replace(batch, number=number), reward, torch.tensor(truncated)), flops
+        return torch.tensor(scores(self.judge, answers), dtype=torch.float64)
 
-    def _generate(self, heads: Sequence[list[int]], seed: int) -> tuple[list[Generation], int]:
-        found, flops = list[Generation](), 0
+    def _generate(self, heads: Sequence[list[int]], seed: int) -> tuple[list[Generation], list[Tensor], int]:
+        """Texts, the order [L] in which each was written (``Samples.order``), and the operations."""
+        found, orders, flops = list[Generation](), list[Tensor](), 0
         cost = self.model.network.forward_cost()
         with evaluating(self.model.network, nullcontext()):
             for begin in range(0, len(heads), _TEXTS_AT_ONCE):
                 settings = replace(self.settings, seed=seed + begin)
                 run = start_prompts(self.model, heads[begin : begin + _TEXTS_AT_ONCE], settings).begin()
-                for _ in run:
-                    pass
+                order = torch.full(run.canvas.ids.shape, -1)
+                for number, step in enumerate(run):
+                    if order.shape != run.canvas.ids.shape:  # a text that grows has no order by position
+                        order = torch.full(run.canvas.ids.shape, -1)
+                    order[step.row, step.pos] = number
                 found += run.results()
+                orders += [*order]
                 work = run.loop.counter
                 flops += int(
                     cost.of_counts(
@@ -140,7 +154,7 @@ class TextSampler:
                         encoded_pairs=work.encoded_pairs,
                     )
                 )
-        return found, flops
+        return found, orders, flops
 
 
 def _batch(heads: Sequence[list[int]], targets: Sequence[list[int]], pad_id: int) -> Batch:
@@ -153,13 +167,23 @@ def _batch(heads: Sequence[list[int]], targets: Sequence[list[int]], pad_id: int
     return Batch(torch.tensor(padded), valid & (column >= start[:, None]), valid, start, torch.zeros_like(start))
 
 
-def text_sampler(recipe: Recipe, model: Model, examples: Examples) -> TextSampler | None:
+def text_sampler(recipe: Recipe, model: Model, examples: Examples, longest: int) -> TextSampler | None:
     """The sampler of a run; None if its objective needs no texts.
 
+    Args:
+        longest: tokens of the longest answer of the data; 0 for plain text.
     Raises:
         UserError: the model doesn't support the settings of generation, or a row can't be scored.
     """
     method = build_method(recipe.objective)
+    if (generation := own_generation(recipe)) is not None:
+        if not longest:
+            raise UserError(
+                "[objective] on_policy answers prompts, and these data are plain text.", "Use soft_targets."
+            )
+        if recipe.data.streaming:
+            raise UserError("[objective] on_policy needs its rows in memory.", "Leave out data.streaming.")
+        return TextSampler(model, None, (), _sampling(model, {"max_new_tokens": longest, **generation}))
     if not isinstance(method, Reward):
         return None
     judge = _judge(recipe, method)
@@ -170,12 +194,17 @@ def text_sampler(recipe: Recipe, model: Model, examples: Examples) -> TextSample
                 f"{example.where}: the reward '{method.reward}' can't score answers to this row: {problem}.",
                 "Correct or remove the row.",
             )
-    settings = model.settings(**{**_SAMPLING, **method.generation})
+    return TextSampler(model, judge, examples.rows, _sampling(model, method.generation))
+
+
+def _sampling(model: Model, generation: Mapping[str, Any]) -> Settings:
+    """The settings with which texts are generated in training."""
+    settings = model.settings(**{**_SAMPLING, **generation})
     check_settings(model, settings)
     if settings.candidates > 1 or build_sampling(model, settings).sampler.width > 1:
-        what = "Beams and candidates give one text of several, and rewards compare the texts of a group."
+        what = "Beams and candidates give one text of several, and training learns from each text."
         raise UserError(what, "Leave beams and candidates at 1.")
-    return TextSampler(model, judge, examples.rows, settings)
+    return settings
 
 
 def fit_data(data: Tokenised, objective: Weighted, model: Model, length: int, sampler: TextSampler | None) -> int:

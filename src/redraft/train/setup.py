@@ -100,8 +100,10 @@ def prepare(
     phases = phases_of(recipe, model.family, model)
     weights = _placed(model, recipe, device, ranks, phases)
     data, train = recipe.data, recipe.train
-    sampler = text_sampler(recipe, model, splits.train)
-    probe = [] if sampler else _some(splits.validation, train.validation_rows)
+    longest = 0 if training.prompts is None else int((training.lengths - training.prompts).max())
+    sampler = text_sampler(recipe, model, splits.train, longest)
+    judged = sampler is not None and sampler.judge is not None
+    probe = [] if judged else _some(splits.validation, train.validation_rows)
     checked = tokenise(probe, tokenizer) if probe else None
     write_texts = partial(_own_texts, recipe, model, length, work / "own_texts", ranks)
     training, flops = write_texts(training, partial(doing, "writing texts"))
@@ -113,7 +115,7 @@ def prepare(
         model.trained_length = max(model.trained_length, length)
     loader = _loader(recipe, corpus, training, tokenizer, length, ranks)
     fitted = loader.fit if isinstance(loader, Loader) else fit(training, length, data.too_long)[1]
-    if training.prompts is not None and sampler is None and not drafts:
+    if training.prompts is not None and not judged and not drafts:
         prompts, rows = training.prompts[fitted.rows], training.lengths[fitted.rows]
         model.answer_lengths = AnswerLengths.of(prompts, rows - prompts)
     size = max(VALIDATION_TOKENS, length + 1)

@@ -23,6 +23,7 @@ class Batch:
     prompt: Tensor | None  # [B] length of the leading prompt; None for plain text
     bytes: Tensor  # [B] UTF-8 bytes of the target text, for bits per byte
     number: Tensor | None = None  # [B] number of each row's example in the data; None: not known
+    hidden: Tensor | None = None  # [B, L] bool: targets to mask; None: the objective draws them
 
 
 @dataclass

@@ -50,6 +50,9 @@ def build_conversions(described: Mapping[str, Any]) -> tuple[ConversionMethod, .
             raise UserError(f"[objective] names '{name}' twice.", "Leave one out.")
         found.append(built)
         left = dict(built.also)
+    for more in [other for one in found for other in one.brings]:
+        if not any(type(one) is type(more) for one in found):
+            found.append(more)
     return tuple(sorted(found, key=lambda one: -one.rank))
 
 

@@ -19,7 +19,7 @@ from redraft.objectives.wrappers.self_conditioned import SelfConditioned
 from redraft.options import check, setting
 from redraft.registry import Registered
 from redraft.runtime import upload
-from redraft.types import AttentionPattern, Batch, DraftQuery, Forward, Prepared, Spec, StateQuery
+from redraft.types import AttentionPattern, Batch, DraftQuery, Forward, LossTerms, Prepared, Spec, StateQuery
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class ConversionMethod(Registered, ABC):
     def own_texts(self) -> OwnTexts | None:
         """The texts to train on, if the autoregressive model writes them first."""
         return None
+
+    @property
+    def brings(self) -> tuple[ConversionMethod, ...]:
+        """Others that it needs, with the options that they have unless the recipe names them."""
+        return ()
 
     @abstractmethod
     def wrap(self, inner: Objective[Any], origin: Origin) -> Objective[Any]:
@@ -125,6 +130,10 @@ class Converted(Objective[Prepared]):
         """The batch [B, L] of the inner objective, without the teacher."""
         prepared: Prepared = self.inner.prepare(batch, spec, generator)
         return prepared
+
+    def loss(self, logits: Tensor, prepared: Prepared) -> LossTerms:
+        """That of the inner objective. The logits [N, V] are overwritten."""
+        return self.inner.loss(logits, prepared)
 
 
 def shared_fields(prepared: Prepared) -> dict[str, Any]:

@@ -34,12 +34,15 @@ def complete_blocks(
     width = max(length, int((end + missing).max()))
     column = torch.arange(width, device=end.device)
     tail = (column >= end[:, None]) & (column < (end + missing)[:, None])
-    ids, target, valid = (
-        torch.cat([part, part.new_zeros(rows, width - length)], 1) for part in (batch.ids, batch.target, batch.valid)
-    )
+
+    def wider(part: Tensor) -> Tensor:
+        return torch.cat([part, part.new_zeros(rows, width - length)], 1)
+
+    ids, target, valid = map(wider, (batch.ids, batch.target, batch.valid))
+    hidden = None if batch.hidden is None else wider(batch.hidden)
     filler = spec.tokens.eos_id if padding == "end" else spec.tokens.mask_id
     target = target | tail if padding == "end" else target
-    return replace(batch, ids=ids.masked_fill(tail, filler), target=target, valid=valid | tail)
+    return replace(batch, ids=ids.masked_fill(tail, filler), target=target, valid=valid | tail, hidden=hidden)
 
 
 def groups(batch: Batch, attend: AttentionPattern, spec: Spec) -> Tensor:
