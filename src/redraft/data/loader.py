@@ -23,7 +23,8 @@ from redraft.types import Batch
 
 TOO_LONG = ("error", "skip", "truncate_prompt")
 _POOL_BATCHES = 64  # shuffled rows of this many batches are sorted by length together
-_CHUNK = 2048  # number of texts passed to the tokenizer at once
+_ROWS, _CHARACTERS = 2048, 1 << 20  # of the examples that are tokenised at once: a token takes 100 bytes meanwhile
+_COUNTED = 1 << 22  # tokens whose bytes are added up at once
 
 
 @dataclass
@@ -74,8 +75,8 @@ def tokenise(examples: Sequence[Example], tokenizer: Tokenizer) -> Tokenised:
         )
     pairs = paired.pop()
     ids, lengths, prompts = array("i"), array("q"), array("q")
-    for begin in range(0, len(examples), _CHUNK):
-        for head, target in zip(*example_ids(examples[begin : begin + _CHUNK], tokenizer), strict=True):
+    for piece in _pieces(examples):
+        for head, target in zip(*example_ids(piece, tokenizer), strict=True):
             begin_at = len(ids)
             if pairs:
                 ids.extend(head or [tokenizer.bos_id])  # the first target token needs a context
@@ -85,7 +86,8 @@ def tokenise(examples: Sequence[Example], tokenizer: Tokenizer) -> Tokenised:
     flat = np.frombuffer(ids, dtype=np.int32).astype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
     texts = np.array([len(example.target.encode()) for example in examples], dtype=np.int64)
     token_bytes = tokenizer.byte_lengths.astype(np.float64)
-    if not pairs and (counted := token_bytes[flat].sum()) > 0:
+    counted = sum(token_bytes[flat[at : at + _COUNTED]].sum() for at in range(0, len(flat), _COUNTED))
+    if not pairs and counted > 0:
         token_bytes *= texts.sum() / counted  # 1 for a lossless tokenizer
     return Tokenised(
         ids=flat,
@@ -95,6 +97,18 @@ def tokenise(examples: Sequence[Example], tokenizer: Tokenizer) -> Tokenised:
         where=[example.where for example in examples],
         token_bytes=token_bytes,
     )
+
+
+def _pieces(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    """Consecutive pieces of the examples, each of a bounded size."""
+    begin = size = 0
+    for end, example in enumerate(examples):
+        size += len(example.target) + len(example.prompt or "")
+        if end + 1 - begin == _ROWS or size >= _CHARACTERS:
+            yield examples[begin : end + 1]
+            begin, size = end + 1, 0
+    if begin < len(examples):
+        yield examples[begin:]
 
 
 @dataclass

@@ -82,6 +82,9 @@ def train(recipe: Recipe, out: str | Path, *, device: str | None = None, on_even
         reporter = stack.enter_context(Reporter(work, on_event if ranks.is_writer else None))
         run = _Run(recipe, Path(out), ranks, where, reporter, saved, begun)
         stack.callback(run.close)
+        runtime.release_memory()  # what the preparation has freed, so that updates don't add to it
+        if where.type == "cpu":
+            stack.enter_context(runtime.keep_freed_memory())
         interrupt = stack.enter_context(Interrupt(ranks))
 
         while run.spent < 1.0 or not run.state.step:  # at least one update, however short the minutes

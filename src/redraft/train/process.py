@@ -1,9 +1,9 @@
-"""The settings of the process during a run: threads, memory, random numbers, and the type of matrix products."""
+"""The settings of the process during a run: threads, random numbers, and the type of matrix products."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 
@@ -13,14 +13,12 @@ from redraft.train.tables import TrainTable
 
 @contextmanager
 def process_settings(table: TrainTable, where: torch.device) -> Iterator[None]:
-    """The process settings of a run: threads, memory, precision, torch's generator (for dropout). The caller's are
-    restored.
+    """The process settings of a run: threads, precision, torch's generator (for dropout). The caller's are restored.
 
     A run that may compute in bfloat16 may also use TF32 (10 bits of mantissa) where it computes in float32 on CUDA.
     """
     before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    memory = runtime.keep_freed_memory() if where.type == "cpu" else nullcontext()
-    with memory, torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(table.seed)
         if table.threads:
             torch.set_num_threads(table.threads)

@@ -23,18 +23,31 @@ from redraft.types import Forward, LossTerms, Network, Prepared
 
 WHOLE = 1 << 26  # up to so many logits are computed at once: parts of a small vocabulary would only cost time
 PART = 1 << 25  # logits of one part otherwise
+SCORED, SCORED_ROWS = 1 << 22, 512  # logits of a part that is only scored, or so many rows: enough to be fast
 
 
-def parts(network: Network, request: Forward) -> list[slice]:
-    """Ranges of the target positions of a request whose logits are computed together; one range is all of them."""
+def part_rows(targets: int, width: int, scored: bool = False) -> int:
+    """How many of the target positions of a batch are projected at once, onto ``width`` logits each.
+
+    Args:
+        scored: without a gradient. Small parts then cost nothing, and their memory can be used again and again, while
+            the number of targets, and with it the size of all logits, differs from batch to batch.
+    """
+    if scored:
+        return max(1, min(max(SCORED // width, SCORED_ROWS), PART // width))
+    return max(1, targets if targets * width <= WHOLE else PART // width)
+
+
+def parts(network: Network, request: Forward, scored: bool = False) -> list[slice]:
+    """Ranges of the target positions of a request whose logits are computed together; one range is all of them.
+
+    ``scored``: see ``part_rows``.
+    """
     count = sum(int((targets >= 0).sum()) for targets in request.target_lists)
     if not isinstance(network, Backbone) or not network.projects(request):
         return [slice(0, count)]
-    width = network.logit_width
-    if count * width <= WHOLE:
-        return [slice(0, count)]
-    size = max(1, PART // width)
-    return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
+    size = part_rows(count, network.logit_width, scored)
+    return [slice(begin, min(begin + size, count)) for begin in range(0, max(count, 1), size)]
 
 
 def answer(network: Network, request: Forward, reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -51,21 +64,21 @@ def answer(network: Network, request: Forward, reduce: Callable[[Tensor], Tensor
 def evaluate(network: Network, objective: Objective[Any], prepared: Prepared, bfloat16: bool = False) -> LossTerms:
     """The loss of a batch and its parts. ``bfloat16``: autocast. Losses are computed without it."""
     device = prepared.target.device
-    ranges = parts(network, prepared.request) if objective.additive else []
+    ranges = parts(network, prepared.request, scored=True) if objective.additive else []
     if len(ranges) <= 1 or not isinstance(network, Backbone):
         with _autocast(device, bfloat16):
             logits = network(prepared.request)
         return objective.loss(logits, prepared)
     loss, nats = list[Tensor](), list[Tensor]()
-    with _autocast(device, bfloat16):
+    with _autocast(device, bfloat16):  # one context for all parts, so that a weight is cast once
         states = network.states(prepared.request)
-    for part in ranges:
-        with _autocast(device, bfloat16):
+        for part in ranges:
             logits = network.project(states[part], prepared.request, part)
-        terms = objective.loss(logits, prepared.part(part.start, part.stop))
-        loss.append(terms.loss)
-        nats.append(terms.nats)
-        del logits  # before the next part
+            with torch.autocast(device.type, enabled=False):
+                terms = objective.loss(logits, prepared.part(part.start, part.stop))
+            loss.append(terms.loss)
+            nats.append(terms.nats)
+            del logits  # before the next part
     return LossTerms(torch.stack(loss).sum(), torch.stack(nats).sum(0), terms.tokens, terms.is_bound)
 
 
