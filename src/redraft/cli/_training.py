@@ -17,6 +17,7 @@ from redraft.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from redraft.planning.texts import Texts
     from redraft.planning.training import MemoryPlan
     from redraft.train.logging import Watcher
     from redraft.train.ranks import Ranks
@@ -37,6 +38,7 @@ def run(recipe: Recipe, out: Path, device: str, as_json: bool, dry_run: bool = F
     """
     from redraft.data.report import describe as describe_data
     from redraft.files import check_writable
+    from redraft.planning.texts import Texts
     from redraft.train.loop import train
     from redraft.train.ranks import joined
     from redraft.train.setup import texts
@@ -48,8 +50,9 @@ def run(recipe: Recipe, out: Path, device: str, as_json: bool, dry_run: bool = F
         splits = texts(recipe)
         chats = any(example.turns for example in splits.train)
         tell(f"{'a sample of the streamed data: ' if recipe.data.streaming else ''}{describe_data(splits)}")
-        recipe, memory = ranks.once(lambda: _fitted(recipe, where, ranks))  # with the texts, as in the run
+        size = Texts.of(splits.train, (splits.validation, splits.test))
         del splits
+        recipe, memory = ranks.once(lambda: _fitted(recipe, where, ranks, size))
         tell(str(memory))
         if dry_run:
             return {"memory": memory.to_json()}
@@ -81,12 +84,12 @@ def _shown(as_json: bool, tell: Callable[[str], None]) -> Iterator[Watcher]:
         yield lambda event: tell(describe(event))
 
 
-def _fitted(recipe: Recipe, where: torch.device, ranks: Ranks) -> tuple[Recipe, MemoryPlan]:
+def _fitted(recipe: Recipe, where: torch.device, ranks: Ranks, size: Texts) -> tuple[Recipe, MemoryPlan]:
     """The recipe with its activation checkpointing chosen, and the plan of the memory of each process."""
     from redraft.planning.parallel import Parallel
     from redraft.planning.training import fitted
 
-    return fitted(recipe, where, Parallel(ranks.world, recipe.train.parallel, local=ranks.local_world))
+    return fitted(recipe, where, Parallel(ranks.world, recipe.train.parallel, local=ranks.local_world), size)
 
 
 def _continuation(out: Path) -> str:

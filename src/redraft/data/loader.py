@@ -23,7 +23,7 @@ from redraft.types import Batch
 
 TOO_LONG = ("error", "skip", "truncate_prompt")
 _POOL_BATCHES = 64  # shuffled rows of this many batches are sorted by length together
-_ROWS, _CHARACTERS = 2048, 1 << 20  # of the examples that are tokenised at once: a token takes 100 bytes meanwhile
+_PIECE_ROWS, PIECE_CHARACTERS = 2048, 1 << 20  # of what is tokenised at once: a token takes 100 bytes meanwhile
 _COUNTED = 1 << 22  # tokens whose bytes are added up at once
 
 
@@ -104,7 +104,7 @@ def _pieces(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
     begin = size = 0
     for end, example in enumerate(examples):
         size += len(example.target) + len(example.prompt or "")
-        if end + 1 - begin == _ROWS or size >= _CHARACTERS:
+        if end + 1 - begin == _PIECE_ROWS or size >= PIECE_CHARACTERS:
             yield examples[begin : end + 1]
             begin, size = end + 1, 0
     if begin < len(examples):
