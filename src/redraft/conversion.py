@@ -24,7 +24,6 @@ from redraft.generation.prompts import check_mask
 from redraft.generation.start import check_settings
 from redraft.model import Model, check_fit
 from redraft.models.parts.backbone import Backbone
-from redraft.models.parts.readout import Readout
 from redraft.registry import field_names, find
 from redraft.types import Spec
 
@@ -79,10 +78,8 @@ def convert_family(model: Model, family: Mapping[str, Any]) -> Model:
     if network.config.edits != spec.edits:
         what = "tokens" if spec.edits else "edits"
         raise UserError(f"This network predicts {what} and can't become family '{name}'.", "Train one from scratch.")
-    if network.config.self_conditioning != (spec.network.self_conditioning > 0):
-        if not isinstance(network, Readout):
-            raise UserError("This network doesn't support self-conditioning.", "Leave out self_condition.")
-        network.enable_self_conditioning(spec.network.self_conditioning > 0)
+    if network.config.self_conditioning != (spec.network.self_conditioning != 0):
+        network.enable_self_conditioning(spec.network.self_conditioning != 0)
     _read_at(network, spec.network.shift, name)
     if tokenizer.vocab_size > network.config.vocab_size:
         _grow(network, tokenizer.vocab_size)

@@ -304,7 +304,7 @@ def _open_own(folder: Path, values: Mapping[str, Any], target: Model | None) -> 
     check_vocabulary(network.config, tokenizer, str(file))
     spec = family.spec(tokenizer)
     made_for = network.config.shift, network.config.timed, network.config.self_conditioning
-    if made_for != (spec.network.shift, spec.network.timed, spec.network.self_conditioning > 0):
+    if made_for != (spec.network.shift, spec.network.timed, spec.network.self_conditioning != 0):
         what = f"{file}: this network was not made for family '{family_name}' with these options."
         raise UserError(what, "Restore the file as it was saved.")
     defaults = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}

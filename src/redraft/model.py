@@ -92,7 +92,7 @@ class Model:
         check_vocabulary(shape, tokenizer, "model")
         tokenizer = tokenizer.with_special_tokens(built.specials)
         shape = replace(shape, vocab_size=spec.tokens.vocab_size, shift=spec.network.shift, timed=spec.network.timed)
-        needed = {"edits": spec.edits, "self_conditioning": spec.network.self_conditioning > 0}
+        needed = {"edits": spec.edits, "self_conditioning": spec.network.self_conditioning != 0}
         for feature, description in (("edits", "predict edits"), ("self_conditioning", "support self-conditioning")):
             if needed[feature]:
                 if not shape.has_field(feature):

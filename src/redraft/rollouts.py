@@ -53,7 +53,15 @@ def _logits(asked: RolloutPass, network: Network, bfloat16: bool) -> Tensor:
         nullcontext() if asked.with_gradient else evaluating(network, torch.no_grad()),
         torch.autocast(_device(network, asked.request).type, torch.bfloat16) if bfloat16 else nullcontext(),
     ):
-        return vocabulary.answer(network, asked.request, asked.reduce)
+        reduce = asked.reduce
+        if asked.expected and reduce is not None:
+            reduce = _then_expected(network, reduce)
+        return vocabulary.answer(network, asked.request, reduce)
+
+
+def _then_expected(network: Any, reduce: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Mean vectors [n, Z] of the log-probabilities [n, V] that ``reduce`` gives."""
+    return lambda logits: network.expected(reduce(logits))
 
 
 def _nats(objective: Objective[Any], asked: ScorePass, network: Network, bfloat16: bool) -> Tensor:

@@ -31,6 +31,14 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     "cross_attention": [{"heads": 2}, {"heads": 2, "kv_heads": 1, "qk_norm": True, "tied": False}],
     "embedding_transformer": [{"heads": 2, "width": 8}],
     "latent_transformer": [{"heads": 2, "width": 8, "auto_dim": 16, "window": 8}],
+    "diffusion_gemma": [
+        {"heads": 4, "kv_heads": 2, "head_dim": 6, "distant_kv_heads": 1, "distant_head_dim": 8, "mlp_dim": 20}
+        | {
+            "distant": (1,),
+            "window": 4,
+            "experts": Experts(4, 2, 12, normalise=True, activation="gelu_tanh", scaled=True),
+        }
+    ],
     "modern_bert": [{"heads": 2, "layers": 3, "distant": (0,), "window": 4, "mlp_dim": 20}],
 }
 CASES = [

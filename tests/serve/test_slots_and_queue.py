@@ -12,7 +12,7 @@ from redraft.serve.scheduler import FairQueue, QueueFull
 
 def test_a_prompt_of_another_length_clears_a_slot() -> None:
     """With a prompt encoder, keys and values depend on the length of the prompt."""
-    store = KeyValueStore(1, 2, 8, 1, 2, torch.device("cpu"), torch.float32)
+    store = KeyValueStore([(1, 2)], 2, 8, torch.device("cpu"), torch.float32)
     slots = KvSlots(2, {("main", 0): store})
     store.tokens[1, :4] = [5, 6, 7, 4]
     slots._encoded[1] = 4

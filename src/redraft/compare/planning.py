@@ -168,7 +168,7 @@ class Planner:
             shift=spec.network.shift,
             timed=spec.network.timed,
             edits=spec.edits,
-            self_conditioning=spec.network.self_conditioning > 0,
+            self_conditioning=spec.network.self_conditioning != 0,
         )
         built = build_family(setup.family(family))[1]
         return models.parameters(built.network_config(shape))

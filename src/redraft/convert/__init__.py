@@ -80,7 +80,7 @@ def _open(
 ) -> Foreign:
     from redraft.models import empty, shape
 
-    ids = find_ids(model, config, _max_ids(config), given)
+    ids = find_ids(model, _flat(config), _max_ids(_flat(config)), given)
     stated = {f"{key}_token_id": number for key, number in given.items()}
     format_name = recognise({**config, **stated}, ids, file)
     files = open_files()
@@ -93,6 +93,12 @@ def _open(
     delete = ids.delete if ids.delete >= 0 or plan.delete is None else plan.delete
     ids = replace(ids, size=network.config.vocab_size, mask=mask, delete=delete, forbidden=forbidden)
     return Foreign(format_name, plan, network, files, Vocabulary(ids, model))
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the keys of its table for text, where there is one, beside its own."""
+    text = config.get("text_config")
+    return {**(text if isinstance(text, Mapping) else {}), **config}
 
 
 def _counts(config: Mapping[str, Any]) -> dict[str, Any]:

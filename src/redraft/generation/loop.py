@@ -13,7 +13,7 @@ from torch import Tensor
 from redraft.caches.base import CachePolicy
 from redraft.canvas import joined, resize
 from redraft.generation.sampling import Draw, arrange, draw, log_probabilities, remove_disallowed
-from redraft.generation.self_conditioning import PredictionMemory
+from redraft.generation.self_conditioning import Memory, memory
 from redraft.guidance.base import Guidance
 from redraft.models.parts.store import KeyValueStore, KeyValueView
 from redraft.runtime import download, upload
@@ -91,7 +91,7 @@ class Loop:
     on_answer: Callable[[Request, Output], None] | None = None  # called with every answer, before it is applied
     _forbidden: Tensor | None = None  # ids, on the device
     _ends: Tensor | None = None  # ids of end-of-text tokens, on the device
-    _memory: PredictionMemory | None = None  # for self-conditioned models
+    _memory: Memory | None = None  # for self-conditioned models
 
     def run(self, canvas: Canvas) -> Iterator[Step]:
         """Fill every free position of the canvas, one ``Step`` at a time."""
@@ -101,8 +101,7 @@ class Loop:
         """The loop as a generator. Its driver must run it in inference mode."""
         sampler = self.method.sampler
         state = sampler.start(canvas, self.spec)
-        count = self.spec.network.self_conditioning
-        self._memory = PredictionMemory(canvas, count) if count else None
+        self._memory = memory(canvas, self.spec)
         ending = _Ending(canvas, self.spec.tokens.eos_id)
         if self.method.constraint is not None:
             self.method.constraint.start(canvas)
@@ -154,7 +153,7 @@ class Loop:
         spec, is_length = self.spec, request.predicts_length
         own = not is_length and request.network == spec.network.name
         if self._memory is not None and own:
-            request = request.with_extra(self._memory.of(canvas, request.rows))
+            request = request.with_extra(*self._memory.of(canvas, request.rows))
         logits = yield from self._guided(canvas, request)
         query = request.find(VectorQuery)
         predicts = query is not None and query.kind == "predict"
@@ -179,7 +178,7 @@ class Loop:
         if predicts:
             output.vector = self.networks[request.network].expected(output.log_p)  # type: ignore[attr-defined]
         if self._memory is not None and own:
-            self._memory.keep(request, output)
+            self._memory.keep(canvas, request, output, self.networks[request.network])
         if self.on_answer is not None:
             self.on_answer(request, output)
         return output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,8 +49,8 @@ def draw(canvas: Canvas, request: Request, log_p: Tensor) -> Draw:
     """Draw a token at each target position from random numbers keyed by (seed, noise step, position): by inverse CDF
     from one uniform, or, if ``Drawing.gumbel`` is set, from one Gumbel number for each token.
 
-    Temperature 0 is argmax. ``conf`` is the log-probability at temperature 1, before top-k and top-p. The host does not
-    wait for the device.
+    Temperature 0 is argmax; a sampler's schedule (``Drawing.heat``) is a factor. ``conf`` is the log-probability at
+    temperature 1, before top-k and top-p. The host does not wait for the device.
 
     Args:
         log_p: [N, V].
@@ -67,6 +67,9 @@ def draw(canvas: Canvas, request: Request, log_p: Tensor) -> Draw:
     noise, choose = (noise_keys, gumbel_max) if request.drawing.gumbel else (keyed_uniform, inverse_cdf)
     noise_at = noise(canvas.seed[rows], step, request.targets.clamp(min=0))[real][flat]
     sampling = canvas.sampling.at(rows[row[flat]])
+    if request.drawing.heat is not None:
+        heat = request.drawing.heat.to(sampling.temperature)
+        sampling = replace(sampling, temperature=sampling.temperature * heat[row[flat]])
     if len(flat) == len(row):
         token = choose(log_p, noise_at, sampling)
         return Draw(token, log_p.gather(1, token[:, None])[:, 0])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from redraft.errors import UserError
 from redraft.models import transformer
 from redraft.models.parts.attention import Attention, AttentionContext, rotary_positions
-from redraft.models.parts.backbone import EVERY, Backbone, gather_targets
+from redraft.models.parts.backbone import EVERY, Backbone, gather_targets, shape_of_keys
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.drafting import Part, PrefixKeys, split
 from redraft.models.parts.flops import ForwardCost
@@ -159,11 +159,8 @@ class Drafter(Backbone):
 
     def store(self, slots: int, positions: int) -> KeyValueStore:
         """A key-value store for the target's layers and, after them, its own."""
-        attention, layers = self.target.blocks[0].attention, self.config.target.layers + self.config.layers
-        assert isinstance(attention, Attention)
-        return KeyValueStore(
-            layers, slots, positions, attention.kv_heads, attention.head_dim, self.device, self.embedding.weight.dtype
-        )
+        shapes = [shape_of_keys(block.attention) for block in (*self.target.blocks, *self.blocks)]
+        return KeyValueStore(shapes, slots, positions, self.device, self.embedding.weight.dtype)
 
     def states(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         """The last hidden states [N, D] of the target positions."""

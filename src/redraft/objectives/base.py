@@ -25,6 +25,7 @@ class RolloutPass:
     request: Forward
     with_gradient: bool = False
     reduce: Callable[[Tensor], Tensor] | None = None  # [n, V] -> [n, ...], row by row: what is needed of the logits
+    expected: bool = False  # ``reduce`` gives log-probabilities, and the answer is their mean vectors (``Network``)
 
 
 @dataclass

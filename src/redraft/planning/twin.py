@@ -162,7 +162,7 @@ class Outline:
         if not self.recipe.model.from_:
             shape = family.network_config(shape)
         wanted = {"vocab_size": spec.tokens.vocab_size, "shift": spec.network.shift, "timed": spec.network.timed}
-        wanted |= {"edits": spec.edits, "self_conditioning": spec.network.self_conditioning > 0}
+        wanted |= {"edits": spec.edits, "self_conditioning": spec.network.self_conditioning != 0}
         known = {field: value for field, value in wanted.items() if shape.has_field(field)}
         network = models.build(replace(shape, **known))
         return Model(network, tokenizer, family, name, paired=network.needs_prompt)

@@ -14,7 +14,7 @@ from redraft.limits import MAX_POSITIONS
 from redraft.options import setting
 from redraft.samplers.base import Draws, Sampler
 from redraft.samplers.shared import common
-from redraft.types import FREE, Canvas, DraftQuery, Drawing, Output, Request, Spec, Step
+from redraft.types import FREE, Canvas, DraftQuery, Drawing, NoiseStream, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def check_drafts(spec: Spec) -> None:
             "This sampler needs a diffusion model that drafts blocks in the network that reads text causally.",
             "Use a model of family hybrid.",
         )
+    common.check_masks(drafter)
 
 
 def next_token(canvas: Canvas, spec: Spec, rows: Tensor, first: Tensor) -> Request:
@@ -94,19 +95,22 @@ def draft(
     wanted: Tensor,
     draws: Draws | None = None,
 ) -> Request:
-    """Request the drafter's tokens at the positions in ``wanted`` [B, L] of ``rows`` [R].
+    """Request the drafter's tokens at the positions in ``wanted`` [B, L] of ``rows`` [R]. Free ones hold noise.
 
     The positions from ``begin`` to ``end`` [B] see all of each other, and the text before them, which is causal.
     With ``draws``, the samples have the keys of an autoregressive model, so that equal distributions give equal tokens.
     """
     assert spec.family.drafter is not None
-    network, tokens = spec.family.drafter.network, spec.family.drafter.tokens
+    network, process = spec.family.drafter.network, spec.family.drafter.family.process
     used = extent(canvas)[rows]
     stop = torch.minimum(end[rows], used)
     columns = torch.arange(int(stop.max()))
-    ids = canvas.ids[rows].masked_fill(canvas.status[rows] == FREE, tokens.mask_id)
+    seed = canvas.seed[rows]
+    assert process is not None
+    key = torch.full_like(seed, NoiseStream.INITIAL_TOKENS)
+    noise = process.sample(seed, key, columns.expand(len(rows), -1), spec.family.drafter)
     return Request(
-        tokens=ids[:, : len(columns)],
+        tokens=torch.where(canvas.status[rows, : len(columns)] == FREE, noise, canvas.ids[rows, : len(columns)]),
         positions=torch.where(columns < stop[:, None], columns, -1),
         targets=common.marked_positions(wanted[rows]),
         attention=network.attention,

@@ -190,14 +190,28 @@ class QueryMask(Extra):
 
 @dataclass(frozen=True)
 class DraftQuery(Extra):
-    """Requests predictions at another shift than the network's own, to draft tokens after a sequence."""
+    """Requests predictions at another shift than the network's own, to draft tokens after a sequence.
+
+    From ``draft_from`` on, positions are drafts after causal text: one attention group, or with the attention ``block``
+    one for each block, counted from there.
+    """
 
     shift: int  # the logits of position p are at p - shift
-    draft_from: Tensor | None = None  # [R] positions from here on are one attention group: drafts after causal text
+    draft_from: Tensor | None = None  # [R]
 
     @property
     def signature(self) -> Hashable:
         return super().signature, self.shift
+
+    def begins(self, positions: Tensor, attention: AttentionPattern) -> Tensor:
+        """The first position of the group of each draft in ``positions`` [R, K], and other positions -> [R, K]."""
+        if self.draft_from is None:
+            return positions
+        first = self.draft_from[:, None]
+        if attention.kind != "block":
+            return torch.minimum(positions, first)
+        block = first + (positions - first).div(attention.block, rounding_mode="floor") * attention.block
+        return torch.where(positions < first, positions, block)
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
@@ -274,9 +288,10 @@ class Forward:
     def group(self, positions: Tensor) -> Tensor:
         """Attention group of ``positions`` [R, K] -> [R, K]; see ``AttentionPattern``."""
         draft = self.find(DraftQuery)
-        if draft is not None and draft.draft_from is not None:
-            positions = torch.minimum(positions, draft.draft_from[:, None])
-        return self.attention.group(positions, self.prompt)
+        if draft is None or draft.draft_from is None:
+            return self.attention.group(positions, self.prompt)
+        begins = draft.begins(positions, self.attention)
+        return begins if self.attention.kind == "block" else self.attention.group(begins, self.prompt)
 
     def shift(self, own: int) -> int:
         """The logits of position p are at p - shift; ``own`` is the network's shift."""
@@ -323,6 +338,7 @@ class Drawing:
     disallowed: Tensor | None = None  # [R, K] ids that may not be sampled, besides the forbidden ones; -1 is none
     kind: Literal["token", "length"] = "token"  # length: the answer is a distribution of output length
     gumbel: bool = False  # sampled by ``runtime.gumbel_max``; else by ``runtime.inverse_cdf``
+    heat: Tensor | None = None  # [R] factor of the rows' temperatures, from a sampler with a schedule; None: 1
 
 
 @dataclass
@@ -384,7 +400,8 @@ def stack(parts: Sequence[Tensor], fill: float) -> Tensor:
     if all(part.shape[1] == width for part in parts):
         return torch.cat(list(parts))
     width = max(part.shape[1] for part in parts)
-    result = torch.full((sum(len(part) for part in parts), width, *parts[0].shape[2:]), fill, dtype=parts[0].dtype)
+    rows = sum(len(part) for part in parts)
+    result = parts[0].new_full((rows, width, *parts[0].shape[2:]), fill)
     row = 0
     for part in parts:
         result[row : row + len(part), : part.shape[1]] = part

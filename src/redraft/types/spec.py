@@ -15,6 +15,8 @@ from redraft.types.request import AttentionPattern
 #   vectors     [Z] a prediction of continuous diffusion that is not a distribution over tokens
 Outputs = Literal["logits", "log_scores", "edit_rates", "vectors"]
 
+WHOLE = -1  # self-conditioning by the whole distribution (``ExpectedEmbedding``)
+
 
 @dataclass(frozen=True)
 class Continuous:
@@ -56,7 +58,7 @@ class NetworkFacts:
     timed: bool = False  # the network reads ``Forward.time``
     prompt_encoder: bool = False  # the prompt never attends to the answer (see ``AttentionPattern``)
     length_head: bool = False  # the network predicts the output length, at the last prompt position over ids 0..max
-    self_conditioning: int = 0  # number of tokens of its last prediction that the network reads; 0: none
+    self_conditioning: int = 0  # tokens of its last prediction that the network reads; 0: none, ``WHOLE``: all of them
     outputs: Outputs = "logits"
     reads_target: bool = False  # drafts from the hidden states of the verifying network, behind a known token
     name: str = "main"  # name of the network in the loop

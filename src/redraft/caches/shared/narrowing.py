@@ -28,12 +28,11 @@ def closed_prefix(request: Request, match: np.ndarray) -> np.ndarray:
     """[R] the longest prefix, of at most ``match`` [R] positions, that attends to nothing after itself."""
     prompt = np.zeros_like(match) if request.prompt is None else request.prompt.numpy()
     offset = match - prompt
+    draft = request.find(DraftQuery)
+    if draft is not None and draft.draft_from is not None:  # the text before drafts is causal
+        return np.where(offset >= 0, np.minimum(match, draft.draft_from.numpy()), 0)
     if request.attention.kind == "causal":
-        draft = request.find(DraftQuery)
-        causal = match
-        if draft is not None and draft.draft_from is not None:
-            causal = np.minimum(match, draft.draft_from.numpy())
-        return np.where(offset >= 0, causal, 0)
+        return np.where(offset >= 0, match, 0)
     if request.attention.kind == "full":
         return np.where(offset >= 0, prompt, 0)
     return np.where(offset >= 0, prompt + offset // request.attention.block * request.attention.block, 0)

@@ -53,6 +53,10 @@ class CpuCrossAttention:
         """A key-value store for this network. The layout of its keys is specific to the CPU form."""
         return self.network.store(slots, positions)
 
+    def expected(self, log_p: Tensor) -> Tensor:
+        """The mean embedding of each distribution [N, V] -> [N, D]."""
+        return self.network.expected(log_p)
+
     @torch.inference_mode()
     def __call__(self, request: Forward, store: KeyValueView | None = None) -> Tensor:
         """Flat logits [N, V] in the order of ``request.targets >= 0``; errors as those of the network."""

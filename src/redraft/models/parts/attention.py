@@ -48,6 +48,7 @@ def attention_context(
     radius: int | None = None,
     local_rotary: Tensor | None = None,
     stretch: RopeScaling | None = None,
+    whole: bool = False,
 ) -> AttentionContext:
     """Turn the ``AttentionPattern`` of a request into the cheapest equivalent form of attention.
 
@@ -57,12 +58,14 @@ def attention_context(
         radius: for networks with local attention (sliding windows): layers with ``Attention.local`` attend only where
             |i - j| <= radius. local_rotary: a separate table [C, 2, Dr / 2] for these layers.
         stretch: scaling of the rotary frequencies, if queries grow with their positions.
+        whole: distances to and from a block of drafts (``DraftQuery``) are those of its first position, so that with
+            local attention all of the block sees all of it, and the same text before it.
     """
     context = _context_for_all(request, rotary, store, restart)
     if stretch is not None and stretch.growth:
         context.growth = query_growth(rotary_positions(request, restart), stretch).to(rotary.device)
     if radius is not None:
-        context.local = _local_context(request, context, radius)
+        context.local = _local_context(request, context, radius, whole)
         if local_rotary is not None:
             context.local.table = local_rotary[upload(rotary_positions(request, restart), local_rotary.device)]
     return context
@@ -90,19 +93,23 @@ def _context_for_all(request: Forward, rotary: Tensor, store: KeyValueView | Non
     return AttentionContext(table, mask, False, None, None)
 
 
-def _local_context(request: Forward, context: AttentionContext, radius: int) -> AttentionContext:
+def _local_context(request: Forward, context: AttentionContext, radius: int, whole: bool) -> AttentionContext:
     """The context without keys more than ``radius`` positions away. Padding queries keep their keys: no NaN."""
-    pos = request.streams[1]
+    pos, draft = request.streams[1], request.find(DraftQuery) if whole else None
+    if draft is not None:  # the clean stream, if any, is no draft
+        pos = torch.cat([draft.begins(request.positions, request.attention), pos[:, request.positions.shape[1] :]], 1)
     if int(pos.max()) <= radius:
         return replace(context)
     device = context.table.device
     if context.blocks is not None:
-        return replace(context, blocks=streams.flex_mask(request, device, radius))
+        return replace(context, blocks=streams.flex_mask(request, device, radius, pos))
     window, mask, keys = context.window, context.mask, pos
     if context.store is not None:
         lowest = torch.where(pos < 0, pos.max(), pos).amin(1)
         window = context.store.window(request, (lowest - radius).clamp(min=0))
         mask, keys = window.mask, torch.arange(window.begin, window.extent)[None]
+        if draft is not None:
+            keys = draft.begins(keys.expand(len(pos), -1), request.attention)
     visible = near_mask(pos, keys, radius, device)
     if visible is not None:
         if context.causal:
@@ -113,6 +120,8 @@ def _local_context(request: Forward, context: AttentionContext, radius: int) -> 
 
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(Dh)) v with ``kv_heads`` shared keys (Ainslie et al. 2023, arXiv:2305.13245)."""
+
+    scale: float | None = None  # in place of 1 / sqrt(Dh)
 
     def __init__(
         self,
@@ -138,11 +147,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         context = context.local if self.local and context.local else context
         rows, width, _ = x.shape
-        qkv = self.qkv(x).view(rows, width, -1, self.head_dim)
-        both, value = qkv.split([self.heads + self.kv_heads, self.kv_heads], 2)
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = both.split([self.heads, self.kv_heads], 2)
-            both = torch.cat([self.q_norm(query), self.k_norm(key)], 2)
+        both, value = self.projected(self.qkv(x).view(rows, width, -1, self.head_dim))
         query, key = rotate(both, context.table).split([self.heads, self.kv_heads], 2)
         if context.growth is not None:
             query = query * context.growth[:, :, None, None].to(query.dtype)
@@ -151,23 +156,39 @@ class Attention(nn.Module):
             keys, values = context.store.store.put(self.layer, context.window, pair)
         else:
             keys, values = key.transpose(1, 2), value.transpose(1, 2)
-        attended = attend(query.transpose(1, 2), keys, values, context.mask, context.causal, context.blocks)
+        attended = attend(query.transpose(1, 2), keys, values, context.mask, context.causal, context.blocks, self.scale)
         return self.out(attended.transpose(1, 2).reshape(rows, width, -1))
+
+    def projected(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys before rotation [R, Q, H + Hk, Dh], and values [R, Q, Hk, Dh], of the heads in ``qkv``."""
+        both, value = qkv.split([self.heads + self.kv_heads, self.kv_heads], 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = both.split([self.heads, self.kv_heads], 2)
+            both = torch.cat([self.q_norm(query), self.k_norm(key)], 2)
+        return both, value
 
 
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False, blocks: Any = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    causal: bool = False,
+    blocks: Any = None,
+    scale: float | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(Dh)) v in the fastest form: queries [R, H, Q, Dh], keys and values [R, Hk, K, Dh] ->
-    [R, H, Q, Dh]."""
+    """softmax(q k^T scale) v in the fastest form: queries [R, H, Q, Dh], keys and values [R, Hk, K, Dh] ->
+    [R, H, Q, Dh]. ``scale`` None: 1 / sqrt(Dh)."""
     gqa = query.shape[1] != keys.shape[1]
     if blocks is not None:
         flex_attention = streams.flex_attention(compiled=query.device.type == "cuda")
-        return flex_attention(query, keys, values, block_mask=blocks, enable_gqa=gqa)
+        return flex_attention(query, keys, values, block_mask=blocks, enable_gqa=gqa, scale=scale)
     if _short(query, keys):
-        result: Tensor = _ShortAttention.apply(query, keys, values, mask, causal)
+        result: Tensor = _ShortAttention.apply(query, keys, values, mask, causal, scale or query.shape[-1] ** -0.5)
         return result
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
+    return F.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=gqa, scale=scale
+    )
 
 
 _SHORT = 512  # maximum number of keys for which keeping the matrix of attention weights is cheap
@@ -188,9 +209,12 @@ class _ShortAttention(torch.autograd.Function):
     """Attention as plain matrix products that keeps its weights P for the gradient: dS = P (dP - sum(P dP))."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
+    ) -> Tensor:
         rows, heads, width, dim = query.shape
-        q, k, v = ((query * dim**-0.5).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1))
+        ctx.scale = scale
+        q, k, v = ((query * scale).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1))
         score = torch.bmm(q, k.transpose(1, 2)).view(rows, heads, width, -1)
         if causal:
             mask = torch.ones(width, width, dtype=torch.bool, device=q.device).tril_()
@@ -201,12 +225,12 @@ class _ShortAttention(torch.autograd.Function):
         return torch.bmm(weight, v).view(rows, heads, width, dim)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, weight = ctx.saved_tensors
         shape, grad = grads[0].shape, grads[0].flatten(0, 1)
         d_weight = torch.bmm(grad, v.transpose(1, 2))
         d_score = torch.ops.aten._softmax_backward_data(d_weight, weight, -1, weight.dtype)
-        d_query = torch.bmm(d_score, k).mul_(shape[-1] ** -0.5).view(shape)
+        d_query = torch.bmm(d_score, k).mul_(ctx.scale).view(shape)
         d_key, d_value = torch.bmm(d_score.transpose(1, 2), q), torch.bmm(weight.transpose(1, 2), grad)
         key_shape = (*shape[:2], -1, shape[3])  # there may be more or fewer keys than queries
-        return d_query, d_key.view(key_shape), d_value.view(key_shape), None, None
+        return d_query, d_key.view(key_shape), d_value.view(key_shape), None, None, None

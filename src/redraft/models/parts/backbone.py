@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redraft.errors import UserError
 from redraft.models.parts.added_tokens import AddedTokens
 from redraft.models.parts.attention import Attention, AttentionContext
 from redraft.models.parts.checkpointing import Checkpointing, checkpointed
@@ -79,6 +80,19 @@ class Backbone(Registered, nn.Module):
         """
         raise ValueError(f"A '{self.name}' network runs no other network.")
 
+    def expected(self, log_p: Tensor) -> Tensor:
+        """The mean embedding of each distribution [N, V] -> [N, D]."""
+        weight = self.embedding.weight
+        return log_p.exp().to(weight.dtype) @ weight
+
+    def enable_self_conditioning(self, enabled: bool) -> None:
+        """Add or remove the input for previous predictions.
+
+        Raises:
+            UserError: this network can't read any.
+        """
+        raise UserError("This network doesn't support self-conditioning.", "Leave out self_condition.")
+
     @property
     def logit_width(self) -> int:
         """Numbers that a target position is projected onto: V."""
@@ -122,17 +136,8 @@ class Backbone(Registered, nn.Module):
 
     def store(self, slots: int, positions: int) -> KeyValueStore:
         """A key-value store for this network."""
-        attention = self.blocks[0].attention
-        assert isinstance(attention, Attention)
-        return KeyValueStore(
-            len(self.blocks),
-            slots,
-            positions,
-            attention.kv_heads,
-            attention.head_dim,
-            self.device,
-            self.stream or self.embedding.weight.dtype,
-        )
+        shapes = [shape_of_keys(block.attention) for block in self.blocks]
+        return KeyValueStore(shapes, slots, positions, self.device, self.stream or self.embedding.weight.dtype)
 
     def embed(self, request: Forward) -> Tensor:
         """Embeddings [R, Q, D] of the tokens of a request, of both streams if there are two."""
@@ -197,6 +202,12 @@ class Backbone(Registered, nn.Module):
         width = self.embedding.weight.shape[1]
         last, asked = states[:, :width], states[:, width:]
         return asked if query.only else torch.cat([logits(last), asked], -1)
+
+
+def shape_of_keys(attention: Any) -> tuple[int, int]:
+    """Heads of keys and values of a layer, and their width."""
+    assert isinstance(attention, Attention)
+    return attention.kv_heads, attention.head_dim
 
 
 def gather_targets(x: Tensor, request: Forward, shift: int) -> Tensor:

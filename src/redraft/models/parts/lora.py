@@ -103,6 +103,7 @@ class AdaptedExperts(MixtureOfExperts):
     def __init__(self, base: MixtureOfExperts) -> None:
         nn.Module.__init__(self)
         self.experts, self.router, self.balance, self.shared = base.experts, base.router, base.balance, base.shared
+        self.input_scale, self.expert_scale = base.input_scale, base.expert_scale
         self.experts_gate_up, self.experts_down = base.experts_gate_up, base.experts_down
         self.gate_up_lora, self.down_lora = nn.ModuleDict(), nn.ModuleDict()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redraft.errors import UserError
-from redraft.models.parts.mlp import SwiGLU
+from redraft.models.parts.mlp import Activation, SwiGLU, activate
 from redraft.models.parts.packed import Packed, linear, product_dtype
 
 
@@ -23,6 +23,9 @@ class Experts:
     the choice only, to balance the load (DeepSeek-V3, arXiv:2412.19437). With ``groups`` > 1, only experts of the
     ``top_groups`` groups with the largest sum of their two best scores can be chosen. ``normalise``: the weights of the
     chosen experts sum to one. All weights are multiplied by ``scale``.
+
+    ``scaled``: the router reads x / rms(x) times a learned vector / sqrt(D), and the weight of each expert has a
+    learned factor (Gemma 4).
     """
 
     count: int
@@ -36,6 +39,9 @@ class Experts:
     scale: float = 1.0
     groups: int = 1
     top_groups: int = 1
+    activation: Activation = "silu"
+    scaled: bool = False
+    norm_eps: float = 1e-6  # of rms(x) in a ``scaled`` router
 
     def __post_init__(self) -> None:
         if not 0 < self.active <= self.count:
@@ -51,7 +57,7 @@ class Experts:
 
 
 class MixtureOfExperts(nn.Module):
-    """sum over the chosen experts e of w_e down_e(silu(gate_e x) * up_e x), plus the shared expert."""
+    """sum over the chosen experts e of w_e down_e(act(gate_e x) * up_e x), plus the shared expert."""
 
     experts_gate_up: nn.Parameter | Packed  # [E, 2 H, D]
     experts_down: nn.Parameter | Packed  # [E, D, H]
@@ -61,13 +67,16 @@ class MixtureOfExperts(nn.Module):
         self.experts = experts
         self.router = nn.Linear(dim, experts.count, bias=False)
         self.balance = nn.Parameter(torch.zeros(experts.count)) if experts.bias else None
+        self.input_scale = nn.Parameter(torch.ones(dim)) if experts.scaled else None
+        self.expert_scale = nn.Parameter(torch.ones(experts.count)) if experts.scaled else None
         self.experts_gate_up = nn.Parameter(torch.empty(experts.count, 2 * experts.hidden, dim).normal_(std=0.02))
         self.experts_down = nn.Parameter(torch.empty(experts.count, dim, experts.hidden).normal_(std=0.02))
         self.shared = SwiGLU(dim, experts.shared) if experts.shared else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, routed: Tensor | None = None) -> Tensor:
+        """[..., D] -> [..., D]. ``routed`` [..., D]: what the router reads; None: x."""
         flat = x.reshape(-1, x.shape[-1])
-        weight, chosen = self.route(flat)
+        weight, chosen = self.route(flat if routed is None else routed.reshape(flat.shape))
         if x.device.type == "cuda" and self.groupable:
             own = 0.0 if self.shared is None else self.shared(flat)
             return (own + self.grouped(flat, weight, chosen)).view_as(x)
@@ -79,7 +88,7 @@ class MixtureOfExperts(nn.Module):
         for expert, (part, share) in enumerate(zip(token.split(sizes), weight.split(sizes), strict=True)):
             if len(part):
                 gate, up = self.gate_up(flat[part], expert).chunk(2, -1)
-                y = self.down(F.silu(gate) * up, expert)
+                y = self.down(activate(gate, self.experts.activation) * up, expert)
                 total = total.index_add(0, part, (y * share[:, None]).to(total.dtype))  # they differ in autocast
         return total.view_as(x)
 
@@ -110,14 +119,18 @@ class MixtureOfExperts(nn.Module):
         assert isinstance(self.experts_gate_up, Tensor) and isinstance(self.experts_down, Tensor)
         gate_up, down = (part.to(dtype).transpose(1, 2) for part in (self.experts_gate_up, self.experts_down))
         gate, up = F.grouped_mm(rows, gate_up, offs=ends).chunk(2, -1)
-        y = F.grouped_mm(F.silu(gate) * up, down, offs=ends)
+        y = F.grouped_mm(activate(gate, self.experts.activation) * up, down, offs=ends)
         back = torch.empty_like(y).index_copy(0, order, y).view(count, active, -1)
         return (back * weight[..., None].to(back.dtype)).sum(1)
 
     def route(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states [T, D] -> weights and indices of the chosen experts, [T, active] each; at least float32."""
         e, exact = self.experts, torch.promote_types(flat.dtype, torch.float32)
-        logits = F.linear(flat.to(exact), self.router.weight.to(exact))
+        flat = flat.to(exact)
+        if self.input_scale is not None:
+            width = flat.shape[-1:]
+            flat = F.rms_norm(flat, width, None, e.norm_eps) * (self.input_scale.to(exact) * width[0] ** -0.5)
+        logits = F.linear(flat, self.router.weight.to(exact))
         score = logits.softmax(-1) if e.score == "softmax" else logits.sigmoid()
         rank = score if self.balance is None else score + self.balance
         if e.groups > 1:
@@ -129,4 +142,5 @@ class MixtureOfExperts(nn.Module):
         weight = score.gather(1, chosen)
         if e.normalise:
             weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
-        return weight * e.scale, chosen
+        weight = weight * e.scale
+        return (weight if self.expert_scale is None else weight * self.expert_scale.to(exact)[chosen]), chosen

@@ -56,14 +56,21 @@ def query_growth(positions: Tensor, stretch: RopeScaling) -> Tensor:
     return 1 + stretch.growth * torch.log1p(turns.float())
 
 
-def rotary_table(length: int, head_dim: int, theta: float, stretch: RopeScaling | None = None) -> Tensor:
+def rotary_table(
+    length: int, head_dim: int, theta: float, stretch: RopeScaling | None = None, turning: int | None = None
+) -> Tensor:
     """cos and sin of every position and pair -> [C, 2, Dr / 2] with C = ``length`` and Dr = ``head_dim``.
 
     Always on the host, also when a network is built on the meta device, because the table is computed and not stored.
+
+    Args:
+        turning: the number of pairs that turn, the fastest ones; the others stand still. None: all.
     """
     pair = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
     rate = theta ** (-pair / max(head_dim, 1))
     rate, size = (stretch(rate, theta), stretch.size) if stretch else (rate, 1.0)
+    if turning is not None:
+        rate[turning:] = 0.0
     angle = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * rate
     return torch.stack([angle.cos(), angle.sin()], 1).mul(size).float()
 

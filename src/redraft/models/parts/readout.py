@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from redraft.models.parts.backbone import EVERY, Backbone
 from redraft.models.parts.edits import EditRates
 from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.norms import RMSNorm
-from redraft.models.parts.self_conditioning import SelfConditioningProjection
+from redraft.models.parts.self_conditioning import SelfConditioningProjection, previous_mean
 from redraft.models.parts.time import Modulation, TimeEmbedding
 from redraft.runtime import upload
-from redraft.types import Forward, SelfConditioning
+from redraft.types import Forward
 
 
 class Readout(Backbone):
@@ -43,10 +44,12 @@ class Readout(Backbone):
 
     def embed(self, request: Forward) -> Tensor:
         """Inputs [R, Q, D] of the blocks: token embeddings, plus the previous prediction if the request has one."""
-        x, previous = super().embed(request), request.find(SelfConditioning)
-        if self.self_conditioning is None or previous is None:
+        x = super().embed(request)
+        mean = None if self.self_conditioning is None else previous_mean(request, self.embedding.weight)
+        if self.self_conditioning is None or mean is None:
             return x
-        return x + self.self_conditioning(request.positions, previous, self.embedding.weight)
+        added = self.self_conditioning(mean)
+        return x + (added if added.shape == x.shape else F.pad(added, (0, 0, 0, x.shape[1] - added.shape[1])))
 
     def condition(self, request: Forward) -> Tensor | None:
         """The embedded time [R, D] of a request; None for networks without time conditioning.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
 
 
 class KeyValueStore:
-    """Keys and values of every layer in one tensor [2, slots, kv_heads, positions, head_dim], allocated once.
+    """Keys and values of each layer in one tensor [2, slots, kv_heads, positions, head_dim], allocated once.
 
     ``tokens`` [slots, positions] (on the host) is the token that each stored position was computed from, -1 for none. A
     cache policy compares it with the canvas to see what is still valid. The last position receives padding and is never
@@ -57,16 +58,14 @@ class KeyValueStore:
 
     def __init__(
         self,
-        layers: int,
+        shapes: Sequence[tuple[int, int]],
         slots: int,
         positions: int,
-        kv_heads: int,
-        head_dim: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        shape = (2, slots, kv_heads, positions + 1, head_dim)
-        self.pairs = [_zeros(shape, device, dtype) for _ in range(layers)]
+        """``shapes``: kv_heads and head_dim of each layer."""
+        self.pairs = [_zeros((2, slots, heads, positions + 1, dim), device, dtype) for heads, dim in shapes]
         self.tokens = np.full((slots, positions), -1, dtype=np.int64)
         self.positions, self.device = positions, device
         self.moved = np.zeros(slots)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -64,15 +64,17 @@ def dense_mask(request: Forward) -> Tensor:
     return attends(every.at(slice(None), slice(None), None), every.at(slice(None), None, slice(None)))[:, None]
 
 
-def flex_mask(request: Forward, device: torch.device, radius: int | None = None) -> Any:
+def flex_mask(request: Forward, device: torch.device, radius: int | None = None, near: Tensor | None = None) -> Any:
     """The same mask as a BlockMask of FlexAttention (Dong et al. 2024, arXiv:2412.05496), which skips fully masked
     tiles: about half of them here.
 
-    With a ``radius``, positions attend only to positions at most that far away.
+    With a ``radius``, positions attend only to positions at most that far away, by the positions ``near`` [R, K] of
+    both streams if they are given.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
-    every = stream_positions(request).to(device)
+    found = stream_positions(request)
+    every = (found if near is None else replace(found, pos=near)).to(device)
     rows, width = every.group.shape
 
     def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

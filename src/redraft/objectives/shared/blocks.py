@@ -13,7 +13,11 @@ from redraft.types import AttentionPattern, Batch, CleanStream, Spec
 
 
 def complete_blocks(
-    batch: Batch, attend: AttentionPattern, spec: Spec, padding: Literal["end", "mask"] = "end"
+    batch: Batch,
+    attend: AttentionPattern,
+    spec: Spec,
+    padding: Literal["end", "mask"] = "end",
+    origin: Tensor | None = None,
 ) -> Batch:
     """Pad every answer that ends in end-of-text to the end of its last block.
 
@@ -23,12 +27,14 @@ def complete_blocks(
     Args:
         batch: [B, L].
         padding: ``end``: with end-of-text tokens, which are targets. ``mask``: with masks, which are not.
+        origin: [B] where blocks begin; None: at an isolated prompt's end, or the beginning of the text.
     """
     if batch.prompt is None or attend.kind != "block":
         return batch
     rows, length = batch.ids.shape
     end = batch.valid.sum(1)
-    origin = batch.prompt if spec.network.prompt_encoder else torch.zeros_like(end)
+    if origin is None:
+        origin = batch.prompt if spec.network.prompt_encoder else torch.zeros_like(end)
     last = batch.ids.gather(1, (end - 1)[:, None])[:, 0] == spec.tokens.eos_id
     missing = torch.where(last & batch.target.any(1), (origin - end) % attend.block, 0)
     width = max(length, int((end + missing).max()))

@@ -49,6 +49,7 @@ def noisable(batch: Batch, spec: Spec) -> Tensor:
     return batch.target & ~closing
 
 
-def forbidden_ids(spec: Spec, device: torch.device | str = "cpu") -> Tensor:
-    """The ids [F] that are never predicted: the forbidden ones and the mask, sorted."""
-    return torch.tensor(sorted({*spec.tokens.forbidden, spec.tokens.mask_id}), device=device)
+def forbidden_ids(spec: Spec, device: torch.device | str = "cpu", mask: bool = True) -> Tensor:
+    """The ids [F] that are never predicted: the forbidden ones and, if the noise is a ``mask``, the mask; sorted."""
+    ids = {*spec.tokens.forbidden, *([spec.tokens.mask_id] if mask else [])}
+    return torch.tensor(sorted(ids), dtype=torch.int64, device=device)

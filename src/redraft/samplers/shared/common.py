@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
-from redraft.runtime import download
+from redraft.runtime import download, row_chunks, upload
 from redraft.types import FREE, GIVEN, PAD, SEALED, CacheHint, Canvas, Drawing, Output, Request, Spec, Step
 
 
@@ -128,6 +128,25 @@ def length_request(ids: Tensor, prompt: Tensor, spec: Spec, rows: Tensor) -> Req
     )
 
 
+def heat(canvas: Canvas, request: Request) -> Tensor | None:
+    """[R] the temperature of a sampler with a schedule, for all that it reads of its predictions; None: 1.
+
+    Where the temperature of a row is 0, tokens are the likeliest ones, and the schedule remains.
+    """
+    own, rows = request.drawing.heat, canvas.sampling.temperature[request.rows]
+    return None if own is None else own * torch.where(rows > 0, rows, 1.0)
+
+
+def heated(canvas: Canvas, request: Request, log_p: Tensor) -> Tensor:
+    """Log-probabilities [N, V] at the temperature ``heat``, some rows at a time -> [N, V]."""
+    found = heat(canvas, request)
+    if found is None:
+        return log_p
+    row = (request.targets >= 0).nonzero()[:, 0]
+    scale = upload(found[row].float(), log_p.device)[:, None]
+    return torch.cat([(log_p[part] / scale[part]).log_softmax(-1) for part in row_chunks(log_p)])
+
+
 def rectangle(values: Tensor, request: Request, fill: float) -> Tensor:
     """Flat values [N] -> [R, W] with ``fill`` where there is no target."""
     full = torch.full(request.targets.shape, fill, dtype=values.dtype)
@@ -169,12 +188,16 @@ def time_of_share(spec: Spec, share: Tensor) -> Tensor:
 def check_diffusion(spec: Spec) -> None:
     """Raises UserError if the model was not trained to fill masks."""
     check_noise(spec)
+    check_masks(spec)
+
+
+def check_masks(spec: Spec) -> None:
+    """Raises UserError if the noise of a model, or of the drafter in it, does not consist of masks."""
     if not spec.masks:
         noise = spec.family.process.name if spec.family.process is not None else "no"
-        raise UserError(
-            f"This sampler fills masks; this model has {noise} noise.",
-            "Use the sampler posterior, analytic or predictor_corrector.",
-        )
+        blocks = spec.network.attention.kind == "causal"
+        others = "renoising or autoregressive" if blocks else "posterior, analytic or predictor_corrector"
+        raise UserError(f"This sampler fills masks; this model has {noise} noise.", f"Use the sampler {others}.")
 
 
 def check_noise(spec: Spec) -> None:
