@@ -31,7 +31,7 @@ TIERS = [
     {"evaluation"},
     {"train"},
     {"planning"},
-    {"compare", "serve", "interop", "executors", "bench", "parity", "tune", "bulk", "zoo"},
+    {"compare", "serve", "interop", "executors", "bench", "parity", "tune", "bulk", "zoo", "study"},
     {"cli"},
 ]
 # Samplers take schedules by their protocol and know no network; networks know no noise; data know neither.

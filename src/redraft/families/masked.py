@@ -45,6 +45,7 @@ class Masked(Family):
     label_smoothing: float = 0.0
     t_min: float = 0.0  # training draws times from [t_min, t_max]; the reported bound is always that of [0, 1]
     t_max: float = 1.0
+    train_steps: int = 0  # T > 0: training draws t from T discrete steps; the reported bound is still that of ``steps``
     complementary: bool = False  # train on every row twice, with complementary sets of masked positions
     shift: Literal[0, 1] = 0  # 1: position p is predicted at p - 1, as in models converted from autoregressive ones
     block: int = 0  # 0: full attention; otherwise each block attends to itself and to earlier blocks
@@ -103,7 +104,13 @@ class Masked(Family):
     def training(self) -> Objective | Joint | SelfConditioned:
         scored = self.objective()
         plain = scored.inner if isinstance(scored, SelfConditioned) else scored
-        objective = replace(plain, t_min=self.t_min, t_max=self.t_max, complementary=self.complementary)
+        objective = replace(
+            plain,
+            t_min=self.t_min,
+            t_max=self.t_max,
+            complementary=self.complementary,
+            steps=self.train_steps or self.steps,
+        )
         return Joint(objective, self.autoregressive) if self.autoregressive else self._self_conditioned(objective)
 
     def _self_conditioned(self, objective: Objective) -> Objective | SelfConditioned:
