@@ -11,9 +11,10 @@ from redraft.evaluation import stats
 from redraft.study.analyses.base import Analysis
 from redraft.study.analyses.shared import scores
 from redraft.study.analyses.shared.scores import Scored
+from redraft.study.analyses.shared.tally import VOID, Tally, by_task, everything
 from redraft.study.cells.base import Cell
-from redraft.study.experiment import Experiment, Found, Way
-from redraft.study.finding import Figure, Finding, Line, Mark, Number, Sheet, Verdict
+from redraft.study.experiment import Experiment, Found
+from redraft.study.finding import Finding, Line, Mark, Number
 
 
 @dataclass(frozen=True)
@@ -35,64 +36,39 @@ class Buckets(Analysis):
         return (
             "Let d be the difference from autoregression, in points. The claim holds if d on answers under "
             f"{self.short} tokens is below d on longer ones by more than the margin for every way of finding the "
-            f"length (95 % interval below -{self.margin:g}), in part if for some; it is not seen otherwise. "
-            f"The buckets need {self.fewest} rows each. It is void where autoregression does not beat the trivial "
-            "baselines."
+            f"length (95 % interval below -{self.margin:g}), in part if for some; it is not seen otherwise. Both "
+            f"groups need {self.fewest} rows. {VOID}"
         )
 
     def cells(self, of: Experiment, found: Found) -> Sequence[Cell]:
-        wanted: list[Cell] = []
-        for task in of.tasks:
-            wanted += [of.data(task), of.trivial(task), *scores.validations(of, of.claim.reference, task)]
-            wanted += [c for m in of.others(task) for way in of.ways(m, task) for c in of.texts(way, task)]
-            if found.has(of.data(task), *scores.validations(of, of.claim.reference, task)):
-                wanted += of.texts(self._reference(of, found, task), task)
-        return wanted
+        return everything(of, found, self.metric, reference=False)
 
     def conclude(self, of: Experiment, found: Found) -> Finding:
-        rows, lines, numbers, reasons, drops = [], [], [], [], []
-        for task in of.tasks:
-            metric = scores.metric_of(of, found, task, self.metric)
+        tally = Tally()
+        for task, metric, theirs in by_task(of, found, tally, self.metric):
             lengths = np.array([item.tokens for item in scores.items(of, found, task)])
             short = lengths < self.short
-            if min(short.sum(), (~short).sum()) < self.fewest:
-                reasons.append(f"{task} has {int(short.sum())} short answers and {int((~short).sum())} longer ones")
+            sizes = int(short.sum()), int((~short).sum())
+            if min(sizes) < self.fewest:
+                tally.reasons.append(f"{task} has {sizes[0]} short answers and {sizes[1]} longer ones")
                 continue
-            theirs = scores.scored(of, found, self._reference(of, found, task), task, metric)
-            reason = scores.void(of, found, task, theirs)
-            reasons += [reason] if reason else []
-            systems = [theirs] + [
-                scores.scored(of, found, way, task, metric) for m in of.others(task) for way in of.ways(m, task)
-            ]
-            for one in systems:
+            ways = [way for model in of.others(task) for way in of.ways(model, task)]
+            for one in [theirs, *(scores.scored(of, found, way, task, metric) for way in ways)]:
                 gap = None if one is theirs else self._interaction(one, theirs, short)
-                if gap is not None and not reason:
-                    drops.append((task, one, gap))
-                rows.append(self._row(task, one, short, gap))
-                lines.append(Line(f"{task}: {one.way.label}", tuple(_marks(one, lengths, self.fewest))))
-                numbers += [*_numbers(one, short), one.number()]
-        seen = [gap[2] < -self.margin for _, _, gap in drops]
-        verdict: Verdict = "open" if not seen else "holds" if all(seen) else "in part" if any(seen) else "not seen"
-        parts = [
-            f"{one.way.label} on {task}: d is {gap[0]:+.1f} ({gap[1]:+.1f} to {gap[2]:+.1f}) points on short answers "
-            "relative to long ones"
-            for task, one, gap in drops
-        ]
-        under = f"under {self.short} tokens"
-        label = scores.metric_of(of, found, of.tasks[0], self.metric).label
-        columns = ("task", "system", f"{label}, {under}", f"{label}, longer", "d short - d long (95 % interval)")
-        return Finding(
-            verdict,
-            f"{'; '.join(parts or reasons)}.",
-            (Figure("Quality by answer length", "curves", "tokens of the reference (median)", label, tuple(lines)),),
-            (Sheet("Short and long answers", columns, tuple(rows)),),
-            tuple(numbers),
-            tuple(reasons),
-        )
-
-    def _reference(self, of: Experiment, found: Found, task: str) -> Way:
-        metric = scores.metric_of(of, found, task, self.metric)
-        return scores.best(of, found, of.claim.reference, task, metric)
+                if gap is not None:
+                    tally.decide(task, "holds" if gap[2] < -self.margin else "not seen")
+                    tally.told.append(
+                        f"{one.way.label} on {task}: d is {gap[0]:+.1f} ({gap[1]:+.1f} to {gap[2]:+.1f}) points on "
+                        "short answers relative to long ones"
+                    )
+                tally.rows.append(self._row(task, one, short, gap))
+                tally.lines.append(Line(f"{task}: {one.way.label}", tuple(_marks(one, lengths, self.fewest))))
+                tally.numbers += _numbers(one, short)
+        label = metric.label
+        last = "d short - d long (95 % interval)"
+        columns = ("task", "system", f"{label}, under {self.short} tokens", f"{label}, longer", last)
+        figure = tally.drawn("Quality by answer length", "curves", "tokens of the reference (median)", label)
+        return tally.finding(tally.verdict("all"), "Short and long answers", columns, figure)
 
     def _interaction(self, ours: Scored, theirs: Scored, short: np.ndarray) -> tuple[float, float, float]:
         """Value and 95 % interval of d on short rows minus d on long rows; the buckets are independent samples."""

@@ -23,6 +23,8 @@ from redraft.study.experiment import Experiment, Found, Way
 from redraft.study.finding import Number
 from redraft.tasks import Choice, infer_task
 
+BITS = BitsPerByte()
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -52,6 +54,11 @@ class Scored:
 def spread(value: Interval, digits: int = 1) -> str:
     """A value with its interval."""
     return f"{value.value:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+
+
+def signed(value: Interval, digits: int = 1) -> str:
+    """A difference with its interval: ``-1.2 (-2.0 to -0.4)``."""
+    return f"{value.value:+.{digits}f} ({value.low:+.{digits}f} to {value.high:+.{digits}f})"
 
 
 def choice_of(of: Experiment, found: Found, task: str) -> Choice:

@@ -30,3 +30,12 @@ def ratio_of_means(ours: Sequence[float], theirs: Sequence[float], level: float 
     logs = [math.log(a / b) for a, b in zip(ours, theirs, strict=True)]
     found = t_interval(logs, level)
     return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high), level)
+
+
+def paired(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Interval:
+    """The mean of a - b over seeds, with Student's interval.
+
+    Raises:
+        ValueError: different numbers of values.
+    """
+    return t_interval([x - y for x, y in zip(a, b, strict=True)], level)
