@@ -125,6 +125,7 @@ class Claim:
     train: dict[str, Any] = field(default_factory=dict)  # as in a recipe of training
     seeds: int = 3
     reference: str = "autoregressive"  # the model that others are compared with
+    earlier: str = ""  # what experiments outside of this program showed, at other sizes
     needs: str = ""  # hardware without which the claim stays open: cuda, or nothing
     budget: str = "small"
     minutes: float = 0.0  # expected on two CPU cores, all seeds together

@@ -201,6 +201,7 @@ class Found:
     def __init__(self) -> None:
         self.values: dict[str, dict[str, Any]] = {}
         self.why: dict[str, str] = {}
+        self.kept: dict[tuple[str, ...], Any] = {}  # what analyses made of values, and may ask for again
 
     def has(self, *cells: Cell) -> bool:
         """Do all of these have a value?"""

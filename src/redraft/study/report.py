@@ -109,7 +109,7 @@ def read_records(folder: Path) -> dict[str, StudyRecord]:
 
 
 def write_records(records: Sequence[StudyRecord], folder: Path) -> None:
-    """Write findings where ``docs/claims.md`` is made from. Figures are left out: the tables have their numbers.
+    """Write findings where ``docs/claims.md`` is made from.
 
     Raises:
         UserError: the folder is missing, or can't be written.
@@ -152,18 +152,25 @@ def _unrun(claim: Claim) -> str:
 
 
 def _details(claim: Claim, rule: str, one: StudyRecord | None) -> list[str]:
-    if one is None:
-        return []
-    found = one.finding
-    parts = [f"## {claim.id}: {one.claim}", f"**{found.verdict}**. {found.text}"]
-    facts = {"Says": one.source, "Compared": one.compares, "Decision rule": one.rule, **one.setup}
-    facts["Recorded"] = f"{one.made}, budget {one.budget}, {one.seeds} seeds, {clock(one.seconds)} in {one.cells} cells"
+    """The section of a claim: the rule, the numbers if it was run, and what was known before."""
+    verdict = f"**{one.finding.verdict}**. {one.finding.text}" if one else f"**open**. {_unrun(claim)}"
+    facts = {"Says": claim.source, "Compared": claim.compares, "Decision rule": rule}
+    if one is not None:
+        made = f"{one.made}, budget {one.budget}, {one.seeds} seeds, {clock(one.seconds)} in {one.cells} cells"
+        facts |= {**one.setup, "recorded": made}
+    facts |= {"Other experiments, at other sizes": claim.earlier} if claim.earlier else {}
+    parts = [f"## {claim.id}: {claim.claim}", verdict]
     parts.append("\n".join(f"- {name}: {text}" for name, text in facts.items()))
-    parts += ["\n".join(f"- {text}" for text in found.caveats)] if found.caveats else []
-    for sheet in found.tables:
-        head = [f"| {' | '.join(map(_cell, sheet.columns))} |", "|---" * len(sheet.columns) + "|"]
-        parts += [f"**{sheet.title}**", "\n".join([*head, *(f"| {' | '.join(map(_cell, r))} |" for r in sheet.rows)])]
+    if one is None:
+        return parts
+    parts += [_sheet(sheet) for sheet in one.finding.tables]
     return [*parts, f"```bash\n{one.command}\n```"]
+
+
+def _sheet(sheet: Sheet) -> str:
+    head = [f"| {' | '.join(map(_cell, sheet.columns))} |", "|---" * len(sheet.columns) + "|"]
+    rows = (f"| {' | '.join(map(_cell, row))} |" for row in sheet.rows)
+    return f"**{sheet.title}**\n\n" + "\n".join([*head, *rows])
 
 
 def _cell(text: str) -> str:

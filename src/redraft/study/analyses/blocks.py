@@ -51,7 +51,7 @@ class Blocks(Analysis):
 
     def _group(self, task: str, model: str, steps: int, same: Sequence[Scored], tally: Tally) -> None:
         """The block sizes at one number of steps."""
-        top = max(same, key=lambda one: one.interval.value)
+        top = max(same, key=lambda one: one.value)
         free = []
         for one in same:
             tested = None if one is top else scores.compare(one, top, self.margin)

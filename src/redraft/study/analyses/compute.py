@@ -58,7 +58,7 @@ class Compute(Analysis):
             cheapest = min(tried[of.claim.reference], key=lambda one: one.flops)
             ours = [one for model in of.others(task) for one in tried[model]]
             tally.decide(task, self._verdict(ours, best, cheapest))
-            top = max(ours, key=lambda one: one.interval.value)
+            top = max(ours, key=lambda one: one.value)
             difference = scores.compare(top, best, self.margin).difference
             tally.told.append(
                 f"{top.way.label} on {task}: {scores.signed(difference)} {metric.label} at "

@@ -48,7 +48,7 @@ class Pareto(Analysis):
                 tally.lines.append(Line(f"{task}: {model}, the front", tuple(map(_mark, front))))
                 rest = [one for one in tried if one not in front]
                 tally.lines += [Line(f"{task}: {model}, others", tuple(map(_mark, rest)))] if rest else []
-                for one in sorted(tried, key=lambda one: (one.passes, -one.interval.value)):
+                for one in sorted(tried, key=lambda one: (one.passes, -one.value)):
                     word = "front" if one in front else ""
                     tally.rows.append((task, one.way.label, f"{one.passes:.1f}", one.text(), word))
                     tally.numbers.append(one.number())
@@ -76,7 +76,7 @@ class Pareto(Analysis):
         for one in tried:
             options = {name: one.way.config.options.get(name, "") for name in self.factors if name != factor}
             key = (one.way.decode, *(f"{name}={value}" for name, value in options.items()))
-            groups.setdefault(key, []).append(one.interval.value)
+            groups.setdefault(key, []).append(one.value)
         ranges = [max(values) - min(values) for values in groups.values() if len(values) > 1]
         return float(np.mean(ranges)) if ranges else 0.0
 
@@ -84,8 +84,8 @@ class Pareto(Analysis):
 def front_of(tried: Sequence[Scored]) -> list[Scored]:
     """The settings that no other one beats, by forward passes."""
     found: list[Scored] = []
-    for one in sorted(tried, key=lambda one: (one.passes, -one.interval.value)):
-        if not found or one.interval.value > found[-1].interval.value:
+    for one in sorted(tried, key=lambda one: (one.passes, -one.value)):
+        if not found or one.value > found[-1].value:
             found.append(one)
     return found
 

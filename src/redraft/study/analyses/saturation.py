@@ -41,7 +41,7 @@ class Saturation(Analysis):
         tally = Tally()
         for task, metric, theirs in by_task(of, found, tally, self.metric):
             for name, tried in self._by_sampler(of, found, task, metric).items():
-                top = max(tried, key=lambda one: one.interval.value)
+                top = max(tried, key=lambda one: one.value)
                 few = next(one for one in tried if self._equal(one, top))
                 tally.decide(task, "holds" if few.passes <= self.most else "not seen")
                 tally.told.append(

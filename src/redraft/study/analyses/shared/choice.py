@@ -37,28 +37,28 @@ def needed(of: Experiment, task: str) -> list[Cell]:
 
 def choose(of: Experiment, found: Found, task: str, metric: Metric, margin: float) -> Choice:
     """The choice on validation rows. Cheap means few forward passes, times the output lengths tried."""
-    sign = metric.better or 1
 
     def tried(model: str) -> list[scores.Scored]:
         return [scores.scored(of, found, way, task, metric, "validation") for way in of.ways(model, task)]
-
-    def value(one: scores.Scored) -> float:
-        return sign * one.interval.value
 
     def cost(one: scores.Scored) -> float:
         beams = float(one.way.config.options.get("beams", 1))
         return one.passes * one.way.config.candidates * beams
 
     def cheapest(ones: Sequence[scores.Scored], floor: float) -> Way | None:
-        good = [one for one in ones if value(one) >= floor - margin]
-        return min(good, key=lambda one: (cost(one), -value(one))).way if good else None
+        good = [one for one in ones if one.value >= floor - margin]
+        return min(good, key=lambda one: (cost(one), -one.value)).way if good else None
 
     own = tried(of.claim.reference)
-    top = max(own, key=value)
+    top = max(own, key=_value)
     ours, equal = {}, {}
     for model in of.others(task):
         ones = tried(model)
-        way = cheapest(ones, value(top))
+        way = cheapest(ones, top.value)
         equal[model] = way is not None
-        ours[model] = way or max(ones, key=value).way
-    return Choice(top.way, cheapest(own, value(top)) or top.way, ours, equal)
+        ours[model] = way or max(ones, key=_value).way
+    return Choice(top.way, cheapest(own, top.value) or top.way, ours, equal)
+
+
+def _value(one: scores.Scored) -> float:
+    return one.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -34,10 +35,19 @@ class Scored:
     task: str
     metric: Metric
     stats: Array  # [seeds, rows, k]
-    interval: Interval
     passes: float  # forward passes a text
     tokens: float  # tokens a text
     flops: float  # counted operations a token
+
+    @cached_property
+    def interval(self) -> Interval:
+        """The quality with its interval."""
+        return stats.interval(self.stats, self.metric.combine)
+
+    @property
+    def value(self) -> float:
+        """The quality, a positive number for better."""
+        return (self.metric.better or 1) * stats.point(self.stats, self.metric.combine)
 
     def number(self) -> Number:
         """As a row of the store."""
@@ -63,9 +73,13 @@ def signed(value: Interval, digits: int = 1) -> str:
 
 def choice_of(of: Experiment, found: Found, task: str) -> Choice:
     """The kind of a task, with the metrics for its language."""
-    value = found(of.data(task))
-    items = items_of(value, "test")
-    return infer_task([Example(one.prompt, one.references[0], "") for one in items], value["task"])
+    key = ("choice", of.data(task).id)
+    if key not in found.kept:
+        value = found(of.data(task))
+        rows = [Example(one.prompt, one.references[0], "") for one in items_of(value, "test")]
+        found.kept[key] = infer_task(rows, value["task"])
+    one: Choice = found.kept[key]
+    return one
 
 
 def metric_of(of: Experiment, found: Found, task: str, name: str = "") -> Metric:
@@ -86,6 +100,14 @@ def scored(of: Experiment, found: Found, way: Way, task: str, metric: Metric, pa
 
 def of_texts(of: Experiment, found: Found, way: Way, task: str, metric: Metric, texts: Sequence[Texts]) -> Scored:
     """The score of the texts of all seeds."""
+    key = (metric.name, *(one.id for one in texts))
+    if key not in found.kept:
+        found.kept[key] = _scored(of, found, way, task, metric, texts)
+    one: Scored = found.kept[key]
+    return one
+
+
+def _scored(of: Experiment, found: Found, way: Way, task: str, metric: Metric, texts: Sequence[Texts]) -> Scored:
     asked = items(of, found, task, texts[0].part)
     values = [found(one) for one in texts]
     made = np.stack([score(metric, value["texts"], asked).stats for value in values])
@@ -100,7 +122,6 @@ def of_texts(of: Experiment, found: Found, way: Way, task: str, metric: Metric, 
         task=task,
         metric=metric,
         stats=made,
-        interval=stats.interval(made, metric.combine),
         passes=passes / rows,
         tokens=tokens / rows,
         flops=operations / max(1, tokens),
@@ -117,9 +138,8 @@ def best(of: Experiment, found: Found, model: str, task: str, metric: Metric) ->
     ways = of.ways(model, task)
     if len(ways) == 1:
         return ways[0]
-    sign = metric.better or 1
     tried = [scored(of, found, way, task, metric, "validation") for way in ways]
-    return max(tried, key=lambda one: (sign * one.interval.value, -one.flops)).way
+    return max(tried, key=lambda one: (one.value, -one.flops)).way
 
 
 def validations(of: Experiment, model: str, task: str) -> list[Cell]:
