@@ -33,7 +33,7 @@ import torch
 import redraft
 from redraft.data.columns import Columns
 from redraft.data.examples import load
-from redraft.data.loader import tokenise
+from redraft.data.tokenising import tokenise
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.timing import ratio_interval, time_in_turns
 from redraft.generation.prompts import Prompt

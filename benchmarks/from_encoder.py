@@ -32,7 +32,8 @@ import redraft
 from redraft.conversion import convert_family
 from redraft.data.columns import Columns
 from redraft.data.examples import load
-from redraft.data.loader import Loader, batches, tokenise
+from redraft.data.loader import Loader, batches
+from redraft.data.tokenising import tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.files import write_atomically
 from redraft.likelihood import bound

@@ -16,7 +16,7 @@ from redraft.caches.exact import Exact
 from redraft.canvas import make_canvas
 from redraft.conversion import convert_family
 from redraft.data.examples import Example
-from redraft.data.loader import tokenise
+from redraft.data.tokenising import tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.families.base import OwnTexts

@@ -13,7 +13,7 @@ import torch
 from redraft import registry
 from redraft.conversion import convert_family
 from redraft.data.examples import Example
-from redraft.data.loader import tokenise
+from redraft.data.tokenising import tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.data.vocabulary import Ids, Vocabulary
 from redraft.errors import UserError

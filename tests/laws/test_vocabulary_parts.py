@@ -12,7 +12,8 @@ from torch import Tensor
 
 from redraft import registry
 from redraft.data.examples import Example
-from redraft.data.loader import batches, tokenise
+from redraft.data.loader import batches
+from redraft.data.tokenising import tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.families import build_family
 from redraft.likelihood import prepare_batch

@@ -201,7 +201,7 @@ def test_public_checkpoints_are_fine_tuned(name: str, lora: dict[str, Any] | Non
 def test_rows_of_a_tokenizer_from_elsewhere_are_what_generation_will_show(tmp_path: Path) -> None:
     """Training rows begin as prompts do, nothing is between prompt and target, and its own end of text closes."""
     from redraft.data.examples import Example
-    from redraft.data.loader import tokenise
+    from redraft.data.tokenising import tokenise
 
     base = redraft.load(public("llada", tmp_path / "llada"), "cpu")
     rows = tokenise([Example("the cat", "sat", "a:1"), Example("", "dog ran", "a:2")], base.tokenizer)

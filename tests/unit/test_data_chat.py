@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from redraft.data import chat
 from redraft.data.examples import Example
-from redraft.data.loader import tokenise
+from redraft.data.tokenising import tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.data.vocabulary import Ids, Vocabulary
 from redraft.errors import UserError

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from redraft.data.examples import Example
-from redraft.data.loader import Loader, Tokenised, batches, tokenise
+from redraft.data.loader import Loader, Tokenised, batches
+from redraft.data.tokenising import tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.types import Batch

@@ -25,6 +25,7 @@ SCHEMA = (
 )
 ROWS: dict[str, tuple[str, Mapping[str, Any]]] = {  # reference and row with which every reward can be computed
     "countdown": ("", COUNTDOWN),
+    "coloring": ("", {"nodes": 3, "edges": [[0, 1], [1, 2]], "colors": 3}),
     "sudoku": ("", SUDOKU),
     "unit_tests": ("", {"tests": ["assert f(2) == 4"]}),
     "json_schema": ("", {"schema": SCHEMA}),
@@ -162,7 +163,7 @@ def test_no_text_breaks_a_reward(name: str, text: str) -> None:
     assert 0.0 <= build_reward(name, {}).score(Answer("prompt", text, reference, row)) <= 1.0
 
 
-@pytest.mark.parametrize("name", ["exact", "numeric", "countdown", "sudoku", "unit_tests", "bleu", "chrf"])
+@pytest.mark.parametrize("name", ["exact", "numeric", "countdown", "coloring", "sudoku", "unit_tests", "bleu", "chrf"])
 def test_rows_that_cannot_be_scored_are_seen_beforehand(name: str) -> None:
     assert build_reward(name, {}).problem("", {"other": 1})
 

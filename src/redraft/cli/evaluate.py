@@ -13,7 +13,10 @@ from redraft.cli._options import Options
 from redraft.cli._verbs import verb
 
 if TYPE_CHECKING:
-    from redraft.evaluation.evaluate import EvaluationResult, TaskResult
+    from redraft.evaluation.outcome import EvaluationResult, TaskResult
+
+
+_WAYS = {"generate": "generation", "choose": "the likelihood of options", "infill": "infilling"}
 
 
 @verb(order=60)
@@ -33,21 +36,23 @@ def evaluate(
     \b
     Examples:
       redraft evaluate --model translate-en-de-masked --data examples/data/tatoeba.en-de --input english --target german
-      redraft evaluate --model runs/mine --data my.jsonl --input question --target answer --steps 8 --json
-      redraft evaluate --model runs/stories --data notes.txt --rows 100
       redraft evaluate --model runs/mine --data my.jsonl --input question --target answer --constraint length=1-8
+      redraft evaluate --model base-masked --task sudoku:4x4 --rows 100
+      redraft evaluate --model runs/mine --task humaneval --attempts 10 --temperature 0.8
 
     The likelihood is exact, or a bound with its error; generated texts are scored by the metrics of the task. Intervals
     are 95 % bootstrap intervals over rows. Rows with the same input become one row with several references. For plain
     text, the model continues the beginning of each text, by default at temperature 1. Each task of a mixture
     (NAME.mix.toml) is scored separately, on --rows of its rows, and the mean of their first metrics is added.
 
-    Options that you leave out take the values of the model's generation_config.json.
+    --task also names a benchmark (redraft models --benchmarks), which has data, a prompt and metrics of its own, or one
+    of its parts (glue:cola). --data replaces its data by your own in the same columns. Models of plain text are given
+    examples in the prompt. With several --attempts, pass@k is reported. Programs run in a sandbox. Options that you
+    leave out take the values of the model's generation_config.json.
     """
     import redraft
     from redraft.evaluation.config import Evaluation
     from redraft.evaluation.evaluate import evaluate as run
-    from redraft.evaluation.items import check_kind
     from redraft.files import check_writable, write_atomically
     from redraft.loading import pair
 
@@ -57,16 +62,15 @@ def evaluate(
     examples = wanted.examples(log)
     loaded = redraft.load(model, device, dtype)
     how["sampler"] = pair(loaded, drafter, how.get("sampler"))
-    check_kind(loaded, model, examples)
-    if not loaded.paired:
-        how.setdefault("temperature", 1.0)
+    for name, value in wanted.defaults(loaded, model, examples).items():
+        how.setdefault(name, value)
     found = run(loaded, examples, wanted, loaded.settings(**how, seed=seed), log)
     result = {
         "model": model,
         "family": loaded.family_name,
         "parameters": loaded.network.parameter_count,
         "drafter": drafter,
-        "data": wanted.data,
+        "data": wanted.data or list(wanted.sources),
         **placement(loaded),
         "seed": seed,
         **found.to_mapping(),
@@ -74,12 +78,12 @@ def evaluate(
     if wanted.out is not None:
         write_atomically(wanted.out, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in found.texts))
     if not as_json:
-        typer.echo(f"{model} ({loaded.family_name}, {loaded.network.parameter_count / 1e6:.2f}M), {found.rows} rows")
-        _show(found)
+        _show(f"{model} ({loaded.family_name}, {loaded.network.parameter_count / 1e6:.2f}M)", found)
     return result
 
 
-def _show(found: EvaluationResult) -> None:
+def _show(title: str, found: EvaluationResult) -> None:
+    typer.echo(f"{title}, {found.rows} rows")
     for name, result in found.tasks.items():
         if name:
             typer.echo(f"{name}, {result.rows} rows")
@@ -98,6 +102,14 @@ def _show_task(result: TaskResult) -> None:
         typer.echo(f"  {name:12} {sign} {value:.4f}" + (f" +- {error:.4f}" if one.is_bound else ""))
     for metric in result.metrics.values():
         typer.echo(f"  {metric.label:12} {metric.value:.2f}  [{metric.low:.2f}, {metric.high:.2f}]  {metric.signature}")
+    if short := result.short:
+        typer.echo(
+            f"  of {short.items} short answers, below {short.below} tokens: {short.value:.2f}  "
+            f"[{short.low:.2f}, {short.high:.2f}]"
+        )
+    if asked := result.benchmark:
+        shots = f", {asked.shots} examples in the prompt" if asked.shots else ""
+        typer.echo(f"  {asked.name}, version {asked.version}, answers by {_WAYS[asked.answering]}{shots}")
     typer.echo(f"  {result.inputs} texts as {result.task}: {result.task_reason}")
     typer.echo(
         f"  {result.settings['sampler']}, {result.nfe:.1f} passes per text, "

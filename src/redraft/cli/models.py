@@ -32,6 +32,8 @@ def models(
     curricula: Annotated[bool, _only("curricula")] = False,
     conversions: Annotated[bool, _only("conversions")] = False,
     rewards: Annotated[bool, _only("rewards")] = False,
+    tasks: Annotated[bool, _only("tasks")] = False,
+    benchmarks: Annotated[bool, _only("benchmarks")] = False,
     presets: Annotated[bool, _only("presets")] = False,
     checkpoints: Annotated[bool, _only("checkpoints")] = False,
     settings: Annotated[bool, _only("settings")] = False,
@@ -39,13 +41,14 @@ def models(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> dict[str, Any]:
-    """List families, samplers, caches, guidance, constraints, ways to convert, rewards, shapes and checkpoints.
+    """List families, samplers, caches, guidance, constraints, ways to convert, rewards, tasks, benchmarks, checkpoints.
 
     \b
     Examples:
       redraft models
       redraft models --families
       redraft models --samplers --caches
+      redraft models --benchmarks
       redraft models --settings
       redraft models --json | python -m json.tool
 
@@ -61,6 +64,8 @@ def models(
         "curricula": (curricula, lambda: _named("curricula")),
         "conversions": (conversions, lambda: _named("objectives.conversion")),
         "rewards": (rewards, lambda: _named("rewards")),
+        "tasks": (tasks, _tasks),
+        "benchmarks": (benchmarks, _benchmarks),
         "presets": (presets, lambda: _presets(device)),
         "checkpoints": (checkpoints, _checkpoints),
         "settings": (settings, lambda: describe(Settings)),
@@ -97,6 +102,30 @@ def _named(folder: str) -> list[dict[str, Any]]:
 
     classes = {name: find(folder, name) for name in names(folder)}
     return [{"name": name, "summary": _headline(cls), "options": _options(cls)} for name, cls in classes.items()]
+
+
+def _tasks() -> list[dict[str, Any]]:
+    from redraft.registry import find, names
+
+    return [{"name": name, "summary": find("tasks", name).summary} for name in names("tasks")]
+
+
+def _benchmarks() -> list[dict[str, Any]]:
+    from redraft.registry import find, names
+
+    classes = {name: find("tasks.benchmarks", name) for name in names("tasks.benchmarks")}
+    return [
+        {
+            "name": name,
+            "version": cls.version,
+            "summary": cls.summary,
+            "citation": cls.citation,
+            "data": dict(cls.sources),
+            "shots": cls.shots,
+            "answering": cls.answering,
+        }
+        for name, cls in classes.items()
+    ]
 
 
 def _headline(cls: type) -> str:
@@ -156,6 +185,19 @@ def _family_lines(rows: list[dict[str, Any]]) -> list[str]:
     return [title, *(f"  {one['name']:20} {one['summary']} [{one['citation']}]" for one in rows)]
 
 
+def _task_lines(rows: list[dict[str, Any]]) -> list[str]:
+    title = "Kinds of tasks, for any data (redraft evaluate, tune, compare --task NAME --data DATA)"
+    return [title, *(f"  {one['name']:20} {one['summary']}" for one in rows)]
+
+
+def _benchmark_lines(rows: list[dict[str, Any]]) -> list[str]:
+    shown = ["Benchmarks, with data of their own (redraft evaluate --task NAME, or --task NAME:PART)"]
+    for one in rows:
+        parts = ", ".join(filter(None, one["data"]))
+        shown.append(f"  {one['name']:20} {one['summary']}{f' ({parts})' if parts else ''} [{one['citation']}]")
+    return shown
+
+
 def _constraint_lines(rows: list[dict[str, Any]]) -> list[str]:
     return ["Constraints (--constraint NAME=TEXT)", *(f"  {one['name']:20} {one['summary']}" for one in rows)]
 
@@ -190,6 +232,8 @@ _SHOWN: dict[str, Callable[[list[dict[str, Any]]], list[str]]] = {
         "Objectives of conversion (redraft finetune --family NAME --objective NAME --set objective.KEY=VALUE)"
     ),
     "rewards": _listing("Rewards (redraft finetune --objective reward --reward NAME)"),
+    "tasks": _task_lines,
+    "benchmarks": _benchmark_lines,
     "presets": _preset_lines,
     "checkpoints": _checkpoint_lines,
     "settings": lambda rows: table(Settings).splitlines(),

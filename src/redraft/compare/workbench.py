@@ -20,7 +20,8 @@ from redraft.compare.format import clock
 from redraft.compare.plan import LIKELIHOOD_SAMPLES
 from redraft.compare.prepared import Prepared
 from redraft.compare.setup import Setup
-from redraft.data.loader import batches, tokenise
+from redraft.data.loader import batches
+from redraft.data.tokenising import tokenise
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.items import make_items, sample
 from redraft.evaluation.machine import hardware

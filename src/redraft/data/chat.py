@@ -250,6 +250,12 @@ def example_ids(examples: Sequence[Example], tokenizer: Tokenizer) -> tuple[list
     return prompts, targets
 
 
+def continued_ids(examples: Sequence[Example], tokenizer: Tokenizer) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids of prompts, and of targets that continue them as one plain text, without end-of-text."""
+    heads = [tokenizer.encode_opening(example.prompt or "") for example in examples]
+    return heads, tokenizer.encode_batch([example.target for example in examples])
+
+
 def forgotten(examples: Sequence[Example], tokenizer: Tokenizer) -> str:
     """A warning about conversations of which a model without a chat template gets the last user message alone."""
     rows = sum(len(example.turns) > 1 for example in examples) if tokenizer.chat_template is None else 0

@@ -31,7 +31,10 @@ class Example:
     task: str = ""  # name of the task, if the source mixes several
     turns: Turns = ()  # of a conversation: role and content of the messages before the target; ``prompt`` shows them
     rejected: str = ""  # an answer that is worse than the target, in data of preferences
-    values: Mapping[str, Any] | None = None  # all columns of the row, in data of prompts
+    values: Mapping[str, Any] | None = None  # all columns of the row, in data of prompts and of benchmarks
+    references: tuple[str, ...] = ()  # all right answers of a benchmark's row; empty: the target alone
+    options: tuple[str, ...] = ()  # of a question of multiple choice
+    suffix: str = ""  # what stands after a gap whose filling is the target
 
 
 class RowFormat(Protocol):
@@ -200,7 +203,12 @@ def load(
 
 
 def read(
-    source: str, columns: Columns | None = None, *, data_root: str | None = None, skip_bad_rows: bool = False
+    source: str,
+    columns: Columns | None = None,
+    *,
+    data_root: str | None = None,
+    skip_bad_rows: bool = False,
+    rows: RowFormat | None = None,
 ) -> Examples:
     """Read all rows of a source; if it has splits, one split after the other.
 
@@ -209,11 +217,17 @@ def read(
             bad: invalid UTF-8 or JSON; a column that is missing, null or not a text; an empty target.
     """
     found = resolve(source, data_root)
-    return _read_files([file for name in ("", *SPLITS) for file in found.get(name, [])], columns, skip_bad_rows)
+    return _read_files([file for name in ("", *SPLITS) for file in found.get(name, [])], columns, skip_bad_rows, rows)
 
 
 def read_split(
-    source: str, name: str, columns: Columns | None = None, *, data_root: str | None = None, skip_bad_rows: bool = False
+    source: str,
+    name: str,
+    columns: Columns | None = None,
+    *,
+    data_root: str | None = None,
+    skip_bad_rows: bool = False,
+    rows: RowFormat | None = None,
 ) -> Examples:
     """One split of a source, as ``load`` gives it. If the source has this split, no other file is read.
 
@@ -222,8 +236,8 @@ def read_split(
     """
     found = resolve(source, data_root)
     if name in found:
-        return _read_files(found[name], columns, skip_bad_rows)
-    splits = load(source, columns, data_root=data_root, skip_bad_rows=skip_bad_rows)
+        return _read_files(found[name], columns, skip_bad_rows, rows)
+    splits = load(source, columns, data_root=data_root, skip_bad_rows=skip_bad_rows, rows=rows)
     return dict(splits.items())[name]
 
 

@@ -1,30 +1,25 @@
 """Tokenised examples and their batches.
 
-Examples are tokenised once into one flat array, and numpy assembles batches from it. The order of batches depends on
-a seed, is shared between ranks, and continues exactly after a resume.
+Examples are tokenised once into one flat array (``data.tokenising``), and numpy assembles batches from it. The order of
+batches depends on a seed, is shared between ranks, and continues exactly after a resume.
 """
 
 from __future__ import annotations
 
 import zlib
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from redraft.data.chat import example_ids
-from redraft.data.examples import Example
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.types import Batch
 
 TOO_LONG = ("error", "skip", "truncate_prompt")
 _POOL_BATCHES = 64  # shuffled rows of this many batches are sorted by length together
-_PIECE_ROWS, PIECE_CHARACTERS = 2048, 1 << 20  # of what is tokenised at once: a token takes 100 bytes meanwhile
-_COUNTED = 1 << 22  # tokens whose bytes are added up at once
 
 
 @dataclass
@@ -58,57 +53,6 @@ class Tokenised:
         if data.prompts is None:
             return Windows(data, tokenizer, length, batch_tokens), fitted
         return Pairs(data, fitted.rows, tokenizer.pad_id, batch_tokens), fitted
-
-
-def tokenise(examples: Sequence[Example], tokenizer: Tokenizer) -> Tokenised:
-    """Tokenise examples. Either all of them have a prompt, or none has.
-
-    Raises:
-        UserError: there are no examples, or only some of them have a prompt.
-    """
-    paired = {example.prompt is not None for example in examples}
-    if not paired:
-        raise UserError("The data set has no examples.", "Give a file with at least one row.")
-    if len(paired) > 1:
-        raise UserError(
-            "Some examples have a prompt and some are plain text.", "Use only prompt and target rows, or only texts."
-        )
-    pairs = paired.pop()
-    ids, lengths, prompts = array("i"), array("q"), array("q")
-    for piece in _pieces(examples):
-        for head, target in zip(*example_ids(piece, tokenizer), strict=True):
-            begin_at = len(ids)
-            if pairs:
-                ids.extend(head or [tokenizer.bos_id])  # the first target token needs a context
-                prompts.append(len(ids) - begin_at)
-            ids.extend(target)
-            lengths.append(len(ids) - begin_at)
-    flat = np.frombuffer(ids, dtype=np.int32).astype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
-    texts = np.array([len(example.target.encode()) for example in examples], dtype=np.int64)
-    token_bytes = tokenizer.byte_lengths.astype(np.float64)
-    counted = sum(token_bytes[flat[at : at + _COUNTED]].sum() for at in range(0, len(flat), _COUNTED))
-    if not pairs and counted > 0:
-        token_bytes *= texts.sum() / counted  # 1 for a lossless tokenizer
-    return Tokenised(
-        ids=flat,
-        starts=np.concatenate(([0], np.cumsum(np.frombuffer(lengths, dtype=np.int64)))),
-        prompts=np.frombuffer(prompts, dtype=np.int64) if pairs else None,
-        bytes=texts,
-        where=[example.where for example in examples],
-        token_bytes=token_bytes,
-    )
-
-
-def _pieces(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
-    """Consecutive pieces of the examples, each of a bounded size."""
-    begin = size = 0
-    for end, example in enumerate(examples):
-        size += len(example.target) + len(example.prompt or "")
-        if end + 1 - begin == _PIECE_ROWS or size >= PIECE_CHARACTERS:
-            yield examples[begin : end + 1]
-            begin, size = end + 1, 0
-    if begin < len(examples):
-        yield examples[begin:]
 
 
 @dataclass

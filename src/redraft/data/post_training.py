@@ -22,8 +22,9 @@ from redraft.data.columns import (
     turns_of,
 )
 from redraft.data.examples import Example
-from redraft.data.loader import Fit, Pairs, Tokenised, fit, tokenise
+from redraft.data.loader import Fit, Pairs, Tokenised, fit
 from redraft.data.rows import Row
+from redraft.data.tokenising import tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError, suggest
 from redraft.types import Batch

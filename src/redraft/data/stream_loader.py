@@ -11,8 +11,9 @@ import numpy as np
 
 from redraft.data.corpus import Corpus, Read
 from redraft.data.examples import Example
-from redraft.data.loader import Pairs, Windows, tokenise
+from redraft.data.loader import Pairs, Windows
 from redraft.data.stream import Position
+from redraft.data.tokenising import tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.types import Batch

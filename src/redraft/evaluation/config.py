@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from redraft.data.examples import SPLITS, Columns, Example, Splits, load, read, resolve
+from redraft.data.examples import SPLITS, Columns, Example, RowFormat, Splits, load, read, read_split, resolve
 from redraft.errors import UserError, suggest
 from redraft.options import REQUIRED, check, setting
+
+if TYPE_CHECKING:
+    from redraft.model import Model
+    from redraft.tasks.benchmarks import SelectedBenchmark
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,18 @@ class Scoring:
 class Evaluation(Scoring, DataSource):
     """What ``redraft evaluate`` measures, besides the generation settings."""
 
+    data: str = setting("", "File, folder, data set by name, or hub:owner/name. A benchmark has its own.")
     split: str = setting(
         "test", "Split to evaluate on, for data with splits. Without splits, all rows count.", metavar="NAME"
+    )
+    shots: int | None = setting(
+        None, "Examples in the prompt of a benchmark. Unset: its own for models of plain text, else none.", least=0
+    )
+    answering: Literal["auto", "generate", "choose"] = setting(
+        "auto", "How a benchmark's questions are answered: by a text, or by the option of the highest likelihood."
+    )
+    attempts: int = setting(
+        1, "Texts per prompt, for pass@k. More than one needs a temperature above 0.", least=1, most=1000
     )
     rows: int = setting(
         500, "Limit: largest number of rows, sampled from all; the same rows in every run.", least=1, unit="rows"
@@ -81,8 +95,50 @@ class Evaluation(Scoring, DataSource):
     )
     out: Path | None = setting(None, "File for every prompt, its references and the text, as JSON lines.")
 
+    @property
+    def benchmark(self) -> SelectedBenchmark | None:
+        """The benchmark that ``task`` names, if it names one.
+
+        Raises:
+            UserError: it has no such part, or data are given for several parts.
+        """
+        from redraft.tasks.benchmarks import select_benchmark
+
+        selected = select_benchmark(self.task) if self.task is not None else None
+        if selected is not None and self.data and len(selected.parts) > 1:
+            name, parts = selected.benchmark.name, ", ".join(selected.parts)
+            what = f"The benchmark '{name}' has several parts, and --data is one set."
+            raise UserError(what, f"Name the part, --task {name}:{selected.parts[0]}. Parts: {parts}.")
+        return selected
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The data sets that are read."""
+        selected = self.benchmark
+        return (self.data,) if self.data or selected is None else selected.sources
+
+    def defaults(self, model: Model, name: str, examples: Sequence[Example]) -> dict[str, Any]:
+        """Generation settings for what is asked, where the user gives none.
+
+        Args:
+            name: of the model, for an error.
+        Raises:
+            UserError: the model is of another kind than the data. A benchmark can ask both kinds.
+        """
+        from redraft.evaluation.items import check_kind
+
+        selected, found = self.benchmark, dict[str, Any]()
+        asks = selected is not None and examples[0].prompt is not None
+        if not asks:
+            check_kind(model, name, examples)
+        if selected is not None:
+            found["max_new_tokens"] = selected.benchmark.max_new_tokens
+        if not model.paired:
+            found["temperature"] = 0.0 if asks else 1.0
+        return found
+
     def examples(self, log: Callable[[str], None]) -> Sequence[Example]:
-        """The rows of the split, or all rows of a source without splits.
+        """The rows of the split, or all rows of a source without splits; for a benchmark, those of its parts.
 
         Args:
             log: receives a line for each row that is left out, and one if the source has no splits.
@@ -91,16 +147,29 @@ class Evaluation(Scoring, DataSource):
         """
         if self.split not in SPLITS:
             raise UserError(f"There is no split '{self.split}'.", suggest(self.split, SPLITS))
-        if set(resolve(self.data, self.data_root)) <= {""}:
-            found = read(self.data, self.columns, data_root=self.data_root, skip_bad_rows=self.skip_bad_rows)
+        selected = self.benchmark
+        if selected is not None:
+            return [
+                example
+                for part in selected.parts
+                for example in self._rows(self.data or selected.benchmark.sources[part], selected.rows(part), log)
+            ]
+        if not self.data:
+            raise UserError("No data are given.", "Name them with --data, or a benchmark with --task.")
+        return self._rows(self.data, None, log)
+
+    def _rows(self, data: str, form: RowFormat | None, log: Callable[[str], None]) -> Sequence[Example]:
+        how: dict[str, Any] = {"data_root": self.data_root, "skip_bad_rows": self.skip_bad_rows, "rows": form}
+        if set(resolve(data, self.data_root)) <= {""}:
+            found = read(data, self.columns, **how)
             log(
-                f"'{self.data}' has no splits, so all of its {len(found)} rows count. A model that was trained on "
+                f"'{data}' has no splits, so all of its {len(found)} rows count. A model that was trained on "
                 "this file has seen most of them: give rows that it has not seen."
             )
         else:
-            found = dict(self.splits().items())[self.split]
+            found = read_split(data, self.split, self.columns, **how)
         for remark in found.remarks():
             log(remark)
         if not found:
-            raise UserError(f"'{self.data}' has no rows in its {self.split} split.", "Name another one with --split.")
+            raise UserError(f"'{data}' has no rows in its {self.split} split.", "Name another one with --split.")
         return found

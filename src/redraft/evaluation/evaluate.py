@@ -1,27 +1,36 @@
-"""Evaluation of one model: its likelihood, and metrics of the texts that it generates, with intervals."""
+"""Evaluation of one model: its likelihood, and metrics of its answers, with intervals."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from operator import attrgetter
-from statistics import fmean
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from redraft.data.chat import forgotten, stray_markers
 from redraft.data.examples import Example
-from redraft.data.loader import batches, tokenise
+from redraft.data.loader import batches
+from redraft.data.tokenising import tokenise
 from redraft.errors import UserError
 from redraft.evaluation import stats
+from redraft.evaluation.answering import Answers, Asking, answer
 from redraft.evaluation.config import Evaluation
-from redraft.evaluation.items import fitting, make_items, sample
+from redraft.evaluation.items import Item, fitting, make_items, sample
+from redraft.evaluation.outcome import (
+    EvaluationResult,
+    Likelihood,
+    MetricValue,
+    ShortTexts,
+    TaskResult,
+)
+from redraft.evaluation.questions import Questions
+from redraft.evaluation.scores import score
 from redraft.evaluation.texts import resolved
-from redraft.evaluation.votes import majority_vote
-from redraft.generation.prompts import longest, prompt_ids
+from redraft.generation.prompts import longest
 from redraft.likelihood import bound
+from redraft.metrics import Array, Metric
 from redraft.metrics.mauve import Mauve
+from redraft.metrics.pass_at_k import PassAtK
 from redraft.metrics.perplexity import Perplexity
 from redraft.metrics.shared.judge import Judged
 from redraft.model import Model
@@ -31,118 +40,64 @@ from redraft.tasks import Choice, infer_parts
 
 Log = Callable[[str], None]
 
+SHORT = 20  # tokens of a reference, below which it is short
+FEWEST_SHORT = 10  # items
 _SCORED_TOKENS = 8192  # of one forward pass of the likelihood
-_LOG_SECONDS = 5.0  # between two lines of progress
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """Negative log-likelihood of the data, exact or an upper bound; errors are standard errors of the bound."""
-
-    is_bound: bool
-    nats_per_token: float
-    nats_per_token_error: float
-    bits_per_byte: float
-    bits_per_byte_error: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class MetricValue:
-    """A metric with its 95 % bootstrap interval over rows."""
-
-    value: float
-    low: float
-    high: float
-    label: str
-    signature: str  # how it was computed, in sacrebleu's form
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """What was measured on the rows of one task."""
-
-    rows: int
-    likelihood: Likelihood
-    task: str
-    task_reason: str
-    inputs: int
-    metrics: dict[str, MetricValue]
-    settings: dict[str, Any]  # generation settings, with the sampler's options
-    votes: int
-    nfe: float  # forward passes per answer
-    tokens_per_pass: float
-    new_tokens: int
-    seconds: float
-    tokens_per_second: float
-    answers_per_second: float
-    batch_size: int
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain values for JSON, with the settings beside the other fields."""
-        found = dataclasses.asdict(self)
-        return {**found.pop("settings"), **found}
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """The result of an evaluation."""
-
-    rows: int
-    likelihood: Likelihood  # on all rows
-    tasks: dict[str, TaskResult]  # by task of a mixture; otherwise one, without a name
-    texts: list[dict[str, Any]] = field(repr=False)  # prompt, references, text and forward passes of each item
-
-    @property
-    def mean(self) -> float:
-        """The mean over tasks of the first metric of each."""
-        return fmean(next(iter(found.metrics.values())).value for found in self.tasks.values())
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain values for JSON. A mixture has ``tasks`` and ``mean``; a single task stands at the top."""
-        if set(self.tasks) == {""}:
-            return self.tasks[""].to_mapping()
-        tasks = {name: found.to_mapping() for name, found in self.tasks.items()}
-        own = {"rows": self.rows, "likelihood": dataclasses.asdict(self.likelihood)}
-        return {**own, "tasks": tasks, "mean": self.mean}
 
 
 def evaluate(
     model: Model, examples: Sequence[Example], wanted: Evaluation, settings: Settings, log: Log
 ) -> EvaluationResult:
-    """Measure the likelihood of the data, and score generated texts by the metrics of the task.
+    """Measure the likelihood of the data, and score answers by the metrics of the task.
 
-    Each task of a mixture is measured by itself, on ``wanted.rows`` rows of it.
+    Each task of a mixture and each part of a benchmark is measured by itself, on ``wanted.rows`` rows of it.
 
     Raises:
-        UserError: a task was named for a mixture, votes at temperature 0, or a judge that can't judge.
+        UserError: a task was named for a mixture, several votes or attempts at temperature 0, a question that can't be
+            answered in the wanted way, or a judge that can't judge.
     """
-    if wanted.votes > 1 and not settings.temperature:
-        raise UserError(
-            f"--votes {wanted.votes} needs a temperature above 0: at 0 all samples are equal.",
-            "Give --temperature, for example 0.7, or leave out --votes.",
-        )
-    together: dict[str, list[Example]] = {}
-    for example in examples:
-        together.setdefault(example.task, []).append(example)
-    choices = infer_parts(examples, wanted.task, wanted.metric_options)
+    _check(wanted, settings)
+    questions = None if wanted.benchmark is None else Questions.of(model, wanted, wanted.benchmark)
+    if questions is None:
+        choices: Mapping[str, Choice] = infer_parts(examples, wanted.task, wanted.metric_options)
+    else:
+        choices, examples = questions.choices(examples), questions.asked(examples)
     for warning in (forgotten(examples, model.tokenizer), stray_markers(examples, model.tokenizer)):
         if warning:
             log(warning)
     judges = _judges(wanted, model)
-    examples = fitting(model, examples, settings.max_new_tokens, wanted.skip_bad_rows, log)
-    rows = min(wanted.rows, len(examples))
+    examples = fitting(model, examples, _room(questions, settings), wanted.skip_bad_rows, log)
     overall = likelihood(model, sample(examples, wanted.rows), wanted.samples, settings.seed)
-    if len(together) < 2:
-        result, lines = _one_task(model, examples, wanted, choices[""], settings, overall, judges, log)
-        return EvaluationResult(rows, overall, {"": result}, lines)
+    together: dict[str, list[Example]] = {}
+    for example in examples:
+        together.setdefault(example.task, []).append(example)
     tasks, texts = {}, []
     for name, part in together.items():
-        log(f"task {name}")
-        own = likelihood(model, sample(part, wanted.rows), wanted.samples, settings.seed)
-        tasks[name], lines = _one_task(model, part, wanted, choices[name], settings, own, judges, log)
-        texts += [{"task": name, **line} for line in lines]
-    return EvaluationResult(rows, overall, tasks, texts)
+        own = overall
+        if len(together) > 1:
+            log(f"task {name}")
+            own = likelihood(model, sample(part, wanted.rows), wanted.samples, settings.seed)
+        choice = choices[name] if name in choices else choices[""]
+        job = _Job(model, wanted, settings, choice, questions, judges, log)
+        tasks[name], lines = job.run(part, own)
+        texts += [{"task": name, **line} if len(together) > 1 else line for line in lines]
+    return EvaluationResult(min(wanted.rows, len(examples)), overall, tasks, texts)
+
+
+def _check(wanted: Evaluation, settings: Settings) -> None:
+    for name, number in (("votes", wanted.votes), ("attempts", wanted.attempts)):
+        if number > 1 and not settings.temperature:
+            raise UserError(
+                f"--{name} {number} needs a temperature above 0: at 0 all samples are equal.",
+                f"Give --temperature, for example 0.7, or leave out --{name}.",
+            )
+    if wanted.votes > 1 and wanted.attempts > 1:
+        raise UserError("--votes and --attempts can't be combined.", "Leave out one of them.")
+
+
+def _room(questions: Questions | None, settings: Settings) -> int:
+    """New tokens that must fit after a prompt."""
+    return settings.max_new_tokens if questions is None or questions.answering == "generate" else 0
 
 
 def _judges(wanted: Evaluation, model: Model) -> list[Judged]:
@@ -161,9 +116,11 @@ def likelihood(model: Model, examples: Sequence[Example], samples: int, seed: in
         samples: noise samples per row, for models whose likelihood is a bound.
     """
     length = longest(model) - 1  # a window begins with <bos>
-    if not model.paired and model.trained_length:
+    continues = not model.paired and examples[0].prompt is not None
+    if not model.paired and not continues and model.trained_length:
         length = min(length, model.trained_length)
-    rows = batches(tokenise(examples, model.tokenizer), model.tokenizer, length, max(_SCORED_TOKENS, length + 1))
+    tokens = tokenise(examples, model.tokenizer, continues)
+    rows = batches(tokens, model.tokenizer, length, max(_SCORED_TOKENS, length + 1))
     found = bound(model.network, rows, model.family.objective(), model.spec, samples, seed)
     return Likelihood(
         is_bound=found.is_bound,
@@ -175,71 +132,113 @@ def likelihood(model: Model, examples: Sequence[Example], samples: int, seed: in
     )
 
 
-def _one_task(
-    model: Model,
-    examples: Sequence[Example],
-    wanted: Evaluation,
-    chosen: Choice,
-    settings: Settings,
-    own: Likelihood,
-    judges: Sequence[Judged],
-    log: Log,
-) -> tuple[TaskResult, list[dict[str, Any]]]:
-    """The result on the rows of one task, and its texts."""
-    items = make_items(examples, model.tokenizer, wanted.rows, model.paired, settings.max_new_tokens)
-    heads = [prompt_ids(model, item.asked) for item in items]  # as ids, because a row may have an empty prompt
-    prompts = [head for head in heads for _ in range(wanted.votes)]
-    progress = _Progress(len(prompts), log)
-    generated = model.generate(prompts, batch_size=wanted.batch_size, on_batch=progress, **dataclasses.asdict(settings))
-    seconds = progress.seconds
-    starts = range(0, len(generated), wanted.votes)
-    answers = [majority_vote(generated[at : at + wanted.votes], attrgetter("text")) for at in starts]
-    lines = [
-        {"prompt": item.prompt, "references": item.references, "text": answer.text, "nfe": answer.nfe}
-        for item, answer in zip(items, answers, strict=True)
-    ]
-    metrics = {}
-    able = [judge for judge in judges if len(items) >= judge.least]
-    for judge in judges:
-        if judge not in able:
-            log(f"{judge.label} is left out: it needs {judge.least} texts, and there are {len(items)}.")
-    for metric in (*chosen.task.metrics(), *able):
-        score = metric.score([answer.text for answer in answers], [item.references for item in items])
-        around = stats.interval(score.stats[None], metric.combine)
-        metrics[metric.name] = MetricValue(around.value, around.low, around.high, metric.label, metric.signature)
-    tokens, passes = sum(len(one.ids) for one in generated), sum(one.nfe for one in generated)
-    result = TaskResult(
-        rows=min(wanted.rows, len(examples)),
-        likelihood=own,
-        task=chosen.name,
-        task_reason=chosen.reason,
-        inputs=len(items),
-        metrics=metrics,
-        settings=echo(resolved(model, settings), "cli"),
-        votes=wanted.votes,
-        nfe=passes / len(answers),
-        tokens_per_pass=tokens / max(1, passes),
-        new_tokens=tokens,
-        seconds=seconds,
-        tokens_per_second=tokens / seconds,
-        answers_per_second=len(answers) / seconds,
-        batch_size=wanted.batch_size,
-    )
-    return result, lines
+class _Job:
+    """The evaluation of the rows of one task."""
+
+    def __init__(
+        self,
+        model: Model,
+        wanted: Evaluation,
+        settings: Settings,
+        chosen: Choice,
+        questions: Questions | None,
+        judges: Sequence[Judged],
+        log: Log,
+    ) -> None:
+        self._model, self._wanted, self._settings, self._chosen = model, wanted, settings, chosen
+        self._questions, self._judges, self._log = questions, judges, log
+
+    def run(self, examples: Sequence[Example], own: Likelihood) -> tuple[TaskResult, list[dict[str, Any]]]:
+        """The result on the rows, and their texts."""
+        wanted, model, questions = self._wanted, self._model, self._questions
+        paired = examples[0].prompt is not None
+        items = make_items(examples, model.tokenizer, wanted.rows, paired, self._settings.max_new_tokens)
+        asking = Asking(
+            self._settings,
+            "generate" if questions is None else questions.answering,
+            None if questions is None else questions.benchmark,
+            wanted.votes,
+            wanted.attempts,
+            wanted.samples,
+            wanted.batch_size,
+        )
+        found = answer(model, items, asking, self._log)
+        metrics, short = self._metrics(items, found.texts)
+        lines = [
+            {"prompt": item.prompt, "references": item.references, "text": text, "nfe": nfe / len(texts)}
+            for item, texts, nfe in zip(items, found.texts, found.nfe, strict=True)
+            for text in texts
+        ]
+        part = examples[0].task
+        result = TaskResult(
+            rows=min(wanted.rows, len(examples)),
+            likelihood=own,
+            task=self._chosen.name,
+            task_reason=self._chosen.reason,
+            inputs=len(items),
+            metrics=metrics,
+            settings=echo(resolved(model, self._settings), "cli"),
+            votes=wanted.votes,
+            attempts=wanted.attempts,
+            batch_size=wanted.batch_size,
+            short=short,
+            benchmark=None if questions is None else questions.info(part),
+            **_work(found, len(lines)),
+        )
+        return result, lines
+
+    def _metrics(
+        self, items: Sequence[Item], texts: Sequence[Sequence[str]]
+    ) -> tuple[dict[str, MetricValue], ShortTexts | None]:
+        """All metrics with their intervals, pass@k of several attempts, and the first metric of short answers."""
+        each = len(texts[0])
+        flat = [text for several in texts for text in several]
+        repeated = [item for item in items for _ in range(each)]
+        able = [judge for judge in self._judges if len(items) >= judge.least]
+        for judge in self._judges:
+            if judge not in able:
+                self._log(f"{judge.label} is left out: it needs {judge.least} texts, and there are {len(items)}.")
+        found, short = {}, None
+        for number, metric in enumerate((*self._chosen.task.metrics(), *able)):
+            scores = score(metric, flat, repeated)
+            statistics = scores.stats.reshape(len(items), each, -1).sum(1)
+            found[metric.name] = _value(metric, statistics)
+            if number == 0:
+                short = _short(metric, statistics, items)
+                if each > 1 and metric.decides:
+                    right = scores.rows.reshape(len(items), each) > 99.9
+                    for k in _ks(each):
+                        found[PassAtK(k).name] = _value(PassAtK(k), PassAtK(k).of(right))
+        return found, short
 
 
-class _Progress:
-    """Logs from time to time how many texts are done, and measures the time since it was made."""
+def _ks(attempts: int) -> list[int]:
+    """The k of pass@k that are reported: 1, 10, 100 and the number of attempts."""
+    return sorted({k for k in (1, 10, 100, attempts) if k <= attempts})
 
-    def __init__(self, total: int, log: Log) -> None:
-        self._total, self._log = total, log
-        self._begun = self._last = time.perf_counter()
 
-    def __call__(self, done: int) -> None:
-        if time.perf_counter() - self._last > _LOG_SECONDS:
-            self._last = time.perf_counter()
-            self._log(f"{done} of {self._total} texts generated")
+def _value(metric: Metric, statistics: Array) -> MetricValue:
+    around = stats.interval(statistics[None], metric.combine)
+    return MetricValue(around.value, around.low, around.high, metric.label, metric.signature)
 
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._begun
+
+def _short(metric: Metric, statistics: Array, items: Sequence[Item]) -> ShortTexts | None:
+    """The metric on items with a short reference; None if these are too few, or all."""
+    inside = np.array([item.tokens < SHORT for item in items])
+    if inside.all() or inside.sum() < FEWEST_SHORT:
+        return None
+    around = stats.interval(statistics[inside][None], metric.combine)
+    return ShortTexts(SHORT, int(inside.sum()), around.value, around.low, around.high)
+
+
+def _work(found: Answers, texts: int) -> dict[str, Any]:
+    """Forward passes, tokens and time."""
+    passes = sum(found.nfe)
+    return {
+        "nfe": passes / max(1, texts),
+        "tokens_per_pass": found.tokens / max(1, passes),
+        "new_tokens": found.tokens,
+        "seconds": found.seconds,
+        "tokens_per_second": found.tokens / found.seconds,
+        "answers_per_second": texts / found.seconds,
+    }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from redraft.data.chat import example_ids
@@ -30,6 +30,9 @@ class Item:
     tokens: int  # of the first reference
     task: str = ""  # name of its task in a mixture
     turns: tuple[tuple[str, str], ...] = ()  # of a conversation: role and content; ``prompt`` shows them
+    options: tuple[str, ...] = ()  # of a question of multiple choice
+    suffix: str = ""  # what stands after a gap that is to be filled
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False)  # all columns of a benchmark's row
 
     @property
     def asked(self) -> Prompt:
@@ -49,15 +52,17 @@ def make_items(
         UserError: no text is long enough to be cut.
     """
     if paired:
-        together: dict[tuple[str, str, Turns], list[Example]] = {}
+        together: dict[tuple[str, str, Turns, tuple[str, ...], str], list[Example]] = {}
         for example in examples:
-            together.setdefault((example.prompt or "", example.task, example.turns), []).append(example)
+            asked = (example.prompt or "", example.task, example.turns, example.options, example.suffix)
+            together.setdefault(asked, []).append(example)
         chosen = sample(list(together.items()), most)
         _, targets = example_ids([same[0] for _, same in chosen], tokenizer)
         items = []
-        for ((prompt, task, turns), same), target in zip(chosen, targets, strict=True):
+        for ((prompt, task, turns, options, suffix), same), target in zip(chosen, targets, strict=True):
             size = len(target) + (not tokenizer.answer_suffix)
-            items.append(Item(prompt, tuple(dict.fromkeys(one.target for one in same)), size, task, turns))
+            right = tuple(dict.fromkeys(text for one in same for text in one.references or (one.target,)))
+            items.append(Item(prompt, right, size, task, turns, options, suffix, same[0].values or {}))
         return items
     every = tokenizer.encode_batch([e.target for e in examples])
     long = [ids for ids in every if len(ids) >= 2 * PROMPT_TOKENS]
@@ -88,10 +93,11 @@ def fitting(model: Model, examples: Sequence[Example], new_tokens: int, skip: bo
         number
         for number, example in enumerate(examples)
         if example.prompt is not None
-        and (example.turns or len(example.prompt.encode()) + len(example.target.encode()) > most)
+        and (example.turns or len((example.prompt + example.target + example.suffix).encode()) > most)
     ]
     long: dict[int, int] = {}
     for number, head, target in zip(at, *example_ids([examples[i] for i in at], model.tokenizer), strict=True):
+        head = head + model.tokenizer.encode(examples[number].suffix)
         if len(head) + len(target) > scored or len(head) + new_tokens > context:
             long[number] = max(len(head) + len(target), len(head) + new_tokens)
     if not long:

@@ -10,4 +10,6 @@ from redraft.metrics import Metric, Score
 
 def score(metric: Metric, texts: Sequence[str], items: Sequence[Item]) -> Score:
     """A metric on one text per item."""
-    return metric.score(texts, [item.references for item in items], [item.task for item in items])
+    return metric.score(
+        texts, [item.references for item in items], [item.task for item in items], [item.values for item in items]
+    )

@@ -41,11 +41,13 @@ class Metric(ABC):
         name: its name in results.
         label: its name in reports, with the unit.
         better: +1 higher is better, -1 lower is better, 0 neither (a property, to be compared with human text).
+        decides: a row is either right, 100, or wrong, 0, so that pass@k can be computed of several attempts.
     """
 
     name: str
     label: str
     better: int = 1
+    decides: bool = False
 
     @property
     def signature(self) -> str:
@@ -75,11 +77,18 @@ class Metric(ABC):
         """Value of each row alone, for tables and samples: [rows, k] -> [rows]."""
         return self.combine(stats)
 
-    def score(self, hypotheses: Sequence[str], references: References, tasks: Sequence[str] = ()) -> Score:
+    def score(
+        self,
+        hypotheses: Sequence[str],
+        references: References,
+        tasks: Sequence[str] = (),
+        values: Sequence[Mapping[str, Any]] = (),
+    ) -> Score:
         """Score texts against one or several references each. All texts are normalised to Unicode's NFC.
 
         Args:
             tasks: task of each row, for metrics of a mixture (``tasks.mixture``).
+            values: all columns of each row, for metrics that run or check something (``metrics.rewarded``).
         Raises:
             ValueError: different numbers of hypotheses and references, or none.
         """

@@ -14,6 +14,7 @@ class Accuracy(Mean):
 
     name = "accuracy"
     label = "accuracy %"
+    decides = True
 
     def row(self, hypothesis: str, references: Sequence[str]) -> float:
         ours = " ".join(hypothesis.casefold().split())

@@ -24,6 +24,7 @@ class ExactMatch(Mean):
 
     name = "exact_match"
     label = "exact match %"
+    decides = True
 
     def row(self, hypothesis: str, references: Sequence[str]) -> float:
         return float(any(normalise(hypothesis) == normalise(r) for r in references))

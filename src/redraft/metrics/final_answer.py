@@ -31,6 +31,7 @@ class FinalAnswer(Mean):
 
     name = "final_answer"
     label = "correct answers %"
+    decides = True
 
     def row(self, hypothesis: str, references: Sequence[str]) -> float:
         ours = final_answer(hypothesis)

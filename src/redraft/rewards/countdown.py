@@ -14,6 +14,7 @@ from redraft.rewards.base import Answer, Reward
 from redraft.rewards.shared.answers import answer as answer_of
 
 _TOKEN = re.compile(r"\s*(\d{1,9}|[-+*/()])")
+_STEP = re.compile(r"(?P<a>-?\d{1,9})\s*(?P<operator>[-+*/])\s*(?P<b>-?\d{1,9})\s*=\s*(?P<result>-?\d{1,12})", re.ASCII)
 _LONGEST = 512  # characters of an expression
 _RANK = {"+": 1, "-": 1, "*": 2, "/": 2}
 
@@ -23,7 +24,9 @@ class Countdown(Reward):
     """1 if the answer is an expression with the value ``target`` in which each of ``numbers`` occurs exactly once.
 
     An expression has numbers, ``+ - * /`` and brackets, is computed in fractions, and may be followed by ``=`` and
-    its value. The answer is what ``<answer>`` holds, else the last line.
+    its value. Instead, the answer may be steps, ``44-15=29,79-29=50``, each of two numbers that are left, of which its
+    result takes the place (Ye et al. 2025, arXiv:2410.14157). The answer is what ``<answer>`` holds, else the last
+    line.
 
     Fields:
         numbers, target: columns with the numbers (a list, or a text with spaces or commas) and the value.
@@ -53,11 +56,38 @@ class Countdown(Reward):
     def score(self, answer: Answer) -> float:
         """1, ``wrong`` or 0."""
         lines = answer_of(answer.text).splitlines()
-        found = evaluate(lines[-1].partition("=")[0]) if lines else None
         numbers, target = self._row(answer.row)
+        if lines and lines[-1].count("=") > 1:
+            return self._steps(lines[-1], numbers, target)
+        found = evaluate(lines[-1].partition("=")[0]) if lines else None
         if found is None or found[0] != numbers:
             return 0.0
         return 1.0 if found[1] == target else self.wrong
+
+    def _steps(self, text: str, numbers: Counter[int], target: Fraction) -> float:
+        left = follow(text, numbers)
+        if left is None or len(left) != 1:
+            return 0.0
+        return 1.0 if left[0] == target else self.wrong
+
+
+def follow(text: str, numbers: Counter[int]) -> list[Fraction] | None:
+    """The numbers that are left after steps ``a+b=c,c*d=e``; None if a step is wrong, or takes a number that is not
+    there."""
+    left = Counter({Fraction(number): count for number, count in numbers.items()})
+    steps = text.strip().rstrip(",.").split(",")
+    for step in steps if len(text) <= _LONGEST else [""]:
+        match = _STEP.fullmatch(step.strip())
+        if match is None:
+            return None
+        a, b, result = (Fraction(match[group]) for group in ("a", "b", "result"))
+        values: list[Fraction | None] = [a, b]
+        _apply(match["operator"], values)
+        left.subtract([a, b])
+        if values != [result] or min(left[a], left[b]) < 0:
+            return None
+        left[result] += 1
+    return sorted(left.elements())
 
 
 def evaluate(text: str) -> tuple[Counter[int], Fraction | None] | None:

@@ -149,7 +149,7 @@ def infer_task(
         reason = ", ".join(f"{task} as {part.name}" for task, part in parts.items())
         several = find("tasks", "mixture")(tuple((task, part.task) for task, part in parts.items()))
         return Choice("mixture", several, f"rows of {len(parts)} tasks: {reason}")
-    return _fitted(_infer(examples, name), examples, metric_options or {})
+    return fitted(_infer(examples, name), examples, metric_options or {})
 
 
 def infer_parts(
@@ -168,7 +168,7 @@ def infer_parts(
         return {"": infer_task(examples, name, given)}
     if name is not None:
         raise UserError(f"The data hold {len(together)} tasks, not '{name}' alone.", "Leave out --task.")
-    parts = {task: _fitted(_infer(rows, None), rows, given, strict=False) for task, rows in together.items()}
+    parts = {task: fitted(_infer(rows, None), rows, given, strict=False) for task, rows in together.items()}
     known = {metric.name for part in parts.values() for metric in part.task.metrics()}
     for key in given:
         if key.partition(".")[0] not in known:
@@ -177,7 +177,7 @@ def infer_parts(
     return parts
 
 
-def _fitted(choice: Choice, examples: Sequence[Pair], given: Mapping[str, Any], strict: bool = True) -> Choice:
+def fitted(choice: Choice, examples: Sequence[Pair], given: Mapping[str, Any], strict: bool = True) -> Choice:
     """The choice with the options of its metrics: the given ones, and those for the language of the targets.
 
     Args:
@@ -197,6 +197,9 @@ def _fitted(choice: Choice, examples: Sequence[Pair], given: Mapping[str, Any], 
 
 def _infer(examples: Sequence[Pair], name: str | None) -> Choice:
     if name is not None:
+        if name.partition(":")[0] in names("tasks.benchmarks"):
+            what = f"'{name}' is a benchmark: it has data and prompts of its own."
+            raise UserError(what, f"Run: redraft evaluate --task {name}. Here, name a kind of task, such as qa.")
         return Choice(name, find("tasks", name)(), "named by the user")
     together = {example.task for example in examples}
     if together and (known := _kind(next(iter(together)))):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,13 @@ class OfTask(Metric):
     def combine(self, total: Array) -> Array:
         return self.metric.combine(total)
 
-    def score(self, hypotheses: Sequence[str], references: References, tasks: Sequence[str] = ()) -> Score:
+    def score(
+        self,
+        hypotheses: Sequence[str],
+        references: References,
+        tasks: Sequence[str] = (),
+        values: Sequence[Mapping[str, Any]] = (),
+    ) -> Score:
         """As ``Metric.score``; ``tasks`` holds the task of each row.
 
         Raises:
@@ -61,7 +68,8 @@ class OfTask(Metric):
         mine = [row for row, task in enumerate(tasks) if task == self.task]
         if not mine:
             raise ValueError(f"no row is of task '{self.task}'")
-        found = self.metric.score([hypotheses[row] for row in mine], [references[row] for row in mine])
+        own = [values[row] for row in mine] if values else ()
+        found = self.metric.score([hypotheses[row] for row in mine], [references[row] for row in mine], (), own)
         stats, rows = np.zeros((len(hypotheses), found.stats.shape[1])), np.zeros(len(hypotheses))
         stats[mine], rows[mine] = found.stats, found.rows
         return Score(found.value, rows, stats)
@@ -96,8 +104,14 @@ class MeanOfTasks(Metric):
         ]
         return np.asarray(np.mean(values, axis=0))
 
-    def score(self, hypotheses: Sequence[str], references: References, tasks: Sequence[str] = ()) -> Score:
+    def score(
+        self,
+        hypotheses: Sequence[str],
+        references: References,
+        tasks: Sequence[str] = (),
+        values: Sequence[Mapping[str, Any]] = (),
+    ) -> Score:
         """As ``Metric.score``; ``tasks`` holds the task of each row."""
-        found = [part.score(hypotheses, references, tasks) for part in self.parts]
+        found = [part.score(hypotheses, references, tasks, values) for part in self.parts]
         stats = np.concatenate([score.stats for score in found], 1)
         return Score(float(self.combine(stats.sum(0))), np.sum([score.rows for score in found], 0), stats)

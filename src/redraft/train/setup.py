@@ -16,8 +16,9 @@ from redraft.data import chat
 from redraft.data.columns import Columns
 from redraft.data.corpus import Corpus
 from redraft.data.examples import Example, Splits, load
-from redraft.data.loader import Fit, Loader, Tokenised, batches, fit, tokenise
+from redraft.data.loader import Fit, Loader, Tokenised, batches, fit
 from redraft.data.stream_loader import StreamLoader
+from redraft.data.tokenising import tokenise
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.families import build_family
@@ -111,8 +112,6 @@ def prepare(
         checked, _ = write_texts(checked, partial(doing, "writing texts for validation"))
     if isinstance(phases[-1].objective, Weighted):
         length = fit_data(training, phases[-1].objective, model, length, sampler)
-    if start is None or start.trained_length:
-        model.trained_length = max(model.trained_length, length)
     loader = _loader(recipe, corpus, training, tokenizer, length, ranks)
     fitted = loader.fit if isinstance(loader, Loader) else fit(training, length, data.too_long)[1]
     if training.prompts is not None and not judged and not drafts:
@@ -341,7 +340,9 @@ def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, paired: bo
         shape = preset(table.preset, tokenizer.vocab_size, table.network)
         changes = {"max_length": max(needed, shape.max_length), **table.config}
         shape = config.build(type(shape), config.to_mapping(shape) | changes, "[model.config]")
-        return Model.fresh(recipe.family, tokenizer, shape, paired, recipe.train.seed), recipe.data.length
+        fresh = Model.fresh(recipe.family, tokenizer, shape, paired, recipe.train.seed)
+        fresh.trained_length = recipe.data.length
+        return fresh, recipe.data.length
     set_paired(start, paired)
     room = start.network.config.max_length
     if room < needed and recipe.data.length == DataTable.length:
@@ -351,6 +352,8 @@ def _model(recipe: Recipe, tokenizer: Tokenizer, start: Model | None, paired: bo
             f"[data] length = {recipe.data.length} exceeds this model's context ({room - spare} tokens per row).",
             f"Lower it: --set data.length={room - spare}.",
         )
+    if start.trained_length:
+        start.trained_length = max(start.trained_length, recipe.data.length)
     return start, recipe.data.length
 
 

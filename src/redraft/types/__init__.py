@@ -16,6 +16,7 @@ Dimension legend, used in every shape comment of the package:
     Z  width of the vectors of continuous diffusion
 """
 
+from redraft.types.attention import AttentionPattern
 from redraft.types.batch import Batch, LossTerms, Prepared
 from redraft.types.canvas import (
     DELETE,
@@ -34,7 +35,6 @@ from redraft.types.canvas import (
 )
 from redraft.types.protocols import Constraint, Network, NoiseProcess, Schedule
 from redraft.types.request import (
-    AttentionPattern,
     CacheHint,
     CleanStream,
     DraftBlocks,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from redraft.types.attention import AttentionPattern
 from redraft.types.protocols import NoiseProcess, Schedule
-from redraft.types.request import AttentionPattern
 
 # Meaning of the network's outputs at a target position:
 #   logits      [V] unnormalised log-probabilities of tokens

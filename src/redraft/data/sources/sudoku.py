@@ -1,91 +1,70 @@
-"""Sudoku: puzzles of 4 x 4 cells with one solution, made on the fly. ``sudoku:4x4`` or ``sudoku:4x4:ROWS``."""
+"""Sudoku: generated puzzles of 4 x 4 or 9 x 9 cells, ``sudoku:4x4``."""
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterator
+from functools import cache
+from itertools import permutations
+from typing import Any
 
-import numpy as np
+from redraft.data.generated import Dice, GeneratedSource
 
-from redraft.data.rows import Row, Source
-from redraft.errors import UserError
-
-_TRAINING, _HELD_OUT = 20_000, 1000  # default number of training rows; rows of validation and of test
-_CLUES = (5, 12)  # given cells of a puzzle: fewest and most
-_NAME = re.compile(r"sudoku:4x4(?::(\d+))?")
-_SHARES = 16  # of 16 equal shares of all puzzles, one is for validation, one for test, and the rest for training
-_MOST = 1_000_000  # rows
+_CLUES = {2: (4, 12), 3: (30, 60)}  # fewest and most given cells, by the side of a box
 
 
-class Sudoku(Source):
-    """Columns ``question`` (cells row by row, 0 for an empty one) and ``answer``; cells are separated by spaces.
+class Sudoku(GeneratedSource):
+    """``sudoku:4x4`` or ``sudoku:9x9``. Columns: ``question`` (the grid, a line for each row, 0 for an empty cell),
+    ``answer``, and ``clues``, the number of given cells.
 
-    Every puzzle has exactly one solution among the 288 grids. The rows are deterministic, and a larger set begins with
-    the rows of a smaller one. A hash of the puzzle decides the split: no puzzle is in two splits, though two puzzles
-    may share their solution.
+    A puzzle of 4 x 4 cells has exactly one solution. One of 9 x 9 may have several: score answers by the rules
+    (``rewards.sudoku``). No test row has the solution of a training row.
     """
 
-    holds_splits = True
+    name, kinds, example = "sudoku", "4x4|9x9", "sudoku:4x4"
 
-    def matches(self, path: str) -> bool:
-        return path.startswith("sudoku:")
+    def solution(self, dice: Dice, kind: str) -> str:
+        if kind == "4x4":
+            return all_grids()[dice.below(len(all_grids()))]
+        grid = _permuted(dice, 3)
+        return "\n".join("".join(map(str, line)) for line in grid)
 
-    def splits(self, path: str, data_root: str | None = None) -> dict[str, str]:
-        return {} if "#" in path else {name: f"{path}#{name}" for name in ("train", "validation", "test")}
-
-    def read(self, path: str) -> Iterator[Row]:
-        name, _, part = path.partition("#")
-        found = _NAME.fullmatch(name)
-        if found is None:
-            raise UserError(f"Source '{name}' is not of the form sudoku:4x4[:ROWS].", "For example sudoku:4x4:1000.")
-        rows = int(found[1] or _TRAINING) if part in ("train", "") else _HELD_OUT
-        if rows > _MOST:
-            raise UserError(f"Source '{name}' has too many rows.", f"Use at most {_MOST:,}.")
-        for number, (puzzle, solution) in enumerate(_puzzles(part, rows), 1):
-            yield Row({"question": _cells(puzzle), "answer": _cells(solution)}, path, number)
-
-
-def grids() -> np.ndarray:
-    """All valid grids, [288, 16] of the digits 1 to 4."""
-    rows = list(itertools.permutations(range(1, 5)))
-    halves = [
-        (upper, lower)
-        for upper, lower in itertools.product(rows, repeat=2)
-        if all(len({*upper[at : at + 2], *lower[at : at + 2]}) == 4 for at in (0, 2))
-    ]
-    found = [
-        [cell for row in (*top, *bottom) for cell in row]
-        for top, bottom in itertools.product(halves, repeat=2)
-        if all(len(set(column)) == 4 for column in zip(*top, *bottom, strict=True))
-    ]
-    return np.array(found)
+    def values(self, dice: Dice, kind: str, solution: str) -> dict[str, Any]:
+        few, most = _CLUES[2 if kind == "4x4" else 3]
+        cells = [at for at, cell in enumerate(solution) if cell != "\n"]
+        clues = few + dice.below(most - few + 1)
+        order = [cells[at] for at in dice.shuffled(len(cells))]
+        if kind == "4x4":
+            clues = _least(solution, order, clues)
+        empty = set(order[clues:])
+        question = "".join("0" if at in empty else cell for at, cell in enumerate(solution))
+        return {"question": question, "answer": solution, "clues": clues}
 
 
-def _puzzles(part: str, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The first ``rows`` different puzzles of one split with their solutions, in a fixed order."""
-    every, random, seen = grids(), np.random.default_rng(4), set[bytes]()
-    wanted = {"validation": (0,), "test": (1,)}.get(part, tuple(range(2, _SHARES)))
-    while len(seen) < rows:
-        solution = every[random.integers(len(every))]
-        given = random.permutation(16)[: random.integers(_CLUES[0], _CLUES[1] + 1)]
-        puzzle = np.zeros(16, dtype=solution.dtype)
-        puzzle[given] = solution[given]
-        key = puzzle.tobytes()
-        if _share(puzzle) not in wanted or key in seen:
-            continue
-        if (every[:, given] == solution[given]).all(1).sum() == 1:
-            seen.add(key)
-            yield puzzle, solution
+def _least(solution: str, order: list[int], clues: int) -> int:
+    """How many cells of a 4 x 4 grid must be given, in this order, for one solution: at least ``clues``."""
+    others = [grid for grid in all_grids() if grid != solution]
+    while any(all(grid[at] == solution[at] for at in order[:clues]) for grid in others):
+        clues += 1
+    return clues
 
 
-def _share(puzzle: np.ndarray) -> int:
-    """The share of all puzzles that a puzzle belongs to: a fixed hash of its cells (FNV-1a)."""
-    number = 0xCBF29CE484222325
-    for cell in puzzle.tolist():
-        number = ((number ^ int(cell)) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
-    return (number >> 32) % _SHARES
+@cache
+def all_grids() -> tuple[str, ...]:
+    """The 288 grids of 4 x 4 cells, a line for each row."""
+    lines = ["".join(line) for line in permutations("1234")]
+    bands = [(a, b) for a in lines for b in lines if all(len({*a[at : at + 2], *b[at : at + 2]}) == 4 for at in (0, 2))]
+    grids = ((*top, *bottom) for top in bands for bottom in bands)
+    return tuple("\n".join(grid) for grid in grids if all(len(set(column)) == 4 for column in zip(*grid, strict=True)))
 
 
-def _cells(grid: np.ndarray) -> str:
-    return " ".join(map(str, grid.tolist()))
+def _permuted(dice: Dice, box: int) -> list[list[int]]:
+    """A grid that follows the rules, with its lines permuted within bands, its bands, its digits, and its axes."""
+    side = box * box
+    rows, columns = (_lines(dice, box) for _ in range(2))
+    digits = [digit + 1 for digit in dice.shuffled(side)]
+    grid = [[digits[(row % box * box + row // box + column) % side] for column in columns] for row in rows]
+    return [list(line) for line in zip(*grid, strict=True)] if dice.below(2) else grid
+
+
+def _lines(dice: Dice, box: int) -> list[int]:
+    """The lines of a grid in another order, which keeps the lines of a band together."""
+    return [band * box + line for band in dice.shuffled(box) for line in dice.shuffled(box)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from redraft.data.loader import batches, tokenise
+from redraft.data.loader import batches
+from redraft.data.tokenising import tokenise
 from redraft.evaluation.items import sample
 from redraft.generation.prompts import longest
 from redraft.likelihood import bound

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from redraft.data.loader import batches, tokenise
+from redraft.data.loader import batches
+from redraft.data.tokenising import tokenise
 from redraft.errors import UserError
 from redraft.objectives.shared import vectors as vectors
 from redraft.objectives.shared.autoencoder import Autoencoder
