@@ -88,7 +88,8 @@ def test_one_autoregressive_checkpoint_is_converted_for_every_other_family(base:
     families = ["autoregressive", "masked", "block", "hybrid", "expand"]
     bases = find_bases([str(base)], families)
     assert bases == {family: str(base) for family in families}
-    found = run(study(tmp_path, bases, lora_rank=4, max_new_tokens=6, curriculum={"name": "anneal", "until": 0.2}))
+    annealed, soft = {"name": "anneal", "until": 0.2}, {"name": "soft_targets", "top": 8, "also": {"name": "align"}}
+    found = run(study(tmp_path, bases, lora_rank=4, max_new_tokens=6, curriculum=annealed, objective=soft))
     assert found.complete, found.missing
     assert [run.family for run in found.training] == families
     tokens = [run.tokens for run in found.training]
@@ -97,7 +98,9 @@ def test_one_autoregressive_checkpoint_is_converted_for_every_other_family(base:
     assert {family: start.converted for family, start in starts.items()} == {
         family: family != "autoregressive" for family in families
     }
-    assert starts["masked"].curriculum == {"name": "anneal", "until": 0.2}
+    assert starts["masked"].curriculum == annealed
+    assert [family for family in families if starts[family].objective] == ["masked", "block", "hybrid"]
+    assert starts["masked"].objective == soft and found.training[1].flops > 1.5 * found.training[0].flops
     assert starts["hybrid"].curriculum == starts["block"].curriculum == {}  # anneal does not suit them
     assert starts["autoregressive"].added == () and starts["masked"].added == ("mask",)
     assert {start.tokens_per_token for start in found.starts} == {1.0}  # an added special token changes no text
@@ -108,6 +111,8 @@ def test_one_autoregressive_checkpoint_is_converted_for_every_other_family(base:
         assert load(folder, "cpu").family_name == run_.family
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "converted from an autoregressive checkpoint" in text and "adapters of rank 4" in text
+    assert "also learned from the checkpoint (soft_targets)" in text
+    assert "anneal (until 0.2); soft_targets (top 8) with align" in text
     assert Record.load(tmp_path / "out" / "results.json") == found
     assert replace(runs.render(tmp_path / "out"), created=found.created) == found
 
@@ -211,3 +216,19 @@ def test_a_conversion_leaves_room_for_what_its_family_needs(base: Path) -> None:
     """The last block of an answer must fit into the context of 96 positions."""
     assert Base.read(str(base), "autoregressive", {}).longest == 95
     assert Base.read(str(base), "block", {"block": 16}).longest == 81
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"objective": {"name": "align"}}, "--from"),
+        ({"bases": True, "objective": {"name": "allign"}}, "align"),
+        ({"bases": True, "objective": {"name": "preference"}}, "post-training"),
+        ({"bases": True, "objective": {"name": "align", "weigth": 1}}, "weight"),
+    ],
+)
+def test_an_objective_of_conversion_is_checked_first(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
+    families = ("autoregressive", "masked")
+    bases = dict.fromkeys(families, "x") if fields.pop("bases", False) else {}
+    with pytest.raises(UserError, match=words):
+        study(tmp_path, bases, families=families, **fields)

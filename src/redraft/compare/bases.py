@@ -14,6 +14,8 @@ from redraft.families import build_family
 from redraft.files import read_json
 from redraft.loading import outline, resolve
 from redraft.model import Model
+from redraft.objectives.conversion import build_conversions, wrapped
+from redraft.objectives.conversion.base import Origin
 
 AUTOREGRESSIVE = "autoregressive"
 
@@ -29,11 +31,24 @@ class Base:
     width: int
     longest: int  # tokens of a row of training
     tokenizer: Tokenizer
+    origin: Origin  # of objectives of conversion
 
     @property
     def converted(self) -> bool:
         """Its family changes in training."""
         return bool(self.was != self.table["name"])
+
+    def suits(self, objective: Mapping[str, Any]) -> bool:
+        """Can it be converted with this ``[objective]``?"""
+        if not self.converted:
+            return False
+        conversions = build_conversions(objective)
+        try:
+            for phase in build_family(self.table)[1].phases():
+                wrapped(conversions, phase.objective, self.origin)
+        except UserError:
+            return False
+        return True
 
     @classmethod
     def read(cls, name_or_path: str, family: str, options: Mapping[str, Any]) -> Base:
@@ -45,7 +60,7 @@ class Base:
             UserError: the checkpoint can't be read, or can't become one of the family.
         """
         model = outline(name_or_path)
-        was = model.family_name
+        was, origin = model.family_name, Origin.of(model.spec, model.network)
         if was == family:
             file = resolve(name_or_path) / "config.json"
             own = read_json(file).get("family") if file.is_file() else None
@@ -64,6 +79,7 @@ class Base:
             width=shape.dim,
             longest=shape.max_length - max(1, rest, built.spare),
             tokenizer=model.tokenizer,
+            origin=origin,
         )
 
 

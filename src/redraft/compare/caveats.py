@@ -109,6 +109,13 @@ def _on_starts(measured: Measurements) -> Iterator[str]:
             f"generated in this way, and learned it together with the data from the same {plan.tokens:,} training "
             f"tokens. A larger budget favours {it}."
         )
+    taught = [start for start in converted if start.objective]
+    if taught:
+        yield (
+            f"{_names(taught)} also learned from the checkpoint ({taught[0].objective['name']}), as it was before this "
+            "study: not from the baseline, which is trained further. What the checkpoint computed is part of their "
+            "compute."
+        )
     ranks = {start.lora_rank for start in starts}
     if any(ranks):
         masks = [start for start in starts if "mask" in start.added]

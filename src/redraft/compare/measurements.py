@@ -80,6 +80,7 @@ class Start:
     length: int  # its tokens of the longest row
     new_tokens: int  # limit of an output, in its tokens
     tokens_per_token: float  # its tokens of a training row for each token of the baseline; the budget has this factor
+    objective: dict[str, Any] = field(default_factory=dict)  # how it learned from the checkpoint; empty: only from data
 
     @property
     def converted(self) -> bool:

@@ -139,6 +139,11 @@ class Setup:
         wanted = self.study.curriculum
         return dict(wanted) if wanted.get("name") in self.bases[family].curricula else {}
 
+    def objective(self, family: str) -> dict[str, Any]:
+        """How a family learns from the checkpoint that it is converted from; empty: by its own objective alone."""
+        wanted = self.study.objective
+        return dict(wanted) if wanted and self.bases[family].suits(wanted) else {}
+
     def starts(self) -> tuple[Start, ...]:
         """What a record says about the checkpoints."""
         return tuple(
@@ -156,6 +161,7 @@ class Setup:
                 length=reading.length,
                 new_tokens=reading.new_tokens,
                 tokens_per_token=self.scale(family),
+                objective=self.objective(family),
             )
             for family, reading in self.readings.items()
             if (base := self.bases.get(family)) is not None
@@ -213,6 +219,7 @@ class Setup:
         if base:
             tables["lora"] = self._lora()
             tables["curriculum"] = self.curriculum(family)
+            tables["objective"] = self.objective(family)
         return Recipe.of(tables, f"recipe of {family}", folder=str(folder))
 
     def _lora(self) -> dict[str, Any] | None:

@@ -57,6 +57,14 @@ class Study(Scoring):
         metavar="KEY=VALUE",
     )
 
+    objective: dict[str, Any] = setting(
+        {},
+        "A field of the objective with which converted models learn from the autoregressive checkpoint (see: redraft "
+        "models --conversions): name=soft_targets, then share=0.5. Families that it does not suit, and all if unset, "
+        "have their own.",
+        metavar="KEY=VALUE",
+    )
+
     budget_tokens: int = setting(0, "Training tokens of each model, prompt and target.", least=0, unit="tokens")
     passes: float = setting(0.0, "Budget instead: passes over the training rows.", least=0)
     minutes: float = setting(0.0, "Budget instead: wall-clock time of the whole study.", least=0, unit="minutes")
@@ -136,20 +144,28 @@ class Study(Scoring):
         if self.base_dtype != "auto" and self.lora_rank == 0:
             what = "--base-dtype is for frozen weights, and --lora-rank 0 trains all weights."
             raise UserError(what, "Give --lora-rank 16, or leave out --base-dtype.")
-        if self.curriculum:
-            self._check_curriculum()
+        if self.curriculum or self.objective:
+            self._check_conversion()
         for name in (*self.family_options, *self.bases):
             if name not in self.families:
                 raise UserError(
                     f"There are options for the family '{name}', which is not compared.", "Add it to --families."
                 )
 
-    def _check_curriculum(self) -> None:
-        from redraft.curricula import build_curriculum  # imports torch
+    def _check_conversion(self) -> None:
+        from redraft.curricula import build_curriculum  # these import torch
+        from redraft.objectives.conversion import build_conversions, is_conversion
+        from redraft.posttraining import build_method
 
         if not self.bases:
-            raise UserError("A curriculum is for conversions.", "Name a checkpoint with --from, or leave it out.")
+            what = "A curriculum is" if self.curriculum else "An objective is"
+            raise UserError(f"{what} for conversions.", "Name a checkpoint with --from, or leave it out.")
         build_curriculum(self.curriculum)
+        build_method(self.objective)  # raises for an unknown name
+        if self.objective and not is_conversion(self.objective):
+            what = f"'{self.objective['name']}' is post-training, and a study compares conversions."
+            raise UserError(what, "See: redraft models --conversions.")
+        build_conversions(self.objective)
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any]) -> Study:

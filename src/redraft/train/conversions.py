@@ -53,5 +53,4 @@ def _origin(recipe: Recipe) -> Origin:
     if model.spec.network.attention.kind != "causal" or model.spec.network.shift != 1:
         what = f"[objective] {name} learns from an autoregressive checkpoint; this one is '{model.family_name}'."
         raise UserError(what, "Start from an autoregressive model, or leave out [objective].")
-    network = model.network
-    return Origin(model.spec, len(network.blocks), network.answers_states)
+    return Origin.of(model.spec, model.network)

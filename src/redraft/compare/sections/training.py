@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from redraft.compare import plots
 from redraft.compare.format import clock, flops, memory
 from redraft.compare.measurements import Start, TrainingRun, same_tokens
@@ -52,13 +55,18 @@ def starts(record: Record) -> Panel | None:
 
 
 def _conversion(start: Start) -> str:
-    """How attention changed."""
+    """How attention changed, and how it learned from the checkpoint."""
     if not start.converted:
         return "none"
-    if not start.curriculum:
-        return "at once"
-    options = ", ".join(f"{key} {value}" for key, value in start.curriculum.items() if key != "name")
-    return f"{start.curriculum['name']} ({options})" if options else str(start.curriculum["name"])
+    attention = _named(start.curriculum) if start.curriculum else "at once"
+    return f"{attention}; {_named(start.objective)}" if start.objective else attention
+
+
+def _named(table: Mapping[str, Any]) -> str:
+    """A component's table in words: its name, and its options in brackets."""
+    options = ", ".join(f"{key} {value}" for key, value in table.items() if key not in ("name", "also"))
+    name = f"{table['name']} ({options})" if options else str(table["name"])
+    return f"{name} with {_named(table['also'])}" if table.get("also") else name
 
 
 def _cells(record: Record, run: TrainingRun) -> list[Content]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from redraft.errors import UserError
+from redraft.models.parts.backbone import Backbone
 from redraft.objectives.base import Objective, OwnTexts, RolloutPass
 from redraft.objectives.block import Block
 from redraft.objectives.hybrid import Hybrid
@@ -29,6 +30,11 @@ class Origin:
     spec: Spec
     layers: int  # blocks of its network
     answers_states: bool  # ``Backbone.answers_states``
+
+    @classmethod
+    def of(cls, spec: Spec, network: Backbone) -> Origin:
+        """The facts about a model; its weights are not read."""
+        return cls(spec, len(network.blocks), network.answers_states)
 
 
 @dataclass(frozen=True, kw_only=True)
