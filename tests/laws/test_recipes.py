@@ -38,6 +38,7 @@ def tiny(recipe: Recipe) -> list[str]:
         "train.log_every=1",
         "train.threads=1",
         *(["family.texts=16"] if recipe.family["name"] == "drafter" else []),
+        *(["objective.texts=16"] if "texts" in recipe.objective else []),
     ]
 
 
