@@ -12,7 +12,7 @@ from torch import Tensor
 
 from redraft.errors import UserError
 from redraft.models.parts.backbone import Backbone
-from redraft.objectives.base import Objective, OwnTexts, RolloutPass
+from redraft.objectives.base import Objective, OwnTexts, Rollout, RolloutPass
 from redraft.objectives.block import Block
 from redraft.objectives.hybrid import Hybrid
 from redraft.objectives.masked import Masked
@@ -135,6 +135,11 @@ class Converted(Objective[Prepared]):
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
         """The batch [B, L] of the inner objective, without the teacher."""
         prepared: Prepared = self.inner.prepare(batch, spec, generator)
+        return prepared
+
+    def rollout(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Rollout[Prepared]:
+        """That of the inner objective, for a batch [B, L]."""
+        prepared: Prepared = yield from self.inner.rollout(batch, spec, generator)
         return prepared
 
     def loss(self, logits: Tensor, prepared: Prepared) -> LossTerms:

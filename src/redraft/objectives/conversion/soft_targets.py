@@ -94,12 +94,15 @@ def log_probabilities(logits: Tensor, forbidden: Tensor, top: int) -> Tensor:
 def divergence(logits: Tensor, log_p: Tensor, ids: Tensor | None, forbidden: Tensor) -> Tensor:
     """sum_v p(v) (log p(v) - log q(v)) [N], where q is the softmax of logits [N, V] without ``forbidden`` [F] ids.
 
+    With z the logits and Z the sum of their exponentials it is sum p log p - sum p z + (sum p) log Z, so that the
+    backward pass keeps no more than p and z.
+
     Args:
         log_p: [N, K] log-probabilities of p. ids: [N, K] the tokens of the sum; None: all. A part of the tokens is not
             renormalised, so that the sum can be negative.
     """
     z = logits.float()
-    total = z.index_fill(1, forbidden, -torch.inf).logsumexp(1, keepdim=True)
-    log_q = (z if ids is None else z.gather(1, ids)) - total
+    total = z.index_fill(1, forbidden, -torch.inf).logsumexp(1)
     p = log_p.exp()
-    return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(1)
+    negative_entropy = torch.special.xlogy(p, p).sum(1)
+    return negative_entropy - (p * (z if ids is None else z.gather(1, ids))).sum(1) + p.sum(1) * total
