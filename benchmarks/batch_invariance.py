@@ -55,6 +55,8 @@ HOMES: dict[str, list[dict[str, Any]]] = {
     "edit_flow": [{"name": "edit"}, {"name": "edit", "start": 4}],
     "posterior": [{"name": "uniform"}],
     "predictor_corrector": [{"name": "uniform"}],
+    "psi": [{"name": "uniform"}],
+    "renoising": [{"name": "hybrid", "process": "uniform", "self_condition": share} for share in (0.0, 0.5)],
     "thought": [{"name": "thought", "border": "e"}],
     "threshold": MASKS + LENGTHS,
 }

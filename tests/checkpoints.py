@@ -24,6 +24,14 @@ _LLAMA = {
 _DIT = {"cond_dim": 8, "hidden_dim": 24, "model_length": 64, "n_blocks": 2, "n_heads": 2, "vocab_size": 50}
 _MOE = {"num_experts": 8, "num_experts_per_tok": 2}
 _GPT = {"model_type": "gpt2", "n_embd": 24, "n_head": 2, "n_layer": 2, "n_positions": 64, "vocab_size": 50}
+_GEMMA: dict[str, Any] = {key: value for key, value in _LLAMA.items() if key != "rms_norm_eps"}
+_GEMMA |= {"model_type": "diffusion_gemma_text", "num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 6}
+_GEMMA |= {"num_global_key_value_heads": 1, "global_head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 20.0}
+_GEMMA |= {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "num_experts": 4}
+_GEMMA |= {"top_k_experts": 2, "moe_intermediate_size": 12, "use_bidirectional_attention": "vision"}
+_GEMMA |= {"rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}
+_GEMMA["rope_parameters"]["full_attention"] = {"rope_type": "proportional", "rope_theta": 1e6}
+_GEMMA["rope_parameters"]["full_attention"]["partial_rotary_factor"] = 0.5
 # Configurations that the parity references lack: grouped queries, wide heads, biases, tied heads, scaled rotations.
 CONFIGS: dict[str, list[dict[str, Any]]] = {
     "llama": [
@@ -122,6 +130,15 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
             | {"rope_theta": 1e6, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}
             | {"beta_fast": 32.0, "beta_slow": 1.0}
         }
+    ],
+    "diffusion_gemma": [
+        {"model_type": "diffusion_gemma", "canvas_length": 8, "text_config": _GEMMA, "tie_word_embeddings": True}
+        | {"boi_token_id": 255999, "eoi_token_id": 258882, "image_token_id": 258880, "initializer_range": 0.02},
+        {"model_type": "diffusion_gemma", "canvas_length": 4}  # as transformers 5.23 writes it
+        | {
+            "text_config": {key: value for key, value in _GEMMA.items() if "global" not in key}
+            | {"per_layer_config": {"2": {"head_dim": 10, "num_key_value_heads": 2}}}
+        },
     ],
     "gpt2": [_GPT, _GPT | {"tie_word_embeddings": False, "n_inner": 30, "activation_function": "gelu"}],
     "diffugpt": [_GPT | {"architectures": ["DiscreteDiffusionModel"], "mask_token_id": 49}],

@@ -24,6 +24,7 @@ from redraft.errors import UserError
 from redraft.generation.length import choose_lengths
 from redraft.generation.loop import Loop, Method
 from redraft.types import Forward, Spec
+from tests.tiny import described
 
 ZOO = Path(__file__).parents[1] / "zoo" / "translate-en-de-masked"
 
@@ -266,12 +267,14 @@ _HOMES = {
     "posterior": "uniform",
     "predictor_corrector": "uniform",
     "psi": "uniform",
+    "renoising": "hybrid-uniform",
     "self_speculation": "hybrid",
 }
 
 
 def spec_for(name: str, length_head: bool) -> Spec:
-    family = registry.find("families", _HOMES.get(name, "masked"))()
+    table = described(_HOMES.get(name, "masked"))
+    family = registry.find("families", table.pop("name"))(**table)
     spec: Spec = family.spec(real_tokenizer())
     if length_head:
         return spec

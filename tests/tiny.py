@@ -18,7 +18,7 @@ from torch import Tensor
 from redraft import registry
 from redraft.models.parts.store import KeyValueStore, KeyValueView
 from redraft.objectives.base import Objective
-from redraft.types import Batch, CleanStream, Extra, Forward, Network, QueryMask, Request, Spec, TokenIds
+from redraft.types import Batch, CleanStream, DraftQuery, Extra, Forward, Network, QueryMask, Request, Spec, TokenIds
 from redraft.types.spec import FamilyFacts, NetworkFacts
 
 
@@ -195,7 +195,7 @@ class OracleNetwork:
     end-of-text stand more of them. It keeps no cache: run it without one.
 
     Under uniform noise any token of the answer may be noise: it predicts each from all others (leave-one-out), given
-    the time. For models of scores it answers with scores.
+    the time. For models of scores it answers with scores. Nothing is known of a block of random tokens after text.
     """
 
     language: Language
@@ -217,8 +217,9 @@ class OracleNetwork:
         want = pos.gather(1, at[:, None])[:, 0] + shift
         mine = group.gather(1, at[:, None])
         if clean is not None:  # earlier groups are read from the clean stream
-            text = x.scatter(1, clean.positions[row].clamp(min=0), clean.tokens[row])
-            x = torch.where(group < mine, text, x)
+            text = torch.zeros(len(x), int(max(pos.max(), clean.positions.max())) + 1, dtype=x.dtype)
+            text.scatter_(1, clean.positions[row].clamp(min=0), clean.tokens[row])
+            x = torch.where(group < mine, text.gather(1, pos.clamp(min=0)), x)
         sees = group <= mine if own is None else own.mask[row, at]
         seen = (pos >= self.start) & sees
         table, lengths = self.language.table, (self.language.table >= 0).sum(1)
@@ -236,6 +237,8 @@ class OracleNetwork:
             weight = torch.where(others, chance, 1.0).prod(-1)
         else:
             known = seen & (x != self.spec.tokens.mask_id)
+            if request.find(DraftQuery) is not None and _noise(self.spec.family.drafter or self.spec) == "uniform":
+                known &= group < mine  # noise of an unknown level
             weight = ((says == x) | ~known).all(-1).double()
         if request.attention.kind == "full":
             extent = seen.sum(1)

@@ -155,9 +155,13 @@ def load(
     with _progress(files) as on_read:
         weights.fill(network, files, layout, on_read)
     model = recorded.given_to(Model(network.requires_grad_(False).eval(), *rest))
-    if any(name != place.name for name, place in layout.places.items()):
-        model.public = layout.places
+    model.public = _public(layout)
     return model
+
+
+def _public(layout: weights.Layout) -> Mapping[str, weights.TensorMap] | None:
+    """The names of a public checkpoint's tensors; None: the names are those of the network."""
+    return layout.places if any(name != place.name for name, place in layout.places.items()) else None
 
 
 def pair(model: Model, drafter: str | None, sampler: str | None) -> str | None:
@@ -181,8 +185,9 @@ def outline(name_or_path: str | Path) -> Model:
         UserError: as for ``load``, except for errors in the weights themselves.
     """
     folder, above = _below_adapters(name_or_path)
-    network, _, _, rest, recorded = _open(folder, None)
+    network, _, layout, rest, recorded = _open(folder, None)
     model = recorded.given_to(Model(network.requires_grad_(False).eval(), *rest))
+    model.public = _public(layout)
     for found in reversed(above):
         model = model if found.origin is None else adapters.converted(model, found.origin)
     return model

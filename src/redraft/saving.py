@@ -174,13 +174,14 @@ def _peft_config(
 def public_names(model: Model) -> Mapping[str, TensorMap]:
     """The public name of each of a model's tensors, with its place in our network.
 
-    A model from a public checkpoint keeps the checkpoint's names. Our own transformer takes Llama's names, under which
+    A model from a public checkpoint keeps the checkpoint's names (where it stores all experts of a layer as one tensor,
+    each expert has its own name). Our own transformer takes Llama's names, under which
     it can be exported. Any other network keeps its own names.
     """
     from redraft.convert.shared import llama
 
     if model.public is not None:
-        return model.public
+        return lora.by_expert(model.network, model.public)
     if isinstance(model.network, Transformer):
         return llama.layout(model.network.config).places
     return Layout.own(model.network).places

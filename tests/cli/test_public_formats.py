@@ -15,6 +15,11 @@ from tests.checkpoints import CONFIGS, write
 from tests.cli.door import Redraft
 
 FORMATS = ("sdar", "fast_dllm_v2", "llada2_moe", "dream", "dreamon", "illada", "nemotron_labs_diffusion")
+FORMATS = (*FORMATS, "diffusion_gemma")
+EXPERTS = {
+    "llada2_moe": "query_key_value,gate_proj,up_proj,down_proj",
+    "diffusion_gemma": "q_proj,gate_up_proj,down_proj",
+}
 SMALL = ("--tokens", "900", "--set", "train.batch_tokens=512", "--set", "train.threads=1", "--set", "data.length=100")
 
 
@@ -26,7 +31,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in FORMATS:
         more = {"expand_token_id": 7} if name == "dreamon" else {}
         sizes = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 256}
-        tokenizer.save(write(root / name, {**CONFIGS[name][0], **sizes, **ids, **more}))
+        config = CONFIGS[name][0]
+        if "text_config" in config:
+            config, sizes = {**config, "text_config": {**config["text_config"], **sizes}}, {}
+        tokenizer.save(write(root / name, {**config, **sizes, **ids, **more}))
     return {name: root / name for name in FORMATS}
 
 
@@ -40,6 +48,7 @@ def test_a_checkpoint_is_written_back_in_its_format(
     ids = torch.arange(5, 37)[None]
     assert torch.equal(before.logits(ids), after.logits(ids))
     assert (before.spec, before.family) == (after.spec, after.family)
+    assert before.defaults == after.defaults
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -47,7 +56,7 @@ def test_a_checkpoint_is_fine_tuned_with_an_adapter_and_without(
     redraft: Redraft, published: dict[str, Path], name: str, pairs: Path, tmp_path: Path
 ) -> None:
     given = ("--from", published[name], "--data", pairs, "--input", "question", "--target", "answer", *SMALL)
-    experts = ("--lora-targets", "query_key_value,gate_proj,up_proj,down_proj") if "moe" in name else ()
+    experts = ("--lora-targets", EXPERTS[name]) if name in EXPERTS else ()
     for out, adapter in (("whole", ()), ("adapter", ("--lora-rank", "2", *experts))):
         made = redraft("finetune", *given, *adapter, "--out", tmp_path / out, "--json")
         assert made.code == 0, made.err

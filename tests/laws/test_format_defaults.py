@@ -52,10 +52,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     | {"num_experts": 16, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5},
 }
 OWN = ("mdlm", "sedd", "bd3lm", "illada")  # there is no copy of the configuration class to compare with here
+NESTED = ("diffusion_gemma",)  # whose keys are in a table
 
 
 def test_every_format_is_compared() -> None:
-    assert {*CLASSES, *PUBLISHED, *OWN} == set(registry.names("convert"))
+    assert {*CLASSES, *PUBLISHED, *OWN, *NESTED} == set(registry.names("convert"))
 
 
 def translated(config: dict[str, Any]) -> Any:
@@ -100,3 +101,20 @@ def test_the_norms_of_queries_and_keys_of_llada2_are_on_unless_the_file_says_oth
     config = {key: value for key, value in CONFIGS["llada2_moe"][0].items() if key != "use_qk_norm"}
     assert translate(config)[1].network["qk_norm"] is True
     assert translate({**config, "use_qk_norm": False})[1].network["qk_norm"] is False
+
+
+def test_missing_keys_of_the_table_of_diffusion_gemma_have_the_defaults_of_transformers() -> None:
+    [whole, _] = CONFIGS["diffusion_gemma"]
+    text = {**whole["text_config"], "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh"}
+    text |= {"rms_norm_eps": 1e-6}
+    del text["layer_types"]  # as many as there are layers
+    for key in text.keys() - {"model_type"}:
+        rest = {name: value for name, value in text.items() if name != key}
+        config = transformers.DiffusionGemmaConfig(text_config=dict(rest), canvas_length=8).to_dict()["text_config"]
+        shape = "per_layer_config" if "global" in key else key
+        default = {"final_logit_softcapping": 30.0}.get(key, config.get(shape))
+        if default is None and key not in ("use_bidirectional_attention",):
+            assert f"'{key}'" in str(translated({**whole, "text_config": rest})), key  # refused by name
+            continue
+        filled = {**rest, shape: default}
+        assert translated({**whole, "text_config": rest}) == translated({**whole, "text_config": filled}), key

@@ -79,6 +79,8 @@ def test_an_unknown_key_is_named(name: str, config: dict[str, Any]) -> None:
         ("llada2_moe", "norm_topk_prob", False),
         ("llada2_moe", "rotary_dim", 2),
         ("nemotron_labs_diffusion", "dlm_paradigm", "novel"),
+        ("diffusion_gemma", "tie_word_embeddings", False),
+        ("diffusion_gemma", "text_config", None),
         ("gpt2", "scale_attn_by_inverse_layer_idx", True),
         ("gpt2", "activation_function", "tanh"),
         ("bd3lm", "causal", True),
@@ -94,3 +96,24 @@ def test_an_unsupported_value_is_named(name: str, key: str, value: Any) -> None:
 def test_an_unknown_format_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"'mamba'.*Known: .*llada"):
         translate({"model_type": "mamba"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_bidirectional_attention", "all"),
+        ("attention_bias", True),
+        ("layer_types", ["full_attention"]),
+        ("per_layer_config", {"1": {"head_dim": 8}}),
+        ("per_layer_config", {"2": {"head_dim": 8, "window": 3}}),
+        ("hidden_activation", "tanh"),
+        ("num_experts", None),
+        ("rope_parameters", {"sliding_attention": {"rope_type": "yarn"}, "full_attention": {}}),
+        ("novel_gate", 3),
+    ],
+)
+def test_an_unsupported_value_of_a_nested_table_is_named(key: str, value: Any) -> None:
+    config = CONFIGS["diffusion_gemma"][0]
+    text = {**config["text_config"], key: value}
+    with pytest.raises(UserError, match="rope_type" if key == "rope_parameters" else f"'{key}'"):
+        translate({**config, "text_config": text})

@@ -124,12 +124,16 @@ def test_a_request_keeps_given_tokens_and_has_only_targets_of_the_batch(name: st
     end = clean.valid.sum(1)
     for seed in range(10):
         prepared = objective.prepare(clean, spec, generator(seed))
-        request, width = prepared.request, clean.ids.shape[1]
-        given = clean.valid & ~clean.target
-        assert torch.equal(request.tokens[:, :width][given], clean.ids[given])
+        request = prepared.request
+        given, (tokens, positions) = clean.valid & ~clean.target, request.streams
+        at = ((positions >= 0) & (positions < clean.ids.shape[1])).nonzero(as_tuple=True)
+        there = at[0], positions[at]
+        assert torch.equal(tokens[at][given[there]], clean.ids[there][given[there]])
         column = torch.arange(request.tokens.shape[1]).expand(request.tokens.shape)
-        assert bool(((request.positions == column) | (request.positions == -1)).all())
-        assert torch.equal((request.positions >= 0)[:, :width] | clean.valid, (request.positions >= 0)[:, :width])
+        first = request.positions[:, :1]  # 0, unless the text before is only in the clean stream
+        assert bool(((request.positions == first + column) | (request.positions == -1)).all())
+        found = torch.zeros_like(clean.valid).index_put_(there, torch.tensor(True))
+        assert torch.equal(found | clean.valid, found)
         parts, clean_stream = [request.targets], request.find(CleanStream)
         if clean_stream is not None and clean_stream.targets is not None:
             parts.append(clean_stream.targets)

@@ -70,6 +70,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "sub_blocks": [{"threshold": 0.3, "size": 3}],
     "threshold": [{"threshold": 0.3}, {"threshold": 0.3, "block": 3}],
     "edit_flow": [{"order": "leap"}],
+    "renoising": [{"block": 3, "bound": 4.0, "sure": 3.0, "stable": 2}],
     "predictor_corrector": [{"corrections": 3, "share": 0.5}, {"order": "random"}],
 }
 
@@ -101,6 +102,7 @@ HOMES = {
     "Posterior": "uniform",
     "PredictorCorrector": "uniform",
     "Psi": "uniform",
+    "Renoising": "hybrid-uniform",
     "SelfSpeculation": "hybrid",
     "Thought": "thought",
 }

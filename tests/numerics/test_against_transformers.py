@@ -218,3 +218,72 @@ def test_model_folders_are_read_by_the_auto_classes(family: str, tmp_path: Path)
     again = transformers.AutoModel.from_pretrained(tmp_path / "n").eval()
     with torch.no_grad():
         assert torch.equal(again(input_ids=ids).logits, reference(input_ids=ids).logits)
+
+
+# ---- DiffusionGemma
+
+
+_GEMMA = {
+    **_SMALL,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "global_head_dim": 8,
+    "sliding_window": 5,
+    "num_experts": 4,
+}
+_GEMMA |= {"top_k_experts": 2, "moe_intermediate_size": 12, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_NO_VISION = {"model_type": "gemma4_vision", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+_NO_VISION |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16, "patch_size": 4}
+
+
+def gemma(folder: Path, **more: Any) -> Any:
+    """A tiny random DiffusionGemma of transformers, saved in ``folder``."""
+    config = transformers.DiffusionGemmaConfig(
+        text_config={**_GEMMA, **more}, vision_config=_NO_VISION, canvas_length=8
+    )
+    reference = transformers.DiffusionGemmaForBlockDiffusion(config).eval()
+    torch.manual_seed(0)
+    for name, weight in [*reference.named_parameters(), *reference.named_buffers()]:
+        if name.endswith("layer_scalar"):
+            weight.data.uniform_(0.8, 1.2)
+        elif weight.is_floating_point() and isinstance(weight, torch.nn.Parameter):
+            weight.data.normal_(std=0.3)
+    reference.save_pretrained(folder)
+    return reference
+
+
+def block_logits(model: Model, ids: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    from redraft.types import AttentionPattern, DraftQuery, Forward
+
+    tokens = torch.cat([ids, block], 1)
+    pos = torch.arange(tokens.shape[1]).expand_as(tokens)
+    draft = DraftQuery(0, torch.full((len(ids),), ids.shape[1]))
+    with torch.inference_mode():
+        request = Forward(tokens, pos, pos[:, ids.shape[1] :], AttentionPattern("causal"), extra=(draft,))
+        return model.network(request).view(*block.shape, -1)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},  # as transformers writes it, with a table of the layers that differ
+        {"num_global_key_value_heads": 1, "use_bidirectional_attention": "vision"},
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "hidden_activation": "silu"},
+    ],
+    ids=["plain", "heads", "layers"],
+)
+def test_the_blocks_of_diffusion_gemma_and_their_export(more: dict[str, Any], tmp_path: Path) -> None:
+    from redraft.convert import export
+
+    reference = gemma(tmp_path / "a", **more)
+    ids, block = torch.randint(3, 50, (2, 13)), torch.randint(3, 50, (2, 8))
+    with torch.no_grad():
+        expected = reference(input_ids=ids, decoder_input_ids=block).logits
+    ours = load(tmp_path / "a", "cpu")
+    torch.testing.assert_close(block_logits(ours, ids, block), expected, rtol=1e-4, atol=1e-4)
+    export("diffusion_gemma", ours.network, ours.tokenizer, ours.spec, tmp_path / "b", "float32", "# card\n")
+    again = transformers.DiffusionGemmaForBlockDiffusion.from_pretrained(tmp_path / "b", dtype=torch.float32).eval()
+    with torch.no_grad():
+        found = again(input_ids=ids, decoder_input_ids=block).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert again.config.canvas_length == 8

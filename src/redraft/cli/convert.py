@@ -136,9 +136,8 @@ def _write(model: Model, target: Path, wanted: Conversion, origin: str) -> Model
 
     card = f"# {target.name}\n\n{origin}\n"
     if wanted.to in writable():
-        notes = export(
-            wanted.to, model.network, model.tokenizer, model.spec, target, wanted.storage, card, model.paired
-        )
+        parts = (model.network, model.tokenizer, model.spec)
+        notes = export(wanted.to, *parts, target, wanted.storage, card, model.paired, model.defaults)
         if notes:
             log(f"stored in another type: {', '.join(notes)}")
         return model

@@ -159,6 +159,7 @@ def export(
     storage: str,
     card: str,
     paired: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Write a model in a public format, atomically: configuration, weights, tokenizer and card.
 
@@ -166,24 +167,26 @@ def export(
 
     Args:
         paired: the model answers prompts. A GGUF file records what stands around a prompt.
+        defaults: the model's own generation settings, for formats that have a place for them.
     Returns:
         What is stored otherwise than asked for, in words.
     Raises:
         UserError: the format can't hold this model, or the folder can't be written.
     """
-    if spec.network.self_conditioning:
+    kind: type[Format] = Format if format_name == GGUF else find("convert", format_name)
+    if spec.network.self_conditioning and not kind.self_conditioned:
         raise UserError(
-            "No public format can hold a model with self-conditioning.", "Fine-tune it with self_condition = 0."
+            "This format can't hold a model with self-conditioning.", "Fine-tune it with self_condition = 0."
         )
     if format_name != GGUF:
-        config, layout = find("convert", format_name).write(network, spec)
+        config, layout = kind.write(network, spec)
     notes: list[str] = []
     with atomic_folder(folder) as new:
         if format_name == GGUF:
             file = new / f"{folder.name}.gguf"
             notes = gguf_export.write_gguf(network, tokenizer, spec, file, storage, folder.name, paired)
         else:
-            _write(new, network, tokenizer, spec, config, layout, storage)
+            _write(new, network, tokenizer, spec, config, layout, storage, kind.settings(defaults or {}))
         write_atomically(new / "README.md", card)
     return notes
 
@@ -196,8 +199,9 @@ def _write(
     config: Mapping[str, Any],
     layout: Layout,
     storage: str,
+    settings: Mapping[str, Any],
 ) -> None:
-    """Write the files of a Hugging Face checkpoint."""
+    """Write the files of a Hugging Face checkpoint. ``settings``: of generation, in its terms."""
     from safetensors.torch import save_file
 
     special = {f"{key}_token_id": getattr(spec.tokens, f"{key}_id") for key in ("pad", "eos") if tokenizer.has(key)}
@@ -206,7 +210,7 @@ def _write(
     ends = {"eos_token_id": [spec.tokens.eos_id, *spec.tokens.stop_ids]} if spec.tokens.stop_ids else {}
     described = {**config, **special, "dtype": storage}
     write_atomically(folder / "config.json", json.dumps(described, indent=2) + "\n")
-    write_atomically(folder / "generation_config.json", json.dumps({**special, **ends}, indent=2) + "\n")
+    write_atomically(folder / "generation_config.json", json.dumps({**special, **ends, **settings}, indent=2) + "\n")
     state = pack(stored(network, layout), storage)
     save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
     tokenizer.save(folder)

@@ -28,6 +28,7 @@ _TEXT |= {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "
 _TEXT |= {"max_position_embeddings": 131_072, "sliding_window": 512}
 _SETTINGS = {"max_denoising_steps": 48, "t_min": 0.4, "t_max": 0.8, "stability_threshold": 1}
 _SETTINGS |= {"confidence_threshold": 0.005, "entropy_bound": 0.1}
+_OPTIONS = {"t_min": "t_min", "t_max": "t_max", "stability_threshold": "stable", "confidence_threshold": "sure"}
 _VISION = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
 _NORMS = {
     "input_layernorm": "attention_norm",
@@ -52,6 +53,7 @@ class DiffusionGemma(Format):
     summary = "DiffusionGemma (text)"
     citation = "huggingface.co/google/diffusiongemma-26B-A4B-it"
     writable = True
+    self_conditioned = True
     unstated = {"canvas_length": 256}
 
     @staticmethod
@@ -83,9 +85,22 @@ class DiffusionGemma(Format):
         own |= {"canvas_length": drafter.network.attention.block, "tie_word_embeddings": True}
         return {**own, "text_config": _to_text(c, spec), "vision_config": _NO_VISION}, _layout(c)
 
+    @staticmethod
+    def settings(defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of ``renoising``, in the terms of transformers."""
+        if defaults.get("sampler") != "renoising":
+            return {}
+        options = defaults.get("options", {})
+        found = {name: options[own] for name, own in _OPTIONS.items() if own in options}
+        if "bound" in options:
+            found["sampler_config"] = {"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": options["bound"]}
+        own = {"max_denoising_steps": defaults.get("steps"), "max_new_tokens": defaults.get("max_new_tokens")}
+        return found | {name: value for name, value in own.items() if value is not None}
+
 
 def _read_text(text: Keys) -> Config:
     text.require("use_bidirectional_attention", "vision")
+    text.require("attention_bias", False)  # both readings would have biases of their own
     text.require("tie_word_embeddings", True)
     text.ignore("attention_dropout", "chunk_size_feed_forward", "is_encoder_decoder")
     layers = text.get("num_hidden_layers", int)
@@ -123,7 +138,6 @@ def _read_text(text: Keys) -> Config:
         norm_eps=eps,
         cap=text.get("final_logit_softcapping", float, 30.0),
         activation=activation,
-        attention_bias=text.get("attention_bias", bool, False),
     )
 
 
@@ -175,8 +189,7 @@ def _defaults(keys: Keys, block: int) -> dict[str, Any]:
     if stated.get("_cls_name", "EntropyBoundSamplerConfig") != "EntropyBoundSamplerConfig":
         raise UserError(f"{file}: sampler_config {stated['_cls_name']!r} is not supported.", "Use entropy bounds.")
     own = {key: value if stated.get(key) is None else stated[key] for key, value in _SETTINGS.items()}
-    options = {"block": block, "bound": own["entropy_bound"], "t_min": own["t_min"], "t_max": own["t_max"]}
-    options |= {"stable": own["stability_threshold"], "sure": own["confidence_threshold"]}
+    options = {"block": block, "bound": own["entropy_bound"]} | {name: own[key] for key, name in _OPTIONS.items()}
     most = max(1, stated.get("max_new_tokens") or block)
     found: dict[str, Any] = {"sampler": "renoising", "steps": own["max_denoising_steps"], "options": options}
     return {**found, "max_new_tokens": -(-most // block) * block, "temperature": 1.0, "cache": "exact"}
@@ -210,7 +223,7 @@ def _to_text(c: Config, spec: Spec) -> dict[str, Any]:
         "max_position_embeddings": c.max_length,
         "rms_norm_eps": c.norm_eps,
         "tie_word_embeddings": True,
-        "attention_bias": c.attention_bias,
+        "attention_bias": False,
         "sliding_window": c.window,
         "layer_types": [llama.FULL if layer in c.distant else llama.SLIDING for layer in range(c.layers)],
         "rope_parameters": rope,
@@ -255,10 +268,9 @@ def _map_heads(places: dict[str, TensorMap], own: str, stored: str, c: Config, l
     far, start = layer in c.distant, 0
     heads, width = (c.distant_kv_heads, c.distant_head_dim) if far else (c.kv_heads, c.head_dim)
     parts = {"q": c.heads * width, "k": heads * width} | ({} if far else {"v": heads * width})
-    for ending in ("weight", "bias") if c.attention_bias else ("weight",):
-        start = 0
-        for key, rows in parts.items():
-            place = TensorMap(f"{own}.attention.qkv.{ending}", start=start, rows=rows)
-            places[f"{stored}.self_attn.{key}_proj.{ending}"] = place
-            start += rows
-        places[f"{stored}.self_attn.o_proj.{ending}"] = TensorMap(f"{own}.attention.out.{ending}")
+    for key, rows in parts.items():
+        places[f"{stored}.self_attn.{key}_proj.weight"] = TensorMap(
+            f"{own}.attention.qkv.weight", start=start, rows=rows
+        )
+        start += rows
+    places[f"{stored}.self_attn.o_proj.weight"] = TensorMap(f"{own}.attention.out.weight")

@@ -50,7 +50,6 @@ class Config(NetworkConfig):
     norm_eps: float = 1e-6
     cap: float = 30.0  # logits are cap tanh(z / cap)
     activation: Activation = "gelu_tanh"
-    attention_bias: bool = False
     self_conditioning: bool = True  # requests hold previous predictions; without them, they count as zero
     shift: int = 1  # of the causal reading; blocks are requested with a shift of 0 (``DraftQuery``)
 
@@ -93,11 +92,10 @@ class GemmaAttention(Attention):
     def __init__(self, c: Config, layer: int) -> None:
         near = layer not in c.distant
         kv_heads, width = (c.kv_heads, c.head_dim) if near else (c.distant_kv_heads, c.distant_head_dim)
-        bias = {"qkv_bias": c.attention_bias, "out_bias": c.attention_bias}
-        super().__init__(c.dim, c.heads, kv_heads, True, c.norm_eps, layer, width, local=near, **bias)
+        super().__init__(c.dim, c.heads, kv_heads, True, c.norm_eps, layer, width, local=near)
         self.eps = c.norm_eps
         if not near:
-            self.qkv = nn.Linear(c.dim, (c.heads + kv_heads) * width, bias=c.attention_bias)
+            self.qkv = nn.Linear(c.dim, (c.heads + kv_heads) * width, bias=False)
 
     def projected(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys before rotation [R, Q, H + Hk, Dh], and values [R, Q, Hk, Dh], of the heads in ``qkv``."""

@@ -10,7 +10,7 @@ The operators are those of a CPU. On an accelerator fused attention keeps a litt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from redraft.saving import public_names
 from redraft.train.post_training import phases_of
 from redraft.train.recipe import Recipe
 from redraft.types import Batch, Prepared
+from redraft.weights import TensorMap
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -53,6 +54,7 @@ class Outline:
     packed: int = 0  # frozen weights in the matrices of blocks
     stacked: int = 0  # weights of all blocks, frozen or not
     teacher: bool = False
+    names: Mapping[str, TensorMap] | None = field(default=None, compare=False)  # ``Model.public``
 
     @classmethod
     def of(cls, recipe: Recipe, bfloat16: bool, start: Model | None = None) -> Outline:
@@ -63,11 +65,12 @@ class Outline:
         Raises:
             UserError: there is no such preset or checkpoint.
         """
-        dtype = torch.float32
+        dtype, names = torch.float32, None
         if recipe.model.from_:
             with models.without_memory():
-                known = (start or outline(recipe.start)).network
-                shape = build_family(recipe.family)[1].network_for(known).config
+                known = start or outline(recipe.start)
+                network = build_family(recipe.family)[1].network_for(known.network)
+                shape, names = network.config, known.public if network is known.network else None
             if recipe.lora is not None:
                 named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
                 dtype = named.get(recipe.lora.base_dtype) or stored_dtype(recipe.start)
@@ -77,7 +80,7 @@ class Outline:
             changes = {"max_length": max(shape.max_length, recipe.data.length + 1), **recipe.model.config}
             shape = config.build(type(shape), config.to_mapping(shape) | changes, "[model.config]")
         row = min(recipe.data.length, recipe.train.batch_tokens, shape.max_length)
-        found = cls(recipe, shape, dtype, bfloat16, min(row, _LONGEST), row)
+        found = cls(recipe, shape, dtype, bfloat16, min(row, _LONGEST), row, names=names)
         whole = found.whole()
         blocks = [p for block in whole.network.all_blocks() for p in block.parameters()]
         trained = sum(p.numel() for p in whole.network.parameters() if p.requires_grad)
@@ -118,7 +121,7 @@ class Outline:
             made.network = models.build(made.network.config.smaller(self.shape.layers, self.shape.vocab_size))
             made.network.requires_grad_(True)
             if self.recipe.lora is not None:
-                parts.attach(made.network, self.recipe.lora, public_names(made))
+                parts.attach(made.network, self.recipe.lora, self._names(made))
         return made
 
     def twin(self, layers: int, mode: str, memory: bool) -> Model:
@@ -136,7 +139,7 @@ class Outline:
             made.network.requires_grad_(True)
             if self.recipe.lora is not None:
                 with torch.random.fork_rng(devices=[]):
-                    parts.attach(made.network, self.recipe.lora, public_names(made))
+                    parts.attach(made.network, self.recipe.lora, self._names(made))
                 freeze(made.network)
         made.network.activation_checkpointing = mode  # type: ignore[assignment] # one of its choices
         made.network.train()
@@ -153,6 +156,13 @@ class Outline:
         objective = twin.family.phases()[-1].objective
         networks = {"main": twin.network, "teacher": twin.network}
         return prepare_batch(objective, batch, twin.spec, torch.Generator().manual_seed(0), networks)[0]
+
+    def _names(self, made: Model) -> Mapping[str, TensorMap]:
+        """The public names of a twin's tensors: those of the checkpoint, where the twin has them."""
+        if self.names is not None:
+            own = dict(made.network.named_parameters())
+            made.public = {name: place for name, place in self.names.items() if place.name in own}
+        return public_names(made)
 
     def _made(self, shape: Any) -> Model:
         """A model of this shape with a byte vocabulary, as the recipe's family needs it."""

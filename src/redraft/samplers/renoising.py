@@ -59,7 +59,7 @@ class Renoising(Sampler):
         own = drafter is not None and drafter.network.name == spec.network.name and not drafter.network.reads_target
         if drafter is None or not own or drafter.masks:
             raise UserError(
-                "This sampler needs a model that denoises blocks of random tokens after text that it reads causally.",
+                "This sampler needs a diffusion model that denoises blocks of random tokens after causal text.",
                 "Use a model of family hybrid with the process uniform, such as DiffusionGemma.",
             )
         if self.t_min > self.t_max:

@@ -101,10 +101,10 @@ def test_a_round_of_the_server_waits_once(models: Models, log: pretend_device.Lo
 
 MASKS = {"llada_moe": 3, "llada2_moe": 3}  # of those whose files don't name it; any id will do
 FORMATS = ["gpt2", "llama", "qwen2", "qwen3", "llada", "dream", "diffugpt", "diffullama", "llada_moe", "llada2_moe",
-           "mdlm", "sedd", "bd3lm", "latent_diffusion"]  # fmt: skip
+           "mdlm", "sedd", "bd3lm", "latent_diffusion", "diffusion_gemma"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FORMATS if FULL else ["gpt2", "llada2_moe"])
+@pytest.mark.parametrize("name", FORMATS if FULL else ["gpt2", "llada2_moe", "diffusion_gemma"])
 def test_public_formats_write_the_same(name: str, log: pretend_device.Log) -> None:
     folders = [p.parent for p in sorted((PARITY / name).rglob("config.json"))]
     if not folders:

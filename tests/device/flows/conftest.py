@@ -18,6 +18,7 @@ from redraft.registry import find, names
 from tests import pretend_device
 from tests.device.counting import fresh, plug_in
 from tests.drafters import drafter_for
+from tests.tiny import described
 
 FULL = bool(os.environ.get("REDRAFT_FULL"))
 PAIR = ["ab", "a longer prompt"]  # two lengths: rows are ragged
@@ -51,10 +52,12 @@ class Models:
         if not path.exists():
             family, kind = name.removeprefix("cross-").rsplit("-", 1)
             network = "cross_attention" if name.startswith("cross-") else "transformer"
-            if find("families", family).needs_target:
+            table = described(family)
+            if find("families", table["name"]).needs_target:
                 drafter_for(self.folder(f"autoregressive-{kind}")).save(path)
             else:
-                fresh(family, kind == "pairs", network).save(path)
+                more = {"self_condition": 0.5} if family == "hybrid-uniform" else {}
+                fresh(table.pop("name"), kind == "pairs", network, **table, **more).save(path)
         return path
 
     def _both(self, name: str) -> tuple[Model, Model]:
@@ -87,4 +90,4 @@ def texts(model: Model, **settings: Any) -> list[tuple[list[int], str, int]]:
 
 FAMILIES = list(names("families"))
 MODELS = [f"{family}-{kind}" for family in FAMILIES for kind in ("pairs", "text")]
-MODELS += ["cross-masked-pairs", "cross-autoregressive-pairs"]
+MODELS += ["cross-masked-pairs", "cross-autoregressive-pairs", "hybrid-uniform-pairs", "hybrid-uniform-text"]

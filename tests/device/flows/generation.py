@@ -32,6 +32,7 @@ SUITED = {
     "analytic": "sedd-pairs",
     "predictor_corrector": "uniform-text",
     "psi": "uniform-text",
+    "renoising": "hybrid-uniform-text",
     "daedal": "masked-text",
     "rho_eos": "masked-text",
     "edit_flow": "edit-pairs",

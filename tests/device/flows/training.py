@@ -47,6 +47,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "smoothed": ("masked", {"family.label_smoothing": 0.1}),
     "joint": ("masked", {"family.shift": 1, "family.autoregressive": 0.5}),
     "open-prompt": ("masked", {"family.prompt_encoder": False, "family.length_head": False}),
+    "uniform-hybrid": ("hybrid", {"family.process": "uniform", "family.self_condition": 0.5}),
     "searched-blocks": ("block", {"family.search": True, "train.validate_every": 500}),
     "d3pm-uniform": ("d3pm", {"family.process": "uniform"}),
     "sedd-uniform": ("sedd", {"family.process": "uniform"}),

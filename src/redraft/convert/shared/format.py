@@ -35,6 +35,7 @@ class Format:
     summary: ClassVar[str]
     citation: ClassVar[str]
     writable: ClassVar[bool] = False  # can models be exported to it (``write``)?
+    self_conditioned: ClassVar[bool] = False  # can it hold a network that reads its previous prediction?
     # What the published configuration class assumes for keys that a file lacks, where that isn't what ``read`` assumes.
     unstated: ClassVar[Mapping[str, Any]] = {}
 
@@ -63,3 +64,8 @@ class Format:
             UserError: the format can't hold this model.
         """
         raise UserError("This format can't be written.", "Use --to redraft.")
+
+    @staticmethod
+    def settings(defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """What ``generation_config.json`` says of a model's own generation settings; by default nothing."""
+        return {}

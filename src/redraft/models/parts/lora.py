@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -146,6 +146,21 @@ def parts_of(network: nn.Module, places: Mapping[str, TensorMap]) -> dict[Place,
         if plain or (isinstance(owner, MixtureOfExperts) and weight.ndim == 3):
             rows = weight.shape[-2] if place.rows is None else place.rows
             found.setdefault((place.name, place.at), []).append(Part(public.removesuffix(".weight"), place.start, rows))
+    return found
+
+
+def by_expert(network: nn.Module, places: Mapping[str, TensorMap]) -> dict[str, TensorMap]:
+    """The same places, where each expert has one of its own: ``experts.down_proj`` becomes
+    ``experts.3.down_proj.weight`` and so on."""
+    found: dict[str, TensorMap] = {}
+    for public, place in places.items():
+        path, _, kind = place.name.rpartition(".")
+        if kind not in ("experts_gate_up", "experts_down") or place.at is not None:
+            found[public] = place
+            continue
+        owner, (stem, _, leaf) = network.get_submodule(path), public.rpartition(".")
+        assert isinstance(owner, MixtureOfExperts)
+        found |= {f"{stem}.{at}.{leaf}.weight": replace(place, at=at) for at in range(owner.experts.count)}
     return found
 
 
