@@ -214,7 +214,7 @@ def summary(seen: list[Answer], at: float) -> dict[str, Any]:
     wrong = [one for one in seen if one.how != "same"]
     at_kill = [one for one in wrong if one.begin <= at <= one.end]
     soon = [one for one in wrong if at < one.begin <= at + DETECTED]
-    seconds = sorted(one.end - one.begin for one in seen)
+    halves = {"before": [one for one in seen if one.end < at], "after": [one for one in seen if one.end >= at]}
     rate = {
         half: sum(one.how == "same" and (one.end < at) == before for one in seen)
         for half, before in (("before", True), ("after", False))
@@ -230,8 +230,20 @@ def summary(seen: list[Answer], at: float) -> dict[str, Any]:
             max((one.end - max(at, one.begin) for one in at_kill + soon), default=0.0), 2
         ),
         "answered": rate,
-        "p50_p99_seconds": [round(seconds[int(len(seconds) * q)], 2) for q in (0.5, 0.99)] if seconds else [],
+        "p50_p99_seconds": {half: _quantiles([one.end - one.begin for one in ends]) for half, ends in halves.items()},
+        "most_overtaken": max((_overtaken(one, seen) for one in seen), default=0),
     }
+
+
+def _quantiles(seconds: list[float]) -> list[float]:
+    """Median and 99th percentile. Clients that send one request after the other wait clients / rate (Little's law)."""
+    ordered = sorted(seconds)
+    return [round(ordered[int(len(ordered) * q)], 2) for q in (0.5, 0.99)] if ordered else []
+
+
+def _overtaken(one: Answer, seen: list[Answer]) -> int:
+    """How many requests began after this one and ended before it: in a fair queue, at most about one per client."""
+    return sum(one.begin < other.begin and other.end < one.end for other in seen)
 
 
 def serve(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def _plans_count_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     from redraft.planning import activations, training
     from redraft.planning.twin import Linear
 
-    nothing = activations.Activations(*[Linear(0.0, 0.0, 0.0, 0.0)] * 3)
+    nothing = activations.Activations(*[Linear(0.0, 0.0, 0.0, 0.0)] * 3, 1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(activations, "_activations", lambda case: nothing)
         patch.setattr(training, "process_bytes", lambda fresh=False: 1 << 29)

@@ -20,6 +20,7 @@ from redraft.families import build_family
 from redraft.loading import load
 from redraft.planning.machine import measured
 from redraft.planning.step import step
+from redraft.planning.timing import pace
 from redraft.planning.training import MemoryPlan, fitted
 from redraft.planning.twin import Outline
 from redraft.presets import shape as shape_of
@@ -93,7 +94,8 @@ class Planner:
         for family in study.families:
             recipe = self.setup.recipe(plan, family, study.seed)
             bfloat16 = use_bfloat16(recipe.train.dtype, self.setup.device)
-            found = step(Outline.of(recipe, bfloat16), machine, memory[family].checkpointing)
+            run, mode = Outline.of(recipe, bfloat16), memory[family].checkpointing
+            found = step(run, machine, mode, pace=pace(run, machine, mode, self.setup.device))
             seconds += study.runs * recipe.train.tokens / found.tokens_per_second
         return seconds / 60
 

@@ -19,6 +19,7 @@ from redraft.data.rows import Row
 from redraft.errors import UserError
 
 _SMALL = 8000  # rows; see ``shares_of``
+_PIECE_ROWS, PIECE_CHARACTERS = 2048, 1 << 20  # of what is tokenised at once: a token takes 100 bytes meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,16 @@ class Example:
     references: tuple[str, ...] = ()  # all right answers of a benchmark's row; empty: the target alone
     options: tuple[str, ...] = ()  # of a question of multiple choice
     suffix: str = ""  # what stands after a gap whose filling is the target
+
+
+def pieces(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    """Consecutive pieces of some examples, each small enough to be tokenised at once."""
+    begin = size = 0
+    for end, example in enumerate(examples, 1):
+        size += len(example.target) + len(example.prompt or "")
+        if end - begin == _PIECE_ROWS or size >= PIECE_CHARACTERS or end == len(examples):
+            yield examples[begin:end]
+            begin, size = end, 0
 
 
 class RowFormat(Protocol):

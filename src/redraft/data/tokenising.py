@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from redraft.data.chat import continued_ids, example_ids
-from redraft.data.examples import Example
+from redraft.data.examples import Example, pieces
 from redraft.data.loader import Tokenised
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 
-_PIECE_ROWS, PIECE_CHARACTERS = 2048, 1 << 20  # of what is tokenised at once: a token takes 100 bytes meanwhile
 _COUNTED = 1 << 22  # tokens whose bytes are added up at once
 
 
@@ -33,7 +32,7 @@ def tokenise(examples: Sequence[Example], tokenizer: Tokenizer, continues: bool 
     pairs = paired.pop()
     ids, lengths, prompts = array("i"), array("q"), array("q")
     read = continued_ids if continues else example_ids
-    for piece in _pieces(examples):
+    for piece in pieces(examples):
         for head, target in zip(*read(piece, tokenizer), strict=True):
             begin_at = len(ids)
             if pairs:
@@ -55,15 +54,3 @@ def tokenise(examples: Sequence[Example], tokenizer: Tokenizer, continues: bool 
         where=[example.where for example in examples],
         token_bytes=token_bytes,
     )
-
-
-def _pieces(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
-    """Consecutive pieces of the examples, each of a bounded size."""
-    begin = size = 0
-    for end, example in enumerate(examples):
-        size += len(example.target) + len(example.prompt or "")
-        if end + 1 - begin == _PIECE_ROWS or size >= PIECE_CHARACTERS:
-            yield examples[begin : end + 1]
-            begin, size = end + 1, 0
-    if begin < len(examples):
-        yield examples[begin:]

@@ -13,6 +13,8 @@ from redraft.evaluation.memory import LiveBytes
 from redraft.objectives.shared import vocabulary
 from redraft.planning.twin import Case, Linear, Outline, counted
 
+_NOISES = 16  # rows over which the number of target positions is averaged
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -21,6 +23,7 @@ class Activations:
     kept: Linear  # after the forward pass
     backward: Linear  # more than that, in the backward pass of one block
     forward: Linear  # in a forward pass without gradients
+    targets: float  # target positions for each of a twin's rows, in the mean
 
     @classmethod
     def of(cls, run: Outline, mode: str) -> Activations:
@@ -38,7 +41,7 @@ class Activations:
 
         after = Linear.through(kept_at)
         backward = _by_row(lambda rows: _backward(run, rows, mode, kept[1, rows], memory))
-        return cls(after, backward, _by_row(lambda rows: _forward(run, rows, memory)))
+        return cls(after, backward, _by_row(lambda rows: _forward(run, rows, memory)), _targets(run, memory))
 
 
 @lru_cache(maxsize=256)
@@ -55,6 +58,11 @@ def _by_row(at: Callable[[int], int]) -> Linear:
     """The function of rows with the values at one and two rows, and no negative coefficient."""
     one, two = at(1), at(2)
     return Linear(max(2 * one - two, 0), 0.0, max(two - one, 0), 0.0)
+
+
+def _targets(run: Outline, memory: bool) -> float:
+    """Target positions of a row, in the mean over rows with different noise."""
+    return len(run.prepared(run.twin(1, "none", memory), _NOISES).target) / _NOISES
 
 
 def _kept(run: Outline, layers: int, rows: int, mode: str, memory: bool) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +15,7 @@ from redraft.errors import UserError, suggest
 from redraft.evaluation.memory import available
 from redraft.host_memory import resident
 
-_RUNTIME = 40 << 20  # bytes that torch's libraries, the optimizer and threads take when they first compute
+_RUNTIME = 70 << 20  # bytes that torch's libraries, the optimizer and threads take when they first compute
 _FRESH = 340 << 20  # bytes of a process that has imported what training imports, and planned
 _CONTEXT = 1e9  # bytes of an accelerator's driver and context, which no program can use
 
@@ -31,6 +34,7 @@ class Machine:
     reached: float = 0.6  # share of the products' speed that training reaches in them
     streamed: float = 0.8  # share of the bandwidth that operators on long vectors reach
     launch: float = 6e-6  # seconds of the host for each operator
+    measured: bool = False  # its speeds are those of this machine, and not a data sheet's or given ones
 
     @property
     def prefers_bfloat16(self) -> bool:
@@ -90,14 +94,15 @@ def find(name: str, device: torch.device | None = None, **given: float | None) -
         known = f"Known: this, {', '.join(MACHINES)}."
         raise UserError(f"Unknown machine '{name}'.", suggest(name, ("this", *MACHINES)) or known)
     found = MACHINES[name] if name in MACHINES else measured(device or torch.device("cpu"))
-    return replace(found, **changes)  # type: ignore[arg-type]
+    given_speeds = changes.keys() & {"float32", "bfloat16", "bandwidth"}
+    return replace(found, measured=found.measured and not given_speeds, **changes)  # type: ignore[arg-type]
 
 
 def measured(device: torch.device) -> Machine:
     """A device of this machine, by short measurements of matrix products, copies and operators.
 
-    What limits training on a CPU is measured, and nothing has to be assumed; the link is that of copies between
-    processes, which read and write memory twice.
+    What limits training on a CPU is measured, and nothing has to be assumed. The link of processes on a CPU is that of
+    a connection on this machine; that of accelerators is assumed to be a quarter of their memory's bandwidth.
     """
     on_cpu = device.type == "cpu"
     width = runtime.copy_bandwidth(device)
@@ -107,11 +112,32 @@ def measured(device: torch.device) -> Machine:
         bfloat16=runtime.peak_matmul(device, torch.bfloat16),
         bandwidth=width,
         memory=float(available(device) or runtime.installed_memory(device)),
-        link=width / 4,
+        link=loopback() if on_cpu else width / 4,
         accelerator=not on_cpu,
         reached=1.0 if on_cpu else 0.6,
         streamed=1.0 if on_cpu else 0.8,
+        measured=True,
     )
+
+
+def loopback(size: int = 32 << 20) -> float:
+    """Bytes per second between two processes of this machine over TCP, each of which sends and receives ``size``."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as one:
+        other, _ = server.accept()
+        with other, ThreadPoolExecutor(3) as pool:
+            begin = time.perf_counter()
+            sending = [pool.submit(end.sendall, bytes(size)) for end in (one, other)]
+            receiving = pool.submit(_receive, other, size)
+            _receive(one, size)
+            for each in (*sending, receiving):
+                each.result()
+            return size / (time.perf_counter() - begin)
+
+
+def _receive(end: socket.socket, size: int) -> None:
+    part = memoryview(bytearray(1 << 20))
+    while size:
+        size -= end.recv_into(part, min(len(part), size))
 
 
 def process_bytes(fresh: bool = False) -> int:

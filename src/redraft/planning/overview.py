@@ -19,6 +19,7 @@ from redraft.planning.parallel import ALONE, KINDS, Parallel
 from redraft.planning.roofline import Decoder
 from redraft.planning.serving import ServerPlan, server
 from redraft.planning.step import StepPlan, step
+from redraft.planning.timing import pace
 from redraft.planning.training import MemoryPlan, Planned
 from redraft.planning.twin import Outline
 from redraft.presets import preset
@@ -145,6 +146,7 @@ def overview(question: Question, target: str = "", overrides: tuple[str, ...] = 
     recipe = recipe_of(question, target, overrides)
     planned = Planned.of(recipe, where, machine, parallel)
     memory = planned.memory()
+    measured = pace(planned.outline, machine, memory.checkpointing, where, parallel) if machine.measured else 1.0
     served = _served(question, recipe)
     return Overview(
         parameters=planned.outline.parameters,
@@ -152,7 +154,7 @@ def overview(question: Question, target: str = "", overrides: tuple[str, ...] = 
         machine=machine,
         parallel=parallel if question.gpus > 1 else ALONE,
         training=memory,
-        update=step(planned.outline, machine, memory.checkpointing, parallel),
+        update=step(planned.outline, machine, memory.checkpointing, parallel, measured),
         serving=server({target or question.preset: served}, where, question.dtype, question.rows, machine),
         passes=passes(question, served, machine),
     )
@@ -238,6 +240,8 @@ def lines(found: Overview) -> list[str]:
         f"communication {clock(step_plan.communication)}",
         f"  speed    {step_plan.tokens_per_second:,.0f} tokens/s, {step_plan.utilisation:.0%} of the peak",
     ]
+    if step_plan.pace != 1.0:
+        text.append(f"  measured {step_plan.pace:.2f} times the seconds of the roofline")
     text += [f"  sends    {name} {readable(size)} an update" for name, size in step_plan.sent.items()]
     text += [
         "",

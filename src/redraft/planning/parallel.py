@@ -36,6 +36,11 @@ class Parallel:
         """Does each device hold a part of the weights only?"""
         return self.kind == "fsdp" and self.workers > 1
 
+    @property
+    def on_this_machine(self) -> int:
+        """How many of the devices are this machine's."""
+        return self.local or self.workers
+
     def share(self, size: float) -> int:
         """Of what all devices hold together, the part of one of them, in the unit of ``size``."""
         return int(-(-size // self.workers) if self.shards else size)

@@ -2,8 +2,8 @@
 
 An operator takes max(FLOP / F, bytes / W), where bytes are those of its inputs and outputs, and the host takes some
 microseconds for each. Operators are counted on twins (``planning.twin``), the backward pass and the recomputation of
-checkpointed blocks included. Named machines reach a share of their data sheets (``Machine.reached``); this machine is
-measured.
+checkpointed blocks included. Named machines reach a share of their data sheets (``Machine.reached``). This machine is
+measured, and its pace, too (``planning.timing``).
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class StepPlan:
     flops: float  # of the model and tokens of one device: 3 forward passes, without recomputation
     peak: float  # FLOP/s of the machine
     sent: dict[str, float]  # bytes that each device sends
+    pace: float = 1.0  # measured seconds of an update over those of the roofline; 1.0: not measured
 
     @property
     def compute(self) -> float:
@@ -85,11 +86,12 @@ class StepPlan:
         }
 
 
-def step(run: Outline, machine: Machine, mode: str, parallel: Parallel = ALONE) -> StepPlan:
+def step(run: Outline, machine: Machine, mode: str, parallel: Parallel = ALONE, pace: float = 1.0) -> StepPlan:
     """The time of an update of a run.
 
     Args:
         mode: its activation checkpointing.
+        pace: how many times longer than the roofline the machine takes (``planning.timing``).
     """
     train = run.recipe.train
     rows, speed = train.batch_tokens / run.length, machine.flops(run.bfloat16)
@@ -104,15 +106,16 @@ def step(run: Outline, machine: Machine, mode: str, parallel: Parallel = ALONE) 
         workers=parallel.workers,
         low=parallel.low,
         tokens=train.batch_tokens * batches * parallel.workers,
-        products=max(flops / (speed * machine.reached), work["product_bytes"] / bandwidth),
-        vectors=work["vector_bytes"] / bandwidth,
-        host=work["launches"] * machine.launch,
-        optimizer=parallel.share(4.0 * numbers * run.trained) / bandwidth,
+        products=pace * max(flops / (speed * machine.reached), work["product_bytes"] / bandwidth),
+        vectors=pace * work["vector_bytes"] / bandwidth,
+        host=pace * work["launches"] * machine.launch,
+        optimizer=pace * parallel.share(4.0 * numbers * run.trained) / bandwidth,
         communication=sum(sent.values()) / machine.link,
         overlaps=machine.overlaps,
         flops=_model_flops(run, rows) * batches,
         peak=speed,
         sent=sent,
+        pace=pace,
     )
 
 

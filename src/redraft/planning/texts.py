@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from sys import getsizeof
 
-from redraft.data.examples import Examples
-from redraft.data.tokenising import PIECE_CHARACTERS
+from redraft.data.examples import PIECE_CHARACTERS, Examples
 from redraft.train.recipe import Recipe
 
 _ROW = 200  # bytes of an example besides its texts
@@ -61,8 +60,11 @@ class Texts:
         return _id_bytes(recipe) * self.tokens(recipe)
 
     def preparation(self, recipe: Recipe) -> int:
-        """Bytes at the peak of the preparation, besides ``tokenised``: while a vocabulary is trained, or while the
-        texts are tokenised into an array of four bytes a token, which grows by an eighth at a time."""
+        """Bytes at the peak of the preparation, besides ``tokenised``.
+
+        That is while a vocabulary is trained, or while the texts are tokenised into an array of four bytes a token,
+        which grows by an eighth at a time.
+        """
         trains = recipe.tokenizer.kind == "bpe" and not recipe.model.from_
         vocabulary = _WORD_BYTES * self.words * trains
         piece = _PIECE_BYTES * self.tokens(recipe) * min(1.0, PIECE_CHARACTERS / max(self.characters, 1))

@@ -43,7 +43,7 @@ MODES = ("none", "selective", "full")
 _SPARE = 0.95  # of the available memory may be used
 _OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.02}  # of the two moments of a number
 _RANKS = 50 << 20  # bytes of the modules and connections of torch.distributed, which a run imports when it has begun
-_HOLES = 0.35  # of what comes and goes in glibc's heap
+_HOLES = 0.25  # of what comes and goes in glibc's heap, as runs of 1M parameters on two threads had them
 _PACKED_BYTES = {"int8": 1.01, "nf4": 0.5625}
 
 
@@ -229,7 +229,7 @@ class Planned:
         run = Outline.of(recipe, use_bfloat16(recipe.train.dtype, device), start)
         room = available(device)
         if device.type == "cpu" and room is not None:
-            room //= parallel.local or parallel.workers  # which have the memory of the machine in common
+            room //= parallel.on_this_machine  # which have the memory of the machine in common
         return cls(run, str(device), None if device.type == "cpu" else 0, room, parallel, start, texts)
 
     def memory(self) -> MemoryPlan:
@@ -269,7 +269,7 @@ class Planned:
             gradients=share(4 * run.trained),
             activations=int(kept.of(layers, rows)),
             backward=int(cost.backward.of(1, rows)),
-            logits=self._logits(batch_tokens, trains_head=lora is None),
+            logits=self._logits(round(rows * cost.targets), trains_head=lora is None),
             validation=int(cost.forward.of(layers, checked / run.length)) + self._scored(checked),
             loading=dense - weights,
             preparation=self.texts.preparation(recipe) if process else 0,

@@ -80,12 +80,21 @@ class Outline:
             changes = {"max_length": max(shape.max_length, recipe.data.length + 1), **recipe.model.config}
             shape = config.build(type(shape), config.to_mapping(shape) | changes, "[model.config]")
         row = min(recipe.data.length, recipe.train.batch_tokens, shape.max_length)
-        found = cls(recipe, shape, dtype, bfloat16, min(row, _LONGEST), row, names=names)
-        whole = found.whole()
+        return cls(recipe, shape, dtype, bfloat16, min(row, _LONGEST), row, names=names)._counted()
+
+    def smaller(self, layers: int, rows: int) -> Outline:
+        """The outline of a run with other numbers of blocks, and of rows of a twin in an update."""
+        table = replace(self.recipe.train, batch_tokens=rows * self.length, accumulate=1)
+        shape = self.shape.smaller(layers, self.shape.vocab_size)
+        return replace(self, recipe=replace(self.recipe, train=table), shape=shape, row=self.length)._counted()
+
+    def _counted(self) -> Outline:
+        """With the numbers of weights."""
+        recipe, whole = self.recipe, self.whole()
         blocks = [p for block in whole.network.all_blocks() for p in block.parameters()]
         trained = sum(p.numel() for p in whole.network.parameters() if p.requires_grad)
         return replace(
-            found,
+            self,
             trained=trained,
             frozen=whole.network.parameter_count - trained,
             packed=sum(p.numel() for p in blocks if not p.requires_grad),
@@ -117,11 +126,15 @@ class Outline:
     def whole(self) -> Model:
         """The whole network with the run's adapters, on the device ``meta``."""
         with models.without_memory():
-            made = self._made(self.shape)
-            made.network = models.build(made.network.config.smaller(self.shape.layers, self.shape.vocab_size))
+            made = self._whole()
             made.network.requires_grad_(True)
             if self.recipe.lora is not None:
                 parts.attach(made.network, self.recipe.lora, self._names(made))
+        return made
+
+    def _whole(self) -> Model:
+        made = self._made(self.shape)
+        made.network = models.build(made.network.config.smaller(self.shape.layers, self.shape.vocab_size))
         return made
 
     def twin(self, layers: int, mode: str, memory: bool) -> Model:
@@ -133,17 +146,34 @@ class Outline:
         with models.without_memory():
             made = self._made(self.shape.smaller(layers, Tokenizer.bytes().vocab_size))
         with nullcontext() if memory else FakeTensorMode(allow_non_fake_inputs=True):
-            models.allocate(made.network, self.dtype, CPU)
-            if made.network.companion is not None:
-                models.allocate(made.network.companion, self.dtype, CPU)
-            made.network.requires_grad_(True)
-            if self.recipe.lora is not None:
-                with torch.random.fork_rng(devices=[]):
-                    parts.attach(made.network, self.recipe.lora, self._names(made))
-                freeze(made.network)
+            self._allocate(made, mode)
+        return made
+
+    def replica(self, mode: str) -> Model:
+        """The network in training with all of its blocks and its vocabulary, random weights, adapters and packing.
+
+        Args:
+            mode: its activation checkpointing.
+        """
+        with models.without_memory():
+            made = self._whole()
+        self._allocate(made, mode, self.recipe.lora.packing if self.recipe.lora else "", random=True)
+        return made
+
+    def _allocate(self, made: Model, mode: str, packing: str = "", random: bool = False) -> None:
+        """Give a network memory, adapters, and what it needs to be trained."""
+        for network in (made.network, made.network.companion):
+            if network is not None:
+                models.allocate(network, self.dtype, CPU)
+                for weight in network.parameters() if random else ():
+                    weight.data.normal_(0.0, 0.02) if weight.ndim > 1 else weight.data.fill_(1.0)
+        made.network.requires_grad_(True)
+        if self.recipe.lora is not None:
+            with torch.random.fork_rng(devices=[]):
+                parts.attach(made.network, self.recipe.lora, public_names(made))
+            freeze(made.network, packing)
         made.network.activation_checkpointing = mode  # type: ignore[assignment] # one of its choices
         made.network.train()
-        return made
 
     def prepared(self, twin: Model, rows: int) -> Prepared:
         """A batch of rows of this length as the last phase's objective prepares it: half of a pair is its prompt."""
