@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,27 @@ class Bound:
         return _ratio(self.stderr, self.bytes * math.log(2))
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The negative log-likelihood of the rows of one batch, or its bound."""
+
+    nats: tuple[float, ...]  # of each row, in order
+    variance: float  # of their sum over the noise, of the mean over samples; 0 if exact
+    tokens: int
+    bytes: int
+    is_bound: bool
+
+    def numbers(self) -> list[float]:
+        """Plain numbers, of which ``of_numbers`` makes it again."""
+        return [*self.nats, self.variance, float(self.tokens), float(self.bytes), float(self.is_bound)]
+
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[float]) -> Self:
+        """What ``numbers`` returned."""
+        *nats, variance, tokens, size, is_bound = numbers
+        return cls(tuple(nats), variance, int(tokens), int(size), is_bound > 0)
+
+
 def bound(
     network: Network,
     batches: Iterable[Batch],
@@ -75,27 +97,49 @@ def bound(
     Raises:
         UserError: fewer than two samples of a random bound, which have no error estimate.
     """
-    objective = objective.scoring()
-    generator = torch.Generator().manual_seed(seed)
-    rows: list[float] = []
-    variance, tokens, size, is_bound, used = 0.0, 0, 0, False, 1
     with evaluating(network):
-        for batch in batches:
-            first = _once(network, objective, batch, spec, generator, bfloat16)
-            found = [first.nats]
-            if first.is_bound:
-                if samples < 2:
-                    raise UserError(f"A bound from {samples} sample has no error estimate.", "Use 2 samples or more.")
-                is_bound, used = True, samples
-                for _ in range(samples - 1):
-                    found.append(_once(network, objective, batch, spec, generator, bfloat16).nats)
-            nats = torch.stack(found).cpu().double()  # the host waits once per batch
-            if first.is_bound:
-                variance += float(nats.sum(1).var()) / samples
-            rows += nats.mean(0).tolist()
-            tokens += first.tokens
-            size += int(batch.bytes.sum())
-    return Bound(math.fsum(rows), math.sqrt(variance), tokens, size, is_bound, tuple(rows), used)
+        parts = [
+            scored(network, batch, objective, spec, samples, (seed, number), bfloat16)
+            for number, batch in enumerate(batches)
+        ]
+    return joined(parts, samples)
+
+
+def scored(
+    network: Network,
+    batch: Batch,
+    objective: Objective,
+    spec: Spec,
+    samples: int,
+    key: tuple[int, int],
+    bfloat16: bool = False,
+) -> Scored:
+    """One batch of ``bound``, in ``rollouts.evaluating``. Its noise depends on ``key``: a seed, and the batch's number.
+
+    Raises:
+        UserError: as for ``bound``.
+    """
+    objective = objective.scoring()
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64) >> np.uint64(1)
+    generator = torch.Generator().manual_seed(int(state[0]))
+    first = _once(network, objective, batch, spec, generator, bfloat16)
+    found = [first.nats]
+    if first.is_bound:
+        if samples < 2:
+            raise UserError(f"A bound from {samples} sample has no error estimate.", "Use 2 samples or more.")
+        found += [_once(network, objective, batch, spec, generator, bfloat16).nats for _ in range(samples - 1)]
+    nats = torch.stack(found).cpu().double()  # the host waits once per batch
+    variance = float(nats.sum(1).var()) / samples if first.is_bound else 0.0
+    return Scored(tuple(nats.mean(0).tolist()), variance, first.tokens, int(batch.bytes.sum()), first.is_bound)
+
+
+def joined(parts: Sequence[Scored], samples: int) -> Bound:
+    """The likelihood of all rows of some batches."""
+    rows = tuple(nats for part in parts for nats in part.nats)
+    is_bound = any(part.is_bound for part in parts)
+    stderr = math.sqrt(math.fsum(part.variance for part in parts))
+    tokens, size = sum(part.tokens for part in parts), sum(part.bytes for part in parts)
+    return Bound(math.fsum(rows), stderr, tokens, size, is_bound, rows, samples if is_bound else 1)
 
 
 def loss_std(

@@ -36,7 +36,7 @@ SMALL = [
     "train.batch_tokens=128",
     "train.log_every=1",
     "train.validate_every=0",
-    "train.validation_rows=4",
+    "train.validation_rows=5",
     "train.save_every_seconds=1000",
     "train.threads=1",
     "train.dtype=float32",
@@ -116,6 +116,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def test_two_processes_follow_the_curve_of_one(name: str, kind: str, runs: Path) -> None:
     """Losses, norms and the validation of averaged weights over fifty updates with dropout.
 
+    Each process scores its share of the validation rows, one of them one more than the other.
     The logits of ``block`` are computed a few at a time, the number of times depending on the rank.
     """
     same_curve(runs / f"{name}-{kind}", runs / f"{name}-one")

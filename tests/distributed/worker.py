@@ -20,6 +20,7 @@ import torch
 
 from redraft.errors import UserError
 from redraft.objectives.shared import vocabulary
+from redraft.train import setup
 from redraft.train.logging import Event, Watcher
 from redraft.train.loop import train
 from redraft.train.recipe import Recipe
@@ -47,7 +48,10 @@ class Job:
 
         sizes = (1 << 11, 1 << 10) if self.parts else (vocabulary.WHOLE, vocabulary.PART)
         try:
-            with patch.multiple(vocabulary, WHOLE=sizes[0], PART=sizes[1]):
+            with (
+                patch.multiple(vocabulary, WHOLE=sizes[0], PART=sizes[1]),
+                patch.object(setup, "VALIDATION_TOKENS", 1),  # a batch for each row, of which ranks have unequal shares
+            ):
                 self._train(watch)
         except KeyboardInterrupt:
             return "stopped"

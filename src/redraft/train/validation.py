@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from redraft import config
-from redraft.likelihood import bound, loss_std
+from redraft.likelihood import Bound, Scored, joined, loss_std, scored
 from redraft.objectives.base import Objective
+from redraft.rollouts import evaluating
 from redraft.train.logging import Event
 from redraft.train.setup import Parts
 from redraft.train.state import State
-from redraft.types import Batch
+from redraft.types import Batch, Spec
 
 _SHARES, _MOST_COST = 8, 0.1  # validations over a run, and their largest share of its operations
 _SAMPLES = 4  # forward passes for each row
+_FACTS = 4  # numbers of a ``Scored`` besides the nats of its rows
 _RISE = 0.005  # a smaller rise of the validation, as a share of its value, is not called overfitting
 _SEARCH_BATCHES = 2  # validation batches on which variants of an objective are compared
 
@@ -40,9 +42,8 @@ def validate(
         bfloat16: the network computes in bfloat16, as in training.
     """
     with state.ema.applied() if state.ema else nullcontext():
-        found = state.ranks.same(
-            bound(state.network, batches, objective, parts.model.spec, samples=_SAMPLES, bfloat16=bfloat16)
-        )
+        parts.weights.ready(objective)
+        found = _shared_bound(state, parts.model.spec, objective, batches, bfloat16)
         parts.weights.settle()
         values = {
             "nats_per_token": found.nats_per_token,
@@ -66,6 +67,31 @@ def validate(
     if state.best is not None:
         values |= {"best_step": state.best["step"], "best_nats": state.best["nats_per_token"]}
     return Event("validation", state.step, state.tokens, values)
+
+
+def _shared_bound(
+    state: State, spec: Spec, objective: Objective[Any], batches: Iterable[Batch], bfloat16: bool
+) -> Bound:
+    """The bound of the validation rows, whose batches the ranks share out. One process computes the same."""
+    ranks, network = state.ranks, state.network
+    sizes, numbers, done = list[int](), list[float](), 0
+    key, last = (0, 0), None
+
+    def score(batch: Batch, key: tuple[int, int]) -> list[float]:
+        return scored(network, batch, objective, spec, _SAMPLES, key, bfloat16).numbers()
+
+    with evaluating(network):
+        for number, batch in enumerate(batches):
+            key, last = (0, number), batch
+            mine = number % ranks.world == ranks.rank
+            found = score(batch, key) if mine else [0.0] * (len(batch.ids) + _FACTS)
+            numbers += found
+            sizes.append(len(found))
+            done += mine
+        if last is not None and done * ranks.world < len(sizes):  # ranks with parts of the weights need each other
+            score(last, key)
+    every = iter(ranks.sum(numbers))  # of each number, one rank has the value, and the others 0
+    return joined([Scored.of_numbers([next(every) for _ in range(size)]) for size in sizes], _SAMPLES)
 
 
 def overfitting(state: State) -> dict[str, Any] | None:
