@@ -21,8 +21,8 @@ class UnitTests(Reward):
     """1 if the Python program of the answer and then the row's tests run without an exception, else 0.
 
     The program is the last block between ```` ``` ```` fences, or else the whole text. It runs isolated and limited
-    (``redraft.sandbox``), with the standard library only. A program can find the tests in its own process: look at
-    what is rewarded.
+    (``redraft.sandbox``), with the standard library only, and apart from the tests, which call its functions with plain
+    data: it can't read them, and can't claim that they passed.
 
     Fields:
         tests: the column of the tests: Python statements such as ``assert f(1) == 2``, as a text or a list of texts.

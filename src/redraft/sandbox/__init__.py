@@ -1,12 +1,14 @@
 """Runs Python programs that nobody has read, such as a model's answers, in a process that can do little harm.
 
-The process is limited in time, memory, output and open files. From its first line of foreign code on, a filter of
-system calls (seccomp, ``sandbox.child``) allows it to compute, to read files and to write to what it was given. It
-can't open a file for writing, change or remove files, open a socket, start a process or signal another one. It can
-read what its user can read, and what it reads it can only print.
+The process is limited in time, memory, output and open files. Before its first line of foreign code it gives up its
+capabilities; where the kernel has landlock it can read only Python's library and its own empty folder; and a filter of
+system calls (seccomp, ``sandbox.child``) allows it to compute, to read and to write to what it was given. It can't open
+a file for writing, change or remove files, open a socket, start a process, signal another one or read its memory.
 
-``Outcome.passed`` is not proof against a program that looks for the tests: it shares a process with them. It does
-hold against one that ends early with exit code 0.
+Tests run in a process of their own, confined in the same way, and only plain data pass between the two
+(``sandbox.calls``). A program can neither read the tests nor say that they passed, and a result whose comparison is
+rigged arrives as what it is: no data. A program that is run alone, without tests, can still claim to have come to its
+end.
 """
 
 from __future__ import annotations
@@ -14,21 +16,24 @@ from __future__ import annotations
 import json
 import os
 import platform
-import secrets
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from redraft.errors import UserError
 from redraft.options import check, setting
 
 _CHILD = Path(__file__).with_name("child.py")
-_STARTING = 5.0  # seconds for the interpreter to start, besides the program's own time
+_STARTING = 5.0  # seconds for the interpreters to start, besides the program's own time
+_ENDING = 0.25  # seconds for a process that is at its end to end
 _MACHINES = ("x86_64", "aarch64")
+_SHOWN = 240  # characters of a reason
 _RESULT_BYTES = 1 << 16  # the size of a pipe, which a child can fill without waiting for its reader
 
 
@@ -75,76 +80,142 @@ def run(program: str, then: str = "", stdin: str = "", limits: Limits | None = N
     It returns for every text, also one that is no program, and takes no longer than the limit and a few seconds.
 
     Args:
-        program: its source. then: a second program, such as tests, that runs after it and has its names.
+        program: its source.
+        then: tests, which use the program's names. They pass plain data to its functions, and get plain data back;
+            what a function does to its arguments is not seen.
         stdin: standard input.
     Raises:
         UserError: programs can't be isolated on this machine.
     """
     require()
     limits = limits or Limits()
-    key = secrets.token_hex(16)
-    order = {"programs": [program, then], "key": key, "machine": platform.machine(), **asdict(limits)}
-    with tempfile.TemporaryDirectory(prefix="redraft-sandbox-") as folder:
-        where = Path(folder)
-        given, output = where / "order.json", where / "stdout"
-        given.write_text(json.dumps(order), encoding="utf-8")  # removed by the child before the program runs
+    with ExitStack() as stack:
+        where = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="redraft-sandbox-")))
         (where / "stdin").write_text(stdin, encoding="utf-8", errors="replace")
-        result, write_end = os.pipe()
-        try:
-            with (where / "stdin").open("rb") as source, output.open("wb") as sink:
-                code = _wait(_start(given, where, source, sink, write_end), limits.seconds)
-                os.close(write_end)
-                write_end = -1
-                told = _told(result, key)
-        finally:
-            os.close(result)
-            if write_end >= 0:
-                os.close(write_end)
-        with output.open("rb") as file:
-            text = file.read(limits.output << 10).decode("utf-8", "replace")
-    error = _ending(code) if told is None else str(told["error"])
-    error = "memory" if error.startswith("MemoryError") else error
+        source = stack.enter_context((where / "stdin").open("rb"))
+        sink = stack.enter_context(tempfile.TemporaryFile())
+        error = _run(program, then, limits, _Place(stack, where, source, sink))
+        sink.seek(0)
+        text = sink.read(limits.output << 10).decode("utf-8", "replace")
     return Outcome(not error, error, text)
 
 
-def _start(given: Path, folder: Path, source: Any, sink: Any, result: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_CHILD), str(given), str(result)],
-        stdin=source,
-        stdout=sink,
-        stderr=subprocess.DEVNULL,
-        cwd=folder,
-        env={"LC_ALL": "C.UTF-8"},
-        pass_fds=(result,),
-        start_new_session=True,
-    )
+@dataclass(frozen=True)
+class _Place:
+    """Where the processes of a run are, and what is closed and removed after it."""
+
+    stack: ExitStack
+    folder: Path
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+
+    def pipe(self) -> tuple[IO[bytes], IO[bytes]]:
+        """The ends of a pipe, to read and to write."""
+        read, write = os.pipe()
+        return self._kept(open(read, "rb", buffering=0)), self._kept(open(write, "wb", buffering=0))
+
+    def _kept(self, file: IO[bytes]) -> IO[bytes]:
+        return self.stack.enter_context(file)
+
+    def start(self, order: dict[str, Any], read: IO[bytes] | None = None, write: IO[bytes] | None = None) -> _Process:
+        """Start a process with an order and the ends of two pipes, which it alone keeps."""
+        told, tell = self.pipe()
+        ends = {"result": tell, "read": read, "write": write}
+        numbers = {name: -1 if end is None else end.fileno() for name, end in ends.items()}
+        judges = order["role"] == "tests"
+        with tempfile.TemporaryFile() as given:  # without a name, so that no other process can open it
+            given.write(json.dumps({**order, **numbers, "machine": platform.machine()}).encode())
+            given.seek(0)
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_CHILD), str(given.fileno())],
+                stdin=subprocess.DEVNULL if judges else self.stdin,
+                stdout=subprocess.DEVNULL if judges else self.stdout,
+                stderr=subprocess.DEVNULL,
+                cwd=self.folder,
+                env={"LC_ALL": "C.UTF-8"},
+                pass_fds=[given.fileno(), *(number for number in numbers.values() if number >= 0)],
+                start_new_session=True,
+            )
+        for end in ends.values():
+            if end is not None:
+                end.close()
+        found = _Process(process, told)
+        self.stack.callback(found.stop)
+        return found
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """The exit code of a process; None if it took longer than ``seconds`` and was killed."""
-    try:
-        return process.wait(seconds + _STARTING)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        if process.poll() is None:
-            process.kill()  # it can't have started others
-            process.wait()
+class _Process:
+    """A process, and what it tells: a line when it begins with foreign code, and one when that has ended."""
+
+    def __init__(self, process: subprocess.Popen[bytes], told: IO[bytes]) -> None:
+        self.process, self._told = process, told
+
+    def wait(self, seconds: float) -> bool:
+        """Has it ended within some seconds?"""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        return self.process.returncode is not None
+
+    def started(self) -> None:
+        """Wait until it begins, ends, or takes too long to."""
+        begins = select.poll()
+        begins.register(self._told, select.POLLIN | select.POLLHUP)
+        begins.poll(1000 * _STARTING)
+
+    def stop(self) -> None:
+        """End it. It can't have started others."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def result(self) -> dict[str, Any] | None:
+        """What it told at its end."""
+        os.set_blocking(self._told.fileno(), False)
+        try:
+            told = json.loads(os.read(self._told.fileno(), _RESULT_BYTES).rpartition(b"started\n")[2])
+        except (OSError, ValueError, RecursionError):
+            return None
+        return told if isinstance(told, dict) and isinstance(told.get("error"), str) else None
 
 
-def _told(result: int, key: str) -> dict[str, Any] | None:
-    """What the child said of the program, if it came to its end."""
-    os.set_blocking(result, False)
-    try:
-        told = json.loads(os.read(result, _RESULT_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return told if isinstance(told, dict) and told.get("key") == key else None
+def _run(source: str, tests: str, limits: Limits, place: _Place) -> str:
+    """How a program and its tests ended; empty if well."""
+    order = {**asdict(limits), "wall": limits.seconds}
+    if not tests.strip():
+        alone = place.start({**order, "role": "program", "source": source})
+        alone.started()
+        return _named(alone, alone.wait(limits.seconds + _ENDING))
+    asked, ask = place.pipe()
+    answered, answer = place.pipe()
+    waits = {"wall": limits.seconds + _STARTING}  # for the program to begin
+    judge = place.start({**order, **waits, "role": "tests", "source": tests}, answered, ask)
+    tried = place.start({**order, "role": "program", "source": source}, asked, answer)
+    tried.started()
+    ended = judge.wait(limits.seconds + _ENDING)
+    told = judge.result()
+    if told is not None and told["error"] != "Gone":
+        return _short(told["error"])
+    if told is None and ended:
+        return _ending(judge.process.returncode)  # the tests themselves ran out of time or memory
+    ended = tried.wait(_ENDING)
+    return _named(tried, ended) or "it did not answer the tests"
 
 
-def _ending(code: int | None) -> str:
+def _named(process: _Process, ended: bool) -> str:
+    """Why a program ended; empty if well."""
+    if not ended:
+        return "time"
+    told = process.result()
+    return _ending(process.process.returncode) if told is None else _short(told["error"])
+
+
+def _short(error: str) -> str:
+    return "memory" if error.startswith("MemoryError") else error[:_SHOWN]
+
+
+def _ending(code: int) -> str:
     """Why a program without a result ended."""
-    if code is None or code in (-signal.SIGXCPU, -signal.SIGALRM):
+    if code in (-signal.SIGXCPU, -signal.SIGALRM):
         return "time"
     if code < 0:
         return signal.Signals(-code).name if -code in {one.value for one in signal.Signals} else f"signal {-code}"
