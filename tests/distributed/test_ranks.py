@@ -78,10 +78,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     jobs = [job(name, f"{name}-{kind}", f"train.parallel={kind}") for name in TOKENS for kind in KINDS]
     jobs += [job(RESUMED, f"{kind}-then-one", f"train.parallel={kind}", stop_at=STOP) for kind in KINDS]
     jobs += [job(RESUMED, f"one-then-{kind}", f"train.parallel={kind}") for kind in KINDS]
+    jobs.append(job("masked", "fsdp-bfloat16", "train.parallel=fsdp", "train.dtype=bfloat16"))
     jobs += [job("masked", f"{kind}-diverges", f"train.parallel={kind}", "train.lr=1e30") for kind in KINDS]
     group = Group(jobs, root / "group")
     for name in TOKENS:
         assert job(name, f"{name}-one").run() == "done"
+    assert job("masked", "one-bfloat16", "train.dtype=bfloat16").run() == "done"
     ends = group.ended()
     for kind in KINDS:
         assert job(RESUMED, f"{kind}-then-one", f"train.parallel={kind}").run() == "done"
@@ -143,6 +145,19 @@ def test_the_model_is_saved_as_by_one_process(name: str, kind: str, runs: Path) 
         torch.testing.assert_close(found, expected[key], atol=2e-4, rtol=2e-3)
     results = [json.loads((out / "train" / "result.json").read_text()) for out in (one, two)]
     assert all(results[0][key] == results[1][key] for key in ("steps", "tokens", "passes", "flops", "parameters"))
+
+
+def test_blocks_gathered_in_bfloat16_follow_autocast(runs: Path) -> None:
+    """As by one process, whose products are in bfloat16, up to that type's rounding of gains and of sums."""
+    found, wanted = (
+        [line for line in curve(runs / name) if line["kind"] in ("update", "validation")]
+        for name in ("fsdp-bfloat16", "one-bfloat16")
+    )
+    assert len(found) == len(wanted) > 50
+    for one, other in zip(found, wanted, strict=True):
+        key = "loss" if one["kind"] == "update" else "nats_per_token"
+        assert one[key] == pytest.approx(other[key], rel=0.02), one["step"]
+    assert all(tensor.dtype == torch.float32 for tensor in weights(runs / "fsdp-bfloat16").values())
 
 
 # ---- checkpoints

@@ -124,7 +124,8 @@ class _Run:
         self.recipe, self.table, self.out, self.work = recipe, recipe.train, out, out / "train"
         self.ranks, self.where, self.reporter = ranks, where, reporter
         self.batches = ranks.share(recipe.train.accumulate)  # of an update, on this rank
-        self.parts = parts = prepare(recipe, self.work, where, ranks, reporter.doing)
+        self.bfloat16 = saved.values["bfloat16"] if saved else ranks.same(use_bfloat16(self.table.dtype, where))
+        self.parts = parts = prepare(recipe, self.work, where, ranks, reporter.doing, self.bfloat16)
         self.saver = folder.saver(self.work, ranks)
         self.spec, self.state = parts.model.spec, fresh_state(recipe, parts, where, ranks)
         family = parts.model.family
@@ -136,7 +137,6 @@ class _Run:
         self.networks: dict[str, nn.Module] = {"main": self.state.network} | teacher(
             recipe, self.state.network, self.phases.last.objective
         )
-        self.bfloat16 = saved.values["bfloat16"] if saved else ranks.same(use_bfloat16(self.table.dtype, where))
         self.cost = self.parts.model.network.forward_cost()
         self.peak = Peak(where, torch.bfloat16 if self.bfloat16 else torch.float32)
         if saved:  # after everything else that may draw random numbers

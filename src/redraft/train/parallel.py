@@ -131,22 +131,31 @@ class Sharded(Weights):
     All ranks have to gather the same blocks in the same order. With objectives whose number of passes depends on the
     batch (``Objective.needs_rollout``) they don't, so that all weights are gathered before each batch and kept until
     its backward pass: then sharding saves memory for gradients, moments and averages only.
+
+    Where products are in bfloat16, blocks are gathered in bfloat16: autocast would make that copy of each weight
+    anyway, and keep it until the end of the backward pass. Parts, sums of gradients, moments and hidden states stay
+    float32, and so do the weights outside of the blocks (mixed precision, Micikevicius et al. 2018, arXiv:1710.03740).
     """
 
     sharded = True
 
-    def __init__(self, network: Backbone, ranks: Ranks, device: torch.device, rollouts: bool) -> None:
+    def __init__(
+        self, network: Backbone, ranks: Ranks, device: torch.device, rollouts: bool, bfloat16: bool = False
+    ) -> None:
         """
         Args:
             rollouts: some objective of the run needs rollouts.
+            bfloat16: products are in bfloat16.
         """
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import FSDPModule, fully_shard
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
         super().__init__(network)
         mesh = init_device_mesh(device.type, (ranks.world,))
+        low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for block in network.blocks:
-            fully_shard(block, mesh=mesh, reshard_after_forward=not rollouts)
+            policy = low if bfloat16 else MixedPrecisionPolicy()
+            fully_shard(block, mesh=mesh, reshard_after_forward=not rollouts, mp_policy=policy)
         fully_shard(network, mesh=mesh, reshard_after_forward=False)
         self._let_states_begin()
         self._modules: list[FSDPModule] = [each for each in network.modules() if isinstance(each, FSDPModule)]
@@ -241,7 +250,12 @@ class Sharded(Weights):
 
 
 def place(
-    network: Backbone, parallel: str, ranks: Ranks, device: torch.device, objectives: Iterable[Objective[Any]]
+    network: Backbone,
+    parallel: str,
+    ranks: Ranks,
+    device: torch.device,
+    objectives: Iterable[Objective[Any]],
+    bfloat16: bool = False,
 ) -> Weights:
     """The weights of a run. With ``fsdp`` and several ranks they are divided and put on the device.
 
@@ -249,6 +263,7 @@ def place(
         network: the same on all ranks.
         parallel: ``ddp`` or ``fsdp``.
         objectives: of all phases of the run.
+        bfloat16: products are in bfloat16.
     Raises:
         UserError: the network or an objective can't be sharded.
     """
@@ -262,4 +277,4 @@ def place(
     if next(packed_in(network), None) is not None:
         what = "A packed base (int8, nf4) can't be sharded."
         raise UserError(what, "Use --base-dtype bfloat16, or --set train.parallel=ddp.")
-    return Sharded(network, ranks, device, any(objective.needs_rollout for objective in every))
+    return Sharded(network, ranks, device, any(objective.needs_rollout for objective in every), bfloat16)

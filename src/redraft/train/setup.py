@@ -74,7 +74,12 @@ class Parts:
 
 
 def prepare(
-    recipe: Recipe, work: Path, device: torch.device, ranks: Ranks | None = None, doing: Doing = _silent
+    recipe: Recipe,
+    work: Path,
+    device: torch.device,
+    ranks: Ranks | None = None,
+    doing: Doing = _silent,
+    bfloat16: bool = False,
 ) -> Parts:
     """Read the data, train or read the tokenizer, build the model and the loader.
 
@@ -83,6 +88,7 @@ def prepare(
             that the model has written.
         ranks: the processes of the run; None: one.
         doing: called with what is being done, and how much of it is finished.
+        bfloat16: products are in bfloat16.
     Raises:
         UserError: an error in the data, the tokenizer or the model's shape.
     """
@@ -99,7 +105,7 @@ def prepare(
     paired = start.paired if start is not None and drafts else training.prompts is not None
     model, length = _model(recipe, tokenizer, start, paired)
     phases = phases_of(recipe, model.family, model)
-    weights = _placed(model, recipe, device, ranks, phases)
+    weights = _placed(model, recipe, device, ranks, phases, bfloat16)
     data, train = recipe.data, recipe.train
     longest = 0 if training.prompts is None else int((training.lengths - training.prompts).max())
     sampler = text_sampler(recipe, model, splits.train, longest)
@@ -156,7 +162,12 @@ def fresh_state(recipe: Recipe, parts: Parts, device: torch.device, ranks: Ranks
 
 
 def _placed(
-    model: Model, recipe: Recipe, device: torch.device, ranks: Ranks, phases: Sequence[TrainingPhase]
+    model: Model,
+    recipe: Recipe,
+    device: torch.device,
+    ranks: Ranks,
+    phases: Sequence[TrainingPhase],
+    bfloat16: bool,
 ) -> Weights:
     """Put the network on its device, ready to be trained."""
     network, train = model.network, recipe.train
@@ -173,7 +184,7 @@ def _placed(
     if train.compile:  # block by block: the rest depends on the data
         for block in network.all_blocks():
             block.compile(dynamic=True)
-    return place(network, train.parallel, ranks, device, [phase.objective for phase in phases])
+    return place(network, train.parallel, ranks, device, [phase.objective for phase in phases], bfloat16)
 
 
 def _own_texts(
