@@ -242,7 +242,7 @@ class Waiting:
     [
         ("redraft.train.loop.prepare", "preparing"),
         ("redraft.train.loop.backward", "update 1"),
-        ("redraft.train.validation.bound", "validation"),
+        ("redraft.train.validation.scored", "validation"),
         ("redraft.train.checkpoint.save", "saving a checkpoint"),
     ],
 )

@@ -20,6 +20,7 @@ from redraft.families import build_family
 from redraft.loading import load
 from redraft.planning.machine import measured
 from redraft.planning.step import step
+from redraft.planning.texts import Texts
 from redraft.planning.timing import pace
 from redraft.planning.training import MemoryPlan, fitted
 from redraft.planning.twin import Outline
@@ -43,6 +44,7 @@ class Planner:
     cache: ResultCache
     log: Callable[[str], None]
     begun: float  # time.monotonic() when the study began
+    _memory: tuple[Plan, dict[str, MemoryPlan]] | None = None  # of the last plan
 
     def plan(self) -> Plan:
         """The plan. One that needed measurements is cached, so that an interrupted study continues with it.
@@ -78,14 +80,19 @@ class Planner:
         Raises:
             UserError: a family can't be trained on this machine; names what would help.
         """
+        if self._memory is not None and self._memory[0] == plan:
+            return self._memory[1]
         found: dict[str, MemoryPlan] = {}
+        data = self.setup.dataset
+        texts = Texts.of(data.train, (data.validation, data.test))
         for family in self.setup.study.families:
             recipe = self.setup.recipe(plan, family, self.setup.study.seed)
             try:
-                found[family] = fitted(recipe, self.setup.device)[1]
+                found[family] = fitted(recipe, self.setup.device, texts=texts)[1]
             except UserError as error:
                 remedy = error.remedy.replace("--set train.", "--set ")
                 raise UserError(f"Family '{family}': {error.what}", remedy) from None
+        self._memory = plan, found
         return found
 
     def minutes(self, plan: Plan, memory: Mapping[str, MemoryPlan]) -> float:

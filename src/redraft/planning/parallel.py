@@ -21,14 +21,12 @@ _AHEAD = 2  # blocks whose weights are gathered at a time: the one that computes
 class Parallel:
     """How ``workers`` devices train one model.
 
-    Weights are gathered in the type in which they are held. Products in bfloat16 then need copies of all of them, which
-    autocast keeps until the end of the backward pass and no device shares. ``low`` plans for weights that are gathered
-    in bfloat16 (FSDP's mixed precision), which ``redraft train`` does not do yet.
+    With FSDP2 and products in bfloat16, blocks are gathered in bfloat16, and their products need no copies of weights.
+    All else is gathered in the type in which it is held.
     """
 
     workers: int = 1
     kind: str = "ddp"
-    low: bool = False
     local: int = 0  # of the devices, those of this machine; 0: all
 
     @property
@@ -51,7 +49,7 @@ class Parallel:
             return 0
         block, rest = run.stacked / run.shape.layers, run.parameters - run.stacked
         learns = run.trained / max(run.parameters, 1)
-        return int((_AHEAD * block + rest) * self._bytes_each(run) * (1 + learns))
+        return int((_AHEAD * block * _block_bytes(run) + rest * _bytes_each(run)) * (1 + learns))
 
     def sent(self, run: Outline) -> dict[str, float]:
         """Bytes that each device sends for one update, by what they are for. Gradients are float32."""
@@ -60,14 +58,19 @@ class Parallel:
         part, gradients = (self.workers - 1) / self.workers, 4.0 * run.trained
         if not self.shards:
             return {"all-reduce": 2 * part * gradients}
-        twice = run.stacked + run.parameters  # what is outside of blocks stays until the backward pass
-        return {"all-gather": part * self._bytes_each(run) * twice, "reduce-scatter": part * gradients}
+        twice, once = 2 * run.stacked * _block_bytes(run), (run.parameters - run.stacked) * _bytes_each(run)
+        # what is outside of blocks stays until the backward pass
+        return {"all-gather": part * (twice + once), "reduce-scatter": part * gradients}
 
-    def _bytes_each(self, run: Outline) -> float:
-        """Bytes of a weight that is gathered."""
-        if self.low:
-            return float(run.compute.itemsize)
-        return (4.0 * run.trained + run.dtype.itemsize * run.frozen) / max(run.parameters, 1)
+
+def _bytes_each(run: Outline) -> float:
+    """Bytes of a weight in the type in which it is held."""
+    return (4.0 * run.trained + run.dtype.itemsize * run.frozen) / max(run.parameters, 1)
+
+
+def _block_bytes(run: Outline) -> float:
+    """Bytes of a weight of a block that is gathered."""
+    return float(run.compute.itemsize) if run.bfloat16 else _bytes_each(run)
 
 
 ALONE = Parallel()

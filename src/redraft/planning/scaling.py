@@ -51,8 +51,7 @@ def training_table(machine: Machine, sizes: Sequence[str] = SIZES) -> str:
     for size in sizes:
         alone, fitting, update = planned(size, machine)
         held = (alone.weights, alone.gradients, alone.optimizer, alone.activations, alone.logits)
-        low = "*" if update is not None and update.low else ""
-        shared = "-" if fitting is None else f"{_workers(update)}{low} ({fitting.checkpointing})"
+        shared = "-" if fitting is None else f"{_workers(update)} ({fitting.checkpointing})"
         speed = ("-",) * 4 if fitting is None or update is None else _speed(fitting, update)
         rows.append([size, *map(gigabytes, held), shared, *speed])
     head = ["preset", "weights", "gradients", "optimizer", "activations", "logits", "devices", "GB each", "update"]
@@ -69,15 +68,14 @@ def planned(size: str, machine: Machine) -> tuple[MemoryPlan, MemoryPlan | None,
     recipe = recipe_of(_question(size))
     kept = replace(recipe, train=replace(recipe.train, activation_checkpointing="none"))
     alone = Planned.of(kept, CPU, machine).memory()
-    for low in (False, True):
-        workers = 1
-        while workers <= DEVICES:
-            parallel = Parallel(workers, "fsdp", low)
-            found = Planned.of(recipe, CPU, machine, parallel)
-            memory = found.memory()
-            if memory.fits:
-                return alone, memory, step(found.outline, machine, memory.checkpointing, parallel)
-            workers *= 2
+    workers = 1
+    while workers <= DEVICES:
+        parallel = Parallel(workers, "fsdp")
+        found = Planned.of(recipe, CPU, machine, parallel)
+        memory = found.memory()
+        if memory.fits:
+            return alone, memory, step(found.outline, machine, memory.checkpointing, parallel)
+        workers *= 2
     return alone, None, None
 
 

@@ -40,7 +40,6 @@ class StepPlan:
 
     machine: str
     workers: int
-    low: bool  # they gather weights in bfloat16
     tokens: int  # of all devices
     products: float  # matrix products and attention
     vectors: float  # everything else on the device
@@ -104,7 +103,6 @@ def step(run: Outline, machine: Machine, mode: str, parallel: Parallel = ALONE, 
     return StepPlan(
         machine=machine.name,
         workers=parallel.workers,
-        low=parallel.low,
         tokens=train.batch_tokens * batches * parallel.workers,
         products=pace * max(flops / (speed * machine.reached), work["product_bytes"] / bandwidth),
         vectors=pace * work["vector_bytes"] / bandwidth,

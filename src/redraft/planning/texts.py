@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from sys import getsizeof
 
-from redraft.data.examples import PIECE_CHARACTERS, Examples
+from redraft.data.examples import PIECE_CHARACTERS, Example
 from redraft.train.recipe import Recipe
 
 _ROW = 200  # bytes of an example besides its texts
@@ -28,7 +28,7 @@ class Texts:
     words: int = 0  # distinct words, estimated from a sample
 
     @classmethod
-    def of(cls, examples: Examples, others: Iterable[Examples] = ()) -> Texts:
+    def of(cls, examples: Iterable[Example], others: Iterable[Iterable[Example]] = ()) -> Texts:
         """Those of some training examples.
 
         Args:

@@ -256,7 +256,8 @@ class Planned:
         if lora is not None and lora.packing:
             weights -= int(run.packed * (run.dtype.itemsize - _PACKED_BYTES[lora.packing]))
         copies, layers, rows = bool(train.ema) + train.keep_best, run.shape.layers, batch_tokens / run.length
-        kept = replace(cost.kept, fixed=0.0, layer=0.0) if self.parallel.low else cost.kept  # without casts of weights
+        gathers_low = self.parallel.shards and run.bfloat16
+        kept = replace(cost.kept, layer=0.0) if gathers_low else cost.kept  # without copies of blocks' weights
         checked = max(VALIDATION_TOKENS, run.length) if train.validation_rows else 0
         return MemoryPlan(
             device=self.device,
