@@ -13,8 +13,9 @@ from torch import Tensor
 from redraft import registry
 from redraft.caches.shared import narrowing
 from redraft.generation.loop import Call
-from redraft.models import drafter, embedding_transformer, latent_transformer, transformer
+from redraft.models import diffusion_gemma, drafter, embedding_transformer, latent_transformer, transformer
 from redraft.models.parts.backbone import Backbone
+from redraft.models.parts.self_conditioning import ExpectedEmbedding
 from redraft.models.parts.store import KeyValueView
 from redraft.serve.batching import groups, merge, split
 from redraft.types import (
@@ -51,6 +52,12 @@ def network(kind: str = "transformer") -> Backbone:
         made = transformer.Transformer(transformer.Config(**base, self_conditioning=True))
     elif kind == "embedding":
         made = embedding_transformer.EmbeddingTransformer(embedding_transformer.Config(**base, width=8))
+    elif kind == "gemma":
+        made = diffusion_gemma.DiffusionGemma(
+            diffusion_gemma.Config(
+                **{**base, "heads": 4}, head_dim=6, distant_head_dim=8, mlp_dim=20, window=4, distant=(1,)
+            )
+        )
     elif kind == "drafter":
         made = drafter.Drafter(drafter.Config(transformer.Config(**base, shift=1)))
     else:
@@ -190,6 +197,13 @@ def several(rows: int, width: int, prompt: int) -> Request:
     return request.with_extra(last_prediction(request))
 
 
+def expected(rows: int, width: int, prompt: int) -> Request:
+    """A block after text, with its last prediction."""
+    request = draft(rows, width, prompt)
+    vectors = torch.randn(rows, width, 24, generator=random(rows, width), dtype=torch.float64)
+    return request.with_extra(ExpectedEmbedding(vectors * (request.positions >= width - 3)[..., None]))
+
+
 @dataclass(frozen=True)
 class Case:
     make: Callable[[int, int, int], Request]
@@ -213,6 +227,10 @@ CASES = [
     Case(shifted_draft, DraftQuery),
     Case(draft_blocks, DraftBlocks, "drafter", cached=False),
     Case(several, SelfConditioning),
+    Case(several, SelfConditioning, "gemma"),
+    Case(draft, DraftQuery, "gemma"),
+    Case(expected, ExpectedEmbedding),
+    Case(expected, ExpectedEmbedding, "gemma"),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.make.__name__}-{case.network}")
 
@@ -330,7 +348,7 @@ def test_joined_requests_read_and_write_a_shared_store_as_each_does_alone(case: 
 def variants() -> list[Request]:
     """Requests of one size, no two of which may share a forward pass."""
     base = plain(1, 7, 3)
-    made = [case.make(1, 7, 3) for case in CASES]
+    made = [make(1, 7, 3) for make in dict.fromkeys(case.make for case in CASES)]  # of whatever network
     unlike: list[Any] = [
         base,
         replace(base, prompt=None),
@@ -344,7 +362,6 @@ def variants() -> list[Request]:
         base.with_extra(VectorQuery("predict")),
         base.with_extra(VectorQuery("decode")),
     ]
-    del made[CASES.index(Case(vectors_with_previous, VectorQuery, "latent"))]  # the same request to another network
     return [*unlike, *made]
 
 
