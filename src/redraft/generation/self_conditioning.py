@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from redraft.models.parts.self_conditioning import ExpectedEmbedding
-from redraft.runtime import download, row_chunks, upload
+from redraft.runtime import download, upload
 from redraft.samplers.shared import common
 from redraft.types import FREE, Canvas, Extra, Network, Output, Request, SelfConditioning, Spec
 from redraft.types.spec import WHOLE
@@ -82,8 +83,8 @@ class ExpectedMemory(Memory):
 
     def keep(self, canvas: Canvas, request: Request, output: Output, network: Network) -> None:
         """Store the predictions of an answer, after guidance and constraint."""
-        log_p = common.heated(canvas, request, output.log_p)
-        parts = [network.expected(log_p[part]) for part in row_chunks(log_p)]  # type: ignore[attr-defined]
+        read: Any = network
+        parts = [read.expected(log_p) for log_p in common.heated(canvas, request, output.log_p)]
         if not parts:
             return
         mean = torch.cat(parts)

@@ -10,10 +10,11 @@ from torch import Tensor
 from redraft.errors import UserError
 from redraft.limits import MAX_POSITIONS, MAX_SCALE, MAX_STEPS
 from redraft.options import setting
+from redraft.runtime import upload
 from redraft.samplers.base import Sampler
 from redraft.samplers.causal_blocks import draft
 from redraft.samplers.shared import common, ranking, uniform_noise
-from redraft.types import Canvas, Output, Request, Spec, Step
+from redraft.types import DRAFT, SEALED, Canvas, Output, Request, Spec, Step
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,12 @@ class Renoising(Sampler):
     ) -> tuple[RenoisingState, Step]:
         request, out = requests[0], outputs[0]
         rows, real = request.rows, request.targets >= 0
-        heated = Output(common.heated(canvas, request, out.log_p), out.token, out.conf)
-        entropy, likeliest = common.rectangles(
-            request, (ranking.entropy(heated), torch.inf), (out.log_p.argmax(-1), -1)
+        drawn, random = self.proposed(canvas, request, out, spec)
+        other = upload(random[real], out.log_p.device)[:, None]
+        parts = [ranking.entropy_of(part) for part in common.heated(canvas, request, out.log_p)]
+        top, best = out.log_p.max(-1)
+        entropy, likeliest, top, noise = common.rectangles(  # the host waits once
+            request, (torch.cat(parts), torch.inf), (best, -1), (top, 0.0), (out.log_p.gather(1, other)[:, 0], 0.0)
         )
         _, begin, passes = self._current(canvas, state, spec)
         passes[rows] += 1
@@ -92,11 +96,13 @@ class Renoising(Sampler):
         same = ((before == likeliest[:, None]) | ~real[:, None]).all(2).all(1)
         mean = torch.where(real, entropy, 0.0).sum(1) / real.sum(1)
         last = (passes[rows] >= self.steps) | (same & (mean < self.sure))
-        drawn, random = self.proposed(canvas, request, out, spec)
-        tokens = torch.where(self.accepted(entropy), drawn, random)
-        tokens = torch.where(last[:, None], likeliest, tokens)
-        state = RenoisingState(begin, passes, _pushed(state.likeliest, request, likeliest))
-        return state, uniform_noise.draft(request, out, tokens, last)
+        kept, final = self.accepted(entropy), last[:, None]
+        token = torch.where(final, likeliest, torch.where(kept, drawn, random))
+        conf = torch.where(final, top, torch.where(kept, out.conf, noise))
+        row, column = real.nonzero(as_tuple=True)
+        status = torch.where(last, SEALED, DRAFT)[row]
+        step = Step(rows[row], request.targets[row, column], token[row, column], status, conf[row, column])
+        return RenoisingState(begin, passes, _pushed(state.likeliest, request, likeliest)), step
 
     def accepted(self, entropy: Tensor) -> Tensor:
         """[R, W] bool: positions whose drawn tokens are kept, from entropies [R, W]; infinite: there is no target."""

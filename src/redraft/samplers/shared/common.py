@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -137,14 +139,15 @@ def heat(canvas: Canvas, request: Request) -> Tensor | None:
     return None if own is None else own * torch.where(rows > 0, rows, 1.0)
 
 
-def heated(canvas: Canvas, request: Request, log_p: Tensor) -> Tensor:
-    """Log-probabilities [N, V] at the temperature ``heat``, some rows at a time -> [N, V]."""
+def heated(canvas: Canvas, request: Request, log_p: Tensor) -> Iterator[Tensor]:
+    """Log-probabilities [N, V] at the temperature ``heat``, in parts of consecutive rows [n, V]."""
     found = heat(canvas, request)
-    if found is None:
-        return log_p
-    row = (request.targets >= 0).nonzero()[:, 0]
-    scale = upload(found[row].float(), log_p.device)[:, None]
-    return torch.cat([(log_p[part] / scale[part]).log_softmax(-1) for part in row_chunks(log_p)])
+    scale = torch.zeros(0)
+    if found is not None:
+        row = (request.targets >= 0).nonzero()[:, 0]
+        scale = upload(found[row].float(), log_p.device)[:, None]
+    for part in row_chunks(log_p):
+        yield log_p[part] if found is None else (log_p[part] / scale[part]).log_softmax(-1)
 
 
 def rectangle(values: Tensor, request: Request, fill: float) -> Tensor:

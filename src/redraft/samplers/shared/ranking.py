@@ -53,7 +53,12 @@ def order_noise(canvas: Canvas, request: Request) -> Tensor:
 
 def entropy(out: Output) -> Tensor:
     """[N] entropy of the predictions, in nats."""
-    return -(out.log_p.exp() * out.log_p.clamp(min=-1e4)).sum(-1)
+    return entropy_of(out.log_p)
+
+
+def entropy_of(log_p: Tensor) -> Tensor:
+    """[N] entropy of log-probabilities [N, V], in nats."""
+    return -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)
 
 
 def _confidence(canvas: Canvas, request: Request, out: Output) -> Tensor:
