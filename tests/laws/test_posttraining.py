@@ -30,6 +30,7 @@ from redraft.posttraining.estimators.levels import Levels
 from redraft.posttraining.estimators.one_step import OneStep
 from redraft.posttraining.preference import Preference, PreferenceLoss
 from redraft.posttraining.reward import RewardLoss, advantages
+from redraft.posttraining.sandwich import SandwichLoss, upper_bound
 from redraft.registry import find, names
 from redraft.rollouts import prepare_batch
 from redraft.samplers.confidence import Confidence
@@ -336,6 +337,68 @@ def test_advantages_leave_out_the_own_reward() -> None:
     reward = torch.tensor([1.0, 0.5, 0.0, 2.0, 2.0, 2.0], dtype=torch.float64)
     assert advantages(reward, 3).tolist() == [0.75, 0.0, -0.75, 0.0, 0.0, 0.0]
     assert advantages(torch.tensor([0.1] * 7), 7).tolist() == [0.0] * 7
+
+
+# ---- sandwiched between bounds
+
+# Draws in the proportion of their chances, with their weights in the bound: {0}, {1}, {0, 1}, {0, 1}.
+UPPER = {(A, A): -0.56197, (A, B): -2.24369, (B, A): -1.81531, (B, B): -1.06589}
+EXACT = {(A, A): -0.59784, (A, B): -2.59027, (B, A): -2.20727, (B, B): -1.32803}
+
+
+def bounds(table: Tensor, text: tuple[int, int], beta: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """U of a text over all draws, its ELBO, the derivative of U by each log-probability, and these, [6]."""
+    network, draws = Toy(P), [(0,), (1,), (0, 1), (0, 1)]
+    network.table = nn.Parameter(table)
+    tokens = torch.tensor([[SEP, *[MASK if at in draw else text[at] for at in (0, 1)]] for draw in draws])
+    targets = torch.tensor([[-1, *[at + 1 if at in draw else -1 for at in (0, 1)]] for draw in draws])
+    pos = torch.arange(3).expand(4, 3)
+    logits = network(Forward(tokens, pos, targets, spec().network.attention))
+    place = torch.cat([row[row >= 0] for row in targets]) - 1
+    log_p = logits.log_softmax(1).gather(1, torch.tensor(text)[place][:, None])[:, 0]
+    weight = torch.cat([torch.full((len(draw),), 2 / len(draw) / 4) for draw in draws]).double()
+    value, share = upper_bound(log_p, weight, torch.zeros(6, dtype=torch.int64), place, beta)
+    return value[0], (weight * log_p).sum(), share, log_p
+
+
+@pytest.mark.parametrize("text", UPPER)
+def test_the_upper_bound_of_each_text(text: tuple[int, int]) -> None:
+    """For beta of the length it lies above the likelihood, as the lower one lies below."""
+    upper, lower, _, _ = bounds(Toy(P).table.detach(), text, 2.0)
+    assert upper.item() == pytest.approx(UPPER[text], abs=1e-5)
+    assert lower.item() == pytest.approx(BOUND[text], abs=1e-5)
+    assert lower.item() <= EXACT[text] <= upper.item()
+
+
+def test_with_a_smaller_exponent_it_is_no_bound() -> None:
+    """Where it is tight for beta 2, at ln .41, it is ln .25 for beta 1."""
+    table = Toy((0.9, 0.1, 0.1, 0.5, 0.9, 0.5)).table.detach()  # p1, p2, p1|a, p2|a are what aa reads
+    upper, first = (bounds(table, (A, A), beta)[0].item() for beta in (2.0, 1.0))
+    assert upper == pytest.approx(math.log(0.41), abs=1e-6) and first == pytest.approx(math.log(0.25), abs=1e-6)
+
+
+def test_the_shares_are_the_derivative_of_the_upper_bound() -> None:
+    table = Toy(P).table.detach().requires_grad_()
+    upper, _, share, log_p = bounds(table, (A, B), 1.5)
+    [direct] = torch.autograd.grad(upper, log_p, retain_graph=True)
+    torch.testing.assert_close(share.detach(), direct)
+
+
+@pytest.mark.parametrize("mixture", [0.0, 0.5, 1.0])
+def test_only_texts_that_get_unlikelier_have_the_upper_bound(mixture: float) -> None:
+    loss = SandwichLoss(Levels(4), 2, 0.0, 2.0, mixture)
+    drawn = Drawn(((A, A), (B, A)), REWARD)
+    nets = {"main": Toy(P)}
+    made = prepared(loss, texts([A, A]), 0, nets, drawn)
+    plain = prepared(RewardLoss(Levels(4), 2, 0.0), texts([A, A]), 0, nets, drawn)
+    better = made.row == 0
+    torch.testing.assert_close(made.weight[better], plain.weight[better])
+    same = torch.allclose(made.weight[~better], plain.weight[~better])
+    assert same == (mixture == 0.0) and bool((made.weight[~better] < 0).all())
+    if mixture == 1.0:  # each position counts once: the derivative of log E is a mean
+        place = torch.cat([row[row >= 0] for row in made.request.targets])[~better]
+        for position in (1, 2):
+            assert float(made.weight[~better][place == position].sum()) == pytest.approx(-1.0, abs=1e-6)
 
 
 # ---- laws of real networks

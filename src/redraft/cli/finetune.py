@@ -92,15 +92,24 @@ def _objective(given: dict[str, Any], reward: str | None, set_: list[str]) -> tu
     from redraft.registry import find
 
     if reward is not None:
-        if given.get("name") != "reward":
+        if not _reads_reward(given):
             raise UserError("--reward needs an objective that reads it.", "Add --objective reward.")
         given = {**given, "reward": reward}
     if not given or is_conversion(given):
         return given, LEARNING_RATE, PASSES
-    if given["name"] == "reward" and reward is None and not any(one.startswith("objective.reward=") for one in set_):
-        raise UserError("--objective reward needs a reward.", "Add --reward NAME (see: redraft models --rewards).")
+    if _reads_reward(given) and reward is None and not any(one.startswith("objective.reward=") for one in set_):
+        what = f"--objective {given['name']} needs a reward."
+        raise UserError(what, "Add --reward NAME (see: redraft models --rewards).")
     method = find("posttraining", given["name"])
     return given, method.learning_rate, method.passes
+
+
+def _reads_reward(given: dict[str, Any]) -> bool:
+    """Does an ``[objective]`` have a reward among its options?"""
+    from redraft.registry import field_names, find, names
+
+    name = given.get("name", "")
+    return name in names("posttraining") and "reward" in field_names(find("posttraining", name))
 
 
 def _lora(given: dict[str, Any]) -> dict[str, Any] | None:

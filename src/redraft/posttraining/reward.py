@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,17 @@ class RewardLoss(Weighted):
             factors = factors - self.kl * gain
             stats["kl"] = (gain**2 / 2).mean()
             value = value + self.kl * (gain**2 / 2).sum()
+        prepared = yield from self.shares(prepared, factors)
         return weighted(prepared, factors, value, self.units(batch), stats)
+
+    def shares(self, prepared: WeightedBatch, factors: Tensor) -> Generator[ScorePass, Tensor, WeightedBatch]:
+        """The batch with the weights by which its targets count in the log-likelihood of their row.
+
+        Args:
+            factors: [B] of each row's nats: negative for texts that get unlikelier.
+        """
+        return prepared
+        yield  # makes this function a generator, which runs no forward pass
 
 
 def advantages(reward: Tensor, group: int) -> Tensor:

@@ -175,7 +175,7 @@ class ObjectiveTable:
 
     name: str = setting(
         "",
-        "Train on preferences (preference) or rewards (reward) instead of the answers of the data "
+        "Train on preferences (preference) or rewards (reward, sandwich) instead of the answers of the data "
         "(docs/post-training.md); or, with --family, learn from the checkpoint that is converted "
         "(see: redraft models --conversions).",
         flag="--objective",
