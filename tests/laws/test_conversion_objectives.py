@@ -32,6 +32,7 @@ from redraft.objectives.shared import vocabulary
 from redraft.presets import preset
 from redraft.registry import find, names
 from redraft.rollouts import prepare_batch
+from redraft.train.logging import Event
 from redraft.train.loop import train
 from redraft.train.phases import teacher
 from redraft.train.recipe import Recipe
@@ -480,6 +481,29 @@ def test_a_checkpoint_is_trained_into_another_family(
     again = redraft.load(tmp_path / "out", "cpu")
     assert again.family_name == family["name"] and again.generate("aaa", max_new_tokens=8)[0].nfe > 0
     assert "objective" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(event: Event) -> None:
+    if event.kind == "checkpoint" and event.step == 2:
+        raise Interrupted
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """The texts that the checkpoint has written are kept; those of the model are drawn again alike."""
+    written = {"name": "on_policy", "generation": {"max_new_tokens": 5}, "also": {"name": "teacher_texts", "texts": 40}}
+    limits = {"tokens": 700, "batch_tokens": 150, "validation_rows": 4, "threads": 1, "dtype": "float32"}
+    made = recipe(tmp_path, written, {"name": "block", "block": 4}, train=limits | {"save_every_tokens": 1})
+    whole = train(made, tmp_path / "whole", device="cpu")
+    with pytest.raises(Interrupted):
+        train(made, tmp_path / "run", device="cpu", on_event=interrupt)
+    again = train(made, tmp_path / "run", device="cpu")
+    assert again.flops == whole.flops and whole.steps >= 3
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "whole")]
+    assert files[0] == files[1]
 
 
 def test_the_passes_of_the_teacher_count_as_compute(tmp_path: Path) -> None:

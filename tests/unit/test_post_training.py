@@ -209,15 +209,17 @@ def rewarded(data: dict[str, str], **more: Any) -> dict[str, Any]:
 # Family, objective, adapter, and tokens of a batch: about two rows of the data.
 RUNS = [("masked", "preference", False, 160), ("autoregressive", "preference", True, 40)]
 RUNS += [("masked", "reward", True, 170), ("autoregressive", "reward", False, 80), ("block", "reward", False, 300)]
+RUNS += [("masked", "sandwich", False, 170)]
 
 
 @pytest.mark.parametrize(("family", "name", "lora", "tokens"), RUNS)
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     family: str, name: str, lora: bool, tokens: int, base: dict[str, Path], data: dict[str, str], tmp_path: Path
 ) -> None:
-    objective = {"name": "preference"} if name == "preference" else rewarded(data)
+    objective = {"name": "preference"} if name == "preference" else rewarded(data, name=name)
     more: dict[str, Any] = {"train": {**TRAIN, "batch_tokens": tokens}}
-    made = recipe(base[family], data[name], objective, **more, **({"lora": {"rank": 2}} if lora else {}))
+    source = data["preference" if name == "preference" else "reward"]
+    made = recipe(base[family], source, objective, **more, **({"lora": {"rank": 2}} if lora else {}))
     whole = train(made, tmp_path / "whole", device="cpu")
     assert whole.steps >= 3
     with pytest.raises(Interrupted):
