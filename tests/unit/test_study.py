@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +23,20 @@ from redraft.study import claim as claims
 from redraft.study.analyses.convergence import Convergence, reached
 from redraft.study.analyses.saturation import Saturation
 from redraft.study.analyses.shared.seeds import ratio_of_means, t_interval
-from redraft.study.cells.base import Bench, ordered
+from redraft.study.cells.base import Bench, ordered, perform
 from redraft.study.claim import BUDGETS, Claim
 from redraft.study.experiment import Experiment, Found, analysis_of
 from redraft.study.finding import Finding, StudyRecord
 from redraft.study.report import claims_page, read_records, report, write_records
 from redraft.study.run import run
-from redraft.study.store import FILE
+from redraft.study.store import FILE, Store
 
 TOY = Path(__file__).parents[2] / "recipes" / "toy" / "data"
 RECIPE = f"""
 claim = "few steps are enough"
 source = "a test"
 compares = "steps"
-seeds = 2
+seeds = 1
 train = {{ batch_tokens = 1024, lr = 3e-3, validate_every = 0, validation_rows = 8 }}
 [analysis]
 name = "saturation"
@@ -196,9 +198,9 @@ def test_a_cell_comes_after_what_it_needs(recipe: Path) -> None:
 def test_an_interrupted_run_goes_on(finished: tuple[Path, StudyRecord, list[str]], recipe: Path) -> None:
     out, record, lines = finished
     kinds = dict(_rows(out, "SELECT kind, count(*) FROM cell GROUP BY kind"))
-    assert kinds == {"data": 1, "trivial": 1, "train": 4, "texts": 10}
+    assert kinds == {"data": 1, "trivial": 1, "train": 2, "texts": 5}
     computed = [line for line in lines if line.startswith("[")]
-    assert len(computed) == 16 - 4 and all("few:" in line for line in computed)
+    assert len(computed) == 9 - 4 and all("few:" in line for line in computed)
     again: list[str] = []
     [same] = run([Experiment(Claim.load(str(recipe)))], bench(out, again.append))
     assert same.finding == record.finding and not [line for line in again if line.startswith("[")]
@@ -214,7 +216,31 @@ def test_a_run_keeps_a_record_of_everything(finished: tuple[Path, StudyRecord, l
     stored = _rows(out, "SELECT verdict, text FROM finding")
     assert stored == [(record.finding.verdict, record.finding.text)]
     assert len(_rows(out, "SELECT * FROM number")) == len(record.finding.numbers)
-    assert len(_rows(out, "SELECT * FROM used")) == record.cells == 16
+    assert len(_rows(out, "SELECT * FROM used")) == record.cells == 9
+
+
+def test_a_cell_can_be_computed_in_another_process(finished: tuple[Path, StudyRecord, list[str]], recipe: Path) -> None:
+    """What an executor sends: the bench without its log, and the work of a cell."""
+    out, _, _ = finished
+    experiment = Experiment(Claim.load(str(recipe)))
+    cell = experiment.texts(experiment.ways("masked", "pairs")[0], "pairs")[0]
+    there, work = pickle.loads(pickle.dumps((bench(out, print), partial(perform, cell=cell))))
+    assert cell.id == work.keywords["cell"].id
+    assert work(there)["value"]["texts"] == Store(out).get(cell)["texts"]  # type: ignore[index]
+
+
+def test_a_claim_that_needs_a_device_stays_open_without_it(tmp_path: Path) -> None:
+    experiment = Experiment(replace(Claim.load("speed", "full")))
+    [record] = run([experiment], bench(tmp_path))
+    assert record.finding.verdict == "open" and "CUDA" in record.finding.text and not record.cells
+
+
+def test_the_largest_budget_of_a_claim_is_reported(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for budget in ("medium", "shipped", "small"):
+        finding = Finding("open", budget)
+        store.conclude(StudyRecord("few", *"abcd", budget, 1, finding, {}, "", "2026-01-01", 0.0, 0), [])
+    assert [one.budget for one in store.findings()] == ["medium"]
 
 
 def test_a_damaged_value_and_a_lost_model_are_computed_again(

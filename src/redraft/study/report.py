@@ -37,9 +37,10 @@ TONES: dict[str, Tone] = {"holds": "good", "in part": "warn", "not seen": "bad",
 _INTRODUCTION = """\
 A widely read summary of the field and the paper behind it ("Diffusion Language Models: An Experimental Analysis",
 arXiv:2606.19475) state when a diffusion language model is worthwhile. Each of these claims is an experiment here, with
-a decision rule that its recipe (`recipes/study`) states beforehand, and three seeds unless stated otherwise. The models
-are small: a verdict holds for their size and data. With `--data my.jsonl --input question --target answer`, the command
-of a claim repeats it on your own data."""
+a decision rule that its recipe (`recipes/study`) states beforehand; one seed is called preliminary. The models are
+small: a verdict holds for their size and data. Commands look for data in the folder REDRAFT_DATA; with
+`--data my.jsonl --input question --target answer` they repeat a claim on your own data. How to run, read and add
+claims: [study.md](study.md)."""
 
 
 def report(records: Sequence[StudyRecord]) -> Report:

@@ -22,6 +22,7 @@ from typing import Any
 from redraft.errors import UserError
 from redraft.evaluation.result_cache import digest
 from redraft.study.cells.base import Cell
+from redraft.study.claim import BUDGETS
 from redraft.study.finding import StudyRecord
 
 FILE = "study.sqlite"
@@ -113,10 +114,11 @@ class Store:
             )
 
     def findings(self) -> list[StudyRecord]:
-        """The findings of all claims, the latest of each."""
+        """The findings of all claims; of each that of its largest budget."""
         with self._open() as base:
-            rows = base.execute("SELECT record FROM finding ORDER BY claim, made").fetchall()
+            rows = base.execute("SELECT record FROM finding").fetchall()
         records = [StudyRecord.of_json(text, str(self.path)) for (text,) in rows]
+        records.sort(key=lambda one: (one.id, BUDGETS.index(one.budget)))
         return list({one.id: one for one in records}.values())
 
 

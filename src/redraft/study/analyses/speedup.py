@@ -151,7 +151,7 @@ class Speedup(Analysis):
         """The factor on the longest texts at the batch size of the claim. The tally gets a table and a figure."""
         if not self.lengths:
             return None
-        only = Choice(chosen.best, chosen.fast, {model: chosen.ours[model]}, chosen.equal)
+        only = Choice(chosen.best, chosen.fast, {model: chosen.ours[model]})
         rows, lines, longest = [], dict[str, list[Mark]](), None
         for cell in self._paces(of, found, task, only):
             seconds_of = found(cell)["seconds"]

@@ -18,7 +18,6 @@ class Choice:
     best: Way  # of the reference
     fast: Way  # of the reference: the cheapest within the margin of its best
     ours: dict[str, Way]  # of each other model: the cheapest within the margin of the reference's best, else its best
-    equal: dict[str, bool]  # was there such a way?
 
     @property
     def ways(self) -> list[Way]:
@@ -51,13 +50,11 @@ def choose(of: Experiment, found: Found, task: str, metric: Metric, margin: floa
 
     own = tried(of.claim.reference)
     top = max(own, key=_value)
-    ours, equal = {}, {}
+    ours = {}
     for model in of.others(task):
         ones = tried(model)
-        way = cheapest(ones, top.value)
-        equal[model] = way is not None
-        ours[model] = way or max(ones, key=_value).way
-    return Choice(top.way, cheapest(own, top.value) or top.way, ours, equal)
+        ours[model] = cheapest(ones, top.value) or max(ones, key=_value).way
+    return Choice(top.way, cheapest(own, top.value) or top.way, ours)
 
 
 def _value(one: scores.Scored) -> float:
