@@ -37,6 +37,7 @@ def test_several_attempts_have_pass_at_k(redraft: Redraft, gsm: Path) -> None:
     given = ("evaluate", "--model", "base-autoregressive", "--task", "gsm8k", "--data", gsm, "--max-new-tokens", 4)
     found = redraft(*given, "--attempts", 3, "--temperature", 1, "--json", "--out", gsm.parent / "texts").json
     assert {"pass_at_1", "pass_at_3"} <= set(found["metrics"]) and found["attempts"] == 3
+    assert found["tokens_per_pass"] == 1  # by definition, for autoregression
     assert found["metrics"]["pass_at_1"]["value"] == pytest.approx(found["metrics"]["last_number"]["value"])
     assert len((gsm.parent / "texts").read_text().splitlines()) == 18
     answer = redraft(*given, "--attempts", 3)
@@ -79,6 +80,20 @@ def test_a_gap_is_filled_or_continued(redraft: Redraft, tmp_path: Path, family: 
     assert found["benchmark"]["answering"] == how and set(found["metrics"]) == {"passed", "text_match"}
     text = json.loads((tmp_path / "texts").read_text())["text"]
     assert text.startswith(row["prompt"]) and text.endswith(row["suffix"])
+
+
+def test_perplexity_against_entropy_over_temperatures(redraft: Redraft, tmp_path: Path) -> None:
+    write(
+        tmp_path / "texts.jsonl",
+        [{"text": f"the cat sat on a mat {n} and the dog ran to all houses"} for n in range(4)],
+    )
+    given = ("evaluate", "--model", "base-masked", "--data", tmp_path / "texts.jsonl", "--max-new-tokens", 6)
+    judged = ("--judge", "base-autoregressive", "--temperatures", "0.01,0.5")
+    found = redraft(*given, *judged, "--json").json["frontier"]
+    assert [point["temperature"] for point in found["points"]] == [1.0, 0.01, 0.5]
+    assert found["human"]["temperature"] is None and found["human"]["log_perplexity"] > 0
+    answer = redraft(*given, "--temperatures", "0.5")
+    assert answer.code == 2 and "--judge" in answer.err
 
 
 def test_what_does_not_fit_a_benchmark_is_an_error(redraft: Redraft, gsm: Path) -> None:

@@ -15,7 +15,9 @@ from _studies import BEAM, FEW, GREEDY, MANY, damaged, measured, record, with_te
 from redraft.compare.analysis import analyse
 from redraft.compare.measurements import Measurements, Missing
 from redraft.compare.record import SCHEMA_VERSION, Record
+from redraft.compare.report import render_markdown
 from redraft.compare.results import SettingResult
+from redraft.compare.sections import study_report
 from redraft.compare.select import Selected, mark_kept, select_dropout, select_settings
 from redraft.metrics.bleu import Bleu
 
@@ -214,3 +216,31 @@ def test_the_record_is_plain_json() -> None:
     found = record().to_json()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["schema_version"] == SCHEMA_VERSION
+
+
+# ---- families over all of their settings
+
+
+def test_a_family_is_summarised_over_all_of_its_settings() -> None:
+    found = record()
+    assert [one.family for one in found.families] == list(found.study.families)
+    for one in found.families:
+        own = [row.quality[found.task.primary].value for row in found.settings if row.family == one.family]
+        assert (one.low, one.high, one.settings) == (pytest.approx(min(own)), pytest.approx(max(own)), len(own))
+        assert sorted(point.quality for point in one.points) == pytest.approx(sorted(own))
+        assert one.parallelism is not None and one.parallelism.low <= one.parallelism.value <= one.parallelism.high
+    baseline = next(one for one in found.families if one.family == found.baseline.family)
+    best = found.setting(found.baseline.setting)
+    assert best is not None and best.work is not None
+    reached = baseline.at_equal_quality["passes"]
+    assert reached is not None and reached.cost <= best.work.nfe and reached.reached > 0.5
+    within = baseline.at_equal_cost["passes"]
+    assert within is not None and within.value >= best.quality[found.task.primary].value - 1e-9
+    assert baseline.better is None and not baseline.better_everywhere
+
+
+def test_quality_that_no_setting_reaches_is_not_reached() -> None:
+    found = record(damage={FEW.id: 0.9, MANY.id: 0.9})
+    masked = next(one for one in found.families if one.family == "masked")
+    assert set(masked.at_equal_quality.values()) == {None}
+    assert "not reached" in render_markdown(study_report(found))

@@ -110,6 +110,15 @@ def _show_task(result: TaskResult) -> None:
     if asked := result.benchmark:
         shots = f", {asked.shots} examples in the prompt" if asked.shots else ""
         typer.echo(f"  {asked.name}, version {asked.version}, answers by {_WAYS[asked.answering]}{shots}")
+    if energy := result.energy:
+        each = "" if energy.joules_per_token is None else f", {energy.joules_per_token:.3g} a token"
+        typer.echo(f"  energy       {energy.joules:.4g} J{each}  ({energy.source})")
+    if curve := result.frontier:
+        for point in (*curve.points, curve.human):
+            name = "human texts" if point.temperature is None else f"temperature {point.temperature:g}"
+            typer.echo(
+                f"  {name}: log-perplexity {point.log_perplexity:.3f} under {curve.judge}, {point.entropy:.3f} bits"
+            )
     typer.echo(f"  {result.inputs} texts as {result.task}: {result.task_reason}")
     typer.echo(
         f"  {result.settings['sampler']}, {result.nfe:.1f} passes per text, "

@@ -14,8 +14,8 @@ from typing import cast
 
 import numpy as np
 
-from redraft import __version__, models
-from redraft.compare import caveats, constraint_study, record, service_comparison
+from redraft import __version__
+from redraft.compare import caveats, constraint_study, families, record, service_comparison
 from redraft.compare.judge import judge
 from redraft.compare.measurements import Measurements
 from redraft.compare.record import Record
@@ -89,6 +89,7 @@ def analyse(measured: Measurements) -> Record:
         constraint_study=constrained,
         starts=measured.starts,
         timed_on=measured.places,
+        families=families.summarise(measured, selected),
     )
 
 
@@ -180,12 +181,10 @@ def _with_holm(settings: list[SettingResult], primary: str) -> list[SettingResul
 
 def _work(runs: Sequence[GenerationRun]) -> Work:
     """Forward passes, tokens and counted operations on the test items, over all seeds."""
-    cost = models.empty(runs[0].shape, "shape").forward_cost()
     tokens = sum(sum(one.tokens) for one in runs)
     rows = sum(len(one.texts) for one in runs)
     passes = sum(sum(one.nfe) for one in runs)
-    counts = {name: sum(one.work[name] for one in runs) for name in runs[0].work if name != "passes"}
-    operations = cost.of_counts(**counts, timed_rows=passes)
+    operations = families.operations(runs)
     return Work(
         nfe=passes / rows,
         tokens=tokens / rows,

@@ -19,6 +19,7 @@ from redraft.compare.results import (
     BaselineChoice,
     Baselines,
     ConstraintStudy,
+    FamilySummary,
     LengthBucket,
     Likelihood,
     Outcome,
@@ -64,6 +65,7 @@ class Record:
     constraint_study: ConstraintStudy | None
     starts: tuple[Start, ...] = ()  # checkpoints, one for each family; empty: trained from scratch
     timed_on: tuple[Place, ...] = ()  # where times were measured; more than one only if a study was continued elsewhere
+    families: tuple[FamilySummary, ...] = ()  # over all of their settings
 
     @classmethod
     def load(cls, path: str | Path) -> Record:

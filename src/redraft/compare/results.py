@@ -161,6 +161,45 @@ class SettingResult:
 
 
 @dataclass(frozen=True)
+class EqualQuality:
+    """The least cost at which a family reaches the baseline's best quality, less the margin."""
+
+    setting: str
+    cost: float
+    low: float
+    high: float
+    reached: float  # share of resamples in which it is reached
+
+
+@dataclass(frozen=True)
+class SweptPoint:
+    """One setting of a family."""
+
+    tokens_per_pass: float  # of the forward pass, end-of-text counted
+    quality: float  # primary metric
+
+
+@dataclass(frozen=True)
+class FamilySummary:
+    """A family over all of its settings. Costs: ``passes``, ``operations`` and ``seconds`` (batch 1) of a text."""
+
+    family: str
+    settings: int
+    low: float  # primary metric of the worst setting, of the median, and of the best
+    median: float
+    high: float
+    factor: str  # the option of the sampler that explains most of the differences; empty: none can be told
+    explained: float  # share of their variance
+    points: tuple[SweptPoint, ...]
+    parallelism: Interval | None  # accuracy under parallelism; None where the metric has no such use
+    at_equal_quality: dict[str, EqualQuality | None]  # by cost; None: not reached
+    at_equal_cost: dict[str, Interval | None]  # quality within the cost of the baseline's best setting
+    matched: int  # settings with as many passes as one of the baseline, times seeds
+    better: float | None  # share of them that are better than the baseline's
+    better_everywhere: bool  # they are in 95 % of them, and the median is above the baseline's seed band
+
+
+@dataclass(frozen=True)
 class LengthBucket:
     """The primary metric on test items whose reference has a certain number of tokens."""
 

@@ -27,7 +27,8 @@ class Answers:
 
     texts: list[list[str]]  # of each item, one for each attempt, as they are scored
     nfe: list[int]  # forward passes of each item
-    tokens: int  # new tokens
+    tokens: int  # new tokens, without end-of-text
+    ended: int  # texts that ended with end-of-text
     generations: int  # texts that were generated, or options that were scored
     seconds: float
 
@@ -78,7 +79,8 @@ def _generate(model: Model, items: Sequence[Item], asking: Asking, progress: _Pr
         if asking.votes > 1:
             own = [majority_vote(own, attrgetter("text"))]
         texts.append([asking.scored(one.text, item) for one in own])
-    return Answers(texts, nfe, sum(len(one.ids) for one in found), len(found), seconds)
+    ended = sum(one.finish == "stop" for one in found)
+    return Answers(texts, nfe, sum(len(one.ids) for one in found), ended, len(found), seconds)
 
 
 def _choose(model: Model, items: Sequence[Item], asking: Asking, progress: _Progress) -> Answers:
@@ -94,7 +96,7 @@ def _choose(model: Model, items: Sequence[Item], asking: Asking, progress: _Prog
         nfe.append(each * len(options))
         tokens += sum(len(model.tokenizer.encode(option)) for option in options)
         progress(number + 1)
-    return Answers(texts, nfe, tokens, sum(len(item.options) for item in items), progress.seconds)
+    return Answers(texts, nfe, tokens, 0, sum(len(item.options) for item in items), progress.seconds)
 
 
 def _infill(model: Model, items: Sequence[Item], asking: Asking, progress: _Progress) -> Answers:
@@ -113,7 +115,7 @@ def _infill(model: Model, items: Sequence[Item], asking: Asking, progress: _Prog
         nfe.append(sum(one[1] for one in own))
         tokens += sum(one[2] for one in own)
         progress(number + 1)
-    return Answers(texts, nfe, tokens, len(items) * asking.attempts, progress.seconds)
+    return Answers(texts, nfe, tokens, 0, len(items) * asking.attempts, progress.seconds)
 
 
 class _Progress:

@@ -90,6 +90,9 @@ class Evaluation(Scoring, DataSource):
     )
     batch_size: int = setting(32, "Number of prompts in a batch.", least=1)
     samples: int = setting(4, "Noise samples per row for the likelihood bound.", least=2)
+    temperatures: tuple[float, ...] = setting(
+        (), "Further temperatures, for the curve of perplexity against entropy. Needs a judge.", above=0
+    )
     judge: str | None = setting(
         None, "Model that judges the texts by their perplexity and by MAUVE, such as smollm2-135m.", metavar="MODEL"
     )

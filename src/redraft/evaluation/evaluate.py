@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from redraft.errors import UserError
 from redraft.evaluation import stats
 from redraft.evaluation.answering import Answers, Asking, answer
 from redraft.evaluation.config import Evaluation
+from redraft.evaluation.energy import EnergyMeter
+from redraft.evaluation.frontier import Frontier, FrontierPoint
 from redraft.evaluation.items import Item, fitting, make_items, sample
 from redraft.evaluation.outcome import (
     EvaluationResult,
@@ -23,12 +27,14 @@ from redraft.evaluation.outcome import (
     ShortTexts,
     TaskResult,
 )
+from redraft.evaluation.parallelism import tokens_per_pass
 from redraft.evaluation.questions import Questions
 from redraft.evaluation.scores import score
 from redraft.evaluation.texts import resolved
 from redraft.generation.prompts import longest
 from redraft.likelihood import bound
 from redraft.metrics import Array, Metric
+from redraft.metrics.diversity import Diversity
 from redraft.metrics.mauve import Mauve
 from redraft.metrics.pass_at_k import PassAtK
 from redraft.metrics.perplexity import Perplexity
@@ -91,6 +97,8 @@ def _check(wanted: Evaluation, settings: Settings) -> None:
                 f"--{name} {number} needs a temperature above 0: at 0 all samples are equal.",
                 f"Give --temperature, for example 0.7, or leave out --{name}.",
             )
+    if wanted.temperatures and wanted.judge is None:
+        raise UserError("--temperatures needs a judge, whose perplexity is drawn.", "Name one with --judge.")
     if wanted.votes > 1 and wanted.attempts > 1:
         raise UserError("--votes and --attempts can't be combined.", "Leave out one of them.")
 
@@ -162,7 +170,8 @@ class _Job:
             wanted.samples,
             wanted.batch_size,
         )
-        found = answer(model, items, asking, self._log)
+        with EnergyMeter(model.network.device) as meter:
+            found = answer(model, items, asking, self._log)
         metrics, short = self._metrics(items, found.texts)
         lines = [
             {"prompt": item.prompt, "references": item.references, "text": text, "nfe": nfe / len(texts)}
@@ -183,9 +192,28 @@ class _Job:
             batch_size=wanted.batch_size,
             short=short,
             benchmark=None if questions is None else questions.info(part),
+            energy=meter.energy(found.tokens),
+            frontier=self._frontier(items, asking, found),
             **_work(found, len(lines)),
         )
         return result, lines
+
+    def _frontier(self, items: Sequence[Item], asking: Asking, found: Answers) -> Frontier | None:
+        """Perplexity and entropy at several temperatures, and those of the references."""
+        if not self._wanted.temperatures:
+            return None
+        perplexity = next(judge for judge in self._judges if isinstance(judge, Perplexity))
+
+        def point(temperature: float | None, texts: Sequence[str]) -> FrontierPoint:
+            values = [score(metric, texts, items).value for metric in (perplexity, Diversity("entropy"))]
+            return FrontierPoint(temperature, math.log(values[0]) if values[0] else math.nan, values[1])
+
+        points = [point(self._settings.temperature, [several[0] for several in found.texts])]
+        for temperature in self._wanted.temperatures:
+            self._log(f"temperature {temperature:g}")
+            warmer = replace(asking, settings=replace(asking.settings, temperature=temperature), attempts=1)
+            points.append(point(temperature, [one[0] for one in answer(self._model, items, warmer, self._log).texts]))
+        return Frontier.of(perplexity.judge, points, point(None, [item.references[0] for item in items]))
 
     def _metrics(
         self, items: Sequence[Item], texts: Sequence[Sequence[str]]
@@ -236,7 +264,7 @@ def _work(found: Answers, texts: int) -> dict[str, Any]:
     passes = sum(found.nfe)
     return {
         "nfe": passes / max(1, texts),
-        "tokens_per_pass": found.tokens / max(1, passes),
+        "tokens_per_pass": tokens_per_pass(found.tokens, found.ended, passes),
         "new_tokens": found.tokens,
         "seconds": found.seconds,
         "tokens_per_second": found.tokens / found.seconds,

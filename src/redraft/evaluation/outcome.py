@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from redraft.evaluation.energy import Energy
+from redraft.evaluation.frontier import Frontier
+
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -69,7 +72,7 @@ class TaskResult:
     votes: int
     attempts: int
     nfe: float  # forward passes per answer
-    tokens_per_pass: float
+    tokens_per_pass: float  # with end-of-text, see ``parallelism.tokens_per_pass``
     new_tokens: int
     seconds: float
     tokens_per_second: float
@@ -77,6 +80,8 @@ class TaskResult:
     batch_size: int
     short: ShortTexts | None
     benchmark: BenchmarkInfo | None
+    energy: Energy | None  # None: this machine does not report it
+    frontier: Frontier | None  # over --temperatures
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON, with the settings beside the other fields."""

@@ -78,6 +78,18 @@ def interval(
     return Interval(value, max(low, min(least, value)), high, level)
 
 
+def resampled(stats: Array, combine: Combine, seed: int = 0, resamples: int = RESAMPLES) -> Array:
+    """Values of a system in bootstrap resamples [resamples]. Systems on the same rows with the same seed are resampled
+    alike, so that values of one column can be compared.
+
+    Args:
+        stats: [seeds, rows, k], or [rows, k] for one seed.
+    """
+    stats = _three(stats)
+    rng = np.random.default_rng(seed)
+    return _draw(stats, combine, _row_counts(rng, stats.shape[1], resamples), rng)
+
+
 def compare(
     a: Array,
     b: Array,

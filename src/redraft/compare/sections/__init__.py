@@ -6,6 +6,7 @@ from redraft.compare.record import Record
 from redraft.compare.report import Report
 from redraft.compare.sections import (
     constraint,
+    families,
     method,
     overview,
     quality,
@@ -21,6 +22,7 @@ ORDER = (
     quality.pareto,
     quality.table,
     speed.table,
+    families.table,
     constraint.table,
     service.table,
     quality.lengths,
