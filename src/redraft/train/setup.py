@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,15 +32,14 @@ from redraft.posttraining.base import Weighted
 from redraft.presets import shape as preset
 from redraft.targets import Target, fingerprint
 from redraft.train import optim
-from redraft.train.conversions import own_texts, starting_model
 from redraft.train.ema import Ema
-from redraft.train.own_texts import write, writer, writing_flops
 from redraft.train.parallel import Weights, place
 from redraft.train.post_training import TextSampler, check_recipe, fit_data, phases_of, text_sampler
 from redraft.train.ranks import Ranks
 from redraft.train.recipe import Recipe
 from redraft.train.state import State
 from redraft.train.tables import DataTable
+from redraft.train.text_writer import OwnTextWriter
 from redraft.types import Batch
 
 _SAMPLE = 1 << 24  # characters of a streamed corpus that are held in memory to train a tokenizer
@@ -106,38 +104,44 @@ def prepare(
     model, length = _model(recipe, tokenizer, start, paired)
     phases = phases_of(recipe, model.family, model)
     weights = _placed(model, recipe, device, ranks, phases, bfloat16)
-    data, train = recipe.data, recipe.train
     longest = 0 if training.prompts is None else int((training.lengths - training.prompts).max())
     sampler = text_sampler(recipe, model, splits.train, longest)
     judged = sampler is not None and sampler.judge is not None
-    probe = [] if judged else _some(splits.validation, train.validation_rows)
+    probe = [] if judged else _some(splits.validation, recipe.train.validation_rows)
     checked = tokenise(probe, tokenizer) if probe else None
-    write_texts = partial(_own_texts, recipe, model, length, work / "own_texts", ranks)
-    training, flops = write_texts(training, partial(doing, "writing texts"))
-    if checked is not None and model.family.own_texts is not None:
-        checked, _ = write_texts(checked, partial(doing, "writing texts for validation"))
+    training, checked, flops = OwnTextWriter(recipe, model, length, work, ranks, doing).written(training, checked)
     if isinstance(phases[-1].objective, Weighted):
         length = fit_data(training, phases[-1].objective, model, length, sampler)
     loader = _loader(recipe, corpus, training, tokenizer, length, ranks)
-    fitted = loader.fit if isinstance(loader, Loader) else fit(training, length, data.too_long)[1]
-    if training.prompts is not None and not judged and not drafts:
-        prompts, rows = training.prompts[fitted.rows], training.lengths[fitted.rows]
-        model.answer_lengths = AnswerLengths.of(prompts, rows - prompts)
-    size = max(VALIDATION_TOKENS, length + 1)
-    checks = [] if checked is None else batches(checked, tokenizer, length, size, data.too_long)
-    notes = [chat.stray_markers(splits.train.rows, tokenizer)]
+    fitted = loader.fit if isinstance(loader, Loader) else fit(training, length, recipe.data.too_long)[1]
+    if not judged and not drafts:
+        model.answer_lengths = _answer_lengths(training, fitted) or model.answer_lengths
+    checks = _checks(checked, tokenizer, length, recipe.data.too_long)
+    marks = chat.stray_markers(splits.train.rows, tokenizer)
     if corpus is not None and isinstance(loader, StreamLoader):
-        notes.insert(0, _from_sample(recipe, len(splits.train)))
-        told = tuple(note for note in notes if note)
-        digest = corpus.digest()
-        ranks.check_equal("The training texts or the tokenizers", (digest, tokenizer.fingerprint))
-        return Parts(model, weights, loader, checks, 0, loader.skipped, digest, phases, notes=told)
-    notes.insert(0, _too_long(fitted))
-    skipped = len(splits.train.skipped) + len(fitted.skipped)
-    told = tuple(note for note in notes if note)
-    digest = _sha256(splits.train)
+        rows, skipped, digest = 0, loader.skipped, corpus.digest()
+        told = (_from_sample(recipe, len(splits.train)), marks)
+    else:
+        left_out = len(splits.train.skipped) + len(fitted.skipped)
+        rows, skipped, digest = len(splits.train), left_out, _sha256(splits.train)
+        told = (_too_long(fitted), marks)
     ranks.check_equal("The training texts or the tokenizers", (digest, tokenizer.fingerprint))
-    return Parts(model, weights, loader, checks, len(splits.train), skipped, digest, phases, sampler, flops, told)
+    notes = tuple(note for note in told if note)
+    return Parts(model, weights, loader, checks, rows, skipped, digest, phases, sampler, flops, notes)
+
+
+def _answer_lengths(training: Tokenised, fitted: Fit) -> AnswerLengths | None:
+    """How long the answers are that fit, for pairs."""
+    if training.prompts is None:
+        return None
+    prompts, lengths = training.prompts[fitted.rows], training.lengths[fitted.rows]
+    return AnswerLengths.of(prompts, lengths - prompts)
+
+
+def _checks(checked: Tokenised | None, tokenizer: Tokenizer, length: int, too_long: str) -> list[Batch]:
+    """The batches of the validation, if there is one."""
+    size = max(VALIDATION_TOKENS, length + 1)
+    return [] if checked is None else batches(checked, tokenizer, length, size, too_long)
 
 
 def fresh_state(recipe: Recipe, parts: Parts, device: torch.device, ranks: Ranks) -> State:
@@ -185,38 +189,6 @@ def _placed(
         for block in network.all_blocks():
             block.compile(dynamic=True)
     return place(network, train.parallel, ranks, device, [phase.objective for phase in phases], bfloat16)
-
-
-def _own_texts(
-    recipe: Recipe,
-    model: Model,
-    length: int,
-    folder: Path,
-    ranks: Ranks,
-    data: Tokenised,
-    on_written: Callable[[int, int], None],
-) -> tuple[Tokenised, int]:
-    """The texts that the starting checkpoint writes, if any are wanted, else ``data``; and the operations for them.
-
-    One process writes them, and all read them.
-    """
-    wanted = model.family.own_texts or own_texts(recipe)
-    if wanted is None:
-        return data, 0
-    if recipe.data.streaming:
-        raise UserError("The texts that a model writes first are held in memory.", "Leave out data.streaming.")
-    if data.prompts is None and model.family.own_texts is None:
-        what = "The checkpoint writes answers to prompts, and these data are plain text."
-        raise UserError(what, "Use [objective] soft_targets, or data with an input and a target.")
-    author = starting_model(recipe) if model.family.own_texts is None else writer(model)
-
-    def run() -> Tokenised:
-        return write(author, data, wanted, length, folder, on_written)
-
-    if ranks.world > 1:
-        ranks.once(lambda: len(run()))
-    written = run()
-    return written, writing_flops(author, written)
 
 
 def _loader(
