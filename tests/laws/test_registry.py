@@ -15,7 +15,7 @@ from redraft.registry import Registered, find, names
 from tests.laws.outside import Leftmost, Plain
 
 FOLDERS = ["samplers", "objectives", "families", "caches", "guidance", "noise", "rewards"]
-FOLDERS += ["posttraining", "posttraining.estimators", "objectives.conversion"]
+FOLDERS += ["posttraining", "posttraining.estimators", "objectives.conversion", "study.cells", "study.analyses"]
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
 
 

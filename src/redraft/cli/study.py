@@ -50,7 +50,8 @@ def study(
 
     Each claim is a recipe (recipes/study) with a decision rule that is stated beforehand. It ends in a verdict: holds,
     in part, not seen, or open. Cells that are done are kept in OUT/study.sqlite, and shared between claims. --budget
-    small is meant for two CPU cores, medium for some hours, full for a GPU. report writes one page over all claims.
+    shipped takes the checkpoints that come with redraft (one seed: preliminary); small trains on two CPU cores, medium
+    takes some hours, full a GPU. report writes one page over all claims.
     --seed has no effect: the seeds are 0, 1, 2 ...
 
     Raises:

@@ -11,7 +11,7 @@ from redraft import config
 from redraft.errors import UserError, suggest
 from redraft.options import check, setting
 
-BUDGETS = ("small", "medium", "full")
+BUDGETS = ("shipped", "small", "medium", "full")
 _OWN = "own"  # name of the task of a user's data
 _OF_DATA = ("source", "text", "input", "target", "mix", "kind")  # fields of a task that a user's data replace
 
@@ -20,7 +20,12 @@ _OF_DATA = ("source", "text", "input", "target", "mix", "kind")  # fields of a t
 class Wanted:
     """What a user chooses about the claims that are run."""
 
-    budget: str = setting("small", "Size of models and training.", choices=BUDGETS, reach=("cli",))
+    budget: str = setting(
+        "small",
+        "Size of models and training. shipped: the checkpoints that come with redraft, in minutes.",
+        choices=BUDGETS,
+        reach=("cli",),
+    )
     seeds: int = setting(0, "Training runs of each model. Unset: the recipe's number.", least=0, reach=("cli",))
     data: str = setting("", "Your data in place of the claim's.", metavar="SOURCE", reach=("cli",))
     text: str | None = setting(None, "Column of plain text.", metavar="COLUMN", reach=("cli",))
@@ -90,6 +95,7 @@ class ModelTable:
     train: dict[str, Any] = field(default_factory=dict)  # what differs from the claim's [train]
     tasks: tuple[str, ...] = ()  # empty: all
     start: str = ""  # another model of the claim, which is converted
+    checkpoint: dict[str, str] = field(default_factory=dict)  # by task: a model in place of training
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,11 @@ _TABLES: dict[str, type] = {"tasks": TaskTable, "models": ModelTable, "decode": 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim with everything that its experiment depends on, at one budget."""
+    """One claim with everything that its experiment depends on, at one budget.
+
+    A budget is a table ``[budgets.NAME]`` of the recipe. It overrides any of its keys; the tables that it names in
+    ``replaces`` are replaced as a whole.
+    """
 
     id: str
     claim: str  # in words
@@ -135,7 +145,7 @@ class Claim:
         """A claim by its id, or the path of a recipe.
 
         Args:
-            budget: small, medium or full. seeds: 0 takes the recipe's.
+            budget: shipped, small, medium or full. seeds: 0 takes the recipe's.
             data: a source and its columns in place of the claim's own.
         Raises:
             UserError: no such claim or budget, or an unknown or wrong value in the recipe.
@@ -147,7 +157,9 @@ class Claim:
         budgets = values.pop("budgets", {})
         if budget not in budgets:
             raise UserError(f"{path}: the claim has no budget '{budget}'.", suggest(budget, budgets))
-        values = config.merge(values, budgets[budget])
+        changes = dict(budgets[budget])
+        replaced = changes.pop("replaces", [])
+        values = config.merge({key: one for key, one in values.items() if key not in replaced}, changes)
         values = {**values, "id": path.stem, "budget": budget}
         if data:
             values = _with_own_data(values, data)
@@ -173,6 +185,7 @@ class Claim:
         for name, model in self.models.items():
             _known(model.tasks, self.tasks, f"{where} [models.{name}] tasks")
             _known((model.start,) if model.start else (), self.models, f"{where} [models.{name}] start")
+            _known(tuple(model.checkpoint), self.tasks, f"{where} [models.{name}] checkpoint")
         for name, way in self.decode.items():
             _known(way.models, self.models, f"{where} [decode.{name}] models")
             _known(way.tasks, self.tasks, f"{where} [decode.{name}] tasks")

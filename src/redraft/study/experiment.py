@@ -14,8 +14,10 @@ from redraft.errors import UserError
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.result_cache import digest
 from redraft.files import file_marks
+from redraft.loading import resolve as resolve_model
 from redraft.registry import find
-from redraft.study.cells.base import Cell
+from redraft.study.cells.base import Cell, ModelCell
+from redraft.study.cells.checkpoint import Checkpoint
 from redraft.study.cells.data import Data, Source
 from redraft.study.cells.likelihood import Likelihood
 from redraft.study.cells.texts import Texts
@@ -100,16 +102,23 @@ class Experiment:
             self._marks[table.source], table.source, table.text, table.input, table.target, prompt=table.prompt
         )
 
-    def trained(self, model: str, task: str, seed: int, data: Data | None = None, **train: Any) -> Train:
-        """A model trained on a task.
+    def trained(self, model: str, task: str, seed: int, data: Data | None = None, **train: Any) -> ModelCell:
+        """A model trained on a task, or its checkpoint.
 
         Args:
             data: other data of the task. train: fields of a recipe's [train] that differ.
         """
-        table = self.claim.models[model]
+        table, rows = self.claim.models[model], data or self.data(task)
+        if task in table.checkpoint:
+            name = table.checkpoint[task]
+            if name not in self._marks:
+                path = resolve_model(name)
+                files = sorted(path.glob("*.*")) if path.is_dir() else [path]
+                self._marks[name] = digest(file_marks(files[0].parent, files))
+            return Checkpoint(rows, self._marks[name], name, model)
         start = self.trained(table.start, task, seed, data) if table.start else None
         return Train(
-            data=data or self.data(task),
+            data=rows,
             family=dict(table.family),
             network=table.network,
             preset=table.preset or self.claim.preset,
@@ -119,7 +128,7 @@ class Experiment:
             model=model,
         )
 
-    def of_all_seeds(self, model: str, task: str, **more: Any) -> tuple[Train, ...]:
+    def of_all_seeds(self, model: str, task: str, **more: Any) -> tuple[ModelCell, ...]:
         """A model trained on a task with every seed."""
         return tuple(self.trained(model, task, seed, **more) for seed in self.seeds)
 
@@ -169,7 +178,7 @@ class Experiment:
             )
 
     def texts(
-        self, way: Way, task: str, part: str = "test", trained: Sequence[Train] | None = None
+        self, way: Way, task: str, part: str = "test", trained: Sequence[ModelCell] | None = None
     ) -> tuple[Texts, ...]:
         """The texts of every seed."""
         runs = trained or self.of_all_seeds(way.model, task)

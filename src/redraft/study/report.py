@@ -81,8 +81,8 @@ def _table(sheet: Sheet) -> Panels:
 
 def _panels(figure: Figure) -> Panels:
     series = [_series(number, line) for number, line in enumerate(figure.lines)]
-    kind = {"scatter": Scatter, "curves": Curves}[figure.kind]
-    chart: Chart = kind(series, figure.x, figure.y, figure.title)
+    kinds: dict[str, type[Scatter | Curves]] = {"scatter": Scatter, "curves": Curves}
+    chart: Chart = kinds[figure.kind](series, figure.x, figure.y, figure.title)
     legend = [Legend(line.name, number % COLOURS, number >= COLOURS) for number, line in enumerate(figure.lines)]
     return Panels([Panel(figure.title, chart)], legend)
 

@@ -16,8 +16,7 @@ from redraft.executors.base import Executor, Log, Outcome, Task
 from redraft.executors.local import Local
 from redraft.files import folder_of_its_own
 from redraft.study.analyses.base import Analysis
-from redraft.study.cells.base import Bench, Cell, ordered, perform
-from redraft.study.cells.train import Train
+from redraft.study.cells.base import Bench, Cell, ModelCell, ordered, perform
 from redraft.study.experiment import Experiment, Found, analysis_of
 from redraft.study.finding import StudyRecord, opened
 from redraft.study.store import Store
@@ -209,15 +208,23 @@ class Runner:
         claim, found = one.experiment.claim, {}
         if claim.tasks:
             found["data"] = "; ".join(f"{n}: {t.source or ' + '.join(t.mix)}" for n, t in claim.tasks.items())
-        if runs := [one.found.values[c.id] for c in one.cells if isinstance(c, Train) and one.found.has(c)]:
-            sizes = sorted({run["parameters"] for run in runs})
-            found["parameters"] = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-            tokens = sorted({run["tokens"] for run in runs})
-            found["training tokens of a model"] = f"{tokens[0]:,} to {tokens[-1]:,}"
+        made = [cell for cell in one.cells if isinstance(cell, ModelCell) and one.found.has(cell)]
+        values = [one.found.values[cell.id] for cell in made]
+        if values:
+            found["parameters"] = _range([value["parameters"] for value in values])
+        if tokens := [value["tokens"] for value in values if "tokens" in value]:
+            found["training tokens of a model"] = _range(tokens)
+        if names := dict.fromkeys(value["checkpoint"] for value in values if "checkpoint" in value):
+            found["checkpoints"] = ", ".join(names)
         machine = hardware(self.bench.device)
         found["machine"] = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads"
         found["versions"] = f"redraft {__version__}, torch {machine['torch']}, Python {machine['python']}"
         return found
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ class Buckets(Analysis):
             )
             found.append(one.difference)
         value = found[0].value - found[1].value
-        half = float(np.hypot(*((one.high - one.low) / 2 for one in found)))
+        half = math.hypot(*((one.high - one.low) / 2 for one in found))
         return value, value - half, value + half
 
     def _row(

@@ -94,7 +94,7 @@ class Control(Analysis):
             pairs = list(zip(found(cell)["texts"], asked, strict=True))
             if kind == "hole":
                 texts = [_inside(text, item.references[0]) for text, item in pairs]
-                references = [(thirds(item.references[0])[1],) for item in asked]
+                references: list[tuple[str, ...]] = [(thirds(item.references[0])[1],) for item in asked]
             else:
                 texts, references = [text for text, _ in pairs], [item.references for item in asked]
             stacked.append(Chrf().score(texts, references).stats)

@@ -10,7 +10,7 @@ import numpy as np
 from redraft.compare.format import times
 from redraft.evaluation.timing import ratio_interval
 from redraft.study.analyses.base import Analysis
-from redraft.study.analyses.shared.tally import Tally
+from redraft.study.analyses.shared.tally import ORDER, Tally
 from redraft.study.cells.base import Cell
 from redraft.study.cells.pace import BASELINE
 from redraft.study.cells.pace import Pace as PaceCell
@@ -59,7 +59,7 @@ class Pace(Analysis):
             lines.setdefault(kind, []).append(Mark(steps, 1000 * middle, 1000 * middle, 1000 * slow, str(steps)))
             if name != BASELINE:
                 true = (slow < self.seconds) + (ratio[1] >= self.factor)
-                verdicts.append(("not seen", "in part", "holds")[true])  # type: ignore[arg-type]
+                verdicts.append(ORDER[2 - true])
                 tally.told.append(
                     f"{name}: {1000 * middle:.0f} ms, {times(ratio[0])} ({times(ratio[1])} to {times(ratio[2])}) as "
                     "fast as autoregression"

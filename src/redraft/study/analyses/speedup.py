@@ -129,10 +129,10 @@ class Speedup(Analysis):
                 [s / batch for s in entries[ids.index(one.config.id)]["seconds"]] for one in (way, chosen.fast)
             ]
         if self.unit == "latency":
-            return {f"batch {b}": ratio_interval(*both) for b, both in seconds.items()}
+            return {f"batch {b}": ratio_interval(ours, theirs) for b, (ours, theirs) in seconds.items()}
         cheap = [min(self.batches, key=lambda b: float(np.median(seconds[b][side]))) for side in (0, 1)]
-        pair = seconds[cheap[0]][0], seconds[cheap[1]][1]
-        return {f"batch {cheap[0]} against {cheap[1]}": ratio_interval(*pair)}
+        ours, theirs = seconds[cheap[0]][0], seconds[cheap[1]][1]
+        return {f"batch {cheap[0]} against {cheap[1]}": ratio_interval(ours, theirs)}
 
     # ---- longer texts, random weights
 

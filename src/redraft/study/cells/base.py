@@ -101,6 +101,22 @@ class Cell(Registered, ABC):
         return Resources(torch.get_num_threads(), int(bench.device.type == "cuda"))
 
 
+class ModelCell(Cell):
+    """A cell whose result is a model in a folder."""
+
+    data: Any  # cell of the task that it is for
+    model: str  # its name in the claim
+    seed: int
+
+    @abstractmethod
+    def folder(self, out: Path) -> Path:
+        """Where the model is.
+
+        Raises:
+            UserError: there is no such model.
+        """
+
+
 def plain(value: Any) -> Any:
     """A field of a cell as plain values; a cell is its id."""
     if isinstance(value, Cell):

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from redraft.errors import UserError
-from redraft.study.cells.base import Bench, Cell
+from redraft.study.cells.base import Bench, Cell, ModelCell
 from redraft.study.cells.data import Data
-from redraft.study.cells.train import Train
 
 _MOST = 20  # labels
 
@@ -17,7 +16,7 @@ _MOST = 20  # labels
 class Choices(Cell):
     """The likeliest of the labels of the training rows: log p(label, end of text | input), or its bound."""
 
-    trained: Train
+    trained: ModelCell
     data: Data
     part: str
     samples: int = 16

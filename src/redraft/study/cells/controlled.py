@@ -12,9 +12,8 @@ from redraft.errors import UserError, suggest
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.items import Item
 from redraft.model import Model
-from redraft.study.cells.base import Bench, Cell
+from redraft.study.cells.base import Bench, Cell, ModelCell
 from redraft.study.cells.data import Data
-from redraft.study.cells.train import Train
 from redraft.types import Generation
 
 _SHORTEST = 5  # letters of a keyword
@@ -31,7 +30,7 @@ class Controlled(Cell):
     after a hole generate under the template.
     """
 
-    trained: Train
+    trained: ModelCell
     data: Data
     kind: str
     config: DecodingConfig

@@ -16,12 +16,11 @@ from redraft.data.columns import Columns
 from redraft.data.examples import Example, load, read
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
-from redraft.evaluation.items import Item, make_items, sample
+from redraft.evaluation.items import Item, make_items
 from redraft.files import read_json, remove, write_atomically
 from redraft.study.cells.base import Bench, Cell
 from redraft.tasks import infer_task
 
-_LOOKED_AT = 4  # times as many held-out rows as are used: some don't fit
 _LAST = "value.json"  # the file that is written last: the folder is complete
 
 
@@ -93,10 +92,7 @@ class Data(Cell):
             raise UserError(
                 f"The data of '{self.task}' are {kind}.", "Name the columns: --text, or --input and --target."
             )
-        validation, test = (
-            self._fitting(rows, tokenizer, most)
-            for rows, most in ((validation, self.validation_rows), (test, self.test_rows))
-        )
+        validation, test = (self._fitting(rows, tokenizer) for rows in (validation, test))
         write_rows(train, folder / "train.jsonl")
         write_rows(validation, folder / "validation.jsonl")
         tokenizer.save(folder / "tokenizer")
@@ -139,8 +135,7 @@ class Data(Cell):
                 if not found:
                     what = f"'{one.source}' has no rows in its {name} split."
                     raise UserError(what, "Give a file for each split, or one file that can be split.")
-                rows = sample(list(found), _LOOKED_AT * self.test_rows) if name != "train" else list(found)
-                parts[name] += [_framed(row, one.prompt) for row in rows]
+                parts[name] += [_framed(row, one.prompt) for row in found]
         return self._limited(parts["train"]), parts["validation"], parts["test"]
 
     def _limited(self, rows: list[Example]) -> list[Example]:
@@ -170,7 +165,7 @@ class Data(Cell):
             return Tokenizer.bytes()
         return Tokenizer.train((text for e in train for text in (e.prompt, e.target) if text), self.vocab_size)
 
-    def _fitting(self, rows: Sequence[Example], tokenizer: Tokenizer, most: int) -> list[Example]:
+    def _fitting(self, rows: Sequence[Example], tokenizer: Tokenizer) -> list[Example]:
         """Rows that fit the length, the prompt together with the longest answer too; plain texts always do."""
         if rows[0].prompt is None:
             return list(rows)

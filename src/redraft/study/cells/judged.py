@@ -10,10 +10,9 @@ from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.texts import generate_texts
 from redraft.metrics.mauve import Mauve
 from redraft.metrics.perplexity import Perplexity
-from redraft.study.cells.base import Bench, Cell
+from redraft.study.cells.base import Bench, Cell, ModelCell
 from redraft.study.cells.data import Data
 from redraft.study.cells.texts import BATCH
-from redraft.study.cells.train import Train
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Judged(Cell):
     human texts are the continuations in the data.
     """
 
-    trained: Train
-    judge: Train
+    trained: ModelCell
+    judge: ModelCell
     data: Data
     config: DecodingConfig
     new_tokens: int

@@ -10,9 +10,8 @@ from redraft.data.tokenising import tokenise
 from redraft.evaluation.items import sample
 from redraft.generation.prompts import longest
 from redraft.likelihood import bound
-from redraft.study.cells.base import Bench, Cell
+from redraft.study.cells.base import Bench, Cell, ModelCell
 from redraft.study.cells.data import Data
-from redraft.study.cells.train import Train
 
 _TOKENS = 4096  # of one forward pass
 
@@ -21,7 +20,7 @@ _TOKENS = 4096  # of one forward pass
 class Likelihood(Cell):
     """Nats of every test row: exact, or a bound with its Monte-Carlo error."""
 
-    trained: Train
+    trained: ModelCell
     data: Data
     samples: int = 8
 

@@ -62,7 +62,7 @@ def _measure(cell: Memory) -> dict[str, float]:
 def _once(cell: Memory, length: int) -> dict[str, float]:
     special = Ids(cell.vocab_size, pad=0, eos=1, bos=2, mask=3, sep=4, forbidden=(0, 2, 3, 4))
     shape = preset(cell.preset, cell.vocab_size, max_length=length + 8)
-    model = Model.fresh(cell.family, Vocabulary(special), shape, paired=False)  # type: ignore[arg-type]
+    model = Model.fresh(cell.family, Vocabulary(special), shape, paired=False)
     network, optimizer = model.network, None
     if cell.phase == "training":
         last = model.family.phases()[-1]
@@ -90,7 +90,7 @@ def _once(cell: Memory, length: int) -> dict[str, float]:
     return {"full": float(less + held), "less": float(less)}
 
 
-def _optimizer(network: torch.nn.Module) -> torch.optim.AdamW:
+def _optimizer(network: torch.nn.Module) -> torch.optim.Optimizer:
     """An optimizer with its state allocated, so that the measurement doesn't count it."""
     optimizer = optim.adamw(network.train(), 1e-3, (0.9, 0.98), 0.1)
     for group in optimizer.param_groups:

@@ -73,7 +73,7 @@ class Pace(Cell):
     def _model(self, family: str, bench: Bench) -> Model:
         special = Ids(self.vocab_size, pad=0, eos=1, bos=2, mask=3, sep=4, forbidden=(0, 2, 3, 4))
         shape = preset(self.preset, self.vocab_size, max_length=self.prompt + self.new_tokens + 8)
-        model = Model.fresh({"name": family}, Vocabulary(special), shape, paired=False)  # type: ignore[arg-type]
+        model = Model.fresh({"name": family}, Vocabulary(special), shape, paired=False)
         model.network.requires_grad_(False).to(bench.device, runtime.weight_type(None, bench.device))
         return model
 

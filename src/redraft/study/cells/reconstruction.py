@@ -13,9 +13,8 @@ from redraft.errors import UserError
 from redraft.objectives.shared import vectors as vectors
 from redraft.objectives.shared.autoencoder import Autoencoder
 from redraft.rollouts import evaluating
-from redraft.study.cells.base import Bench, Cell
+from redraft.study.cells.base import Bench, Cell, ModelCell
 from redraft.study.cells.data import Data
-from redraft.study.cells.train import Train
 
 _CLEAN = 60.0  # log-SNR of vectors without noise
 
@@ -24,7 +23,7 @@ _CLEAN = 60.0  # log-SNR of vectors without noise
 class Reconstruction(Cell):
     """Tokens that are decoded as they were, from the vectors that the encoder makes of them, without noise."""
 
-    trained: Train
+    trained: ModelCell
     data: Data
 
     @property

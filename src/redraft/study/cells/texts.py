@@ -8,9 +8,8 @@ from typing import Any
 
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.texts import generate_texts
-from redraft.study.cells.base import Bench, Cell
+from redraft.study.cells.base import Bench, Cell, ModelCell
 from redraft.study.cells.data import Data
-from redraft.study.cells.train import Train
 
 BATCH = 32
 
@@ -19,7 +18,7 @@ BATCH = 32
 class Texts(Cell):
     """A text for every item of ``part``, with forward passes, counted work and memory."""
 
-    trained: Train
+    trained: ModelCell
     data: Data  # whose items are asked
     part: str  # validation or test
     config: DecodingConfig

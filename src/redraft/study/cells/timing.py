@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.timing import time_in_turns
-from redraft.study.cells.base import Bench, Cell
+from redraft.study.cells.base import Bench, Cell, ModelCell
 from redraft.study.cells.data import Data
-from redraft.study.cells.train import Train
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Timing(Cell):
     alone: ClassVar[bool] = True
 
     data: Data
-    trained: tuple[Train, ...]
+    trained: tuple[ModelCell, ...]
     configs: tuple[DecodingConfig, ...]
     new_tokens: tuple[int, ...]
     batch: int

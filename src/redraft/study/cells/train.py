@@ -13,7 +13,7 @@ from typing import Any
 from redraft.compare.format import clock
 from redraft.files import remove
 from redraft.loading import is_model
-from redraft.study.cells.base import Bench, Cell
+from redraft.study.cells.base import Bench, ModelCell
 from redraft.study.cells.data import Data
 from redraft.train.logging import Event
 from redraft.train.loop import train
@@ -21,7 +21,7 @@ from redraft.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Train(Cell):
+class Train(ModelCell):
     """A trained model in ``OUT/models/ID``. If it is interrupted, it goes on from its last checkpoint."""
 
     data: Data
@@ -30,7 +30,7 @@ class Train(Cell):
     preset: str
     train: dict[str, Any]
     seed: int
-    start: Train | None = None  # a model that is converted
+    start: ModelCell | None = None  # a model that is converted
     model: str = field(default="", compare=False)  # its name in the claim
 
     @property
@@ -42,7 +42,6 @@ class Train(Cell):
         return float(self.train.get("tokens", 1_000_000))
 
     def folder(self, out: Path) -> Path:
-        """Where the model is."""
         return out / "models" / self.id
 
     def intact(self, out: Path) -> bool:
