@@ -89,7 +89,7 @@ class Arm:
     family: dict[str, Any]
     objective: dict[str, Any] = field(default_factory=dict)
     curriculum: dict[str, Any] = field(default_factory=dict)
-    steps: tuple[int, ...] = (4, 7)  # tried in generation
+    steps: tuple[int, ...] = (4, 6)  # tried in generation
 
 
 _MASKED: dict[str, Any] = {"name": "masked", "weight": "uniform", "shift": 1}
@@ -121,11 +121,11 @@ ARMS = {
     "texts, soft": Arm(_MASKED, _texts(**_soft(0.5))),
     "texts, align 1": Arm(_MASKED, _texts(name="align", weight=1.0)),
     "texts, align 1, soft": Arm(_MASKED, _texts(name="align", weight=1.0, also=_soft(0.5))),
-    "block": Arm(_BLOCK, steps=(4, 6)),
-    "block, Fast-dLLM v2": Arm(_BLOCK | {"complementary": True, "padding": "mask"}, steps=(4, 6)),
-    "block, on policy": Arm(_BLOCK, {"name": "on_policy", "generation": {"steps": 6}}, steps=(4, 6)),
-    "block, texts": Arm(_BLOCK, _texts(), steps=(4, 6)),
-    "block, texts, soft": Arm(_BLOCK, _texts(**_soft(0.5)), steps=(4, 6)),
+    "block": Arm(_BLOCK),
+    "block, Fast-dLLM v2": Arm(_BLOCK | {"complementary": True, "padding": "mask"}),
+    "block, on policy": Arm(_BLOCK, {"name": "on_policy", "generation": {"steps": 6}}),
+    "block, texts": Arm(_BLOCK, _texts()),
+    "block, texts, soft": Arm(_BLOCK, _texts(**_soft(0.5))),
 }
 
 
