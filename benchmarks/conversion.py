@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="+", type=int, default=[250_000])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rows", type=int, default=200, help="test rows")
+    parser.add_argument("--train-rows", type=int, default=0, help="training rows, evenly spaced; unset: all")
     parser.add_argument("--texts", type=int, default=0, help="that the checkpoint writes; unset: as the task has it")
     parser.add_argument("--data-root", default=os.environ.get("REDRAFT_DATA", ""))
     parser.add_argument("--threads", type=int, default=1)
@@ -148,6 +149,8 @@ def main() -> None:
     start, folder = args.start or task.start, args.out / args.task
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.jsonl"
+    if args.train_rows:
+        shorten(task, folder, args)
     cases = [
         ("start", 0, 0),
         *((arm, n, s) for n, s, arm in itertools.product(args.tokens, range(args.seeds), args.arms)),
@@ -167,6 +170,15 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
         print(f"{arm}, {tokens:,} tokens, seed {seed}: {json.dumps(row['settings'])}", flush=True)
     print(table([row for row in lines(results) if row["start"] == start]))
+
+
+def shorten(task: Task, folder: Path, args: argparse.Namespace) -> None:
+    """Write some training and validation rows, evenly spaced, where every run reads them."""
+    splits = load(task.data, Columns(input=task.input, target=task.target), data_root=args.data_root or None)
+    for name, every, count in (("train", splits.train, args.train_rows), ("validation", splits.validation, 512)):
+        some = every if len(every) <= count else [every[at * len(every) // count] for at in range(count)]
+        rows = [json.dumps({task.input: one.prompt, task.target: one.target}, ensure_ascii=False) for one in some]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -192,7 +204,8 @@ def trained(
     recipe = Recipe.of(
         {
             "data": {
-                "source": task.data,
+                "source": str(folder.resolve() / "train.jsonl") if args.train_rows else task.data,
+                "validation": str(folder.resolve() / "validation.jsonl") if args.train_rows else "",
                 "data_root": args.data_root,
                 "input": task.input,
                 "target": task.target,
