@@ -131,6 +131,19 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
             | {"beta_fast": 32.0, "beta_slow": 1.0}
         }
     ],
+    "qwen3_moe": [
+        _LLAMA
+        | _MOE
+        | {"model_type": "qwen3_moe", "num_key_value_heads": 2, "moe_intermediate_size": 12, "norm_topk_prob": True}
+        | {"head_dim": 8, "decoder_sparse_step": 2, "mlp_only_layers": [], "router_aux_loss_coef": 0.001},
+    ],
+    "sdar_moe": [
+        _LLAMA  # the keys of Qwen3-MoE and SDAR
+        | _MOE
+        | {"model_type": "sdar_moe", "num_key_value_heads": 2, "moe_intermediate_size": 12, "norm_topk_prob": True}
+        | {"head_dim": 8, "decoder_sparse_step": 1, "mlp_only_layers": [0], "output_router_logits": False}
+        | {"block_size": 4, "mask_token_id": 49, "use_sliding_window": False, "max_window_layers": 2, "debug": False}
+    ],
     "diffusion_gemma": [
         {"model_type": "diffusion_gemma", "canvas_length": 8, "text_config": _GEMMA, "tie_word_embeddings": True}
         | {"boi_token_id": 255999, "eoi_token_id": 258882, "image_token_id": 258880, "initializer_range": 0.02},

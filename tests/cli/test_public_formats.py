@@ -15,8 +15,9 @@ from tests.checkpoints import CONFIGS, write
 from tests.cli.door import Redraft
 
 FORMATS = ("sdar", "fast_dllm_v2", "llada2_moe", "dream", "dreamon", "illada", "nemotron_labs_diffusion")
-FORMATS = (*FORMATS, "diffusion_gemma")
+FORMATS = (*FORMATS, "diffusion_gemma", "sdar_moe")
 EXPERTS = {
+    "sdar_moe": "q_proj,gate_proj,down_proj",
     "llada2_moe": "query_key_value,gate_proj,up_proj,down_proj",
     "diffusion_gemma": "q_proj,gate_up_proj,down_proj",
 }

@@ -18,6 +18,7 @@ CLASSES = {
     "mistral": transformers.MistralConfig,
     "qwen2": transformers.Qwen2Config,
     "qwen3": transformers.Qwen3Config,
+    "qwen3_moe": transformers.Qwen3MoeConfig,
     "gpt2": transformers.GPT2Config,
     "diffugpt": transformers.GPT2Config,
     "bert": transformers.BertConfig,
@@ -51,7 +52,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     | {"routed_scaling_factor": 2.5, "first_k_dense_replace": 0, "head_dim": None, "partial_rotary_factor": 0.5}
     | {"num_experts": 16, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5},
 }
-OWN = ("mdlm", "sedd", "bd3lm", "illada")  # there is no copy of the configuration class to compare with here
+OWN = (
+    "mdlm",
+    "sedd",
+    "bd3lm",
+    "illada",
+    "sdar_moe",
+)  # there is no copy of the configuration class to compare with here
 NESTED = ("diffusion_gemma",)  # whose keys are in a table
 
 

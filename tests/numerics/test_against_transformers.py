@@ -14,8 +14,10 @@ from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.loading import load
 from redraft.model import Model
+from redraft.models.parts.moe import Experts
 from redraft.parity import model_logits
 from redraft.presets import preset
+from redraft.types import AttentionPattern, DraftQuery, Forward
 
 transformers = pytest.importorskip("transformers")
 
@@ -30,6 +32,7 @@ _SMALL = {
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10_000.0}
 _IN_USE = {"use_sliding_window": True, "sliding_window": 6}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
 _KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 WINDOWS = [
     ("Mistral", {"num_key_value_heads": 2, "sliding_window": 6}),
@@ -37,6 +40,7 @@ WINDOWS = [
     ("Qwen2", {"num_key_value_heads": 4, **_IN_USE, "max_window_layers": 0}),
     ("Qwen2", {"num_key_value_heads": 2, **_IN_USE, "max_window_layers": 2}),
     ("Qwen3", {"num_key_value_heads": 2, **_IN_USE, "layer_types": _KINDS}),
+    ("Qwen3Moe", {"num_key_value_heads": 2, **_IN_USE, **_EXPERTS}),
 ]
 CASES = [
     ("Llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
@@ -58,6 +62,8 @@ CASES = [
     ("Qwen2", {"num_key_value_heads": 2}),
     ("Qwen2", {"num_key_value_heads": 4, "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}),
     ("Qwen3", {"num_key_value_heads": 2, "head_dim": 16}),
+    ("Qwen3Moe", {"num_key_value_heads": 2, "head_dim": 8, **_EXPERTS, "mlp_only_layers": [1]}),
+    ("Qwen3Moe", {"num_key_value_heads": 4, **_EXPERTS, "norm_topk_prob": True, "decoder_sparse_step": 2}),
     ("Mistral", {"num_key_value_heads": 2, "sliding_window": None}),
     *WINDOWS,
     ("GPT2", {"n_embd": 24, "n_head": 2, "n_layer": 2, "n_positions": 64, "n_inner": 30, "vocab_size": 50}),
@@ -136,6 +142,37 @@ def test_windows_of_ragged_prompts_with_a_cache(kind: str, more: dict[str, Any],
         assert [text.ids for text in found] == expected
 
 
+def test_sdar_moe_is_qwen3_moe_read_causally_and_sdar_where_all_experts_are_alike(tmp_path: Path) -> None:
+    """There is no reference of its code: the causal logits are those of Qwen3-MoE, and with equal experts whose weights
+    sum to one, the logits of blocks are those of the dense model."""
+    more = {"num_key_value_heads": 2, "head_dim": 8, **_EXPERTS, "norm_topk_prob": True}
+    reference, ids = make("Qwen3Moe", more, tmp_path / "a"), torch.randint(3, 50, (2, 20))
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    own = {"block_size": 4, "mask_token_id": 49}
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**config, **own, "model_type": "sdar_moe"}))
+    ours = load(tmp_path / "a", "cpu")
+    with torch.no_grad():
+        expected = reference(input_ids=ids).logits
+    torch.testing.assert_close(model_logits(ours, ids, AttentionPattern("causal")), expected, rtol=1e-4, atol=1e-4)
+    dense: dict[str, torch.Tensor] = {}
+    for name, place in ours.public.items() if ours.public else ():
+        tensor = place.view(ours.network.get_parameter(place.name))
+        layer, _, rest = name.partition(".mlp.experts.")
+        if rest:
+            kind = rest.partition(".")[2]
+            tensor.copy_(dense.setdefault(f"{layer}.mlp.{kind}", tensor.detach().clone()))
+        elif not name.endswith(".mlp.gate.weight"):
+            dense[name] = tensor.detach().clone()
+    (tmp_path / "b").mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in dense.items()}, str(tmp_path / "b" / "model.safetensors"))
+    shape = {key: value for key, value in config.items() if key in _SMALL or key in ("head_dim", "rms_norm_eps")}
+    shape |= {"num_key_value_heads": 2, "intermediate_size": 12, "rope_theta": 10_000.0, **own, "model_type": "sdar"}
+    (tmp_path / "b" / "config.json").write_text(json.dumps(shape))
+    plain_sdar = load(tmp_path / "b", "cpu")
+    assert plain_sdar.spec.network.attention == ours.spec.network.attention == AttentionPattern("block", 4)
+    torch.testing.assert_close(model_logits(ours, ids), model_logits(plain_sdar, ids), rtol=1e-4, atol=1e-4)
+
+
 def plain(**shape: Any) -> Model:
     tokenizer = Tokenizer.bytes()
     family = {"name": "autoregressive"}
@@ -151,6 +188,7 @@ def plain(**shape: Any) -> Model:
         ("llama", {}),
         ("llama", {"heads": 4, "kv_heads": 2, "tied": False}),
         ("qwen3", {"qk_norm": True, "head_dim": 12}),
+        ("qwen3_moe", {"qk_norm": True, "head_dim": 12, "experts": Experts(4, 2, 20, dense=(1,), normalise=True)}),
         ("qwen3", {"qk_norm": True, "window": 6, "layers": 4, "distant": (0, 1)}),
         ("mistral", {"heads": 4, "kv_heads": 2, "window": 6}),
         ("qwen2", {"qkv_bias": True, "window": 6, "distant": (0,)}),
@@ -253,8 +291,6 @@ def gemma(folder: Path, **more: Any) -> Any:
 
 
 def block_logits(model: Model, ids: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-    from redraft.types import AttentionPattern, DraftQuery, Forward
-
     tokens = torch.cat([ids, block], 1)
     pos = torch.arange(tokens.shape[1]).expand_as(tokens)
     draft = DraftQuery(0, torch.full((len(ids),), ids.shape[1]))

@@ -21,7 +21,7 @@ from redraft.weights import Layout
 
 
 class Qwen3(Format):
-    """Checkpoints such as ``Qwen/Qwen3-0.6B``. Mixtures of experts and LongRoPE are not supported."""
+    """Checkpoints such as ``Qwen/Qwen3-0.6B``. LongRoPE is not supported. Mixtures of experts: ``qwen3_moe``."""
 
     summary = "Qwen3 (dense)"
     citation = "arXiv:2505.09388"

@@ -22,8 +22,7 @@ from redraft.weights import Layout
 class Sdar(Format):
     """Checkpoints ``JetLM/SDAR-*-Chat``. Keys and tensors are those of Qwen3, with the size of the blocks.
 
-    Blocks are counted from the beginning of the text, prompt included. Mixtures of experts (``sdar_moe``) are not
-    supported.
+    Blocks are counted from the beginning of the text, prompt included. Mixtures of experts are of format ``sdar_moe``.
     """
 
     summary = "SDAR (dense)"
@@ -37,12 +36,12 @@ class Sdar(Format):
 
     @staticmethod
     def read(keys: Keys, names: Collection[str], ids: Ids) -> Translation:
-        keys.ignore("debug", "ep_size", "use_deepep", "fuse_cross_entropy", "micro_forward", "skip_checkpoint")
+        ignore_training(keys)
         bias = keys.get("attention_bias", bool, False)
         windows = llama.window_fields(keys, **QWEN)
         c = llama.read_config(keys, qk_norm=True, qkv_bias=bias, out_bias=bias, **windows)
-        family = {"name": "block", "prompt_encoder": False, "block": keys.get("block_size", int)}
-        return Translation({"name": "transformer", **config.to_mapping(c)}, family, llama.layout(c), defaults=DYNAMIC)
+        network = {"name": "transformer", **config.to_mapping(c)}
+        return Translation(network, block_family(keys), llama.layout(c), defaults=DYNAMIC)
 
     @staticmethod
     def write(network: Backbone, spec: Spec) -> tuple[dict[str, Any], Layout]:
@@ -52,6 +51,20 @@ class Sdar(Format):
         own: dict[str, Any] = {"model_type": "sdar", "architectures": ["SDARForCausalLM"], "use_sliding_window": False}
         own |= {"block_size": spec.network.attention.block, "mask_token_id": spec.tokens.mask_id}
         return {**own, **llama.to_keys(c, "is_causal")}, llama.layout(c)
+
+
+def ignore_training(keys: Keys) -> None:
+    """Mark the keys of SDAR's training code as read."""
+    keys.ignore("debug", "ep_size", "use_deepep", "fuse_cross_entropy", "micro_forward", "skip_checkpoint")
+
+
+def block_family(keys: Keys) -> dict[str, Any]:
+    """The family of a configuration, with the size of its blocks.
+
+    Raises:
+        UserError: the configuration does not state the size.
+    """
+    return {"name": "block", "prompt_encoder": False, "block": keys.get("block_size", int)}
 
 
 # The published setting of generation, "low_confidence_dynamic".

@@ -251,15 +251,17 @@ def _case(reference: Reference, model: Model, case: Mapping[str, Any], values: M
         yield reference.same(f"generate, {name}", [found], [expected])
         made, passes = int(canvas.nfe[row]), case["decoder_passes_per_row"][row]
         recorded = [[*one[1][row], *one[3][row], *one[4][row]] for one in case["steps"][:passes]]
-        yield reference.same(f"ids given, accepted and likeliest in every pass, {name}", sampler.seen[row], recorded)
+        yield reference.same(f"ids given to and made by every pass of generate, {name}", sampler.seen[row], recorded)
         read, texts = network.read[row], [prompts[row], *(text[row] for text in case["encoder_inputs"][1:])]
         yield reference.same(f"ids that are read, {name}", [sum(read, [])], [sum(texts[: len(read)], [])])
-        yield reference.same(f"forward passes, {name}", [[made]], [[passes]])
+        yield reference.same(f"forward passes of generate, {name}", [[made]], [[passes]])
         tokens = torch.tensor(sum(token != 0 for token in found[lengths[row] :]) / made)
         expected_rate = torch.tensor(case["tokens_per_forward"][row])
-        yield reference.close(f"tokens of a pass, {name}", tokens, expected_rate, 1e-5, 1e-6)
+        yield reference.close("tokens of a pass", tokens, expected_rate, 1e-5, 1e-6)
     calls = [network.calls, max(map(len, network.read.values()))]
-    yield reference.same(f"forward passes, {name}, batch", [calls], [[case["nfe_decoder"], case["nfe_encoder"]]])
+    yield reference.same(
+        f"forward passes of generate, {name}, batch", [calls], [[case["nfe_decoder"], case["nfe_encoder"]]]
+    )
     if name == "default_rules":
         yield from _second_pass(reference, sampler, asked[1], values)
 

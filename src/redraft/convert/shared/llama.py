@@ -253,9 +253,11 @@ def layout(c: Config) -> Layout:
     return Layout(places, {"lm_head.weight": "model.embed_tokens.weight"} if c.tied else {}, ROTARY)
 
 
-def exportable_config(network: Backbone, spec: Spec) -> Config:
+def exportable_config(network: Backbone, spec: Spec, experts: bool = False) -> Config:
     """The configuration of a network that the code of Llama and Qwen can compute.
 
+    Args:
+        experts: may it have a mixture of experts?
     Raises:
         UserError: it can't; the message says why.
     """
@@ -263,7 +265,7 @@ def exportable_config(network: Backbone, spec: Spec) -> Config:
     reason = ""
     if not isinstance(network, Transformer):
         reason = f"its network is a {type(network).__name__}"
-    elif c.timed or c.experts or c.rotary_dim or c.head_bias:
+    elif c.timed or (c.experts and not experts) or c.rotary_dim or c.head_bias:
         reason = "its network is conditioned on time, or has experts or biases that Llama lacks"
     elif spec.network.attention.kind != "causal":
         reason = "it is not autoregressive"
