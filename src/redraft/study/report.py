@@ -7,6 +7,7 @@ from pathlib import Path
 
 from redraft.compare.format import clock
 from redraft.compare.report import (
+    Block,
     Caveats,
     Cell,
     Chart,
@@ -46,37 +47,36 @@ claims: [study.md](study.md)."""
 def report(records: Sequence[StudyRecord]) -> Report:
     """One page over all claims: the verdicts, then a section for each."""
     rows = [
-        Row([one.claim, Cell(one.finding.verdict, tone=TONES[one.finding.verdict]), one.finding.text, one.command])
+        Row([one.id, one.claim, Cell(one.finding.verdict, tone=TONES[one.finding.verdict]), f"{one.seeds}"])
         for one in records
     ]
-    overview = Section("Verdicts", [Table(["claim", "verdict", "what was measured", "command"], rows)])
+    overview = Section("Verdicts", [Table(["name", "claim", "verdict", "seeds"], rows)])
     return Report(
         title="Claims about diffusion language models",
         kicker="redraft study",
         lead="Every claim is an experiment with a decision rule that was stated beforehand.",
-        sections=[overview, *map(_section, records)],
+        sections=[overview, *(part for one in records for part in _sections(one))],
         footer="; ".join(f"{name}: {text}" for name, text in VERDICTS.items()) + ".",
     )
 
 
-def _section(one: StudyRecord) -> Section:
+def _sections(one: StudyRecord) -> list[Section]:
+    """The sections of a claim: verdict, rule and figures; each table; how it was made."""
     found = one.finding
     chips = [Chip(f"{one.seeds} seed{'s' if one.seeds > 1 else ''}", one.preliminary), Chip(f"budget {one.budget}")]
     chips += [Chip("preliminary", True)] if one.preliminary else []
-    blocks: list[object] = [Headline(found.verdict, TONES[found.verdict], found.text or "No numbers.", chips=chips)]
     facts = {"says": one.source, "compared": one.compares, "decision rule": one.rule}
-    blocks.append(Facts(facts))
+    blocks: list[Block] = [Headline(found.verdict, TONES[found.verdict], found.text, chips=chips), Facts(facts)]
     blocks += [Caveats(found.caveats)] if found.caveats else []
     blocks += [_panels(figure) for figure in found.figures]
-    blocks += [_table(sheet) for sheet in found.tables]
+    tables = [Section("", [_table(sheet)], lead=sheet.title) for sheet in found.tables]
     cost = {"cells": str(one.cells), "computed in": f"{clock(one.seconds)} (all cells, on the machine below)"}
-    blocks += [Facts({**one.setup, **cost, "made": one.made}, "Settings and machine"), Command(one.command)]
-    return Section(f"{one.id}: {one.claim}", blocks)  # type: ignore[arg-type]
+    made: list[Block] = [Facts({**one.setup, **cost, "made": one.made}, "Settings and machine"), Command(one.command)]
+    return [Section(f"{one.id}: {one.claim}", blocks), *tables, Section("", made)]
 
 
-def _table(sheet: Sheet) -> Panels:
-    table = Table(list(sheet.columns), [Row(list(row)) for row in sheet.rows])
-    return Panels([Panel(sheet.title, table)])
+def _table(sheet: Sheet) -> Table:
+    return Table(list(sheet.columns), [Row(list(row)) for row in sheet.rows])
 
 
 def _panels(figure: Figure) -> Panels:
