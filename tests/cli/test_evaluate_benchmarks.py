@@ -82,6 +82,17 @@ def test_a_gap_is_filled_or_continued(redraft: Redraft, tmp_path: Path, family: 
     assert text.startswith(row["prompt"]) and text.endswith(row["suffix"])
 
 
+def test_rows_that_are_training_rows_are_counted(redraft: Redraft, gsm: Path, tmp_path: Path) -> None:
+    write(tmp_path / "mine.test.jsonl", [PROBLEMS[0], *PROBLEMS[6:8]])  # the first is a training row
+    given = ("evaluate", "--model", "translate-en-de-masked", "--task", "gsm8k", "--max-new-tokens", 2, "--json")
+    answer = redraft(*given, "--data", gsm)
+    found = answer.json["contamination"]
+    assert (found["duplicates"], found["rows"], found["train_rows"]) == (1, 3, 6) and "1 of 3 rows" in answer.err
+    write(tmp_path / "other.jsonl", PROBLEMS[6:])
+    found = redraft(*given, "--data", gsm, "--against", tmp_path / "other.jsonl").json["contamination"]
+    assert found["duplicates"] == 2
+
+
 def test_perplexity_against_entropy_over_temperatures(redraft: Redraft, tmp_path: Path) -> None:
     write(
         tmp_path / "texts.jsonl",

@@ -348,7 +348,7 @@ def test_an_empty_split_is_an_error(tmp_path: Path) -> None:
         load(jsonl(tmp_path / "two.jsonl", [{"text": "a"}, {"text": "b"}]))
 
 
-def test_report_finds_planted_duplicates_leaks_and_bad_rows(tmp_path: Path) -> None:
+def test_report_finds_planted_duplicates_contamination_and_bad_rows(tmp_path: Path) -> None:
     def file(name: str, rows: list[tuple[str, str]], extra: str = "") -> str:
         path = jsonl(tmp_path / f"d.{name}.jsonl", [{"src": a, "ref": b} for a, b in rows])
         Path(path).write_text(Path(path).read_text() + extra)
@@ -363,9 +363,10 @@ def test_report_finds_planted_duplicates_leaks_and_bad_rows(tmp_path: Path) -> N
     assert first.same_input == 1
     assert first.lengths["target characters"].quantiles == (1, 2, 2, 2, 3, 3)
     assert first.lengths["target tokens"].total == 8
-    assert [(leak.where, leak.train, leak.exact) for leak in last.leaks] == [
-        (f"{test}:1", f"{train}:2", False),
-        (f"{test}:2", f"{train}:1", True),
+    assert first.contamination is None and last.contamination is not None
+    assert [(one.where, one.train, one.kind) for one in last.contamination.overlaps] == [
+        (f"{test}:1", f"{train}:2", "duplicate"),
+        (f"{test}:2", f"{train}:1", "same input"),
     ]
     assert [bad.where for bad in first.skipped] == [f"{train}:5"]
     text = str(report)

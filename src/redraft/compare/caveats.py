@@ -31,8 +31,8 @@ def caveats(
     notes += measured.data.notes
     if 1 < study.seeds < FEW_SEEDS:
         notes.append(f"{study.seeds} seeds show little of how training runs vary; the intervals are widened for this.")
-    if measured.data.leaks:
-        notes.append(f"{measured.data.leaks} test rows have an input that also occurs in the training rows.")
+    if (found := measured.data.contamination) is not None and found.total:
+        notes.append(f"The test rows are contaminated: {found}.")
     notes += _on_likelihood(measured, likelihood, baselines)
     if measured.training:
         notes.append(_regularisation(measured))

@@ -10,7 +10,8 @@ from typing import Any
 
 from redraft.compare.study import Study
 from redraft.data.chat import example_ids
-from redraft.data.examples import Columns, Example, key_text, load, normalise
+from redraft.data.contamination import Contamination, contamination
+from redraft.data.examples import Columns, Example, load
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.evaluation.result_cache import digest
@@ -34,7 +35,7 @@ class Dataset:
     choice: Choice
     columns: dict[str, str]
     notes: list[str] = field(default_factory=list)  # which rows were left out, and why
-    leaks: int = 0  # test rows whose input also occurs in the training rows
+    contamination: Contamination | None = None  # of the test rows by training rows
 
     @property
     def hash(self) -> str:
@@ -70,7 +71,6 @@ def load_dataset(study: Study) -> Dataset:
     notes += [f"{skipped} rows could not be read and were left out."] if skipped else []
     doubtful = [row for _, part in splits.items() for row in part.doubtful]
     notes += [f"{len(doubtful)} rows may be several: in {doubtful[0].where}, {doubtful[0].reason}."] if doubtful else []
-    known = {normalise(key_text(example)) for example in train}
     chosen = splits.train.columns
     return Dataset(
         train=train,
@@ -80,7 +80,7 @@ def load_dataset(study: Study) -> Dataset:
         choice=infer_task(train[:TASK_ROWS], study.task, study.metric_options),
         columns={k: v for k, v in vars(chosen).items() if v},
         notes=notes,
-        leaks=sum(normalise(key_text(example)) in known for example in test),
+        contamination=contamination(train, test).brief(),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from redraft.compare.external_service import Replies
 from redraft.compare.plan import Plan
 from redraft.compare.study import Study
+from redraft.data.contamination import Contamination
 from redraft.evaluation.decoding import DecodingConfig
 from redraft.evaluation.items import Item
 from redraft.evaluation.scores import score
@@ -61,6 +62,7 @@ class DataSummary:
     paired: bool  # prompts and answers; else plain text
     validation_items: int
     test_items: int
+    contamination: Contamination | None = None  # of the test rows by training rows, with examples
 
 
 @dataclass(frozen=True)

@@ -169,17 +169,18 @@ class Setup:
 
     def summary(self, plan: Plan) -> DataSummary:
         """What a record says about the data."""
-        dataset = self.dataset
+        dataset, found = self.dataset, self.dataset.contamination
         return DataSummary(
             source=self.study.data,
             hash=self.hash,
             columns=dataset.columns,
             rows={"train": len(dataset.train), "validation": len(dataset.validation), "test": len(dataset.test)},
             notes=tuple(dataset.notes),
-            leaks=dataset.leaks,
+            leaks=0 if found is None else found.duplicates + found.same_input,
             paired=dataset.paired,
             validation_items=len(self.validation[: plan.validation_rows]),
             test_items=len(self.test[: plan.test_rows]),
+            contamination=found,
         )
 
     def family(self, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Statistics of a data set: rows, tasks, lengths, duplicates, leaks between splits, bad rows."""
+"""Statistics of a data set: rows, tasks, lengths, duplicates, contamination between splits, bad rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from redraft.data.columns import Columns
-from redraft.data.examples import Doubtful, Example, Skipped, Splits, key_text, normalise
+from redraft.data.contamination import Contamination, contamination
+from redraft.data.examples import Doubtful, Example, Skipped, Splits
 from redraft.data.tokenizer import Tokenizer
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -34,15 +35,6 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Leak:
-    """A row of validation or test whose input also occurs in train."""
-
-    where: str
-    train: str  # file:line of the row in train
-    exact: bool  # False: equal only after folding case, punctuation and spaces
-
-
-@dataclass(frozen=True)
 class TaskReport:
     """One task of a mixture."""
 
@@ -61,7 +53,7 @@ class SplitReport:
     lengths: dict[str, Lengths]
     duplicates: tuple[tuple[str, str], ...]  # (row, earlier row) with the same prompt and the same target
     same_input: int  # rows whose prompt occurred before with another target (several references)
-    leaks: tuple[Leak, ...]
+    contamination: Contamination | None  # with training rows; None for these themselves
     skipped: tuple[Skipped, ...]
     tasks: tuple[TaskReport, ...] = ()  # if the source is a mixture
     unanswered: int = 0  # conversations whose last messages have no answer
@@ -85,12 +77,6 @@ class Report:
 
 def describe(splits: Splits, tokenizer: Tokenizer | None = None) -> Report:
     """Compute the statistics of all rows. With a tokenizer, lengths are also counted in tokens."""
-    seen: dict[str, Example] = {}
-    for example in splits.train:
-        seen.setdefault(normalise(key_text(example)), example)
-    exact: dict[str, str] = {}
-    for example in splits.train:
-        exact.setdefault(key_text(example), example.where)
     parts = []
     for name, examples in splits.items():
         duplicates, same_input = _duplicates(examples.rows)
@@ -101,7 +87,7 @@ def describe(splits: Splits, tokenizer: Tokenizer | None = None) -> Report:
                 lengths=_lengths(examples.rows, tokenizer),
                 duplicates=duplicates,
                 same_input=same_input,
-                leaks=() if name == "train" else tuple(_leaks(examples.rows, seen, exact)),
+                contamination=None if name == "train" else contamination(splits.train.rows, examples.rows),
                 skipped=tuple(examples.skipped),
                 tasks=_tasks(examples.rows),
                 unanswered=examples.unanswered,
@@ -158,14 +144,6 @@ def _tasks(rows: Sequence[Example]) -> tuple[TaskReport, ...]:
     )
 
 
-def _leaks(rows: Sequence[Example], seen: dict[str, Example], exact: dict[str, str]) -> Iterable[Leak]:
-    for example in rows:
-        if where := exact.get(key_text(example)):
-            yield Leak(example.where, where, True)
-        elif twin := seen.get(normalise(key_text(example))):
-            yield Leak(example.where, twin.where, False)
-
-
 def _lines(part: SplitReport) -> Iterable[str]:
     few = part.name == "test" and 0 < part.rows < _FEW
     yield f"{part.name}: {part.rows:,} rows" + (", too few for narrow confidence intervals" if few else "")
@@ -181,10 +159,13 @@ def _lines(part: SplitReport) -> Iterable[str]:
         yield f"  exact duplicates: {len(part.duplicates):,} rows ({named})"
     if part.same_input:
         yield f"  same input with another target: {part.same_input:,} rows"
-    if part.leaks:
-        exact = sum(leak.exact for leak in part.leaks)
-        named = _some([(leak.where, leak.train) for leak in part.leaks])
-        yield f"  inputs that also occur in train: {len(part.leaks):,} rows, {exact:,} of them exactly equal ({named})"
+    if part.contamination is not None and part.contamination.total:
+        found = part.contamination
+        named = _some([(one.where, one.train) for one in found.examples], found.total)
+        yield (
+            f"  rows that also occur in train: {found.duplicates:,} duplicates, {found.same_input:,} with the same "
+            f"input, {found.near:,} near duplicates ({named})"
+        )
     if part.unanswered:
         yield f"  conversations that end with a message without an answer, which is left out: {part.unanswered:,}"
     for what, rows in (("bad rows left out", part.skipped), ("rows that may be several", part.doubtful)):
@@ -195,6 +176,7 @@ def _lines(part: SplitReport) -> Iterable[str]:
             yield f"    and {len(rows) - _SHOWN:,} more"
 
 
-def _some(pairs: Sequence[tuple[str, str]]) -> str:
+def _some(pairs: Sequence[tuple[str, str]], total: int = 0) -> str:
+    total = total or len(pairs)
     named = "; ".join(f"{Path(where).name} = {Path(other).name}" for where, other in pairs[:_SHOWN])
-    return named + (f"; and {len(pairs) - _SHOWN:,} more" if len(pairs) > _SHOWN else "")
+    return named + (f"; and {total - _SHOWN:,} more" if total > _SHOWN else "")

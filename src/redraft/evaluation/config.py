@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from redraft.options import REQUIRED, check, setting
 if TYPE_CHECKING:
     from redraft.model import Model
     from redraft.tasks.benchmarks import SelectedBenchmark
+
+
+_UNASKED = 1 << 27  # bytes of training data that are read to look for duplicates
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,11 @@ class Evaluation(Scoring, DataSource):
     )
     attempts: int = setting(
         1, "Texts per prompt, for pass@k. More than one needs a temperature above 0.", least=1, most=1000
+    )
+    against: str = setting(
+        "",
+        "Training data, to count duplicates of them among the rows. Unset: the train split of the data.",
+        metavar="DATA",
     )
     rows: int = setting(
         500, "Limit: largest number of rows, sampled from all; the same rows in every run.", least=1, unit="rows"
@@ -160,6 +169,28 @@ class Evaluation(Scoring, DataSource):
         if not self.data:
             raise UserError("No data are given.", "Name them with --data, or a benchmark with --task.")
         return self._rows(self.data, None, log)
+
+    def training(self, part: str, log: Callable[[str], None]) -> Sequence[Example]:
+        """The training rows with which the rows of a part of a benchmark, or of other data, are compared; may be none.
+
+        Args:
+            log: is told if they are too many to be read unasked.
+        Raises:
+            UserError: ``against`` can't be read.
+        """
+        selected = self.benchmark
+        form = selected.rows(part) if selected is not None else None
+        how: dict[str, Any] = {"data_root": self.data_root, "skip_bad_rows": True, "rows": form}
+        if self.against:
+            return read(self.against, self.columns, **how)
+        data = self.data or (selected.benchmark.sources[part] if selected is not None else "")
+        files = () if self.split == "train" else resolve(data, self.data_root).get("train", ())
+        if sum(os.path.getsize(file) for file in files if os.path.isfile(file)) > _UNASKED:
+            log(f"'{data}' has a large train split, which was not searched for the rows. Name it with --against.")
+            return ()
+        if not files:
+            return ()
+        return read_split(data, "train", self.columns, **how)
 
     def _rows(self, data: str, form: RowFormat | None, log: Callable[[str], None]) -> Sequence[Example]:
         how: dict[str, Any] = {"data_root": self.data_root, "skip_bad_rows": self.skip_bad_rows, "rows": form}

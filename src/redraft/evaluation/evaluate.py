@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from redraft.data.chat import forgotten, stray_markers
+from redraft.data.contamination import Contamination, contamination
 from redraft.data.examples import Example
 from redraft.data.loader import batches
 from redraft.data.tokenising import tokenise
@@ -63,6 +64,7 @@ def evaluate(
             answered in the wanted way, or a judge that can't judge.
     """
     _check(wanted, settings)
+    shared = _contamination(examples, wanted, log)
     questions = None if wanted.benchmark is None else Questions.of(model, wanted, wanted.benchmark)
     if questions is None:
         choices: Mapping[str, Choice] = infer_parts(examples, wanted.task, wanted.metric_options)
@@ -87,7 +89,20 @@ def evaluate(
         job = _Job(model, wanted, settings, choice, questions, judges, log)
         tasks[name], lines = job.run(part, own)
         texts += [{"task": name, **line} if len(together) > 1 else line for line in lines]
-    return EvaluationResult(min(wanted.rows, len(examples)), overall, tasks, texts)
+    return EvaluationResult(min(wanted.rows, len(examples)), shared, overall, tasks, texts)
+
+
+def _contamination(examples: Sequence[Example], wanted: Evaluation, log: Log) -> dict[str, Contamination]:
+    """What of the rows also occurs in training rows, by part of a benchmark, where training rows are known."""
+    parts = ("",) if wanted.benchmark is None else wanted.benchmark.parts
+    found = {}
+    for part in parts:
+        if training := wanted.training(part, log):
+            own = [example for example in examples if wanted.benchmark is None or example.task == part]
+            found[part] = contamination(training, own).brief()
+            if found[part].total:
+                log(f"{f'{part}: ' if part else ''}{found[part]}")
+    return found
 
 
 def _check(wanted: Evaluation, settings: Settings) -> None:

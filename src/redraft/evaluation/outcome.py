@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from redraft.data.contamination import Contamination
 from redraft.evaluation.energy import Energy
 from redraft.evaluation.frontier import Frontier
 
@@ -94,6 +95,7 @@ class EvaluationResult:
     """The result of an evaluation."""
 
     rows: int
+    contamination: dict[str, Contamination] = field(repr=False)  # by part, with the training rows that are known
     likelihood: Likelihood  # on all rows
     tasks: dict[str, TaskResult]  # by task of a mixture or part of a benchmark; otherwise one, without a name
     texts: list[dict[str, Any]] = field(repr=False)  # prompt, references, text and forward passes of each item
@@ -105,8 +107,9 @@ class EvaluationResult:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON. A mixture has ``tasks`` and ``mean``; a single task stands at the top."""
+        known = {part: dataclasses.asdict(found) for part, found in self.contamination.items()}
         if len(self.tasks) == 1:
-            return next(iter(self.tasks.values())).to_mapping()
+            return {**next(iter(self.tasks.values())).to_mapping(), "contamination": next(iter(known.values()), None)}
         tasks = {name: found.to_mapping() for name, found in self.tasks.items()}
         own = {"rows": self.rows, "likelihood": dataclasses.asdict(self.likelihood)}
-        return {**own, "tasks": tasks, "mean": self.mean}
+        return {**own, "contamination": known, "tasks": tasks, "mean": self.mean}
