@@ -87,6 +87,6 @@ def to_keys(c: Config) -> dict[str, Any]:
         raise llama.not_writable("Qwen3-MoE has norms of queries and keys, and biases in attention or nowhere")
     if c.window and c.distant:
         raise llama.not_writable("Qwen3-MoE has the same window in all layers")
-    own = {"num_experts": e.count, "num_experts_per_tok": e.active, "moe_intermediate_size": e.hidden}
+    own: dict[str, Any] = {"num_experts": e.count, "num_experts_per_tok": e.active, "moe_intermediate_size": e.hidden}
     own |= {"norm_topk_prob": e.normalise, "decoder_sparse_step": 1, "mlp_only_layers": list(e.dense)}
     return {**llama.to_keys(c, "is_causal", "max_window_layers", "layer_types"), **own}

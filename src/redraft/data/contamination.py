@@ -96,7 +96,8 @@ def contamination(train: Sequence[Example], test: Sequence[Example]) -> Contamin
     )
     by_kind = [[one for one in overlaps if one.kind == kind] for kind in ("duplicate", "same input", "near duplicate")]
     turns = [same[turn] for turn in range(SHOWN) for same in by_kind if turn < len(same)]
-    return Contamination(len(test), len(train), *map(len, by_kind), tuple(turns[:SHOWN]), overlaps)
+    duplicates, same_input, near = map(len, by_kind)
+    return Contamination(len(test), len(train), duplicates, same_input, near, tuple(turns[:SHOWN]), overlaps)
 
 
 def _text(example: Example) -> str:

@@ -57,4 +57,6 @@ def aup_draws(tokens: Sequence[float], quality: Array, best: Array) -> Array:
     Args:
         quality: [S, R] of each point. best: [R] the best quality of any method in the same resample.
     """
-    return np.array([aup(tokens, quality[:, at], max(float(best[at]), 1e-9)) for at in range(quality.shape[1])])
+    return np.array(
+        [aup(tokens, quality[:, at].tolist(), max(float(best[at]), 1e-9)) for at in range(quality.shape[1])]
+    )

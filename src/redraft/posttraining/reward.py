@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class Reward(PostTraining):
 
     learning_rate = 1e-5
     passes = 1.0
-    estimators = ("exact", "blocks", "coupled")
+    estimators: ClassVar[tuple[str, ...]] = ("exact", "blocks", "coupled")
 
     def rows(self) -> PromptRows:
         return PromptRows()

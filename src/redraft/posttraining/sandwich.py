@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Sandwich(Reward):
     mixture: float = setting(0.5, "Share of the upper bound for texts that get unlikelier.", least=0, most=1)
     kl: float = setting(0.0, "Weight of the divergence from the starting checkpoint; 0: it is not needed.", least=0)
 
-    estimators = ("levels", "blocks")
+    estimators: ClassVar[tuple[str, ...]] = ("levels", "blocks")
 
     def objective(self, estimator: Estimator) -> RewardLoss:
         return SandwichLoss(estimator, self.group, self.kl, self.beta, self.mixture)

@@ -139,7 +139,8 @@ def serve(line: Line, names: dict[str, Any]) -> None:
         if order == "attribute":
             return packed(getattr(target, parts[0]), keep)
         if order == "set":
-            return packed(setattr(target, *parts), keep)
+            setattr(target, *parts)
+            return packed(None, keep)
         if order == "items":
             return packed(list(target), keep)
         return packed(len(target) if order == "len" else target[parts[0]], keep)
