@@ -9,7 +9,9 @@ import torch
 
 from redraft.errors import UserError
 from redraft.host_memory import resident
-from redraft.planning.machine import MACHINES, Machine, find
+from redraft.models.parts.packed import packed_in
+from redraft.planning import timing
+from redraft.planning.machine import MACHINES, Machine, find, loopback
 from redraft.planning.overview import Question, overview, recipe_of
 from redraft.planning.parallel import Parallel
 from redraft.planning.roofline import Decoder
@@ -120,6 +122,53 @@ def test_states_take_sixteen_bytes_a_weight_and_nothing_is_built_to_know() -> No
     assert held == 16 * 8_030_265_344  # of Llama-3-8B, whose shape it is, with its answer vector
     assert not found.fits
     assert resident() - before < 1 << 29
+
+
+# this machine's pace
+
+
+@pytest.mark.parametrize("quick", [1e9, 0.0], ids=["whole", "parts"])
+@pytest.mark.parametrize("batches", [1, 4])
+def test_a_machine_that_takes_three_times_as_long_has_a_pace_of_three(
+    quick: float, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the whole run is timed, or two parts of it whose times are continued."""
+    run = outline(TOY, "model.config.layers=7", f"train.accumulate={batches}")
+    machine = replace(H100, accelerator=False)
+    timed = list[int]()
+
+    def seconds(part: Outline, mode: str, *rest: object) -> float:
+        timed.append(part.shape.layers)
+        return 3 * step(part, machine, mode).compute
+
+    monkeypatch.setattr(timing, "_QUICK", quick)
+    monkeypatch.setattr(timing, "_seconds", seconds)
+    pace = timing.pace(run, machine, "none", CPU)
+    assert pace == pytest.approx(3, rel=1e-6) and timed == ([7] if quick else [1, 3])
+    plain, paced = step(run, machine, "none"), step(run, machine, "none", pace=pace)
+    assert paced.seconds == pytest.approx(3 * plain.seconds)
+
+
+@pytest.mark.parametrize(("together", "packing"), [(2, ""), (1, "int8")])
+def test_a_replica_learns_as_the_run_does(together: int, packing: str) -> None:
+    """With the run's vocabulary, optimizer and packing; processes that share a machine compute at the same time."""
+    tuned = Question(lora_rank=4, base_dtype=packing or "auto", length=32, batch_tokens=64)
+    recipe = recipe_of(tuned, "translate-en-de-masked") if packing else recipe_of(replace(TOY, vocab_size=300))
+    run = Outline.of(recipe, bfloat16=False)
+    replica = run.replica("none")
+    assert replica.network.config.vocab_size == run.shape.vocab_size
+    assert sum(p.numel() for p in replica.network.parameters() if p.requires_grad) == run.trained
+    assert bool(list(packed_in(replica.network))) == bool(packing)
+    assert timing._seconds(run, "none", CPU, together) > 0
+
+
+def test_no_replica_is_built_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "available", lambda device: 1 << 20)
+    assert timing.pace(outline(), H100, "none", CPU) == 1.0
+
+
+def test_given_speeds_are_not_measured() -> None:
+    assert not find("h100").measured and loopback(1 << 20) > 0
 
 
 # questions

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from redraft import host_memory, runtime
+from redraft.data.examples import Example
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.evaluation.memory import LiveBytes
@@ -17,9 +18,12 @@ from redraft.lora import Lora
 from redraft.model import Model
 from redraft.models.parts import lora as parts
 from redraft.models.parts.frozen import freeze
+from redraft.objectives.shared import vocabulary
 from redraft.objectives.shared.vocabulary import backward
 from redraft.planning import training
 from redraft.planning.machine import process_bytes
+from redraft.planning.parallel import Parallel
+from redraft.planning.texts import Texts
 from redraft.presets import preset
 from redraft.saving import public_names
 from redraft.train.recipe import Recipe
@@ -150,3 +154,51 @@ def test_memory_that_was_freed_is_not_counted_as_the_process() -> None:
         assert process_bytes() > before + (300 << 20)
         del held
         assert process_bytes() < before + (50 << 20)
+
+
+# phases
+
+
+def examples(count: int, words: int) -> list[Example]:
+    return [Example(None, " ".join(f"w{(17 * n + k) % words}" for k in range(100)), f"row {n}") for n in range(count)]
+
+
+def test_the_largest_phase_counts(base: Path) -> None:
+    """A large text before a small model, and validation of long rows beside a small batch."""
+    small = recipe(base, lora=False)
+    plain = training.plan(small, CPU)
+    assert plain.total == plain.phases["updates"] and plain.texts == 0
+    rows = examples(5000, 1000)
+    texts = Texts.of(rows)
+    found = training.plan(small, CPU, texts=texts)
+    assert found.preparation > sum(len(row.target) for row in rows), "rows, and what is made of them"
+    large = training.plan(small, CPU, texts=replace(texts, held=10**10, characters=10**10))
+    assert large.total == large.phases["preparation"] > 10**10
+    assert f"{large.phases['preparation'] / 1e9:.2f} GB in preparation" in str(large)
+    checked = replace(small, train=replace(small.train, validation_rows=100, batch_tokens=LENGTH))
+    assert training.plan(checked, CPU).phases["validation"] > training.plan(small, CPU).phases["validation"]
+
+
+def test_texts_are_counted_and_words_estimated_from_a_sample() -> None:
+    rows = examples(300, 1000)
+    found = Texts.of(rows, [rows[:10]])
+    assert found.characters == sum(len(row.target) for row in rows) and found.words == 1000
+    assert found.held > found.characters
+    assert Texts.of(rows * 200).words >= 1000
+
+
+def test_ranks_copy_the_state_that_they_save(base: Path) -> None:
+    alone, ddp, fsdp = (
+        training.plan(recipe(base, lora=False, accumulate=2), CPU, parallel=Parallel(workers, kind))
+        for workers, kind in ((1, "ddp"), (2, "ddp"), (2, "fsdp"))
+    )
+    assert alone.saving == 0 and ddp.saving == ddp.weights + ddp.optimizer
+    assert fsdp.saving == pytest.approx(ddp.saving / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("width", [300, 8192, 151_936])
+def test_parts_that_are_scored_have_a_bounded_size(width: int) -> None:
+    """Whatever the number of targets: at most as many logits as a part of training has, and enough rows to be fast."""
+    rows = vocabulary.part_rows(10**6, width, scored=True)
+    assert rows * width <= vocabulary.PART and rows >= min(512, vocabulary.PART // width)
+    assert vocabulary.part_rows(10, width) == 10 and vocabulary.part_rows(10**6, width) * width <= vocabulary.PART
