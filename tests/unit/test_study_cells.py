@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from redraft.study.cells.checkpoint import Checkpoint
 
 import redraft
 from redraft.constraints import satisfied
@@ -18,6 +17,7 @@ from redraft.evaluation.decoding import DecodingConfig
 from redraft.model import Model
 from redraft.presets import preset
 from redraft.study.cells.base import Bench, ModelCell
+from redraft.study.cells.checkpoint import Checkpoint
 from redraft.study.cells.choices import Choices
 from redraft.study.cells.controlled import KINDS, Controlled
 from redraft.study.cells.data import Data, Source

@@ -105,6 +105,12 @@ def test_noise_chosen_on_the_way_survives_an_interruption(tmp_path: Path) -> Non
     lines = (tmp_path / "whole" / "train" / "metrics.jsonl").read_text().splitlines()
     chosen = [line for line in map(json.loads, lines) if line["kind"] == "objective"]
     assert chosen and all(0 <= line["rate_min"] < line["rate_max"] <= 1 for line in chosen)
+    assert (chosen[0]["rate_min"], chosen[0]["rate_max"]) != (0.0, 1.0)
+    train(recipe("family.search=false", name="block"), tmp_path / "plain", device="cpu")
+    updates = [[line for line in curve(tmp_path / one) if line["kind"] == "update"] for one in ("whole", "plain")]
+    same = [one["loss"] == other["loss"] for one, other in zip(*updates, strict=True)]
+    until = [one["step"] <= chosen[0]["step"] for one in updates[0]]
+    assert same == until, "from then on the interval is trained"
     with pytest.raises(Interrupted):
         train(searching, tmp_path / "run", device="cpu", on_event=stop_after(chosen[0]["step"] + 1))
     train(searching, tmp_path / "run", device="cpu")

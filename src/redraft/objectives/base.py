@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -114,6 +114,10 @@ class Objective(Registered, ABC, Generic[P]):
     def candidates(self) -> Sequence[Objective[Any]]:
         """Objectives of which training selects the one whose loss varies least on the validation rows; () is none."""
         return ()
+
+    def variant(self, chosen: Mapping[str, Any]) -> Objective[Any]:
+        """This objective with the fields of one of its ``candidates``."""
+        return replace(self, **chosen)  # type: ignore[type-var] # subclasses are dataclasses
 
 
 @dataclass(frozen=True)

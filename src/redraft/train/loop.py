@@ -129,7 +129,7 @@ class _Run:
         self.saver = folder.saver(self.work, ranks)
         self.spec, self.state = parts.model.spec, fresh_state(recipe, parts, where, ranks)
         family = parts.model.family
-        self.objective: Objective[Any] = family.validation()  # training may use another
+        self.objective: Objective[Any] = family.validation()  # training uses those of the phases
         self.phases = Phases(parts.phases, self.state.trainable)
         self.curriculum = build_curriculum(recipe.curriculum)
         if self.curriculum is not None:
@@ -145,7 +145,7 @@ class _Run:
             folder.check_data(values["data_sha256"], parts.data_sha256, values.get("tokenizer"), fingerprint)
             sharded = self.state.parameters if parts.weights.sharded else None
             self.state.unpack(folder.tensors(saved, sharded), values)
-            self.objective = validation.configured(self.objective, self.state.objective)
+            self.phases.choose(self.state.objective)
         self.begun = begun - self.state.seconds  # so that now - begun counts all restarts together
         if ranks.is_writer:
             reporter.open_files(self.state.step)
@@ -299,9 +299,8 @@ class _Run:
         with self.meter.pause():
             self._score(can_be_best=self.phase is self.phases.last)
             self.reporter.doing("comparing variants of the objective")
-            chosen = validation.steadiest(self.state, self.parts, self.objective, self.bfloat16)
-            if chosen is not None:
-                self.objective = chosen
+            if validation.steadiest(self.state, self.parts, self.phases.last.objective, self.bfloat16):
+                self.phases.choose(self.state.objective)
                 event = Event("objective", self.state.step, self.state.tokens, self.state.objective)
                 self.reporter.report(event)
 

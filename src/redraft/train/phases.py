@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +50,11 @@ class Phases:
         if len(self) > 1:
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(name in self._trainable and name.startswith(phase.trains))
+
+    def choose(self, fields: Mapping[str, Any]) -> None:
+        """Train on with the variant of the last objective that has these ``fields``; none: as it is."""
+        if fields:
+            self.phases[-1] = replace(self.last, objective=self.last.objective.variant(fields))
 
     def check_curriculum(self, family: str) -> None:
         """Check that a curriculum can be used.

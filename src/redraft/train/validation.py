@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -144,11 +144,15 @@ def crossed(every: int, before: int, now: int) -> bool:
     return every > 0 and now // every > before // every
 
 
-def steadiest(state: State, parts: Parts, objective: Objective[Any], bfloat16: bool) -> Objective[Any] | None:
-    """The variant of an objective whose loss varies least on the validation rows; None if it has no variants."""
+def steadiest(state: State, parts: Parts, objective: Objective[Any], bfloat16: bool) -> bool:
+    """Find the variant of an objective whose loss varies least on the validation rows, for ``state.objective``.
+
+    Returns:
+        False if it has no variants.
+    """
     variants = objective.candidates()
     if not variants:
-        return None
+        return False
     rows, network = parts.validation[:_SEARCH_BATCHES], state.network
 
     def deviation(variant: Objective[Any]) -> float:
@@ -157,9 +161,4 @@ def steadiest(state: State, parts: Parts, objective: Objective[Any], bfloat16: b
     best = variants[state.ranks.same(min(range(len(variants)), key=lambda number: deviation(variants[number])))]
     parts.weights.settle()
     state.objective = config.to_mapping(best)
-    return best
-
-
-def configured(objective: Objective[Any], fields: Mapping[str, Any]) -> Objective[Any]:
-    """The objective with the fields that training had chosen; unchanged if ``fields`` is empty."""
-    return config.build(type(objective), fields, "checkpoint's objective") if fields else objective
+    return True

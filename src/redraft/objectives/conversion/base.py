@@ -132,6 +132,9 @@ class Converted(Objective[Prepared]):
     def candidates(self) -> Sequence[Objective[Any]]:
         return self.inner.candidates()
 
+    def variant(self, chosen: Mapping[str, Any]) -> Objective[Any]:
+        return replace(self, inner=self.inner.variant(chosen))
+
     def prepare(self, batch: Batch, spec: Spec, generator: torch.Generator) -> Prepared:
         """The batch [B, L] of the inner objective, without the teacher."""
         prepared: Prepared = self.inner.prepare(batch, spec, generator)
