@@ -64,7 +64,8 @@ def grid() -> list[Setting]:
     return found
 
 
-def measure(model: Any, asked: list[Any], setting: Setting, candidates: int) -> dict[str, Any]:
+def measure(model: Any, asked: list[Any], setting: Setting, candidates: int, **more: Any) -> dict[str, Any]:
+    """Quality and forward passes of a setting. ``more``: other settings of generation."""
     name, options, temperature = setting
     begin = time.perf_counter()
     texts = model.generate(
@@ -73,6 +74,7 @@ def measure(model: Any, asked: list[Any], setting: Setting, candidates: int) -> 
         options=options,
         temperature=temperature,
         candidates=candidates,
+        **more,
     )
     result: dict[str, Any] = {
         "sampler": name,
