@@ -142,10 +142,10 @@ def _at_equal_quality(measured: Measurements, ours: _Swept, theirs: _Swept) -> d
     target, target_draws, found = float(theirs.values.max()), theirs.draws.max(0), dict[str, EqualQuality | None]()
     for name, costs in ours.costs.items():
         one = least_cost(costs, ours.values, ours.draws, target, target_draws, measured.margin)
-        found[name] = None
-        if one is not None:
-            setting = ours.settings[one.setting].id
-            found[name] = EqualQuality(setting, one.cost, one.low, one.high, one.reached)
+        if one is None:
+            found[name] = None
+            continue
+        found[name] = EqualQuality(ours.settings[one.setting].id, one.cost, one.low, one.high, one.reached)
     return found
 
 

@@ -94,10 +94,12 @@ def contamination(train: Sequence[Example], test: Sequence[Example]) -> Contamin
         Overlap(test[row].where, place, kind, float(shares[row]), _text(test[row])[:_EXCERPT])
         for row, (kind, place) in sorted(kinds.items())
     )
-    by_kind = [[one for one in overlaps if one.kind == kind] for kind in ("duplicate", "same input", "near duplicate")]
-    turns = [same[turn] for turn in range(SHOWN) for same in by_kind if turn < len(same)]
-    duplicates, same_input, near = map(len, by_kind)
-    return Contamination(len(test), len(train), duplicates, same_input, near, tuple(turns[:SHOWN]), overlaps)
+    equal, same, near = (
+        [one for one in overlaps if one.kind == kind] for kind in ("duplicate", "same input", "near duplicate")
+    )
+    turns = [rows[turn] for turn in range(SHOWN) for rows in (equal, same, near) if turn < len(rows)]
+    counts = {"duplicates": len(equal), "same_input": len(same), "near": len(near)}
+    return Contamination(len(test), len(train), **counts, examples=tuple(turns[:SHOWN]), overlaps=overlaps)
 
 
 def _text(example: Example) -> str:

@@ -140,7 +140,7 @@ def serve(line: Line, names: dict[str, Any]) -> None:
             return packed(getattr(target, parts[0]), keep)
         if order == "set":
             setattr(target, *parts)
-            return packed(None, keep)
+            return None
         if order == "items":
             return packed(list(target), keep)
         return packed(len(target) if order == "len" else target[parts[0]], keep)
