@@ -200,14 +200,20 @@ def _known(used: tuple[str, ...], known: Mapping[str, Any], where: str) -> None:
 
 
 def _with_own_data(values: dict[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with one task of the user's data. It keeps the lengths and limits of the recipe's first task."""
+    """The recipe with one task of the user's data. It keeps the lengths and limits of the recipe's first task, and
+    each model's first checkpoint.
+    """
     tasks = values.get("tasks", {})
     if not tasks:
         raise UserError(f"The claim '{values['id']}' uses no data.", "Leave out --data.")
+    if any("mix" in task for task in tasks.values()):
+        what = f"The claim '{values['id']}' is about several tasks together."
+        raise UserError(what, "Write a recipe with your tasks, and name its file in place of the claim.")
     first = {key: value for key, value in next(iter(tasks.values())).items() if key not in _OF_DATA}
-    if first.get("tokenizer") not in ("bpe", "bytes", None):
-        first["tokenizer"] = "bpe"
-    models = {name: {**model, "tasks": []} for name, model in values.get("models", {}).items()}
+    models = {}
+    for name, model in values.get("models", {}).items():
+        known = list(model.get("checkpoint", {}).values())[:1]
+        models[name] = {**model, "tasks": [], "checkpoint": dict(zip([_OWN], known, strict=False))}
     decode = {name: {**way, "tasks": []} for name, way in values.get("decode", {}).items()}
     return {**values, "tasks": {_OWN: {**first, **data}}, "models": models, "decode": decode}
 

@@ -238,9 +238,11 @@ def run(
     Args:
         more: options at the end of the command that repeats a claim, such as those of the user's data.
     Raises:
-        UserError: a wrong recipe, or another process uses the folder.
+        UserError: a wrong recipe, data that can't be found, or another process uses the folder.
     """
     out, executor = Path(bench.out), executor or Local()
     claims = [Running.of(one) for one in experiments]
+    for one in claims:
+        one.ask()  # what is wrong with a recipe or its data is said before anything is written
     with folder_of_its_own(out, f"Another process is running a study in '{out}'."), executor.opened(out):
         return Runner(bench, Store(out), executor, bench.log, more).run(claims)

@@ -95,7 +95,9 @@ def everything(of: Experiment, found: Found, metric: str, reference: bool = True
         wanted += [of.data(task), of.trivial(task), *first]
         models = of.models(task) if reference else of.others(task)
         wanted += [cell for model in models for way in of.ways(model, task) for cell in of.texts(way, task)]
-        if not reference and found.has(of.data(task), *first):
+        if not reference and not first:
+            wanted += of.texts(of.ways(own, task)[0], task)
+        elif not reference and found.has(of.data(task), *first):
             best = scores.best(of, found, own, task, scores.metric_of(of, found, task, metric))
             wanted += of.texts(best, task)
     return wanted
