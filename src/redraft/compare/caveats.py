@@ -40,6 +40,12 @@ def caveats(
         notes.append(_on_references(constrained))
     if measured.starts:
         notes += _on_starts(measured)
+    if any(run.post is not None for run in measured.training):
+        notes.append(
+            "All families were trained on the same rewards, with the same number of prompts and of texts that they "
+            "wrote themselves. Likelihoods of these texts are exact or estimated, depending on the family, and the "
+            "compute of an update differs."
+        )
     notes += _on_training(measured)
     load, cores = measured.machine.load, measured.machine.cores
     if load and cores and load > BUSY * cores:

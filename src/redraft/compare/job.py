@@ -24,6 +24,7 @@ from redraft.compare.measurements import (
     Missing,
     Part,
     Place,
+    PostTrainingRun,
     RowLikelihoods,
     Timing,
     TrainingRun,
@@ -338,6 +339,7 @@ def _training_run(value: Mapping[str, Any], family: str, seed: int, dropout: flo
             tuple(LossPoint(**point) for point in curve["update"]),
         ),
         model=folder,
+        post=PostTrainingRun(**value["post"]) if value.get("post") else None,
         **{
             name: value[name] for name in ("parameters", "steps", "tokens", "passes", "flops", "seconds", "peak_memory")
         },

@@ -131,6 +131,19 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class PostTrainingRun:
+    """How a model was trained further on rewards, after the training of its ``TrainingRun``."""
+
+    prompts: int
+    texts: int  # that the model wrote and learned from
+    steps: int
+    flops: float  # of writing the texts, and of learning from them
+    seconds: float
+    first_reward: float  # mean of the texts of the first quarter of the updates ...
+    last_reward: float  # ... and of the last
+
+
+@dataclass(frozen=True)
 class TrainingRun:
     """One trained model."""
 
@@ -149,6 +162,7 @@ class TrainingRun:
     validation: Validation | None  # of the model that was kept
     curve: Curve
     model: str  # folder under the folder of the study
+    post: PostTrainingRun | None = None  # None: measured as it was after this training
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,11 @@ class Setup:
         tables = self.recipe(plan, family, seed, dropout).tables()
         tables["data"] = {"hash": self.hash, "length": self.readings[family].length}
         tables["tokenizer"] = self.readings[family].tokenizer.fingerprint
-        return {"family": family, "seed": seed, "recipe": tables}
+        key = {"family": family, "seed": seed, "recipe": tables}
+        if not self.study.post_training:
+            return key
+        names = ("post_training", "post_prompts", "post_lr")
+        return {**key, **{name: getattr(self.study, name) for name in names}}
 
     def settings(self) -> list[DecodingConfig]:
         """The decoding grid of every family."""

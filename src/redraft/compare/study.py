@@ -65,6 +65,15 @@ class Study(Scoring):
         metavar="KEY=VALUE",
     )
 
+    post_training: dict[str, Any] = setting(
+        {},
+        "A field of the rewards by which every model is trained further before it is measured: name=reward, then "
+        "reward=chrf, group=8 (docs/post-training.md). All families get the same prompts, and write as many texts.",
+        metavar="KEY=VALUE",
+    )
+    post_prompts: int = setting(256, "Prompts of post-training, of the training rows.", least=1)
+    post_lr: float = setting(0.0, "Learning rate of post-training. Unset: that of the objective.", least=0)
+
     budget_tokens: int = setting(0, "Training tokens of each model, prompt and target.", least=0, unit="tokens")
     passes: float = setting(0.0, "Budget instead: passes over the training rows.", least=0)
     minutes: float = setting(0.0, "Budget instead: wall-clock time of the whole study.", least=0, unit="minutes")
@@ -144,20 +153,23 @@ class Study(Scoring):
         if self.base_dtype != "auto" and self.lora_rank == 0:
             what = "--base-dtype is for frozen weights, and --lora-rank 0 trains all weights."
             raise UserError(what, "Give --lora-rank 16, or leave out --base-dtype.")
-        if self.curriculum or self.objective:
-            self._check_conversion()
+        if self.curriculum or self.objective or self.post_training:
+            self._check_objectives()
         for name in (*self.family_options, *self.bases):
             if name not in self.families:
                 raise UserError(
                     f"There are options for the family '{name}', which is not compared.", "Add it to --families."
                 )
 
-    def _check_conversion(self) -> None:
+    def _check_objectives(self) -> None:
+        from redraft.compare.post_training import check as check_post_training
         from redraft.curricula import build_curriculum  # these import torch
         from redraft.objectives.conversion import build_conversions, is_conversion
         from redraft.posttraining import build_method
 
-        if not self.bases:
+        if self.post_training:
+            check_post_training(self.post_training, planned=self.unlimited or self.minutes > 0)
+        if not self.bases and (self.curriculum or self.objective):
             what = "A curriculum is" if self.curriculum else "An objective is"
             raise UserError(f"{what} for conversions.", "Name a checkpoint with --from, or leave it out.")
         build_curriculum(self.curriculum)

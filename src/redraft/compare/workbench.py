@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from redraft.compare import baselines
+from redraft.compare import baselines, post_training
 from redraft.compare.data import Dataset
 from redraft.compare.external_service import measure_service
 from redraft.compare.format import clock
@@ -77,8 +77,13 @@ class Workbench(State):
         """
         recipe, memory = fitted(self._recipe(one.family, one.seed, dropout), self.setup.device)
         self.log(str(memory))
-        result = train(recipe, one.folder, device=str(self.setup.device), on_event=self._watch(str(one)))
-        return {**dataclasses.asdict(result), "curve": _curve(one.folder / "train" / "metrics.jsonl")}
+        rewarded, device, watch = bool(self.prepared.study.post_training), self.setup.device, self._watch(str(one))
+        folder = one.folder / post_training.BEFORE if rewarded else one.folder
+        result = train(recipe, folder, device=str(device), on_event=watch)
+        value = {**dataclasses.asdict(result), "curve": _curve(folder / "train" / "metrics.jsonl")}
+        if rewarded:
+            value["post"] = post_training.run(self.setup, recipe, one.family, one.folder, device, watch)
+        return value
 
     def memory(self, family: str) -> int:
         """Bytes of the host that the training of a family needs; its other pieces need less. 0: the device has them."""

@@ -20,7 +20,8 @@ def runs(record: Record) -> Section | None:
     columns = ["family", "seed", "parameters", "tokens", "passes", "compute", "time", "tokens/s", "peak\nmemory"]
     columns.append("validation,\nbits per byte")
     blocks: list[Block] = [Table(columns, [Row(_cells(record, run)) for run in record.training])]
-    panels = [panel for panel in (starts(record), plots.learning(record), likelihood(record)) if panel is not None]
+    found = starts(record), plots.learning(record), rewarded(record), likelihood(record)
+    panels = [panel for panel in found if panel is not None]
     blocks += [Panels(panels)] if panels else []
     equal = "data, tokenizer, network size, optimizer and training tokens"
     if not same_tokens(record.starts):
@@ -67,6 +68,35 @@ def _named(table: Mapping[str, Any]) -> str:
     options = ", ".join(f"{key} {value}" for key, value in table.items() if key not in ("name", "also"))
     name = f"{table['name']} ({options})" if options else str(table["name"])
     return f"{name} with {_named(table['also'])}" if table.get("also") else name
+
+
+def rewarded(record: Record) -> Panel | None:
+    """What post-training took, and what it changed."""
+    body = [
+        Row(
+            [
+                Cell(family_label(record, run), colour=colour(record, run.family)),
+                f"{run.seed}",
+                f"{run.post.prompts:,}",
+                f"{run.post.texts:,}",
+                f"{run.post.steps:,}",
+                flops(run.post.flops),
+                clock(run.post.seconds),
+                f"{run.post.first_reward:.3f}",
+                f"{run.post.last_reward:.3f}",
+            ]
+        )
+        for run in record.training
+        if run.post is not None
+    ]
+    if not body:
+        return None
+    columns = ["family", "seed", "prompts", "texts", "updates", "compute", "time", "reward,\nfirst", "reward,\nlast"]
+    lead = (
+        f"Then every model was trained on rewards ({_named(record.study.post_training)}). Rewards are means of sampled "
+        "texts, in the first and in the last quarter of the updates. Everything below was measured after it."
+    )
+    return Panel("Post-training", Table(columns, body), lead)
 
 
 def _cells(record: Record, run: TrainingRun) -> list[Content]:
