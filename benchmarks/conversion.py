@@ -244,7 +244,7 @@ def measured(task: Task, model: str, arm: Arm, args: argparse.Namespace) -> list
     test = load(task.data, Columns(input=task.input, target=task.target), data_root=args.data_root or None).test
     found = []
     for steps in arm.steps:
-        chosen = {"steps": steps, "candidates": 1} if steps else {}
+        chosen: dict[str, Any] = {"steps": steps, "candidates": 1} if steps else {}
         settings = loaded.settings(max_new_tokens=task.new_tokens, temperature=0.0, **chosen)
         result = evaluate(
             loaded, test, Evaluation(data=task.data, rows=args.rows, samples=2), settings, lambda line: None

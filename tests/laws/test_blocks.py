@@ -567,13 +567,15 @@ def test_of_a_sample_and_its_twin_every_token_is_learnt_once_and_the_padding_nev
     assert torch.equal(made.target, rows.ids[made.row, place]) and made.tokens == len(made.target)
     torch.testing.assert_close(made.weight, torch.ones(len(made.target)))
     assert made.rows == len(rows.ids) and len(made.request.tokens) == 2 * made.rows
-    begin = rows.prompt if encoder else torch.zeros_like(rows.prompt)  # type: ignore[arg-type]
+    assert rows.prompt is not None
+    begin = rows.prompt if encoder else torch.zeros_like(rows.prompt)
     real = (made.request.positions >= 0).sum(1) - begin.repeat(2)
     assert bool((real % 2 == 0).all()), "blocks of two are whole"
     padding = (made.request.positions >= 0) & (made.request.positions >= rows.valid.sum(1).repeat(2)[:, None])
     assert bool(padding.any()) and bool((made.request.tokens[padding] == MASK).all())
     terms = objective.loss(torch.randn(len(made.target), VOCABULARY.vocab_size), made)
-    assert not terms.is_bound and objective.scoring().padding == "mask" and not objective.scoring().complementary
+    assert isinstance(objective, Block) and not terms.is_bound
+    assert objective.scoring() == Block(weight="uniform", padding="mask")
 
 
 def test_complementary_blocks_need_equal_weights() -> None:
