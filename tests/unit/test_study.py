@@ -279,7 +279,7 @@ def test_the_report_and_the_page_say_what_was_found(
     written = Claim.load(claims.names()[0])
     rules = {written.id: "a rule", "few": record.rule}
     shown = claims_page([written], rules, {})
-    assert f"| {written.claim} | open | No run is recorded" in shown
+    assert f"| {written.claim} | open | No run is recorded yet (about" in shown
     with pytest.raises(UserError, match="no folder"):
         write_records([record], tmp_path / "missing")
 

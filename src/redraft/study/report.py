@@ -139,26 +139,27 @@ def claims_page(claims: Sequence[Claim], rules: Mapping[str, str], records: Mapp
 
 
 def _row(claim: Claim, one: StudyRecord | None) -> str:
-    command = f"`redraft study run {claim.id}`"
     if one is None:
-        return f"| {_cell(claim.claim)} | open | {_cell(_unrun(claim))} | {command} |"
-    note = " (one seed: preliminary)" if one.preliminary else ""
-    return f"| {_cell(one.claim)} | {one.finding.verdict}{note} | {_cell(one.finding.text)} | {command} |"
+        return f"| {_cell(claim.claim)} | open | {_cell(_unrun(claim))} | `redraft study run {claim.id}` |"
+    return f"| {_cell(one.claim)} | {_verdict(one)} | {_cell(one.finding.text)} | `{one.command}` |"
+
+
+def _verdict(one: StudyRecord) -> str:
+    return f"{one.finding.verdict} (one seed: preliminary)" if one.preliminary else one.finding.verdict
 
 
 def _unrun(claim: Claim) -> str:
-    if claim.needs:
-        return f"No run is recorded: it needs {claim.needs}."
-    return "No run is recorded yet."
+    needs = f"it needs {claim.needs}" if claim.needs else f"about {claim.minutes:g} minutes on two idle cores"
+    return f"No run is recorded yet ({needs})."
 
 
 def _details(claim: Claim, rule: str, one: StudyRecord | None) -> list[str]:
     """The section of a claim: the rule, the numbers if it was run, and what was known before."""
-    verdict = f"**{one.finding.verdict}**. {one.finding.text}" if one else f"**open**. {_unrun(claim)}"
+    verdict = f"**{_verdict(one)}**. {one.finding.text}" if one else f"**open**. {_unrun(claim)}"
     facts = {"Says": claim.source, "Compared": claim.compares, "Decision rule": rule}
     if one is not None:
-        made = f"{one.made}, budget {one.budget}, {one.seeds} seeds, {clock(one.seconds)} in {one.cells} cells"
-        facts |= {**one.setup, "recorded": made}
+        seeds = "1 seed" if one.preliminary else f"{one.seeds} seeds"
+        facts |= {**one.setup, "recorded": f"{one.made}, budget {one.budget}, {seeds}, {one.cells} cells"}
     facts |= {"Other experiments, at other sizes": claim.earlier} if claim.earlier else {}
     parts = [f"## {claim.id}: {claim.claim}", verdict]
     parts.append("\n".join(f"- {name}: {text}" for name, text in facts.items()))
