@@ -108,10 +108,10 @@ def _updates(run: Outline, mode: str, device: torch.device, threads: int, barrie
     optimizer = optim.build(table.optimizer, network, table.lr, table.betas, table.weight_decay)
     ema = Ema(network, table.ema) if table.ema else None
     rows, found = round(table.batch_tokens / run.length), list[float]()
-    for _ in range(1 + _UPDATES):
+    for number in range(1 + _UPDATES):
         barrier.wait()
         begin = time.perf_counter()
-        prepared = run.prepared(model, rows)
+        prepared = run.prepared(model, rows, number)
         vocabulary.backward(network, objective, prepared.to(device), 1.0, run.bfloat16)
         weights.clip(table.clip)
         optim.step(optimizer, 0.0)

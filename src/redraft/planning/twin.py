@@ -175,8 +175,12 @@ class Outline:
         made.network.activation_checkpointing = mode  # type: ignore[assignment] # one of its choices
         made.network.train()
 
-    def prepared(self, twin: Model, rows: int) -> Prepared:
-        """A batch of rows of this length as the last phase's objective prepares it: half of a pair is its prompt."""
+    def prepared(self, twin: Model, rows: int, seed: int = 0) -> Prepared:
+        """A batch of rows of this length as the last phase's objective prepares it: half of a pair is its prompt.
+
+        Args:
+            seed: of the noise.
+        """
         ids = torch.randint(*_BYTES, (rows, self.length), generator=torch.Generator().manual_seed(0))
         target = torch.ones_like(ids, dtype=torch.bool)
         prompt = self.length // 2 if twin.paired else 1  # of plain text, all but the first token
@@ -185,7 +189,7 @@ class Outline:
         batch = Batch(ids, target, torch.ones_like(target), prompts, torch.full((rows,), self.length))
         objective = twin.family.phases()[-1].objective
         networks = {"main": twin.network, "teacher": twin.network}
-        return prepare_batch(objective, batch, twin.spec, torch.Generator().manual_seed(0), networks)[0]
+        return prepare_batch(objective, batch, twin.spec, torch.Generator().manual_seed(seed), networks)[0]
 
     def _names(self, made: Model) -> Mapping[str, TensorMap]:
         """The public names of a twin's tensors: those of the checkpoint, where the twin has them."""
