@@ -9,7 +9,7 @@ Four parts, each with the plain sampler of its model beside the others, on the s
 - lengths: daedal and rho_eos, with a masked model without a length head, whose answers end in end-of-text;
 - blocks: renoising and the causal reading of a hybrid with uniform noise.
 
-The last three train their models for ``--minutes`` each with the recipes of Tatoeba, and keep them under ``--out``.
+The last three train models of 1M weights for ``--minutes`` each by the recipes of Tatoeba, and keep them in ``--out``.
 That is far too little for good translations: compare the rows of a part with each other only. One JSON object for each
 setting goes to results.jsonl; what it holds is not measured again. Prints a table for each part.
 """
@@ -38,7 +38,7 @@ def trained(name: str, args: argparse.Namespace, base: str, *overrides: str) -> 
     """The model of a recipe, trained for a few minutes, or as it was trained before."""
     out = args.out / name
     if not (out / "config.json").exists():
-        budget = [f"train.minutes={args.minutes}", "train.tokens=0", "train.validation_rows=64"]
+        budget = [f"train.minutes={args.minutes}", "train.tokens=0", "train.validation_rows=64", "model.preset='1m'"]
         root = [f"data.data_root={json.dumps(args.data_root)}"] if args.data_root else []
         recipe = Recipe.load(RECIPES / f"tatoeba-en-de-{base}.toml", [*budget, *root, *overrides])
         train(recipe, out)

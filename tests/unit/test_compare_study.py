@@ -168,5 +168,5 @@ def test_models_of_blocks_take_steps_a_block_and_hybrids_draft() -> None:
     common = {"predicts_length": False, "paired": True, "longest": 64}
     found = grid(study, "block", causal=False, block=4, **common)
     assert [setting.options for setting in found] == [{"steps": 1}, {"steps": 2}, {"steps": 4}]
-    drafted = grid(study, "hybrid", causal=True, drafts=True, **common)
+    drafted = grid(study, "hybrid", causal=True, drafts=("draft_verify", {}), **common)
     assert [setting.sampler for setting in drafted] == ["autoregressive", "autoregressive", "draft_verify"]

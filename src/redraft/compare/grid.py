@@ -19,7 +19,7 @@ def grid(
     paired: bool,
     longest: int,
     samplers: tuple[str, ...] = (),
-    drafts: bool = False,
+    drafts: tuple[str, dict[str, int]] | None = None,
     block: int = 0,
 ) -> list[DecodingConfig]:
     """The decoding settings of one family.
@@ -31,7 +31,7 @@ def grid(
     Args:
         longest: tokens an answer may have; settings with more steps are left out.
         samplers: samplers of this family. Empty: the study's, or what suits the task for a masked family.
-        drafts: the model can draft its own continuation (``draft_verify``).
+        drafts: the sampler, and its options, of a causal model that drafts or denoises blocks itself; None: it does not.
         block: block length of a family that decodes block by block; steps then count per block.
     """
     draws = [(0.0, 1.0)] if paired else [(1.0, 1.0), (1.0, 0.9)]
@@ -39,7 +39,7 @@ def grid(
     if causal:
         beams = [1, 4] if paired else [1]
         ways = [("autoregressive", {"beams": count} if count > 1 else {}, 1) for count in beams]
-        ways += [("draft_verify", {}, 1)] if drafts else []
+        ways += [(*drafts, 1)] if drafts else []
     else:
         tried = study.candidates if predicts_length and paired else (1,)
         names = samplers or study.samplers or (("confidence",) if paired else ("ancestral",))

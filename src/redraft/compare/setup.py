@@ -260,7 +260,7 @@ class Setup:
                 predicts_length=spec.network.length_head,
                 paired=self.dataset.paired,
                 longest=self.readings[family].new_tokens,
-                drafts=spec.family.drafter is not None,
+                drafts=_drafts(spec),
                 block=spec.network.attention.block,
                 samplers=self._samplers(family, spec),
             )
@@ -273,6 +273,15 @@ class Setup:
         suiting = tuple(name for name in self.study.samplers if suits(name, spec))
         own = build_family(self.family(family))[1].sampler().name
         return suiting or (own,)
+
+
+def _drafts(spec: Spec) -> tuple[str, dict[str, int]] | None:
+    """How a model writes with the drafts or blocks of its own network; None: it has none."""
+    if spec.family.drafter is None:
+        return None
+    if suits("draft_verify", spec):
+        return "draft_verify", {}
+    return "renoising", {"block": spec.family.drafter.network.attention.block}
 
 
 def suits(sampler: str, spec: Spec) -> bool:

@@ -53,13 +53,14 @@ class NemotronLabsDiffusion(Format):
     @staticmethod
     def write(network: Backbone, spec: Spec) -> tuple[dict[str, Any], Layout]:
         c = network.config
-        if not isinstance(network, Transformer) or spec.family.drafter is None or spec.network.prompt_encoder:
+        drafter = spec.family.drafter
+        if not isinstance(network, Transformer) or drafter is None or not drafter.masks or spec.network.prompt_encoder:
             raise llama.not_writable("it is no transformer that both reads text causally and drafts blocks")
         if c.qk_norm or c.experts or c.rotary_dim or c.head_bias or c.window or c.restart or c.qkv_bias != c.out_bias:
             raise llama.not_writable("its network has norms of queries and keys, experts, windows or other biases")
         own: dict[str, Any] = {"model_type": "nemotron_labs_diffusion", "architectures": ["NemotronLabsDiffusionModel"]}
         own |= {"mlp_bias": c.mlp_bias, "mask_token_id": spec.tokens.mask_id, "dlm_paradigm": "bidirectional"}
-        own |= {"block_size": spec.family.drafter.network.attention.block}
+        own |= {"block_size": drafter.network.attention.block}
         shape = llama.to_keys(c, "is_causal", "rope_theta")
         scaling = shape.pop("rope_scaling") or {"rope_type": "default"}
         if c.stretch is not None and c.stretch.growth:

@@ -64,7 +64,8 @@ class DraftVerify(Sampler):
                 "This sampler needs a diffusion model that drafts for an autoregressive one.",
                 "Name one with --drafter (Model.draft_with), or use a model of family hybrid.",
             )
-        if spec.family.drafter.network.name == spec.network.name:
+        own = spec.family.drafter.network.name == spec.network.name
+        if own and spec.family.drafter.family.process is not None:
             common.check_masks(spec.family.drafter)
         return DraftVerifyState(torch.zeros_like(canvas.step))
 
