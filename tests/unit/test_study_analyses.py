@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from redraft.compare.report import render_html
+from redraft.config import build, read_toml
+from redraft.registry import find
+from redraft.shipped import named_models
 from redraft.study.analyses.data_needed import crossing
 from redraft.study.analyses.pareto import front_of
+from redraft.study.cells.base import ordered
 from redraft.study.cells.controlled import KINDS, thirds
-from redraft.study.claim import Claim, names
+from redraft.study.cells.texts import Texts
+from redraft.study.cells.train import Train
+from redraft.study.claim import BUDGETS, Claim, names, path_of
+from redraft.study.experiment import Found, analysis_of
 from redraft.study.finding import VERDICTS, StudyRecord
 from redraft.study.report import report
 from tests.made_study import Placeless, finding, shrunk
@@ -22,6 +30,26 @@ def verdict(name: str, quality: Any) -> str:
 
 def model(cell: Any) -> str:
     return str(cell.trained.model)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", names())
+def test_what_a_claim_asks_for_can_be_built(name: str, budget: str) -> None:
+    """Recipes of training without unknown keys, samplers without unknown options."""
+    if budget == "shipped" and budget not in read_toml(path_of(name))["budgets"]:
+        return  # no shipped checkpoints are of use for it
+    experiment = Placeless(Claim.load(name, budget))
+    wanted = {one for model in experiment.claim.models.values() for one in model.checkpoint.values()}
+    if missing := wanted - named_models().keys():
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    cells = ordered(analysis_of(experiment.claim).cells(experiment, Found()))
+    for cell in cells:
+        if isinstance(cell, Train) and not cell.start:
+            assert cell.recipe(Path("anywhere")).family["name"] == cell.family["name"]
+        if isinstance(cell, Texts):
+            assert build(find("samplers", cell.config.sampler), cell.config.options, name)
+            assert cell.new_tokens + 8 <= cell.data.length
+    assert len({cell.id for cell in cells}) == len(cells) > 0
 
 
 @pytest.mark.parametrize("name", names())
