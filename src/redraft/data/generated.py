@@ -1,4 +1,4 @@
-"""Generated sources: deterministic rows, split so that train and test share no solution."""
+"""Generated sources: deterministic rows, split so that train and test share neither question nor solution."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class GeneratedSource(Source):
     """``NAME:KIND`` or ``NAME:KIND:ROWS``, where ROWS is the number of training rows (default 25,000).
 
     One name holds all splits; validation and test have 1,000 rows each. The same name gives the same rows on every
-    machine, and a larger set begins with the rows of a smaller one. A hash of a row's solution decides its split.
+    machine, and a larger set begins with the rows of a smaller one. A hash of ``key`` decides the split of a row.
 
     Attributes:
         name, kinds, example: how it is written.
@@ -64,16 +64,12 @@ class GeneratedSource(Source):
         return {} if "#" in path else {name: f"{path}#{name}" for name in ("train", "validation", "test")}
 
     @abstractmethod
-    def solution(self, dice: Dice, kind: str) -> Any:
-        """A solution drawn at random."""
-
-    def key(self, solution: Any) -> str:
-        """The text of a solution whose hash decides the split."""
-        return str(solution)
+    def draw(self, dice: Dice, kind: str) -> dict[str, Any]:
+        """The columns of a row drawn at random; among them ``question`` and ``answer``."""
 
     @abstractmethod
-    def values(self, dice: Dice, kind: str, solution: Any) -> dict[str, Any]:
-        """The columns of a row with this solution; among them ``question``."""
+    def key(self, values: dict[str, Any]) -> str:
+        """What rows of two splits must not share. It must follow from the question alone, and from the answer alone."""
 
     def read(self, path: str) -> Iterator[Row]:
         name, _, part = path.partition("#")
@@ -93,11 +89,10 @@ class GeneratedSource(Source):
         """
         dice, seen, waited = Dice(*f"{self.name}:{kind}".encode()), set[str](), 0
         while len(seen) < rows:
-            solution = self.solution(dice, kind)
-            share = _share(self.key(solution))
+            values = self.draw(dice, kind)
+            share = _share(self.key(values))
             mine = {"validation": share == 0, "test": share == 1}.get(part, share > 1)
-            values = self.values(dice, kind, solution) if mine else None
-            if values is None or values["question"] in seen:
+            if not mine or values["question"] in seen:
                 waited += 1
                 if waited > _PATIENCE:
                     what = f"'{self.name}:{kind}' has only {len(seen):,} different {part or 'train'} rows."

@@ -12,13 +12,12 @@ _LARGEST = 100  # of the numbers and of the target
 class Countdown(GeneratedSource):
     """``countdown:N`` combines N = 3, 4 or 5 numbers to a target. Columns: ``question`` (``15,44,79=50``), ``answer``
     (one solution as steps, ``44-15=29,79-29=50``), ``numbers`` and ``target``, in the form of Dream's test rows (Ye et
-    al. 2025, arXiv:2508.15487). No test row has the steps of a training row.
+    al. 2025, arXiv:2508.15487). No test row has the numbers and the target of a training row.
     """
 
     name, kinds, example = "countdown", "[345]", "countdown:4"
 
-    def solution(self, dice: Dice, kind: str) -> tuple[list[int], list[str], int]:
-        """Numbers, steps and target."""
+    def draw(self, dice: Dice, kind: str) -> dict[str, Any]:
         while True:
             numbers = [1 + dice.below(_LARGEST - 1) for _ in range(int(kind))]
             steps, left = [], list(numbers)
@@ -30,12 +29,9 @@ class Countdown(GeneratedSource):
                 steps.append(f"{a}{sign}{b}={result}")
                 left.append(result)
             if 0 < left[0] < _LARGEST:
-                return numbers, steps, left[0]
+                question = f"{','.join(map(str, numbers))}={left[0]}"
+                return {"question": question, "answer": ",".join(steps), "numbers": numbers, "target": left[0]}
 
-    def key(self, solution: tuple[list[int], list[str], int]) -> str:
-        return ",".join(solution[1])
-
-    def values(self, dice: Dice, kind: str, solution: tuple[list[int], list[str], int]) -> dict[str, Any]:
-        numbers, steps, target = solution
-        question = f"{','.join(map(str, numbers))}={target}"
-        return {"question": question, "answer": ",".join(steps), "numbers": numbers, "target": target}
+    def key(self, values: dict[str, Any]) -> str:
+        """Numbers in order and the target: rows of two splits share no steps, and no question in another order."""
+        return f"{sorted(values['numbers'])}={values['target']}"

@@ -2,69 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import permutations
 from typing import Any
 
 from redraft.data.generated import Dice, GeneratedSource
 
-_CLUES = {2: (4, 12), 3: (30, 60)}  # fewest and most given cells, by the side of a box
+_CLUES = {"4x4": (4, 12), "9x9": (30, 60)}  # fewest and most given cells
 
 
 class Sudoku(GeneratedSource):
     """``sudoku:4x4`` or ``sudoku:9x9``. Columns: ``question`` (the grid, a line for each row, 0 for an empty cell),
     ``answer``, and ``clues``, the number of given cells.
 
-    A puzzle of 4 x 4 cells has exactly one solution. One of 9 x 9 may have several: score answers by the rules
+    A puzzle of 4 x 4 cells has one solution; one of 9 x 9 cells may have several: score answers by the rules
     (``rewards.sudoku``). No test row has the solution of a training row.
     """
 
     name, kinds, example = "sudoku", "4x4|9x9", "sudoku:4x4"
 
-    def solution(self, dice: Dice, kind: str) -> str:
+    def draw(self, dice: Dice, kind: str) -> dict[str, Any]:
+        grid = _all_grids()[dice.below(len(_all_grids()))] if kind == "4x4" else _permuted(dice, 3)
+        few, most = _CLUES[kind]
+        order, clues = dice.shuffled(len(grid)), few + dice.below(most - few + 1)
         if kind == "4x4":
-            return all_grids()[dice.below(len(all_grids()))]
-        grid = _permuted(dice, 3)
-        return "\n".join("".join(map(str, line)) for line in grid)
+            clues = _enough(grid, order, clues)
+        given = set(order[:clues])
+        question = [digit if at in given else 0 for at, digit in enumerate(grid)]
+        return {"question": _text(question), "answer": _text(grid), "clues": clues}
 
-    def values(self, dice: Dice, kind: str, solution: str) -> dict[str, Any]:
-        few, most = _CLUES[2 if kind == "4x4" else 3]
-        cells = [at for at, cell in enumerate(solution) if cell != "\n"]
-        clues = few + dice.below(most - few + 1)
-        order = [cells[at] for at in dice.shuffled(len(cells))]
-        if kind == "4x4":
-            clues = _least(solution, order, clues)
-        empty = set(order[clues:])
-        question = "".join("0" if at in empty else cell for at, cell in enumerate(solution))
-        return {"question": question, "answer": solution, "clues": clues}
+    def key(self, values: dict[str, Any]) -> str:
+        return str(values["answer"])
 
 
-def _least(solution: str, order: list[int], clues: int) -> int:
-    """How many cells of a 4 x 4 grid must be given, in this order, for one solution: at least ``clues``."""
-    others = [grid for grid in all_grids() if grid != solution]
-    while any(all(grid[at] == solution[at] for at in order[:clues]) for grid in others):
-        clues += 1
-    return clues
+def _text(grid: Sequence[int]) -> str:
+    side = round(len(grid) ** 0.5)
+    return "\n".join("".join(map(str, grid[row : row + side])) for row in range(0, len(grid), side))
 
 
-@cache
-def all_grids() -> tuple[str, ...]:
-    """The 288 grids of 4 x 4 cells, a line for each row."""
-    lines = ["".join(line) for line in permutations("1234")]
-    bands = [(a, b) for a in lines for b in lines if all(len({*a[at : at + 2], *b[at : at + 2]}) == 4 for at in (0, 2))]
-    grids = ((*top, *bottom) for top in bands for bottom in bands)
-    return tuple("\n".join(grid) for grid in grids if all(len(set(column)) == 4 for column in zip(*grid, strict=True)))
-
-
-def _permuted(dice: Dice, box: int) -> list[list[int]]:
+def _permuted(dice: Dice, box: int) -> list[int]:
     """A grid that follows the rules, with its lines permuted within bands, its bands, its digits, and its axes."""
     side = box * box
     rows, columns = (_lines(dice, box) for _ in range(2))
     digits = [digit + 1 for digit in dice.shuffled(side)]
     grid = [[digits[(row % box * box + row // box + column) % side] for column in columns] for row in rows]
-    return [list(line) for line in zip(*grid, strict=True)] if dice.below(2) else grid
+    turned = [list(line) for line in zip(*grid, strict=True)] if dice.below(2) else grid
+    return [digit for line in turned for digit in line]
 
 
 def _lines(dice: Dice, box: int) -> list[int]:
     """The lines of a grid in another order, which keeps the lines of a band together."""
     return [band * box + line for band in dice.shuffled(box) for line in dice.shuffled(box)]
+
+
+@cache
+def _all_grids() -> tuple[tuple[int, ...], ...]:
+    """All grids of 4 x 4 cells."""
+
+    def filled(cells: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        if len(cells) == 16:
+            yield cells
+            return
+        row, column = divmod(len(cells), 4)
+        taken = {
+            digit
+            for at, digit in enumerate(cells)
+            if at // 4 == row or at % 4 == column or (at // 8, at % 4 // 2) == (row // 2, column // 2)
+        }
+        for digit in {1, 2, 3, 4} - taken:
+            yield from filled((*cells, digit))
+
+    return tuple(sorted(filled(())))
+
+
+@cache
+def _having() -> dict[tuple[int, int], int]:
+    """For each cell and digit the grids of 4 x 4 cells that have it there, as the bits of a number."""
+    found: dict[tuple[int, int], int] = {}
+    for number, grid in enumerate(_all_grids()):
+        for place in enumerate(grid):
+            found[place] = found.get(place, 0) | 1 << number
+    return found
+
+
+def _enough(grid: Sequence[int], order: Sequence[int], clues: int) -> int:
+    """The least number of clues, from ``clues`` on, with which the first cells of ``order`` leave one solution."""
+    left = -1
+    for number, at in enumerate(order):
+        left &= _having()[at, grid[at]]
+        if number + 1 >= clues and not left & (left - 1):  # one bit is left
+            return number + 1
+    return len(order)

