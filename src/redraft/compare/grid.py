@@ -31,7 +31,7 @@ def grid(
     Args:
         longest: tokens an answer may have; settings with more steps are left out.
         samplers: samplers of this family. Empty: the study's, or what suits the task for a masked family.
-        drafts: the sampler, with its options, of a causal model that drafts or denoises blocks itself; None: it doesn't.
+        drafts: sampler and options of a causal model that drafts or denoises blocks itself; None: it does not.
         block: block length of a family that decodes block by block; steps then count per block.
     """
     draws = [(0.0, 1.0)] if paired else [(1.0, 1.0), (1.0, 0.9)]
