@@ -159,7 +159,7 @@ def test_the_bound_of_an_oracle_is_the_exact_likelihood(seed: int) -> None:
     objective = find("families", "embedding")().objective()
     for number, text in enumerate(language.texts):
         found = likelihood.score(network, [tiny.VOCABULARY.bos_id], text, objective, spec, samples=4000, seed=number)
-        assert found.is_bound and found.stderr < 0.2
+        assert found.is_bound and found.stderr < 0.25
         assert found.nats == pytest.approx(language.nll(text), abs=4.5 * found.stderr + 0.02)
 
 

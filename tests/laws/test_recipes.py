@@ -61,7 +61,7 @@ def test_a_recipe_runs_two_updates_at_tiny_size(path: Path, tmp_path: Path) -> N
 
 
 FAMILIES = ("masked", "uniform", "sedd", "d3pm", "expand", "edit")
-PEERS = [p for p in TRAINING if p.stem.rpartition("-")[2] in FAMILIES and p.parent.name != "finetune"]
+PEERS = [p for p in TRAINING if p.stem.rpartition("-")[2] in FAMILIES and not Recipe.load(p).model.from_]
 
 
 @pytest.mark.parametrize("path", PEERS, ids=name)

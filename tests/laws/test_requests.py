@@ -30,6 +30,7 @@ from redraft.types import (
     QueryMask,
     Request,
     SelfConditioning,
+    StateQuery,
     VectorQuery,
 )
 from tests.tiny import cached
@@ -204,6 +205,10 @@ def expected(rows: int, width: int, prompt: int) -> Request:
     return request.with_extra(ExpectedEmbedding(vectors * (request.positions >= width - 3)[..., None]))
 
 
+def states(rows: int, width: int, prompt: int) -> Request:
+    return plain(rows, width, prompt).with_extra(StateQuery((0.0, 0.5, 1.0)))
+
+
 @dataclass(frozen=True)
 class Case:
     make: Callable[[int, int, int], Request]
@@ -229,6 +234,7 @@ CASES = [
     Case(several, SelfConditioning),
     Case(several, SelfConditioning, "gemma"),
     Case(draft, DraftQuery, "gemma"),
+    Case(states, StateQuery, cached=False),
     Case(expected, ExpectedEmbedding),
     Case(expected, ExpectedEmbedding, "gemma"),
 ]

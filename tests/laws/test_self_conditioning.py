@@ -388,7 +388,7 @@ def test_networks_without_support_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="self-conditioning"):
         convert_family(Model(public, tokenizer, family, "masked", False), {"name": "masked", "self_condition": 0.5})
     conditioned = model(prompt_encoder=False, length_head=False, paired=False)
-    with pytest.raises(UserError, match="public format"):
+    with pytest.raises(UserError, match="can't hold a model with self-conditioning"):
         export("llada", conditioned.network, conditioned.tokenizer, conditioned.spec, tmp_path / "out", "float32", "")
     plain = Model.fresh({"name": "masked"}, tokenizer, shape("toy", tokenizer.vocab_size), True)
     plain.save(tmp_path / "plain")
