@@ -573,6 +573,14 @@ def test_a_restricted_interval_of_times_applies_to_training_only(name: str) -> N
     assert not built.training().loss(logits, part).is_bound
 
 
+def test_discrete_steps_of_training_leave_the_bound_continuous() -> None:
+    built = find("families", "masked")(train_steps=4, weight="bound", timed=True)
+    spec, rows = built.spec(VOCABULARY), pairs([([A, SEP], [B, C, EOS])] * 50)
+    trained, scored = (o.prepare(rows, spec, generator()).request.time for o in (built.training(), built.objective()))
+    assert set((4 * trained).tolist()) == {1.0, 2.0, 3.0, 4.0}
+    assert len(set(scored.tolist())) == 50
+
+
 @pytest.mark.parametrize("wrong", [{"t_min": 0.5, "t_max": 0.4}, {"t_max": 1.2}, {"t_min": 0.2, "steps": 4}], ids=str)
 def test_invalid_intervals_of_times_are_rejected(wrong: dict[str, Any]) -> None:
     for name in ("masked", "uniform"):
