@@ -65,6 +65,11 @@ class Config(NetworkConfig):
             raise UserError("model: window, cap or distant_turning is out of range.", "Restore the file.")
 
     @property
+    def tied(self) -> bool:
+        """The output projection is the embedding."""
+        return True
+
+    @property
     def key_heads(self) -> int:
         return self.kv_heads
 

@@ -65,13 +65,15 @@ CHECKS: dict[str, Suite] = {
 
 
 def run(root: Path, only: str = "") -> Iterator[Check]:
-    """Run the checks of every reference under ``root``.
+    """Run the checks of every reference under ``root``, or of ``root`` if it is the folder of one reference.
 
     Args:
         only: name of the one model to check; "" for all.
     Raises:
         UserError: there is no reference.
     """
+    if root.resolve().name in CHECKS and any(root.glob("**/goldens")):
+        root, only = root.resolve().parent, root.resolve().name
     known = [name for name in CHECKS if (root / name).is_dir() and only in ("", name)]
     if not known:
         raise UserError(

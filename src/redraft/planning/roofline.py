@@ -40,13 +40,13 @@ class Decoder:
     def of(cls, run: Outline, dtype: torch.dtype) -> Decoder:
         """The decoder of a run's model, with weights and cache in a type."""
         shape, network = run.shape, run.whole().network
-        attention: Any = network.blocks[0].attention
+        layers: list[Any] = [block.attention for block in network.blocks]  # which may differ: their mean counts
         looked_up = network.embedding.weight.numel() if not shape.tied else 0
         return cls(
             weights=run.parameters - looked_up,
             layers=shape.layers,
-            query_width=attention.heads * attention.head_dim,
-            kv_width=attention.kv_heads * attention.head_dim,
+            query_width=round(sum(one.heads * one.head_dim for one in layers) / len(layers)),
+            kv_width=round(sum(one.kv_heads * one.head_dim for one in layers) / len(layers)),
             weight_bytes=dtype.itemsize,
             cache_bytes=dtype.itemsize,
         )

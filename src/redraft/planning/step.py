@@ -119,7 +119,7 @@ def step(run: Outline, machine: Machine, mode: str, parallel: Parallel = ALONE, 
 
 def _model_flops(run: Outline, rows: float) -> float:
     """Operations of learning from a batch; adapters are counted as if all weights were trained."""
-    prepared = run.prepared(run.twin(1, "none", False), 1)
+    prepared = counted(lambda memory: run.prepared(run.twin(1, "none", memory), 1))
     return run.whole().network.forward_cost().of_training(prepared) * rows
 
 
