@@ -9,9 +9,12 @@ from redraft.caches.exact import Exact
 from redraft.data.tokenizer import Tokenizer
 from redraft.errors import UserError
 from redraft.model import Model
-from redraft.models.cpu.transformer import CpuTransformer, Weights, flatten_padded, unflatten
+from redraft.models.cpu.layers import flatten_padded, unflatten
+from redraft.models.cpu.native import library
+from redraft.models.cpu.transformer import CpuTransformer
 from redraft.models.transformer import Transformer
 from redraft.presets import preset
+from redraft.settings import Weights
 from redraft.types import AttentionPattern, CacheHint, Drawing, Request
 from tests.tiny import cached
 
@@ -23,6 +26,14 @@ SHAPES = [
     pytest.param({"window": 4, "distant": (1,)}, id="windowed"),
 ]
 PATTERNS = [AttentionPattern("full"), AttentionPattern("causal"), AttentionPattern("block", 3)]
+
+
+@pytest.fixture(params=[False, True], ids=["torch", "compiled"])
+def compiled(request: pytest.FixtureRequest) -> bool:
+    """Operations of torch, and compiled code for shapes that it supports."""
+    if request.param and library().found is None:
+        pytest.skip(f"Layers were not compiled: {library().reason}.")
+    return bool(request.param)
 
 
 def network(**changes: object) -> Transformer:
@@ -57,9 +68,11 @@ def make_request(net: Transformer, attend: AttentionPattern, isolate: bool) -> R
 @pytest.mark.parametrize("isolate", [False, True])
 @pytest.mark.parametrize("attend", PATTERNS, ids=lambda attend: attend.kind)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_cpu_form_equals_the_network(shape: dict[str, object], attend: AttentionPattern, isolate: bool) -> None:
+def test_the_cpu_form_equals_the_network(
+    compiled: bool, shape: dict[str, object], attend: AttentionPattern, isolate: bool
+) -> None:
     net = network(**shape)
-    cpu_form, request = CpuTransformer(net), make_request(net, attend, isolate)
+    cpu_form, request = CpuTransformer(net, compiled=compiled), make_request(net, attend, isolate)
     torch.testing.assert_close(cpu_form(request), net(request), rtol=1e-4, atol=1e-5)
     own, store = cpu_form.store(3, 12), net.store(3, 12)
     narrow = Exact().narrow(request, own.tokens, net.config.shift)
@@ -68,11 +81,11 @@ def test_the_cpu_form_equals_the_network(shape: dict[str, object], attend: Atten
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_position_at_a_time_equals_the_network(shape: dict[str, object], weights: Weights) -> None:
+def test_one_position_at_a_time_equals_the_network(compiled: bool, shape: dict[str, object], weights: Weights) -> None:
     """Requests of autoregressive decoding at batch 1. The error of rounded weights is small relative to the standard
     deviation of the logits."""
     net = network(**shape)
-    cpu_form, shift = CpuTransformer(net, weights), net.config.shift
+    cpu_form, shift = CpuTransformer(net, weights, compiled), net.config.shift
     x = torch.randint(5, 40, (1, 12), generator=torch.Generator().manual_seed(2))
     own, store = cpu_form.store(1, 12), net.store(1, 12)
     for end in range(1, 13 - shift):

@@ -1,4 +1,4 @@
-"""Speed of generating one sequence, autoregressively and by masked diffusion, compared with ``transformers``."""
+"""Speed of generating sequences, autoregressively and by masked diffusion, compared with ``transformers``."""
 
 from __future__ import annotations
 
@@ -32,21 +32,28 @@ from redraft.types import AttentionPattern, Canvas, FamilyFacts, Forward, Networ
 
 VOCABULARY, MASK = 8192, 3
 BASELINE = "transformers generate"
-Generate = Callable[[], list[int]]
+AUTOREGRESSIVE: tuple[tuple[str, Weights, bool], ...] = (
+    ("autoregressive", "float32", True),
+    ("autoregressive, in torch", "float32", False),
+    ("autoregressive, int8", "int8", True),
+    ("autoregressive, int8, in torch", "int8", False),
+)
+Generate = Callable[[], list[list[int]]]
 
 
 @dataclass(frozen=True)
 class Decode:
-    """Speed of decoding with random weights at batch 1 and temperature 0.
+    """Speed of decoding ``batch`` sequences with random weights at temperature 0; no ``steps``: autoregressively only.
 
     The loss of quality of an approximate cache can't be measured with random weights: see ``redraft evaluate --cache``.
 
     The baseline is ``generate`` of ``transformers`` with its key-value cache, on a Llama of the same size. The plain
     full-canvas loop uses this Llama with bidirectional attention and projects every position onto the vocabulary at
-    every step, like LLaDA's published loop.
+    every step, like LLaDA's published loop. Candidates *in torch* leave compiled layers aside.
     """
 
     preset: str = "35m"
+    batch: int = 1
     prompt: int = 64
     new_tokens: int = 256
     block: int = 32
@@ -57,6 +64,8 @@ class Decode:
 
     def __post_init__(self) -> None:
         blocks = self.new_tokens // max(self.block, 1)
+        if self.batch < 1:
+            raise UserError(f"batch = {self.batch} must be at least 1.")
         if self.block < 1 or self.new_tokens % self.block:
             raise UserError(f"{self.new_tokens} new tokens are no blocks of {self.block}.", "Change one of them.")
         for steps in self.steps:
@@ -70,7 +79,7 @@ class Decode:
             torch.manual_seed(0)
             causal = self._network(shift=1)
             masked = self._network(shift=0)
-            prompt = torch.randint(5, VOCABULARY, (1, self.prompt))
+            prompt = torch.randint(5, VOCABULARY, (self.batch, self.prompt))
             candidates = self._candidates(causal, masked, prompt)
             outputs = {name: generate() for name, generate in candidates.items()}
             seconds = rounds(candidates, self.rounds, log)
@@ -81,11 +90,12 @@ class Decode:
             median = statistics.median(seconds[name])
             rows[name] = {
                 "seconds": median,
-                "tokens_per_second": self.new_tokens / median,
+                "tokens_per_second": self.batch * self.new_tokens / median,
                 **speedup(seconds, name, BASELINE),
             }
         return {
             "parameters": sum(p.numel() for p in masked.parameters()),
+            "batch": self.batch,
             "prompt": self.prompt,
             "new_tokens": self.new_tokens,
             "baseline": BASELINE,
@@ -114,7 +124,6 @@ class Decode:
     def _candidates(self, causal: Transformer, masked: Transformer, prompt: Tensor) -> dict[str, Generate]:
         twin, plain = llama_twin(causal).eval(), llama_twin(masked).eval()
         plain.config.is_causal = False
-        causal_form, causal_int8 = CpuTransformer(causal), CpuTransformer(causal, "int8")
         masked_form, masked_bfloat16 = CpuTransformer(masked), CpuTransformer(masked, "bfloat16")
         ar, full = self._spec(AttentionPattern("causal"), 1), self._spec(AttentionPattern("full"), 0)
         blocks = self._spec(AttentionPattern("block", self.block), 0)
@@ -123,17 +132,16 @@ class Decode:
             sampler.start(self._canvas(prompt, spec), spec)  # a wrong option is found before anything is measured
             return partial(self._generate, network, Method(sampler, cache), spec, prompt)
 
-        def generate() -> list[int]:
+        def generate() -> list[list[int]]:
             out = twin.generate(
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=self.new_tokens, do_sample=False
             )
-            ids: list[int] = out[0, self.prompt :].tolist()
+            ids: list[list[int]] = out[:, self.prompt :].tolist()
             return ids
 
-        found: dict[str, Generate] = {
-            BASELINE: generate,
-            "autoregressive": ours(causal_form, ar, Autoregressive(), Exact()),
-            "autoregressive, int8": ours(causal_int8, ar, Autoregressive(), Exact()),
+        found: dict[str, Generate] = {BASELINE: generate} | {
+            name: ours(CpuTransformer(causal, weights, compiled), ar, Autoregressive(), Exact())
+            for name, weights, compiled in AUTOREGRESSIVE
         }
         for steps in self.steps:
             sampler = Confidence(steps=steps, block=self.block)
@@ -156,38 +164,39 @@ class Decode:
         return found
 
     def _canvas(self, prompt: Tensor, spec: Spec) -> Canvas:
-        """A row with the prompt [1, P] and free positions after it."""
-        return make_canvas([[*prompt[0].tolist(), *[None] * self.new_tokens]], [self.prompt], spec, seeds=[0])
+        """Rows with the prompts [B, P] and free positions after them."""
+        rows = [[*ids, *[None] * self.new_tokens] for ids in prompt.tolist()]
+        return make_canvas(rows, [self.prompt] * self.batch, spec, seeds=[*range(self.batch)])
 
-    def _generate(self, network: CpuTransformer, method: Method, spec: Spec, prompt: Tensor) -> list[int]:
+    def _generate(self, network: CpuTransformer, method: Method, spec: Spec, prompt: Tensor) -> list[list[int]]:
         canvas = self._canvas(prompt, spec)
         for _ in Loop({"main": network}, method, spec).run(canvas):
             pass
-        ids: list[int] = canvas.ids[0, self.prompt :].tolist()
+        ids: list[list[int]] = canvas.ids[:, self.prompt :].tolist()
         return ids
 
-    def _plain_loop(self, twin: Any, prompt: Tensor, steps: int) -> list[int]:
-        """The plain loop: each step runs the whole canvas and keeps the k most confident predictions."""
-        ids = torch.full((1, self.prompt + self.new_tokens), MASK)
+    def _plain_loop(self, twin: Any, prompt: Tensor, steps: int) -> list[list[int]]:
+        """The plain loop: each step runs the whole canvas and keeps the k most confident predictions of each row."""
+        ids = torch.full((self.batch, self.prompt + self.new_tokens), MASK)
         ids[:, : self.prompt] = prompt
         blocks = self.new_tokens // self.block
         everything = torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
         for number in range(blocks):
             end = self.prompt + (number + 1) * self.block
             for left in range(steps // blocks, 0, -1):
-                masked = ids[0] == MASK
-                logits = twin(ids, attention_mask=everything).logits[0]
-                logits[:, MASK] = -torch.inf
+                masked = ids == MASK
+                logits = twin(ids, attention_mask=everything).logits
+                logits[..., MASK] = -torch.inf
                 confidence, token = logits.softmax(-1).max(-1)
                 confidence[~masked] = -torch.inf
-                confidence[end:] = -torch.inf
-                count = -(-int(masked[:end].sum()) // left)
+                confidence[:, end:] = -torch.inf
+                count = -(-int(masked[0, :end].sum()) // left)
                 chosen = confidence.topk(count).indices
-                ids[0, chosen] = token[chosen]
-        generated: list[int] = ids[0, self.prompt :].tolist()
+                ids.scatter_(1, chosen, token.gather(1, chosen))
+        generated: list[list[int]] = ids[:, self.prompt :].tolist()
         return generated
 
-    def _identical(self, outputs: dict[str, list[int]]) -> dict[str, bool]:
+    def _identical(self, outputs: dict[str, list[list[int]]]) -> dict[str, bool]:
         """Whether candidates that must generate identical ids do so."""
         same = {"autoregressive": outputs["autoregressive"] == outputs[BASELINE]}
         for steps in self.steps:

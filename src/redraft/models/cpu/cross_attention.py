@@ -9,21 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from redraft.models.cpu.transformer import (
-    MATRIX_TYPES,
-    Layer,
-    Weights,
-    flatten_padded,
-    on_cpu,
-    rms_normalise,
-    unflatten,
-)
+from redraft.models.cpu.layers import MATRIX_TYPES, Layer, flatten_padded, rms_normalise, unflatten
+from redraft.models.cpu.transformer import on_cpu
 from redraft.models.cross_attention import CrossAttention
 from redraft.models.parts.attention import attention_context
 from redraft.models.parts.backbone import gather_targets
 from redraft.models.parts.prompt_attention import DecoderContext
 from redraft.models.parts.prompt_split import check_targets, split_request
 from redraft.models.parts.store import KeyValueStore, KeyValueView
+from redraft.settings import Weights
 from redraft.types import Forward
 
 
@@ -36,9 +30,9 @@ class CpuCrossAttention:
         self.network, self.config = network, network.config
         matrix = MATRIX_TYPES[weights]
         with torch.no_grad():
-            self.encoder = [Layer(block, network.config, matrix) for block in network.encoder]
+            self.encoder = [Layer(block, network.config.norm_eps, matrix) for block in network.encoder]
             blocks: list[Any] = list(network.blocks)
-            self.layers = [Layer(block, network.config, matrix) for block in blocks]
+            self.layers = [Layer(block, network.config.norm_eps, matrix) for block in blocks]
             self.after_attention = [block.after_attention for block in blocks]
             head = network.embedding.weight if network.head is None else network.head.weight
             self.head = matrix(head * network.norm.weight)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from redraft.models.cpu.transformer import (
-    MATRIX_TYPES,
-    CpuTransformer,
-    Layer,
-    flatten_padded,
-    interleaved,
-    on_cpu,
-    rms_normalise,
-    unflatten,
-)
+from redraft.models.cpu.layers import MATRIX_TYPES, flatten_padded, interleaved, rms_normalise, unflatten
+from redraft.models.cpu.stack import stack_of
+from redraft.models.cpu.transformer import CpuTransformer, on_cpu
 from redraft.models.drafter import Drafter
 from redraft.models.parts.attention import AttentionContext, attention_context
 from redraft.models.parts.backbone import gather_targets
@@ -41,7 +35,7 @@ class CpuDrafter:
         matrix, c = MATRIX_TYPES[weights], network.config.target
         with torch.no_grad():
             blocks: list[Any] = list(network.blocks)
-            self.layers = [Layer(block, c, matrix) for block in blocks]
+            self.stack = stack_of(blocks, None, c.norm_eps, weights)
             self.read = matrix(network.read.weight)
             parts = [_text_part(block.attention) for block in blocks]
             self.text = matrix(torch.cat([weight for weight, _, _ in parts]) * network.read_norm.weight)
@@ -64,7 +58,7 @@ class CpuDrafter:
         """Flat logits [N, V] in the order of ``request.targets >= 0``."""
         draft = request.find(DraftQuery)
         if draft is None:
-            return self.target(request) if store is None else self.target.project(*self._read_text(request, store))
+            return self.target(request) if store is None else self.target.stack.project(self._read_text(request, store))
         assert draft.draft_from is not None
         text, block = split(request, draft.draft_from, store, self.store)
         if text is not None:
@@ -74,42 +68,35 @@ class CpuDrafter:
     def _context(self, request: Forward, view: KeyValueView) -> AttentionContext:
         return attention_context(request, self.target.rotary, view, *self.target.positions)
 
-    def _read_text(self, request: Forward, view: KeyValueView) -> tuple[Tensor, torch.Size]:
+    def _read_text(self, request: Forward, view: KeyValueView) -> Tensor:
         """Run the target, as ``CpuTransformer.hidden``, and store its keys and values and those of c."""
-        context, found = self._context(request, view), dict[int, Tensor]()
-        on_layer = {*self.config.reads}
-        last, shape = self.target.hidden(
-            request, context, lambda layer, x: found.update({layer: x}) if layer in on_layer else None
-        )
+        c, context = self.config.target, self._context(request, view)
+        found = {layer: torch.empty(*request.tokens.shape, c.dim) for layer in self.config.reads}
+        last = self.target.hidden(request, context, found)
         features = torch.cat([found[layer] for layer in self.config.reads], -1)
-        read = rms_normalise(self.read(flatten_padded(features)), self.config.target.norm_eps)
+        read = rms_normalise(self.read(flatten_padded(features)), c.norm_eps)
         pairs = unflatten(self.text(read), features.shape[:-1])
         if self.bias is not None:
             pairs = pairs + self.bias
-        c = self.config.target
-        pairs = pairs.unflatten(-1, (len(self.layers), 2, c.key_heads, -1))  # [R, Q, layers, 2, Hk, Dh]
+        pairs = pairs.unflatten(-1, (self.config.layers, 2, c.key_heads, -1))  # [R, Q, layers, 2, Hk, Dh]
         keys, values = pairs.unbind(3)
         if self.gain is not None:
             keys = F.rms_norm(keys, (c.head_width,), None, c.norm_eps) * self.gain
         keys = torch.view_as_complex(keys.unflatten(-1, (-1, 2)).contiguous()) * context.table[:, :, None, None]
         keys = torch.view_as_real(keys).flatten(-2)
         assert context.window is not None
-        for number, layer in enumerate(self.layers):
+        for number in range(self.config.layers):
             pair = torch.stack([keys[:, :, number], values[:, :, number]]).transpose(2, 3)
-            view.store.put(layer.index, context.window, pair)
-        return last, shape
+            view.store.put(c.layers + number, context.window, pair)
+        return last
 
     def _draft(self, part: Part) -> Tensor:
         request, net = part.request, self.network
         x = net.mask.expand(*request.tokens.shape, -1).clone()
         x[:, 0] = net.embedding.weight[request.tokens[:, 0]]
         x = net.target.marked(x, request)
-        context = self._context(request, part.view)
-        x, shape = flatten_padded(x), x.shape[:-1]
-        for layer in self.layers[:-1]:
-            x, shape = layer(x, shape, context)
-        x, shape = self.layers[-1](x, shape, context, lambda y: gather_targets(y, request, self.config.shift))
-        return self.target.project(x, shape)
+        select = partial(gather_targets, request=request, shift=self.config.shift)
+        return self.target.stack.project(self.stack.run(x, request, self._context(request, part.view), select))
 
 
 def _text_part(attention: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +96,7 @@ class KeyValueStore:
         """Write keys and values, ``pair`` [2, R, H, Q, Dh], and return those that the request reads (see ``get``)."""
         pairs = self.pairs[layer]
         if layer == self.watched and window.drift is not None:
-            self._measure(pairs[1], window, window.drift, pair[1])
+            self._measure(self._values(layer, window), pair[1].transpose(1, 2), window.drift)
         if isinstance(window.write, slice):
             pairs[:, window.rows, :, window.write] = pair
         else:
@@ -108,14 +109,26 @@ class KeyValueStore:
         keys, values = self.pairs[layer][:, window.rows, :, window.begin : window.extent].unbind(0)
         return keys, values
 
-    def _measure(self, old: Tensor, window: Window, drift: DriftQuery, new: Tensor) -> None:
-        """Record how far values [R, H, Q, Dh] are from those in the store."""
+    @contextmanager
+    def measured(self, window: Window) -> Iterator[None]:
+        """Measure, as ``put`` does, values that are written to the watched layer by other means in a ``with`` block."""
+        if window.drift is None:
+            yield
+            return
+        before = self._values(self.watched, window).clone()
+        yield
+        self._measure(before, self._values(self.watched, window), window.drift)
+
+    def _values(self, layer: int, window: Window) -> Tensor:
+        """The values [R, Q, H, Dh] at the positions that a request writes."""
+        values = self.pairs[layer][1]
+        if isinstance(window.write, slice):
+            return values[window.rows, :, window.write].transpose(1, 2)
+        return values[window.write[0], :, window.write[1]]
+
+    def _measure(self, before: Tensor, after: Tensor, drift: DriftQuery) -> None:
+        """Record how far values [R, Q, H, Dh] have moved."""
         if drift.same.any():
-            if isinstance(window.write, slice):
-                before = old[window.rows, :, window.write].transpose(1, 2)
-            else:
-                before = old[window.write[0], :, window.write[1]]
-            after = new.transpose(1, 2)
             cosine = torch.cosine_similarity(after.flatten(2).float(), before.flatten(2).float(), dim=-1)
             distance = np.where(drift.same, 1 - cosine.cpu().double().numpy(), 0.0)
             self.moved[drift.slot] += distance.sum(1) / np.maximum(1, drift.same.sum(1))
