@@ -25,7 +25,7 @@ help:
 install: $(READY)
 
 # --no-compile: Python compiles modules when they are imported. Compiling all of torch would take longer than the rest.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt src/redraft/models/cpu/native/layers.cpp
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "error: redraft needs Python 3.11 to 3.13. Give its path: make install PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \

@@ -90,7 +90,8 @@ def doctor(
         },
         "copy_gb_per_second": round(runtime.copy_bandwidth(where) / 1e9, 1),
     }
-    problems = [*_package_problems(found["packages"]), *_machine_problems(found, where)]
+    found["compiled"], compiled_problems = _compiled()
+    problems = [*_package_problems(found["packages"]), *_machine_problems(found, where), *compiled_problems]
     zoo, zoo_problems = _zoo()
     problems += zoo_problems
     packaged, packaged_problems = _packaged()
@@ -166,6 +167,18 @@ def _machine_problems(found: dict[str, Any], where: torch.device) -> list[Proble
     return problems
 
 
+def _compiled() -> tuple[dict[str, str | None], list[Problem]]:
+    """The library with the compiled layers of small networks on CPUs, or why there is none."""
+    from redraft.models.cpu.native import library
+
+    search = library()
+    if search.found is not None:
+        return {"library": search.found.path.name, "reason": None}, []
+    what = f"Compiled code for small networks on CPUs is not used: {search.reason}. They are slower without it."
+    problems = [Problem(what, search.remedy)] if search.remedy else []
+    return {"library": None, "reason": search.reason}, problems
+
+
 def _zoo() -> tuple[list[dict[str, Any]], list[Problem]]:
     from redraft.shipped import zoo, zoo_folder
     from redraft.zoo.files import SUMS, check
@@ -210,6 +223,7 @@ def _show(found: dict[str, Any]) -> None:
         ("threads", f"{found['threads']} on {found['cores']} cores, load {found['load']}"),
         ("matmul", f"{speeds['float32']} GFLOP/s float32, {speeds['bfloat16']} GFLOP/s bfloat16"),
         ("memory", f"{found['copy_gb_per_second']} GB/s copied (read and write)"),
+        ("compiled", found["compiled"]["library"] or f"nothing: {found['compiled']['reason']}"),
         ("zoo", f"{sum(f['state'] == 'intact' for f in found['zoo'])} of {len(found['zoo'])} files intact"),
         ("packaged", ", ".join(f"{name} {state}" for name, state in found["packaged"].items())),
     ):
