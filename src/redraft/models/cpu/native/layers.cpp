@@ -7,8 +7,10 @@
 
 #include <immintrin.h>
 #include <omp.h>
+#include <sched.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -98,6 +100,21 @@ inline std::pair<int64_t, int64_t> share(int64_t count) {  // begin and end of t
     const int64_t id = omp_get_thread_num(), of = omp_get_num_threads();
     return {count * id / of, count * (id + 1) / of};
 }
+
+// Waiting threads spin for microseconds, then they yield: a sleeping thread would wake too late for such short stages.
+class Barrier {
+    std::atomic<int> arrived{0}, round{0};
+
+public:
+    void wait() {
+        const int now = round.load();
+        if (arrived.fetch_add(1) + 1 == omp_get_num_threads()) {
+            arrived.store(0);
+            round.store(now + 1);
+        }
+        for (int i = 0; round.load() == now; i++) i < 1000 ? _mm_pause() : (void)sched_yield();
+    }
+};
 
 // out[m][n] = sum over k of a[m][k] b[k][n], for M rows and for N panels that are next to each other.
 template <int M, int N, class T>
@@ -287,6 +304,7 @@ void redraft_project(const float* x, int64_t rows, const Matrix* w, double eps, 
 void redraft_layers(const Pass* pass) {
     const Pass& p = *pass;
     const int64_t all = p.rows * p.queries;
+    Barrier barrier;
 #pragma omp parallel num_threads(p.threads)
     for (int64_t number = 0; number < p.layers; number++) {
         const Layer& layer = p.layer[number];
@@ -295,9 +313,9 @@ void redraft_layers(const Pass* pass) {
         float *x = narrow ? p.out : p.x, *pairs = p.pairs ? p.pairs[number] : nullptr;
         const auto positions = share(all), tasks = share(blocks * p.heads), rows = share(count);
         linear(p.x, all, layer.qkv, false, p.eps, p.qkv);
-#pragma omp barrier
+        barrier.wait();
         for (int64_t at = positions.first; at < positions.second; at++) prepare(p, layer, pairs, at);
-#pragma omp barrier
+        barrier.wait();
         for (int64_t task = tasks.first; task < tasks.second; task++) {
             const int64_t begin = task / p.heads * TOGETHER, end = std::min(begin + TOGETHER, count);
             for (int64_t i = begin, next; i < end; i = next) {  // queries of one row at a time
@@ -313,13 +331,13 @@ void redraft_layers(const Pass* pass) {
         }
         for (int64_t i = rows.first; narrow && i < rows.second; i++)
             std::memcpy(x + i * p.dim, p.x + p.target[i] * p.dim, 4 * p.dim);
-#pragma omp barrier
+        barrier.wait();
         linear(p.attended, count, layer.attention_out, true, p.eps, x);
-#pragma omp barrier
+        barrier.wait();
         gated(x, count, layer.gate_up, p.eps, p.inner);
-#pragma omp barrier
+        barrier.wait();
         linear(p.inner, count, layer.down, true, p.eps, x);
-#pragma omp barrier
+        barrier.wait();
         for (int64_t i = rows.first; p.kept[number] && i < rows.second; i++)
             std::memcpy(p.kept[number] + i * p.dim, x + i * p.dim, 4 * p.dim);
     }

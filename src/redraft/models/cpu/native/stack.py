@@ -19,6 +19,7 @@ from redraft.types import Forward
 
 _Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
 _TOGETHER = 4  # queries of a task
+_SHARE = 1 << 21  # multiplications that are worth a thread: some 50 microseconds, many times what starting it takes
 
 
 class _Matrix(ctypes.Structure):
@@ -72,6 +73,7 @@ class NativeStack:
         self._scratch = ((heads + 2 * key_heads) * width, heads * width, hidden)  # floats for each position
         self._numbers = [block.attention.layer for block in blocks]  # in the key-value store
         self._layers = (_Layer * len(blocks))(*(self._layer(block) for block in blocks))
+        self._weights = sum(each.numel() for block in blocks for each in block.parameters())
         self._head = None if head is None else self._matrix(head)
         self._shape = _Pass(layers=len(blocks), heads=heads, key_heads=key_heads, width=width, eps=eps)
         self._shape.dim, self._shape.layer = len(attention.out.weight), ctypes.addressof(self._layers)
@@ -135,7 +137,7 @@ class NativeStack:
         unit = self._library.width
         call.visible, call.span = ctypes.addressof(seen), -(-max(v.end - v.begin for v in visible) // unit) * unit
         copies = _pointers([(kept or {}).get(number) for number in range(len(self._layers))])
-        call.kept, call.threads = ctypes.addressof(copies), torch.get_num_threads()
+        call.kept, call.threads = ctypes.addressof(copies), _threads(count * self._weights)
         sizes = [count * size for size in self._scratch] + [call.threads * _TOGETHER * call.span]
         scratch = [x.new_empty(size) for size in sizes]
         call.qkv, call.attended, call.inner, call.scores = (part.data_ptr() for part in scratch)
@@ -162,9 +164,13 @@ class NativeStack:
             ctypes.byref(self._head),
             ctypes.c_double(self._eps),
             _Pointer(logits.data_ptr()),
-            _Integer(torch.get_num_threads()),
+            _Integer(_threads(len(x) * self._head.inputs * self._head.out)),
         )
         return logits
+
+
+def _threads(multiplications: int) -> int:
+    return min(torch.get_num_threads(), max(1, multiplications // _SHARE))
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[Any]:
