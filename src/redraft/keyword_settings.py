@@ -44,8 +44,7 @@ class KeywordSettings(TypedDict, total=False):
     cache_options: Mapping[str, Any] | None
     """A field of the cache policy."""
     weights: Weights | None
-    """Weight format of inference on CPUs. bfloat16, and int8 for passes over one position, may be faster and
-    round."""
+    """Weight format of inference on CPUs. bfloat16 and int8 may be faster, and round."""
     constraint: Mapping[str, Any] | None
     """A constraint that the output must satisfy; KIND=@FILE reads a file; all must hold."""
     guidance: str | None

@@ -69,7 +69,7 @@ class Settings:
     cache_options: Mapping[str, Any] = setting({}, "A field of the cache policy.", flag="--cache-option")
     weights: Weights = setting(
         "float32",
-        "Weight format of inference on CPUs. bfloat16, and int8 for passes over one position, may be faster and round.",
+        "Weight format of inference on CPUs. bfloat16 and int8 may be faster, and round.",
         reach=("cli",),
     )
     constraint: Mapping[str, Any] = setting(
