@@ -27,7 +27,7 @@ class CompileLayers(BuildHookInterface):
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{_platform()}"
-        build_data["artifacts"] += [f"{NATIVE}/*.so"]
+        build_data["artifacts"] += [f"{NATIVE}/*.library"]
 
 
 def _platform() -> str:

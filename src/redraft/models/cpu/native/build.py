@@ -1,6 +1,6 @@
 """Compiles ``layers.cpp`` for the instruction sets of x86 processors. A script without dependencies, run at install.
 
-    python build.py    # writes layers-avx2.so and layers-avx512.so beside it, or says why not
+    python build.py    # writes layers-avx2.library and layers-avx512.library beside it, or says why not
 
 A library is loaded only by processors that have its instructions, so that a package may hold both. It is linked without
 an OpenMP library: it uses the one that torch has loaded, and with it torch's threads.
@@ -26,8 +26,8 @@ _SHARED = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-ex
 
 
 def target(instructions: str) -> Path:
-    """The library for a set of instructions, one of ``FLAGS``."""
-    return SOURCE.with_name(f"layers-{instructions}.so")
+    """The library for a set of instructions, one of ``FLAGS``. Named .so, it would look like a module of Python."""
+    return SOURCE.with_name(f"layers-{instructions}.library")
 
 
 def fingerprint() -> str:
