@@ -378,6 +378,8 @@ def check_fit(model: Model) -> None:
             f"A '{network.name}' network encodes a prompt, but {reason}.",
             "Train on pairs (--input and --target) with prompt_encoder on, or use the network 'transformer'.",
         )
+    if spec.network.prompt_encoder and not network.isolates_prompts:
+        raise UserError(f"A '{network.name}' network reads prompts causally.", "Set prompt_encoder to false.")
     latents = spec.family.continuous
     if (None if latents is None else (latents.width, latents.ratio, latents.tokens)) != network.config.vectors:
         raise UserError(

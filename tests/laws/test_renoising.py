@@ -342,6 +342,12 @@ def test_neither_the_cache_nor_the_batch_changes_a_text(options: dict[str, Any])
     assert alone == whole and len({tuple(ids) for ids in whole}) == 3
 
 
+def test_prompts_are_read_causally() -> None:
+    model = gemma()
+    with pytest.raises(UserError, match="reads prompts causally"):
+        Model(model.network, model.tokenizer, replace(model.family, prompt_encoder=True), "hybrid", True)
+
+
 def test_the_causal_reading_is_an_autoregressive_model() -> None:
     """Its likelihood is that of next tokens, and it generates left to right."""
     model = gemma()

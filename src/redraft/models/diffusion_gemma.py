@@ -168,6 +168,8 @@ class DiffusionGemma(Backbone):
     near: Tensor
     distant: Tensor
 
+    isolates_prompts = False
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         c = self.config = config

@@ -38,6 +38,7 @@ class Backbone(Registered, nn.Module):
 
     needs_prompt = False  # only for models of pairs whose prompt is isolated
     answers_states = False  # requests may have a ``StateQuery``
+    isolates_prompts = True  # it can read an isolated prompt
 
     def __init__(self) -> None:
         super().__init__()
