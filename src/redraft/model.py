@@ -395,7 +395,5 @@ def check_vocabulary(shape: Any, tokenizer: Tokenizer, where: str) -> None:
         UserError: they differ; ``where`` names the source for the message.
     """
     if shape.vocab_size != tokenizer.vocab_size:
-        raise UserError(
-            f"{where}: vocab_size = {shape.vocab_size} differs from the tokenizer's {tokenizer.vocab_size}.",
-            f"Set vocab_size to {tokenizer.vocab_size}.",
-        )
+        what = f"{where}: vocab_size = {shape.vocab_size} differs from the tokenizer's {tokenizer.vocab_size}."
+        raise UserError(what, f"Set vocab_size to {tokenizer.vocab_size}.")
