@@ -25,7 +25,7 @@ def plan(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> dict[str, Any]:
-    """Plan memory and time of training a model and of serving it. Nothing is loaded or run on it.
+    """Plan memory and time of training a model and of serving it. Nothing is loaded.
 
     \b
     Examples:
@@ -36,8 +36,8 @@ def plan(
       redraft plan --scaling --machine h100
 
     Activations and operators are counted on a copy of the network without memory, for every family. This machine is
-    measured for two seconds; other machines are known by their data sheets. --seed has no effect; every command
-    accepts it. See docs/scaling.md.
+    measured: its speeds for two seconds, and a few updates of a network of this shape. Other machines are known by
+    their data sheets. --seed has no effect; every command accepts it. See docs/scaling.md.
     """
     from redraft import config
     from redraft.planning.overview import Question, lines, overview
