@@ -132,14 +132,23 @@ def _list(items: Sequence[str]) -> str:
 
 
 def _table(table: Table) -> str:
-    top = "".join(f"<th>{escape(name).replace(chr(10), '<br>')}</th>" for name in table.columns)
-    rows = "".join(map(_row, table.rows))
+    left = [' class="left"' if _words(table, at) else "" for at in range(len(table.columns))]
+    names = zip(left, table.columns, strict=True)
+    top = "".join(f"<th{side}>{escape(name).replace(chr(10), '<br>')}</th>" for side, name in names)
+    rows = "".join(_row(row, left) for row in table.rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
-def _row(row: Row) -> str:
+def _words(table: Table, at: int) -> bool:
+    """A column of words: each of its cells begins with a letter. It is aligned left, others right."""
+    cells = [row.cells[at] for row in table.rows if at < len(row.cells)]
+    return bool(cells) and all(isinstance(cell, str) and cell[:1].isalpha() for cell in cells)
+
+
+def _row(row: Row, left: Sequence[str]) -> str:
     kind = f' class="{row.kind}"' if row.kind else ""
-    return f"<tr{kind}>{''.join(f'<td>{_content(cell)}</td>' for cell in row.cells)}</tr>"
+    cells = "".join(f"<td{side}>{_content(cell)}</td>" for side, cell in zip(left, row.cells, strict=False))
+    return f"<tr{kind}>{cells}</tr>"
 
 
 def _content(content: Content) -> str:
