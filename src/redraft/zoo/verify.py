@@ -15,6 +15,7 @@ _INTERVAL = (
     0.1  # share of the width of an interval by which a metric may differ: near-ties fall otherwise on other CPUs
 )
 _LIKELIHOOD = 0.005  # share of the bits of a byte
+_ERRORS = 4.0  # standard errors of a bound: its noise may be drawn in another order
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ def verify(name: str, log: Callable[[str], None]) -> Verified:
 
 
 def _checks(prefix: str, recorded: Measured, found: Measured) -> Iterator[Check]:
-    old, new = recorded.likelihood.bits_per_byte, found.likelihood.bits_per_byte
-    yield Check(f"{prefix}bits/byte", old, new, max(1e-4, _LIKELIHOOD * old))
+    old, new = recorded.likelihood, found.likelihood
+    tolerance = max(1e-4, _LIKELIHOOD * old.bits_per_byte, _ERRORS * old.bits_per_byte_error)
+    yield Check(f"{prefix}bits/byte", old.bits_per_byte, new.bits_per_byte, tolerance)
     for name, metric in recorded.metrics.items():
         tolerance = max(0.05, _INTERVAL * (metric.high - metric.low))
         yield Check(f"{prefix}{metric.label}", metric.value, found.metrics[name].value, tolerance)
