@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from redraft.metrics import Array, Metric, divide
+from redraft.metrics import Array, divide
+from redraft.metrics.shared.two_labels import TwoLabels
 
 
 @dataclass(frozen=True)
-class LabelF1(Metric):
-    """100 * 2 TP / (2 TP + FP + FN) of the positive label, over the whole corpus.
-
-    Statistics: TP, FP, FN, TN. A text that is no label counts as the wrong one.
-
-    Fields:
-        positive: the label that counts as positive.
-        labels: both labels.
-    """
-
-    positive: str = "1"
-    labels: tuple[str, ...] = ("0", "1")
+class LabelF1(TwoLabels):
+    """100 * 2 TP / (2 TP + FP + FN) of the positive label, over the whole corpus."""
 
     name = "label_f1"
     label = "F1 of the positive label"
 
-    def statistics(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
-        return confusion(hypotheses, references, self.positive, self.labels)
-
     def combine(self, total: Array) -> Array:
         tp, fp, fn, _ = np.moveaxis(total, -1, 0)
         return 100.0 * divide(2 * tp, 2 * tp + fp + fn)
-
-    def row_values(self, stats: Array) -> Array:
-        """100 for a right label, 0 for a wrong one."""
-        return 100.0 * (stats[:, 0] + stats[:, 3])
-
-
-def confusion(texts: Sequence[str], references: Sequence[Sequence[str]], positive: str, labels: Sequence[str]) -> Array:
-    """TP, FP, FN and TN of each row, [rows, 4], one of them 1. A text that is none of ``labels`` is a wrong one."""
-    found = np.zeros((len(texts), 4))
-    known = {folded(label) for label in labels}
-    for row, (text, reference) in enumerate(zip(texts, references, strict=True)):
-        is_positive, ours = folded(reference[0]) == folded(positive), folded(text)
-        says = ours == folded(positive) if ours in known else not is_positive
-        found[row, (0 if is_positive else 1) if says else (2 if is_positive else 3)] = 1
-    return found
-
-
-def folded(label: str) -> str:
-    """A label without case and surplus spaces."""
-    return " ".join(label.casefold().split())

@@ -13,6 +13,7 @@ from redraft import config
 from redraft.errors import UserError
 from redraft.evaluation.evaluate import EvaluationResult, evaluate
 from redraft.files import check_writable, read_json, write_atomically
+from redraft.loading import outline
 from redraft.shipped import zoo_folder
 from redraft.train.logging import Watcher, describe
 from redraft.train.loop import train
@@ -91,7 +92,7 @@ def _recorded(made: Entry, training: Training, log: Log) -> Record:
     record = Record(
         name=made.name,
         family=described["family"]["name"],
-        parameters=redraft.load(str(made.folder), "cpu").network.parameter_count,
+        parameters=outline(made.folder).network.parameter_count,
         recipe=f"{RECIPES}/{made.name}.toml",
         training=training,
         measured=measured(found),

@@ -24,15 +24,20 @@ def list_checksums(root: Path) -> None:
     write_atomically(root / SUMS, "".join(f"{digest}  {name}\n" for digest, name in digests))
 
 
-def check(root: Path) -> dict[str, str]:
-    """State of every file in the checksum file: intact, missing or damaged. Without a checksum file: unlisted."""
+def check(root: Path, folder: str = "*") -> dict[str, str]:
+    """State of every file in the checksum file, or of those of one folder: intact, missing or damaged.
+
+    Without a checksum file: unlisted.
+    """
     sums = root / SUMS
     if not sums.is_file():
-        return {str(path.relative_to(root)): "unlisted" for path in root.glob("*/*.safetensors")}
+        return {str(path.relative_to(root)): "unlisted" for path in root.glob(f"{folder}/*.safetensors")}
     states = {}
     for line in sums.read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition("  ")
         path = root / name
+        if folder not in ("*", path.parent.name):
+            continue
         if not path.is_file():
             states[name] = "missing"
         else:

@@ -56,11 +56,9 @@ def verify(name: str, log: Callable[[str], None]) -> Verified:
     made = entry(name)
     record = read_record(made.folder)
     files = {path.relative_to(zoo_folder()).as_posix() for path in made.folder.iterdir()}
-    states = check(zoo_folder())
+    states = check(zoo_folder(), name)
     damaged = sorted(
-        f"{file} is {states.get(file, 'unlisted')}"
-        for file in files | {file for file in states if file.startswith(f"{name}/")}
-        if states.get(file) != "intact"
+        f"{file} is {states.get(file, 'unlisted')}" for file in files | states.keys() if states.get(file) != "intact"
     )
     if damaged:
         return Verified(name, damaged, [])
