@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from redraft.errors import UserError
 from redraft.loading import load
 from redraft.model import Model
 from redraft.models.parts.mlp import SwiGLU
-from redraft.models.parts.norms import RMSNorm
+from redraft.models.parts.norms import LayerNorm, RMSNorm
 from redraft.models.parts.positions import rotary_table, rotate
 from redraft.models.transformer import Transformer
 from redraft.presets import names, preset
@@ -142,6 +143,29 @@ def test_hand_written_gradients_equal_autograd() -> None:
     table = rotary_table(5, 8, 10_000.0)[None].double()
     y = torch.randn(2, 5, 3, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda value: rotate(value, table), y)
+
+
+@pytest.mark.parametrize("norm", [RMSNorm(8), LayerNorm(8), LayerNorm(8, bias=False)], ids=["rms", "layer", "no-bias"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_with_weights_in_bfloat16(norm: torch.nn.Module, dtype: torch.dtype) -> None:
+    """As FSDP2 gathers them, and a frozen base holds them: the values and gradients of the same weights in float32."""
+    torch.manual_seed(0)
+    for weight in norm.parameters():
+        weight.data.normal_()
+    low, exact = deepcopy(norm).bfloat16(), deepcopy(norm).bfloat16().float()
+    x, grad = torch.randn(3, 5, 8).to(dtype), torch.randn(3, 5, 8)
+    ours, theirs = x.clone().requires_grad_(), x.float().requires_grad_()
+    found, wanted = low(ours), exact(theirs)
+    assert found.dtype == dtype
+    near = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    (found.float() * grad).sum().backward()
+    (wanted * grad).sum().backward()
+    assert ours.grad is not None
+    torch.testing.assert_close([found.float(), ours.grad.float()], [wanted, theirs.grad], **near)
+    for one, other in zip(low.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, check_dtype=False, rtol=2e-2, atol=5e-2)
+    with torch.no_grad():
+        torch.testing.assert_close(low(x).float(), exact(x.float()), **near)
 
 
 def test_rotation_depends_only_on_distance() -> None:

@@ -14,6 +14,7 @@ from redraft.models.parts.backbone import EVERY, Backbone, gather_targets
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.mlp import Activation, Mlp, activate
+from redraft.models.parts.norms import LayerNorm
 from redraft.models.parts.store import KeyValueView
 from redraft.runtime import upload
 from redraft.types import Forward
@@ -56,9 +57,9 @@ class PostNormBlock(nn.Module):
     def __init__(self, c: Config, layer: int) -> None:
         super().__init__()
         self.attention = Attention(c.dim, c.heads, c.heads, False, 0.0, layer, qkv_bias=True, out_bias=True)
-        self.attention_norm = nn.LayerNorm(c.dim, c.norm_eps)
+        self.attention_norm = LayerNorm(c.dim, c.norm_eps)
         self.mlp = Mlp(c.dim, c.hidden, c.activation)
-        self.mlp_norm = nn.LayerNorm(c.dim, c.norm_eps)
+        self.mlp_norm = LayerNorm(c.dim, c.norm_eps)
         self.dropout = 0.0
 
     def forward(self, x: Tensor, context: AttentionContext, condition: Tensor | None) -> Tensor:
@@ -80,10 +81,10 @@ class Bert(Backbone):
         self.embedding = nn.Embedding(c.vocab_size, c.dim)
         self.positions = nn.Embedding(c.max_length, c.dim)
         self.segments = nn.Embedding(c.segments, c.dim)
-        self.embedding_norm = nn.LayerNorm(c.dim, c.norm_eps)
+        self.embedding_norm = LayerNorm(c.dim, c.norm_eps)
         self.blocks = nn.ModuleList(PostNormBlock(c, layer) for layer in range(c.layers))
         self.transform = nn.Linear(c.dim, c.dim)
-        self.norm = nn.LayerNorm(c.dim, c.norm_eps)
+        self.norm = LayerNorm(c.dim, c.norm_eps)
         self.head = None if c.tied else nn.Linear(c.dim, c.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(c.vocab_size))
         self.register_buffer("unrotated", torch.empty(c.max_length, 2, 0, device="cpu"), persistent=False)

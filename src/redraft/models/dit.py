@@ -15,6 +15,7 @@ from redraft.models.parts.backbone import EVERY, Backbone, gather_targets
 from redraft.models.parts.block import Block
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.mlp import Mlp
+from redraft.models.parts.norms import LayerNorm
 from redraft.models.parts.positions import rotary_table
 from redraft.models.parts.store import KeyValueView
 from redraft.models.parts.time import Modulation, TimeEmbedding
@@ -78,15 +79,15 @@ class Dit(Backbone):
         self.time = TimeEmbedding(c.condition_dim, scale=1.0)
         self.blocks = nn.ModuleList(
             Block(
-                nn.LayerNorm(c.dim, bias=False),
+                LayerNorm(c.dim, bias=False),
                 Attention(c.dim, c.heads, c.heads, False, 0.0, layer),
-                nn.LayerNorm(c.dim, bias=False),
+                LayerNorm(c.dim, bias=False),
                 Mlp(c.dim, c.hidden, "gelu_tanh"),
                 Modulation(c.dim, 6, c.condition_dim),
             )
             for layer in range(c.layers)
         )
-        self.norm = nn.LayerNorm(c.dim, bias=False)
+        self.norm = LayerNorm(c.dim, bias=False)
         self.final_modulation = Modulation(c.dim, 2, c.condition_dim)
         self.head = nn.Linear(c.dim, c.vocab_size)
         table = rotary_table(c.max_length, c.dim // c.heads, 10_000.0)

@@ -13,6 +13,7 @@ from redraft.models.parts.backbone import EVERY, Backbone, gather_targets
 from redraft.models.parts.block import Block
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.mlp import Activation, Mlp
+from redraft.models.parts.norms import LayerNorm
 from redraft.models.parts.store import KeyValueView
 from redraft.runtime import upload
 from redraft.types import Forward, StateQuery
@@ -62,14 +63,14 @@ class Gpt(Backbone):
         self.positions = nn.Embedding(c.max_length, c.dim)
         self.blocks = nn.ModuleList(
             Block(
-                nn.LayerNorm(c.dim, c.norm_eps),
+                LayerNorm(c.dim, c.norm_eps),
                 Attention(c.dim, c.heads, c.heads, False, 0.0, layer, qkv_bias=c.qkv_bias, out_bias=True),
-                nn.LayerNorm(c.dim, c.norm_eps),
+                LayerNorm(c.dim, c.norm_eps),
                 Mlp(c.dim, c.hidden, c.activation),
             )
             for layer in range(c.layers)
         )
-        self.norm = nn.LayerNorm(c.dim, c.norm_eps)
+        self.norm = LayerNorm(c.dim, c.norm_eps)
         self.head = None if c.tied else nn.Linear(c.dim, c.vocab_size, bias=False)
         self.register_buffer("unrotated", torch.empty(c.max_length, 2, 0, device="cpu"), persistent=False)
 

@@ -14,6 +14,7 @@ from redraft.models.parts.block import Block
 from redraft.models.parts.config import NetworkConfig
 from redraft.models.parts.flops import ForwardCost, matrix_entries
 from redraft.models.parts.mlp import Activation, GatedMlp, activate
+from redraft.models.parts.norms import LayerNorm
 from redraft.models.parts.positions import rotary_table
 from redraft.models.parts.store import KeyValueView
 from redraft.types import Forward
@@ -71,11 +72,11 @@ class ModernBert(Backbone):
         super().__init__()
         c = self.config = config
         self.embedding = nn.Embedding(c.vocab_size, c.dim)
-        self.embedding_norm = nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias)
+        self.embedding_norm = LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias)
         self.blocks = nn.ModuleList(self._block(layer) for layer in range(c.layers))
-        self.final_norm = nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias)
+        self.final_norm = LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias)
         self.transform = nn.Linear(c.dim, c.dim, c.transform_bias)
-        self.norm = nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias)
+        self.norm = LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias)
         self.head = None if c.tied else nn.Linear(c.dim, c.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(c.vocab_size)) if c.vocabulary_bias else None
         for name, theta in (("distant", c.distant_theta), ("near", c.near_theta)):
@@ -84,9 +85,9 @@ class ModernBert(Backbone):
     def _block(self, layer: int) -> Block:
         c, bias, near = self.config, self.config.attention_bias, layer not in self.config.distant
         return Block(
-            nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias) if layer else nn.Identity(),  # after embedding_norm
+            LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias) if layer else nn.Identity(),  # after embedding_norm
             Attention(c.dim, c.heads, c.heads, False, 0.0, layer, qkv_bias=bias, out_bias=bias, local=near),
-            nn.LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias),
+            LayerNorm(c.dim, c.norm_eps, bias=c.norm_bias),
             GatedMlp(c.dim, c.hidden, c.activation, c.mlp_bias),
         )
 

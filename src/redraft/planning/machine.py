@@ -38,7 +38,9 @@ class Machine:
 
     @property
     def prefers_bfloat16(self) -> bool:
-        """Is bfloat16 at least twice as fast, so that training computes in it by itself?"""
+        """Does training compute in bfloat16 by itself, because it is about twice as fast or more?"""
+        if self.measured:
+            return runtime.bfloat16_is_faster(torch.device("cuda" if self.accelerator else "cpu"))
         return self.accelerator or self.bfloat16 > 2 * self.float32
 
     @property

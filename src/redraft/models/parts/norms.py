@@ -44,7 +44,20 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled() and self.weight.dtype == torch.float32:
-            result: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+        if x.device.type == "cpu" and torch.is_grad_enabled() and self.weight.dtype != torch.float64:
+            result: Tensor = _RMSNorm.apply(x, self.weight.float(), self.eps)
             return result
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, _as_wide(self.weight, x), self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias (Ba et al. 2016, arXiv:1607.06450)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else _as_wide(self.bias, x)
+        return F.layer_norm(x, self.normalized_shape, _as_wide(self.weight, x), bias, self.eps)
+
+
+def _as_wide(weight: Tensor, x: Tensor) -> Tensor:
+    """The weight in the type of x if that is wider, which torch requires: FSDP2 gathers weights in bfloat16."""
+    return weight.to(torch.promote_types(weight.dtype, x.dtype))
