@@ -1,6 +1,7 @@
 """Plans against measurements: memory of training within 10 %, time of an update within 20 %, alone and on two ranks.
 
     python benchmarks/plan_check.py [--sizes 3m,7m,25m] [--lora 135m,600m] [--ranks 2] [--sharded 7m] [--updates 5]
+        [--rounds 1]
 
 Each case is a command as people run it, in processes of its own: ``redraft train`` of a new model with the training of
 its tokenizer, ``redraft finetune`` of adapters of rank 8 on a checkpoint with random weights (``lora_memory.SHAPES``;
@@ -8,7 +9,7 @@ its tokenizer, ``redraft finetune`` of adapters of rank 8 on a checkpoint with r
 largest resident memory of a process, Python included; the measured time of an update is the median of those that the
 run reports, without the first. The plan of the memory is that of the same command with ``--dry-run``; that of the time
 is ``redraft plan``, which times a few updates: nothing else should run. All cases take about eight minutes on two idle
-cores.
+cores. On a machine whose speed changes, ``--rounds 3`` makes plan and run in turns and compares their medians.
 
 The constants of the plan (``planning.training``, ``planning.machine``) were chosen on runs of 1M parameters, which are
 not among the cases. Prints a line for each case and each limit, and one JSON object last; the exit code is 1 if a plan
@@ -21,10 +22,12 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -109,6 +112,7 @@ def text(folder: Path) -> None:
 def measured(case: Case, folder: Path, updates: int, threads: int) -> dict[str, float]:
     """Peak memory, and seconds of an update."""
     out = folder / case.label.replace(" ", "-").replace(",", "")
+    shutil.rmtree(out, ignore_errors=True)
     each = max(1, threads // case.ranks)
     _, peak = redraft(*case.words(folder, updates, threads), "--out", out, threads=each)
     events = [json.loads(line) for line in (out / "train" / "metrics.jsonl").read_text().splitlines()]
@@ -127,9 +131,15 @@ def planned(case: Case, folder: Path, threads: int, times: bool) -> dict[str, fl
     return found
 
 
-def check(case: Case, folder: Path, updates: int, threads: int, times: bool) -> dict[str, Any]:
-    """Plan and measure one case, and print a line for each limit."""
-    plan, real = planned(case, folder, threads, times), measured(case, folder, updates, threads)
+def middle(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The median of each quantity."""
+    return {name: statistics.median(each[name] for each in found) for name in found[0]}
+
+
+def check(case: Case, folder: Path, updates: int, threads: int, times: bool, rounds: int) -> dict[str, Any]:
+    """Plan and measure one case in turns, and print a line for each limit."""
+    turns = [(planned(case, folder, threads, times), measured(case, folder, updates, threads)) for _ in range(rounds)]
+    plan, real = (middle(kind) for kind in zip(*turns, strict=True))
     errors = {name: plan[name] / real[name] - 1 for name in plan}
     for name, error in errors.items():
         scale, unit = UNITS[name]
@@ -146,6 +156,7 @@ def main() -> None:
     parser.add_argument("--sharded", default="7m", help="presets on several ranks")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--updates", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=1, help="of plan and run in turns; their medians count")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--memory", action="store_true", help="no times")
     options = parser.parse_args()
@@ -159,7 +170,9 @@ def main() -> None:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # a command's peak begins at what this process takes
             for size in {case.size for case in cases if case.kind == "lora"}:
                 pool.submit(checkpoint, folder / size, SHAPES[size]).result()
-        rows = [check(case, folder, options.updates, options.threads, not options.memory) for case in cases]
+        rows = [
+            check(case, folder, options.updates, options.threads, not options.memory, options.rounds) for case in cases
+        ]
     print(json.dumps({"machine": platform.machine(), "cores": os.cpu_count(), "rows": rows}))
     far = [f"{r['case']} ({name})" for r in rows for name, error in r["errors"].items() if abs(error) > LIMITS[name]]
     if far:

@@ -133,7 +133,7 @@ def test_a_machine_that_takes_three_times_as_long_has_a_pace_of_three(
     quick: float, batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the whole run is timed, or two parts of it whose times are continued."""
-    run = outline(TOY, "model.config.layers=7", f"train.accumulate={batches}")
+    run = outline(TOY, "model.config.layers=12", f"train.accumulate={batches}")
     machine = replace(H100, accelerator=False)
     timed = list[int]()
 
@@ -144,7 +144,7 @@ def test_a_machine_that_takes_three_times_as_long_has_a_pace_of_three(
     monkeypatch.setattr(timing, "_QUICK", quick)
     monkeypatch.setattr(timing, "_seconds", seconds)
     pace = timing.pace(run, machine, "none", CPU)
-    assert pace == pytest.approx(3, rel=1e-6) and timed == ([7] if quick else [1, 3])
+    assert pace == pytest.approx(3, rel=1e-6) and timed == ([12] if quick else [2, 8])
     plain, paced = step(run, machine, "none"), step(run, machine, "none", pace=pace)
     assert paced.seconds == pytest.approx(3 * plain.seconds)
 

@@ -30,10 +30,10 @@ from redraft.train import optim
 from redraft.train.ema import Ema
 from redraft.train.parallel import Weights
 
-_QUICK = 0.8  # seconds of an update, by the roofline, up to which a replica is timed
+_QUICK = 2.0  # seconds of an update, by the roofline, up to which a replica is timed
 _UPDATES = 3  # that are timed, after one that is not
 _TOKENS = 1024  # of a batch: products of fewer are slower
-_BLOCKS = 1, 3  # of the two replicas, where not all blocks are timed
+_BLOCKS = 2, 8  # of the two replicas, where not all blocks are timed; what few blocks keep stays in a CPU's cache
 _SPARE = 1 << 30  # bytes of a replica's activations and logits
 
 

@@ -126,6 +126,8 @@ void tile(const float* a, int64_t depth, const void* panels, float* out) {
     for (int64_t k = 0; k < depth; k++) {
         Vec column[2 * N];
         for (int n = 0; n < 2 * N; n++) column[n] = load(b + (n / 2 * depth + k) * PANEL + n % 2 * W);
+        // Fetched 32 rows early: hardware follows the one stream of a panel too slowly.
+        for (int n = 0; n < 2 * N; n++) __builtin_prefetch(b + (n / 2 * depth + k + 32) * PANEL + n % 2 * W);
         for (int m = 0; m < M; m++)
             for (int n = 0; n < 2 * N; n++) sum[m][n] += a[m * depth + k] * column[n];
     }
