@@ -15,7 +15,7 @@ from redraft.errors import UserError, suggest
 from redraft.evaluation.memory import available
 from redraft.host_memory import resident
 
-_RUNTIME = 70 << 20  # bytes that torch's libraries, the optimizer and threads take when they first compute
+_RUNTIME = 98 << 20  # bytes that libraries, threads and what the first step of an optimizer imports (70 MB) take
 _FRESH = 340 << 20  # bytes of a process that has imported what training imports, and planned
 _CONTEXT = 1e9  # bytes of an accelerator's driver and context, which no program can use
 
