@@ -78,7 +78,8 @@ def last_checkpoint(recipe: Recipe, work: Path) -> Saved | None:
         elif changes:
             raise UserError(
                 f"'{work.parent}' holds a run with another recipe ({'; '.join(changes)}).",
-                "Restore these settings to resume it, or choose another --out.",
+                "Restore these settings to resume it, or choose another --out. To train its model further: redraft "
+                f"finetune --from {work.parent}.",
             )
         divergence.forget(work)
         return checkpoint.latest(work)
