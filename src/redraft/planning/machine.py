@@ -39,8 +39,8 @@ class Machine:
     @property
     def prefers_bfloat16(self) -> bool:
         """Does training compute in bfloat16 by itself, because it is about twice as fast or more?"""
-        if self.measured:
-            return runtime.bfloat16_is_faster(torch.device("cuda" if self.accelerator else "cpu"))
+        if self.measured and not self.accelerator:  # as the run on it will decide
+            return runtime.bfloat16_is_faster(torch.device("cpu"))
         return self.accelerator or self.bfloat16 > 2 * self.float32
 
     @property
